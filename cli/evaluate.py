@@ -177,16 +177,9 @@ def vqa(config: ScoreVqaConfig) -> Iterator[Any]:
     from advl_pipeline.evaluation.scoring import run_score_vqa
 
     result = run_score_vqa(config)
-    yield {
-        "mode": result.mode,
-        "num_items": len(result.per_question),
-        "overall": result.overall,
-        "per_answer_type": dict(result.per_answer_type),
-        "per_question_type": dict(result.per_question_type),
-        "per_question": {str(key): round(100 * value, 2) for key, value in result.per_question.items()},
-    }
-    click.echo(f"VQA accuracy, mode {result.mode}, {len(result.per_question)} questions: {result.overall:.2f}")
-    for name, value in (*result.per_answer_type.items(), *result.per_question_type.items()):
+    yield result
+    click.echo(f"VQA accuracy, mode {result['mode']}, {result['num_items']} questions: {result['overall']:.2f}")
+    for name, value in (*result["per_answer_type"].items(), *result["per_question_type"].items()):
         click.echo(f"  {name:<32} {value:6.2f}")
 
 
@@ -200,11 +193,10 @@ def vcr(config: ScoreVcrConfig) -> Iterator[Any]:
     from advl_pipeline.evaluation.scoring import run_score_vcr
 
     result = run_score_vcr(config)
-    values = {"q2a": result.q2a, "qa2r": result.qa2r, "q2ar": result.q2ar}
-    yield {"num_items": result.num_items, **values}
-    click.echo(f"VCR accuracy, {result.num_items} questions")
-    for name, value in values.items():
-        click.echo(f"  {name:<5} {value:6.2f}")
+    yield result
+    click.echo(f"VCR accuracy, {result['num_items']} questions")
+    for name in ("q2a", "qa2r", "q2ar"):
+        click.echo(f"  {name:<5} {result[name]:6.2f}")
 
 
 @config_command(ScoreSnliVeConfig, "snli-ve", group=score)
@@ -217,14 +209,9 @@ def snli_ve(config: ScoreSnliVeConfig) -> Iterator[Any]:
     from advl_pipeline.evaluation.scoring import run_score_snli_ve
 
     result = run_score_snli_ve(config)
-    yield {
-        "num_items": result.num_items,
-        "accuracy": result.accuracy,
-        "label_names": list(result.label_names),
-        "confusion": result.counts,
-    }
-    click.echo(f"SNLI-VE accuracy, {result.num_items} pairs: {result.accuracy:.2f}")
-    print_confusion(result.label_names, result.counts)
+    yield result
+    click.echo(f"SNLI-VE accuracy, {result['num_items']} pairs: {result['accuracy']:.2f}")
+    print_confusion(result["label_names"], result["confusion"])
 
 
 @config_command(ScoreShiftConfig, "shift", group=score, arguments=("run",))
@@ -238,13 +225,11 @@ def shift(config: ScoreShiftConfig) -> Iterator[Any]:
 
     result = run_score_shift(config)
     yield result
-    click.echo(f"{result.original_set} -> {result.shifted_set}, this one run")
-    for metric, drop in result.drops.items():
-        low, high = drop.interval.low, drop.interval.high
-        change = f"{drop.change.points:+.2f} points [{low:+.2f}, {high:+.2f}]"
-        if drop.p_value is not None:
-            change += f", p {drop.p_value:.3g}"
-        compared = "the same questions" if drop.questions == "same" else "a part of all questions"
-        click.echo(
-            f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}, {compared}"
-        )
+    click.echo(f"{result['original_set']} -> {result['shifted_set']}, this one run")
+    for metric, drop in result["drops"].items():
+        change = f"{drop['change']['points']:+.2f} points [{drop['interval'].low:+.2f}, {drop['interval'].high:+.2f}]"
+        if drop["p_value"] is not None:
+            change += f", p {drop['p_value']:.3g}"
+        compared = "the same questions" if drop["questions"] == "same" else "a part of all questions"
+        accuracies = f"{drop['original']:6.2f} -> {drop['shifted']:6.2f}"
+        click.echo(f"  {metric:<8} {drop['num_items']:>7} {accuracies}  {change}, {compared}")

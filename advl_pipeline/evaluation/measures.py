@@ -39,51 +39,26 @@ class Judged:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Confusion:
-    """Counts of a yes/no task: answers that are positive or not, and right or wrong."""
+def confusion(items: Judged, positive: str) -> Counter[tuple[bool, bool]]:
+    """Count items by whether `positive`, of a task of yes and no, is the right and whether it is the given answer."""
+    answers = zip(items.right, items.given, strict=True)
+    return Counter((right == positive, given == positive) for right, given in answers)
 
-    true_positives: int
-    false_positives: int
-    true_negatives: int
-    false_negatives: int
 
-    @classmethod
-    def of(cls, items: Judged, positive: str) -> Confusion:
-        """Count the items of which `positive` is the right or the given answer, or neither."""
-        counts = {(right, given): 0 for right in (True, False) for given in (True, False)}
-        for right, given in zip(items.right, items.given, strict=True):
-            counts[right == positive, given == positive] += 1
-        return cls(
-            true_positives=counts[True, True],
-            false_positives=counts[False, True],
-            true_negatives=counts[False, False],
-            false_negatives=counts[True, False],
-        )
+def yes_no_shares(counts: Counter[tuple[bool, bool]]) -> dict[str, float | None]:
+    """Return precision, recall, their harmonic mean (F1) and the share of positive answers, of a `confusion`.
 
-    @property
-    def precision(self) -> float | None:
-        """Share of positive answers that are right; None without one."""
-        return _share(self.true_positives, self.true_positives + self.false_positives)
-
-    @property
-    def recall(self) -> float | None:
-        """Share of positive items that are found; None without one."""
-        return _share(self.true_positives, self.true_positives + self.false_negatives)
-
-    @property
-    def f1(self) -> float | None:
-        """Harmonic mean of precision and recall; None where one of them has no denominator, or both are 0."""
-        precision, recall = self.precision, self.recall
-        if precision is None or recall is None:
-            return None
-        return _share(2 * precision * recall, precision + recall)
-
-    @property
-    def positives(self) -> float | None:
-        """Share of answers that are positive; None without an answer."""
-        answered = self.true_positives + self.false_positives
-        return _share(answered, answered + self.true_negatives + self.false_negatives)
+    One without a denominator is None, and so is F1 where one of the others is.
+    """
+    found, answered = counts[True, True], counts[True, True] + counts[False, True]
+    precision, recall = _share(found, answered), _share(found, counts[True, True] + counts[True, False])
+    f1 = None if precision is None or recall is None else _share(2 * precision * recall, precision + recall)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "positives": _share(answered, counts.total()),
+    }
 
 
 def group_share(score_n: npt.NDArray[np.floating], keys: Iterable[Any], size: int | None = None) -> float | None:
@@ -144,8 +119,7 @@ def _quantity(measure: Measure, items: Judged) -> float | None:
         return group_share(items.score_n, keys, measure.size)
     if measure.of == "distribution":
         return answer_distance(items.right, items.given, keys)
-    share: float | None = getattr(Confusion.of(items, measure.positive or ""), measure.of)
-    return share
+    return yes_no_shares(confusion(items, measure.positive or ""))[measure.of]
 
 
 def _nested_mean(wanted: Iterable[Any], shares: Mapping[str, float | None]) -> float | None:

@@ -13,8 +13,7 @@ Shapes of SNLI-VE: N pairs, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +22,6 @@ from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.vqa_answers import GroundTruth, clean_answer, normalise_answer, strip_punctuation
 
 VqaMode = Literal["2021", "2017", "vqa-vs"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VqaAccuracy:
-    """Accuracies in percent, rounded to two decimals as the official program does; per question in [0, 1]."""
-
-    mode: VqaMode
-    overall: float
-    per_answer_type: Mapping[str, float]
-    per_question_type: Mapping[str, float]
-    per_question: Mapping[int, float]
 
 
 def question_accuracy(prediction: str, truth: GroundTruth, mode: VqaMode = "2021") -> float:
@@ -62,8 +50,8 @@ def question_accuracy(prediction: str, truth: GroundTruth, mode: VqaMode = "2021
 
 def vqa_accuracy(
     truths: Iterable[tuple[int, GroundTruth]], predictions: Mapping[int, str], mode: VqaMode = "2021"
-) -> VqaAccuracy:
-    """Score VQA.
+) -> dict[str, Any]:
+    """Score VQA: accuracies in percent, rounded to two decimals as the official program does.
 
     Args:
         truths: (question id, ground truth) pairs in the order of the annotations.
@@ -82,13 +70,14 @@ def vqa_accuracy(
         by_question_type.setdefault(truth.question_type, []).append(accuracy)
     if not per_question:
         raise DatasetError("There is nothing to score.")
-    return VqaAccuracy(
-        mode=mode,
-        overall=_percent(per_question.values()),
-        per_answer_type={name: _percent(values) for name, values in sorted(by_answer_type.items())},
-        per_question_type={name: _percent(values) for name, values in sorted(by_question_type.items())},
-        per_question=per_question,
-    )
+    return {
+        "mode": mode,
+        "num_items": len(per_question),
+        "overall": _percent(per_question.values()),
+        "per_answer_type": {name: _percent(values) for name, values in sorted(by_answer_type.items())},
+        "per_question_type": {name: _percent(values) for name, values in sorted(by_question_type.items())},
+        "per_question": {str(question_id): round(100 * value, 2) for question_id, value in per_question.items()},
+    }
 
 
 def _percent(values: Iterable[float]) -> float:
@@ -100,20 +89,10 @@ def _percent(values: Iterable[float]) -> float:
     return round(100 * total / count, 2)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SnliVeAccuracy:
-    """Accuracy in percent; `counts[t][p]`, C by C, are the pairs of class t that were called p."""
-
-    num_items: int
-    accuracy: float
-    label_names: tuple[str, ...]
-    counts: list[list[int]]
-
-
 def snli_ve_accuracy(
     predicted_N: npt.NDArray[np.int64], labels_N: npt.NDArray[np.int64], label_names: Sequence[str]
-) -> SnliVeAccuracy:
-    """Score SNLI-VE.
+) -> dict[str, Any]:
+    """Score SNLI-VE: accuracy in percent; `confusion[t][p]`, C by C, are the pairs of class t that were called p.
 
     Args:
         predicted_N, labels_N: class numbers in the order of `label_names`.
@@ -125,9 +104,9 @@ def snli_ve_accuracy(
         raise DatasetError("There is nothing to score.")
     count = len(label_names)
     counts_CC = np.bincount(labels_N * count + predicted_N, minlength=count * count).reshape(count, count)
-    return SnliVeAccuracy(
-        num_items=len(labels_N),
-        accuracy=100.0 * int(counts_CC.trace()) / len(labels_N),
-        label_names=tuple(label_names),
-        counts=counts_CC.tolist(),
-    )
+    return {
+        "num_items": len(labels_N),
+        "accuracy": 100.0 * int(counts_CC.trace()) / len(labels_N),
+        "label_names": list(label_names),
+        "confusion": counts_CC.tolist(),
+    }

@@ -269,7 +269,7 @@ def _breakdowns(
         if head_name(task) == "snli-ve" and f"labels/{task}" in arrays:
             scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
             whole = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
-            parts["confusion"] = {"label_names": list(whole.label_names), "counts": whole.counts}
+            parts["confusion"] = {"label_names": whole["label_names"], "counts": whole["confusion"]}
     return parts
 
 

@@ -8,7 +8,6 @@ file and the item, never a number.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
 from advl_pipeline.datasets.vcr import NUM_CHOICES, vcr_labels
 from advl_pipeline.datasets.vqa_answers import GroundTruth, parse_annotation, whole_number
 from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
-from advl_pipeline.evaluation.official_metrics import SnliVeAccuracy, VqaAccuracy, snli_ve_accuracy, vqa_accuracy
+from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy, vqa_accuracy
 
 _PREDICTIONS = "A prediction file"
 """Subject of the sentences that refuse one."""
@@ -31,17 +30,7 @@ Item = TypeVar("Item")
 Name = TypeVar("Name", int, str)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreVcrResult:
-    """Accuracies in percent: Q->A, QA->R given the right answer, and Q->AR, where both must be right."""
-
-    num_items: int
-    q2a: float
-    qa2r: float
-    q2ar: float
-
-
-def run_score_vqa(config: ScoreVqaConfig) -> VqaAccuracy:
+def run_score_vqa(config: ScoreVqaConfig) -> dict[str, Any]:
     """Score a VQA result file: a JSON list of {"question_id": int, "answer": str}.
 
     Raises:
@@ -72,8 +61,11 @@ def run_score_vqa(config: ScoreVqaConfig) -> VqaAccuracy:
     return vqa_accuracy(truths.items(), results, config.mode)
 
 
-def run_score_vcr(config: ScoreVcrConfig) -> ScoreVcrResult:
+def run_score_vcr(config: ScoreVcrConfig) -> dict[str, float]:
     """Score two files of VCR scores by the first maximum of each four. Checked against r2c's `eval_q2ar.py`.
+
+    Returns:
+        num_items, and in percent q2a, qa2r given the right answer, and q2ar, where both must be right.
 
     Raises:
         DatasetError: a file is missing or malformed, the shapes do not fit, or there are no questions.
@@ -91,10 +83,10 @@ def run_score_vcr(config: ScoreVcrConfig) -> ScoreVcrResult:
     right_N2 = chosen_N2 == np.array(list(labels.values()))
     q2a, qa2r = 100.0 * right_N2.sum(axis=0) / len(ids)
     q2ar = 100.0 * right_N2.all(axis=1).sum() / len(ids)
-    return ScoreVcrResult(num_items=len(ids), q2a=float(q2a), qa2r=float(qa2r), q2ar=float(q2ar))
+    return {"num_items": len(ids), "q2a": float(q2a), "qa2r": float(qa2r), "q2ar": float(q2ar)}
 
 
-def run_score_snli_ve(config: ScoreSnliVeConfig) -> SnliVeAccuracy:
+def run_score_snli_ve(config: ScoreSnliVeConfig) -> dict[str, Any]:
     """Score a file of SNLI-VE predictions: label name by pairID, in a JSON list, JSON lines or CSV.
 
     Raises:

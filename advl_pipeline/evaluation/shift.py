@@ -17,7 +17,7 @@ Shapes: N questions of the original set, M of the shifted one, n that both hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,46 +32,20 @@ from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import ScoreShiftConfig
 from advl_pipeline.evaluation.statistics import (
     Contribution,
-    Effect,
-    Interval,
-    effect,
     joint_interval,
     lost_in_part,
+    relative_percent,
     sign_flip_test,
 )
 from advl_pipeline.runs.names import set_of
 from advl_pipeline.runs.results import read_config, read_evaluation
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShiftDrop:
-    """Accuracies in percent: both over the common questions, or of the whole and of a part of it.
-
-    `change` is shifted minus original, in points and in percent of the original. `interval` (points, bootstrap over
-    questions) and `p_value` (sign-flip test over questions) are of this one run and say nothing of other seeds.
-    A part asks no question in two ways, so it has no p. `num_items` are of the shifted set.
-    """
-
-    questions: Literal["same", "part"]
-    num_items: int
-    original: float
-    shifted: float
-    change: Effect
-    interval: Interval
-    p_value: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShiftResult:
-    """One drop per metric that both sets were scored by."""
-
-    original_set: str
-    shifted_set: str
-    drops: dict[str, ShiftDrop]
-
-
-def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
+def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
     """Compare two evaluated sets of a run on the questions that both hold, or a part with the whole that it is of.
+
+    Returns:
+        original_set, shifted_set, and drops: metric that both were scored by -> what `shift_drop` returns.
 
     Raises:
         ConfigError: the card names no set to compare with, or a set was not evaluated.
@@ -88,7 +62,7 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
         original_items, shifted_items = original[metric], shifted[metric]
         match = match_questions(dataset, original_set, original_items["item"], config.on, shifted_items["item"])
         drops[metric] = shift_drop(original_items["score"], shifted_items["score"], match)
-    return ShiftResult(original_set=original_set, shifted_set=config.on, drops=drops)
+    return {"original_set": original_set, "shifted_set": config.on, "drops": drops}
 
 
 def _items(run: Path, name: str) -> dict[str, Mapping[str, Any]]:
@@ -101,62 +75,62 @@ def _items(run: Path, name: str) -> dict[str, Mapping[str, Any]]:
 
 
 def shift_drop(
-    original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.floating], match: QuestionMatch
-) -> ShiftDrop:
+    original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.floating], match: Match
+) -> dict[str, Any]:
     """Compare item scores on the questions that both sets hold, or those of a part with those of the whole.
+
+    Returns:
+        How the questions go together, num_items of the shifted set, the two accuracies in percent, and their change:
+        points, and percent of the original. Its interval (points, bootstrap over questions) and p_value (sign-flip
+        test over questions) are of this one run and say nothing of other seeds. A part asks no question in two ways,
+        so it has no p.
 
     Raises:
         DatasetError: they have no question in common.
     """
-    if match.questions == "other":
+    if match[0] == "other":
         raise DatasetError("The shifted set has no question in common with the original one.")
     # The change is what is lost with the other sign.
     whole, part = (
         Contribution(values_SN=-values.astype(np.float64)[None], groups=None) for values in (original_N, shifted_M)
     )
     before, after, gained = lost_to_shift(whole, part, match)
-    is_same = match.questions == "same"
+    is_same = match[0] == "same"
     original, shifted = (-100.0 * float(side.values_SN.mean()) for side in (before, after))
-    return ShiftDrop(
-        questions=match.questions,
-        num_items=after.values_SN.shape[1],
-        original=original,
-        shifted=shifted,
-        change=effect(shifted, original),
-        interval=joint_interval(gained, resamples=4000 if is_same else 2000, resample_seeds=False),
-        p_value=sign_flip_test(gained[0].values_SN[0]) if is_same else None,
-    )
+    points = shifted - original
+    return {
+        "questions": match[0],
+        "num_items": after.values_SN.shape[1],
+        "original": original,
+        "shifted": shifted,
+        "change": {"points": points, "relative_percent": relative_percent(points, original)},
+        "interval": joint_interval(gained, resamples=4000 if is_same else 2000, resample_seeds=False),
+        "p_value": sign_flip_test(gained[0].values_SN[0]) if is_same else None,
+    }
 
 
 Questions = Literal["same", "part", "other"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuestionMatch:
-    """How the questions of two sets go together.
-
-    Row `original_n[i]` of the one is the question in row `shifted_n[i]` of the other.
-    """
-
-    questions: Questions
-    original_n: npt.NDArray[np.int64]
-    shifted_n: npt.NDArray[np.int64]
+Match = tuple[Questions, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""How the questions of two sets go together: row i of the one is the question in row i of the other."""
 
 
 def lost_to_shift(
-    before: Contribution, after: Contribution, match: QuestionMatch
+    before: Contribution, after: Contribution, match: Match
 ) -> tuple[Contribution, Contribution, tuple[Contribution, ...]]:
     """Return both sides over the questions that count, and what is lost from one to the other, as disjoint sets.
 
     Where the same questions are asked otherwise, it is over these, grouped by the pictures of the original set.
     """
-    if match.questions == "part":
-        return before, after, lost_in_part(before, after, match.original_n, match.shifted_n)
-    if match.questions == "other":
+    questions, original_n, shifted_n = match
+    if questions == "part":
+        return before, after, lost_in_part(before, after, original_n, shifted_n)
+    if questions == "other":
         return before, after, (before, replace(after, values_SN=-after.values_SN))
-    groups = before.groups.subset(match.original_n) if before.groups else None
-    before = Contribution(values_SN=before.values_SN[:, match.original_n], groups=groups)
-    after = Contribution(values_SN=after.values_SN[:, match.shifted_n], groups=groups)
+    groups = before.groups.subset(original_n) if before.groups else None
+    before = Contribution(values_SN=before.values_SN[:, original_n], groups=groups)
+    after = Contribution(values_SN=after.values_SN[:, shifted_n], groups=groups)
     return before, after, (replace(before, values_SN=before.values_SN - after.values_SN),)
 
 
@@ -180,7 +154,7 @@ def original_of(dataset: str, shifted_set: str) -> str | None:
 
 def match_questions(
     dataset: str, original_set: str, original_ids: Sequence[str], shifted_set: str, shifted_ids: Sequence[str]
-) -> QuestionMatch:
+) -> Match:
     """Find the questions that two sets have in common.
 
     Args:
@@ -193,7 +167,7 @@ def match_questions(
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     alike = _asks_alike(_test_set(dataset, original_set), _test_set(dataset, shifted_set))
     questions: Questions = "other" if not pairs else "part" if alike else "same"
-    return QuestionMatch(questions=questions, original_n=rows[:, 0], shifted_n=rows[:, 1])
+    return questions, rows[:, 0], rows[:, 1]
 
 
 def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:

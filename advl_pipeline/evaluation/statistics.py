@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,26 +57,6 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
-    """Mean over seeds in points, with the sample standard deviation and Student's t interval of the mean.
-
-    `deviation` and `interval` are None for a single seed: one value has no spread.
-    """
-
-    mean: float
-    deviation: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Effect:
-    """A change, once in points and once relative to the baseline; None where the baseline is 0."""
-
-    points: float
-    relative_percent: float | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ItemGroups:
     """Which items are not independent (`group_N`, such as questions on one picture), and their types (`stratum_N`).
 
@@ -104,36 +85,15 @@ def item_groups(groups: Sequence[str], strata: Sequence[str], *, max_strata: int
     return ItemGroups(group_N=group_N.astype(np.int64), stratum_N=stratum_N.astype(np.int64))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairedComparison:
-    """It compares one method with another over the same seeds and the same items.
-
-    `mean` and `per_seed` are differences in points, one per seed in the order of the seeds. `p_seed` is of the paired
-    t-test over seeds, None where that says nothing, and `p_sign_flip` of their sign-flip test. `p_item` is of the
-    sign-flip test over items of the difference averaged over seeds, in which items of one group are flipped together.
-    For it and `item_interval` these seeds are taken as given; `joint_interval` is over seeds and items, what another
-    draw of both would give.
-    """
-
-    mean: float
-    relative_percent: float | None
-    per_seed: tuple[float, ...]
-    p_seed: float | None
-    p_sign_flip: float
-    p_item: float
-    item_interval: Interval
-    joint_interval: Interval
-    num_items: int
+def relative_percent(points: float, baseline: float) -> float | None:
+    """Return a change in points as percent of an accuracy; None where that is 0."""
+    return 100.0 * points / baseline if baseline else None
 
 
-def effect(treated: float, baseline: float) -> Effect:
-    """Return the change from `baseline` to `treated`, both accuracies in percent."""
-    points = treated - baseline
-    return Effect(points=points, relative_percent=100.0 * points / baseline if baseline else None)
+def summarise(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float | None, Interval | None]:
+    """Return mean, sample standard deviation and Student's t interval of the mean, of values in points.
 
-
-def summarise(values: Sequence[float], *, level: float = 0.95) -> Spread:
-    """Return mean, sample standard deviation and t interval of values in points.
+    One value has neither deviation nor interval.
 
     Raises:
         ValueError: there is no value.
@@ -143,10 +103,10 @@ def summarise(values: Sequence[float], *, level: float = 0.95) -> Spread:
         raise ValueError("the mean of no values is undefined")
     mean = float(array.mean())
     if array.size == 1:
-        return Spread(mean=mean, deviation=None, interval=None)
+        return mean, None, None
     deviation = float(array.std(ddof=1))
     half = float(scipy.stats.t.ppf(0.5 + level / 2, array.size - 1)) * deviation / float(np.sqrt(array.size))
-    return Spread(mean=mean, deviation=deviation, interval=Interval(low=mean - half, high=mean + half, level=level))
+    return mean, deviation, Interval(low=mean - half, high=mean + half, level=level)
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
@@ -316,8 +276,15 @@ def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatAr
 
 def compare(
     treated_SN: FloatArray, baseline_SN: FloatArray, *, groups: ItemGroups | None = None, resamples: int = 2000
-) -> PairedComparison:
+) -> dict[str, Any]:
     """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
+
+    Returns:
+        The fields of a `studies.table.Number`. `mean` and `per_seed` are differences in points. `p_seed` is of the
+        paired t-test over seeds, None where that says nothing, and `p_sign_flip` of their sign-flip test. `p_item` is
+        of the sign-flip test over items of the difference averaged over seeds, in which items of one group are
+        flipped together. For it and `item_interval` these seeds are taken as given; `joint_interval` is over seeds
+        and items, what another draw of both would give.
 
     Args:
         groups: which items belong together; None for items that are all apart.
@@ -333,18 +300,18 @@ def compare(
     per_seed = tuple(float(value) for value in per_seed_S)
     random = np.random.default_rng(0)
     means_BS = resampled_means(difference_SN, groups=groups, resamples=resamples, random=random)
-    change = effect(100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN)))
-    return PairedComparison(
-        mean=change.points,
-        relative_percent=change.relative_percent,
-        per_seed=per_seed,
-        p_seed=paired_t_test(per_seed),
-        p_sign_flip=sign_flip_test(per_seed_S),
-        p_item=sign_flip_test(sum_G),
-        item_interval=interval_of_resamples(means_BS, random=None),
-        joint_interval=interval_of_resamples(means_BS, random=random),
-        num_items=difference_SN.shape[1],
-    )
+    treated, baseline = 100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN))
+    return {
+        "mean": treated - baseline,
+        "relative_percent": relative_percent(treated - baseline, baseline),
+        "per_seed": per_seed,
+        "p_seed": paired_t_test(per_seed),
+        "p_sign_flip": sign_flip_test(per_seed_S),
+        "p_item": sign_flip_test(sum_G),
+        "item_interval": interval_of_resamples(means_BS, random=None),
+        "joint_interval": interval_of_resamples(means_BS, random=random),
+        "num_items": difference_SN.shape[1],
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -121,7 +121,7 @@ def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] 
     if row is None:
         return None
     short = len(row.seeds) < len(result.study.seeds)
-    accuracy = wording.spread(row) + (f", {wording.seeds(len(row.seeds))}" if short else "")
+    accuracy = wording.spread(row.mean, row.deviation) + (f", {wording.seeds(len(row.seeds))}" if short else "")
     gain, over = _gains(result, row)
     text, best = accuracy, wording.over(result.study, over.against) if over else ""
     if gain:
@@ -193,7 +193,7 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                     cells.append(None)
                     continue
                 before = wording.percent(fmean(row["before"] for row in runs))
-                after = wording.spread(summarise([row["after"] for row in runs]))
+                after = wording.spread(*summarise([row["after"] for row in runs])[:2])
                 cells.append({"text": f"{before} → {after}", "before": before, "after": after})
             number = {"text": str(max(map(len, by_column.values())))}
             rows.append(_row(result, shots, method, label, (*cells, number)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from advl_pipeline.evaluation.items import metric_name as metric_name
 from advl_pipeline.evaluation.shift import Questions
@@ -54,10 +53,10 @@ def percent(value: float) -> str:
     return f"{value:.1f}"
 
 
-def spread(value: Any) -> str:
-    """Write the `mean`, of a share or of what is lost of one, and its standard `deviation` over seeds."""
-    mean = signed(value.mean) if value.mean < 0 else percent(value.mean)
-    return mean if value.deviation is None else f"{mean} ± {value.deviation:.1f}"
+def spread(mean: float, deviation: float | None) -> str:
+    """Write the mean, of a share or of what is lost of one, and its standard deviation over seeds."""
+    text = signed(mean) if mean < 0 else percent(mean)
+    return text if deviation is None else f"{text} ± {deviation:.1f}"
 
 
 def signed_tick(value: float) -> str:

@@ -339,13 +339,13 @@ def claim_test(
     sentence: str,
 ) -> ClaimTest:
     """Return the test of differences in points, one per seed, and their interval over seeds and items."""
-    spread = summarise(per_seed)
+    mean, _, interval = summarise(per_seed)
     return ClaimTest(
         name=name,
         sentence=sentence,
         per_seed=tuple(per_seed),
-        mean=spread.mean,
-        interval=spread.interval,
+        mean=mean,
+        interval=interval,
         joint_interval=joint_interval,
         p_value=paired_t_test(per_seed),
         p_adjusted=p_adjusted,

@@ -24,7 +24,6 @@ Shapes: S seeds, N items of a test set, K shot sizes.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,7 +114,7 @@ class Scores:
     def of_seeds(self, seeds: Sequence[int]) -> Scores:
         """Return the same of these seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        sets = tuple(dataclasses.replace(item_set, values_SN=item_set.values_SN[rows]) for item_set in self.sets)
+        sets = tuple(replace(item_set, values_SN=item_set.values_SN[rows]) for item_set in self.sets)
         return Scores(seeds=tuple(seeds), sets=sets)
 
 
@@ -136,7 +135,7 @@ def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
     sets = []
     for same in zip(*(scores.sets for scores in common), strict=True):
         values = [weight * side.values_SN for (weight, _), side in zip(terms, same, strict=True)]
-        sets.append(dataclasses.replace(same[0], values_SN=np.sum(values, axis=0)))
+        sets.append(replace(same[0], values_SN=np.sum(values, axis=0)))
     return Scores(seeds=common[0].seeds, sets=tuple(sets))
 
 
@@ -194,7 +193,7 @@ class Table:
         else:
             dataset = self.study.setting(place.setting).dataset
             match = match_questions(dataset, reference, origin.ids, place.test_set, other.ids)
-            questions = match.questions
+            questions = match[0]
             before, after, lost = lost_to_shift(before, after, match)
         sides = (Scores(seeds=both[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
         return Sides(questions, *sides)
@@ -295,10 +294,9 @@ def numbers_of(table: Table) -> tuple[Number, ...]:
 
 
 def _number(quantity: str, place: Place, method: str, by_seed: Mapping[int, float], **more: Any) -> Number:
-    spread = summarise(list(by_seed.values()))
-    summary: Row = {"mean": spread.mean, "deviation": spread.deviation, "interval": spread.interval}
+    summary = zip(("mean", "deviation", "interval"), summarise(list(by_seed.values())), strict=True)
     by: Row = {"seeds": tuple(by_seed), "per_seed": tuple(by_seed.values())}
-    return Number(quantity=quantity, method=method, **(place._asdict() | by | summary | more))
+    return Number(quantity=quantity, method=method, **(place._asdict() | by | dict(summary) | more))
 
 
 def _accuracies(table: Table) -> Iterator[Number]:
@@ -318,9 +316,8 @@ def _gains(table: Table) -> Iterator[Number]:
             if both := paired(table.accuracy(place, treated), table.accuracy(place, baseline)):
                 left, other = both
                 compared = compare(left.matrix, other.matrix, groups=left.groups)
-                by_seed = dict(zip(left.seeds, compared.per_seed, strict=True))
-                more = {item.name: getattr(compared, item.name) for item in dataclasses.fields(compared)}
-                numbers.append(_number("gain", place, treated, by_seed, against=baseline, family=family, **more))
+                by_seed = dict(zip(left.seeds, compared["per_seed"], strict=True))
+                numbers.append(_number("gain", place, treated, by_seed, against=baseline, family=family, **compared))
         of_seeds, of_items = (holm([getattr(number, name) for number in numbers]) for name in ("p_seed", "p_item"))
         for number, p_seed, p_item in zip(numbers, of_seeds, of_items, strict=True):
             yield replace(number, p_seed_holm=p_seed, p_item_holm=p_item, family_size=len(numbers))

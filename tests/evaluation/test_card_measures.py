@@ -27,7 +27,7 @@ from advl_pipeline.datasets.rows import Row
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.items import score_ties
 from advl_pipeline.evaluation.lettered import answer_worth
-from advl_pipeline.evaluation.measures import Confusion, Judged, group_share, measured
+from advl_pipeline.evaluation.measures import Judged, confusion, group_share, measured, yes_no_shares
 
 ASSETS = Path(__file__).parents[1] / "assets" / "metrics"
 NO_FACETS: Mapping[str, Sequence[str]] = {}
@@ -76,17 +76,14 @@ def test_pope_is_as_its_authors_have_it() -> None:
     )
     for category, part in [(None, expected["all"]), *expected["by_category"].items()]:
         items_of = whole if category is None else whole.where("type", category)
-        counts = Confusion.of(items_of, "yes")
-        assert (counts.true_positives, counts.false_positives) == (part["TP"], part["FP"])
-        assert (counts.true_negatives, counts.false_negatives) == (part["TN"], part["FN"])
+        counts = confusion(items_of, "yes")
+        assert (counts[True, True], counts[False, True]) == (part["TP"], part["FP"])
+        assert (counts[False, False], counts[True, False]) == (part["TN"], part["FN"])
         assert items_of.score_n.mean() == rate(part["accuracy"])
         if category is None:
-            assert (counts.precision, counts.recall, counts.f1, counts.positives) == (
-                rate(part["precision"]),
-                rate(part["recall"]),
-                rate(part["f1"]),
-                rate(part["yes_ratio"]),
-            )
+            published = {"positives": "yes_ratio"}
+            for name, share in yes_no_shares(counts).items():
+                assert share == rate(part[published.get(name, name)])
             continue
         for name, key in {
             "F1": "f1",
@@ -102,18 +99,22 @@ def test_edge_cases_of_pope() -> None:
     items, cases = content["items"], {case["name"]: case["outcome"] for case in content["edge_cases"]}
     all_no = pope_numbers([item | {"prediction": "no"} for item in items])
     assert cases['every prediction is "no"'] == {"error": "ZeroDivisionError"}
-    assert (Confusion.of(all_no, "yes").precision, Confusion.of(all_no, "yes").f1) == (None, None)
-    certain = Confusion.of(pope_numbers([item | {"prediction": "certainly"} for item in items]), "yes")
+    shares = yes_no_shares(confusion(all_no, "yes"))
+    assert (shares["precision"], shares["f1"]) == (None, None)
+    certain = confusion(pope_numbers([item | {"prediction": "certainly"} for item in items]), "yes")
     outcome = cases['every prediction is "certainly"']
-    assert (certain.true_positives, certain.false_positives) == (outcome["TP"], outcome["FP"])
-    assert (certain.f1, certain.positives) == (rate(outcome["f1"]), rate(outcome["yes_ratio"]))
+    assert (certain[True, True], certain[False, True]) == (outcome["TP"], outcome["FP"])
+    shares = yes_no_shares(certain)
+    assert (shares["f1"], shares["positives"]) == (rate(outcome["f1"]), rate(outcome["yes_ratio"]))
     only_no = pope_numbers([item for item in items if item["gold"] == "no"])
     assert cases["only the items whose gold is no"] == {"error": "ZeroDivisionError"}
-    assert (Confusion.of(only_no, "yes").recall, Confusion.of(only_no, "yes").precision) == (None, 0.0)
-    assert Confusion.of(judged([]), "yes").positives is None
-    cut = Confusion.of(pope_numbers(items[:-5]), "yes")
+    shares = yes_no_shares(confusion(only_no, "yes"))
+    assert (shares["recall"], shares["precision"]) == (None, 0.0)
+    assert yes_no_shares(confusion(judged([]), "yes"))["positives"] is None
+    cut = confusion(pope_numbers(items[:-5]), "yes")
     outcome = cases["last five answer lines are missing"]
-    assert (cut.true_positives, cut.false_negatives, cut.f1) == (outcome["TP"], outcome["FN"], rate(outcome["f1"]))
+    assert (cut[True, True], cut[True, False]) == (outcome["TP"], outcome["FN"])
+    assert yes_no_shares(cut)["f1"] == rate(outcome["f1"])
 
 
 # NaturalBench.
@@ -387,9 +388,9 @@ def test_an_accuracy_is_the_weighted_mean_of_its_parts(items: list[tuple[float, 
 def test_f1_is_symmetric_in_right_and_given_answers(pairs: list[tuple[bool, bool]]) -> None:
     right, given_answers = ([("no", "yes")[pair[side]] for pair in pairs] for side in (0, 1))
     blank = [0.0] * len(pairs)
-    there = Confusion.of(judged(blank, right=right, given=given_answers), "yes")
-    back = Confusion.of(judged(blank, right=given_answers, given=right), "yes")
-    assert (there.f1, there.precision, there.recall) == (back.f1, back.recall, back.precision)
+    there = yes_no_shares(confusion(judged(blank, right=right, given=given_answers), "yes"))
+    back = yes_no_shares(confusion(judged(blank, right=given_answers, given=right), "yes"))
+    assert (there["f1"], there["precision"], there["recall"]) == (back["f1"], back["recall"], back["precision"])
 
 
 @given(st.text(max_size=40), st.sampled_from(("letter", "mmstar", "cv-bench", "scienceqa", "ranked", "naturalbench")))

@@ -82,7 +82,7 @@ def test_one_set_is_what_compare_says() -> None:
     treated, baseline = random.integers(0, 2, size=(2, 5, 90)).astype(np.float64)
     _, groups = pictures(np.full(30, 3))
     ours = joint_interval([Contribution(values_SN=treated - baseline, groups=groups)])
-    assert ours == compare(treated, baseline, groups=groups).joint_interval
+    assert ours == compare(treated, baseline, groups=groups)["joint_interval"]
 
 
 def test_nothing_to_resample_is_refused() -> None:

@@ -244,7 +244,7 @@ def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyR
         for name, cell in zip(sets, row.find("td"), strict=True):
             place = next(item for item in result.places() if (item.test_set, item.shots) == (name, shots))
             accuracy = result.row("accuracy", place, method=method)
-            assert cell.find("span", class_="accuracy")[0].text == wording.spread(accuracy)
+            assert cell.find("span", class_="accuracy")[0].text == wording.spread(accuracy.mean, accuracy.deviation)
             if method != "plain":
                 gain = result.row("gain", place, method=method, against="plain")
                 shown = cell.find("span", class_="gain")[0]
@@ -386,8 +386,8 @@ def test_every_setting_and_metric_has_figures_and_a_row_says_what_its_change_is_
         (wording.signed(-0.06), "−0.1"),
         (wording.p_value(0.9996), "1"),
         (wording.p_value(0.9994), ".999"),
-        (wording.spread(summarise([-0.2, -0.4])), "−0.3 ± 0.1"),
-        (wording.spread(summarise([-0.01])), "0.0"),
+        (wording.spread(*summarise([-0.2, -0.4])[:2]), "−0.3 ± 0.1"),
+        (wording.spread(*summarise([-0.01])[:2]), "0.0"),
     ],
 )
 def test_numbers_are_written_alike_everywhere(written: str, expected: str) -> None:
@@ -408,7 +408,7 @@ def test_csv_json_and_markdown_hold_the_same_numbers(vcr: tuple[StudyResult, Pat
         if gain is not None:
             assert float(row["gain_points"]) == gain.mean
             assert float(row["gain_relative_percent"]) == gain.relative_percent
-        assert wording.spread(accuracy) in markdown
+        assert wording.spread(accuracy.mean, accuracy.deviation) in markdown
     assert [item["outcome"] for item in document["verdicts"]] == [item.outcome for item in judge_claims(result)]
 
 
