@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.packages import data_files
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 
@@ -45,8 +44,8 @@ def print_datasets(data_root: Path | None) -> Iterator[Any]:
     rows = list_datasets(data_root)
     yield rows
     for row in rows:
-        state = "there" if row.present else "absent"
-        click.echo(f"{row.name:<16} {state:<7} {', '.join(row.tasks):<20} {', '.join(row.splits)}")
+        state = "there" if row["present"] else "absent"
+        click.echo(f"{row['name']:<16} {state:<7} {', '.join(row['tasks']):<20} {', '.join(row['splits'])}")
 
 
 @datasets.command("card")
@@ -83,25 +82,26 @@ def check(config: CheckConfig) -> Iterator[Any]:
     with suppress(DatasetMissing):
         print_own_data([config.name], config.data_root)
     result = run_check(config, progress=True)
-    exit_with(0 if result.usable else 5)
-    yield {**config_to_dict(result), "usable": result.usable}
-    click.echo(f"{result.name} below {result.data_root}")
-    for split in result.splits:
-        if split.status == "missing":
-            click.echo(f"  {split.split:<20} missing    {split.problems[0].file}")
+    exit_with(0 if result["usable"] else 5)
+    yield result
+    click.echo(f"{result['name']} below {result['data_root']}")
+    for split in result["splits"]:
+        name, status, problems = split["split"], split["status"], split["problems"]
+        if status == "missing":
+            click.echo(f"  {name:<20} missing    {problems[0].file}")
             continue
-        counts = f"{split.num_items:,} items, {split.num_pictures:,} pictures, {len(split.problems):,} problems"
-        click.echo(f"  {split.split:<20} {split.status:<10} {counts}")
-        for note in split.notes:
+        counts = f"{split['num_items']:,} items, {split['num_pictures']:,} pictures, {len(problems):,} problems"
+        click.echo(f"  {name:<20} {status:<10} {counts}")
+        for note in split["notes"]:
             click.echo(f"    {note}")
-        for problem in split.problems[:MAX_SHOWN]:
+        for problem in problems[:MAX_SHOWN]:
             click.echo(f"    {problem.where}: {problem.why}")
-        if len(split.problems) > MAX_SHOWN:
-            click.echo(f"    ... {len(split.problems) - MAX_SHOWN:,} more (--json lists all)")
-    missing = [split for split in result.splits if split.status == "missing"]
-    for note in dict.fromkeys(note for split in missing for note in split.notes):
+        if len(problems) > MAX_SHOWN:
+            click.echo(f"    ... {len(problems) - MAX_SHOWN:,} more (--json lists all)")
+    missing = [split for split in result["splits"] if split["status"] == "missing"]
+    for note in dict.fromkeys(note for split in missing for note in split["notes"]):
         click.echo(f"  {note}")
-    for command in dict.fromkeys(split.next_command for split in missing):
+    for command in dict.fromkeys(split["next_command"] for split in missing):
         click.echo(f"  next: {command}")
 
 
@@ -117,5 +117,5 @@ def subset(config: SubsetConfig) -> Iterator[Any]:
     print_own_data([config.name], config.data_root)
     result = run_subset(config)
     yield result
-    click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {config.name} {result.split}")
+    click.echo(f"{config.shots} questions, {len(result['example_ids'])} examples of {config.name} {config.split}")
     click.echo(f"written to {config.output}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from advl_pipeline.base.errors import AdvlError, DatasetError, unknown_name
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.packages import missing_data
 from advl_pipeline.datasets.cards import ROWS, Card, card_names, known_card, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
-from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
+from advl_pipeline.datasets.lowshot import nested_subset, write_id_list
 from advl_pipeline.datasets.own.hub import hub_names
 from advl_pipeline.datasets.problems import NothingUsable, Problem
 from advl_pipeline.datasets.registry import (
@@ -23,58 +22,31 @@ from advl_pipeline.datasets.registry import (
 )
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
 
-Status = Literal["ok", "differs", "missing", "malformed"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitCheck:
-    """What was found of one split.
-
-    `differs` means that everything reads, but counts are not those of the card. `next_command` mends a split that is
-    not to be opened.
-    """
-
-    split: str
-    status: Status
-    num_items: int = 0
-    num_pictures: int = 0
-    problems: tuple[Problem, ...] = ()
-    notes: tuple[str, ...] = ()
-    next_command: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckResult:
-    """One entry per split; `usable` says that some split is there and none is malformed."""
-
-    name: str
-    data_root: Path
-    deep: bool
-    splits: tuple[SplitCheck, ...]
-
-    @property
-    def usable(self) -> bool:
-        statuses = {split.status for split in self.splits}
-        return "malformed" not in statuses and bool(statuses & {"ok", "differs"})
-
-
-def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
+def run_check(config: CheckConfig, *, progress: bool = False) -> dict[str, Any]:
     """Check a dataset: annotations fully, pictures for being there, or decoded with `deep`.
+
+    Returns:
+        One entry per split, `ok`, `missing`, `malformed`, or `differs`: everything reads, but counts are not those of
+        the card. `usable` says that some split is there and none is malformed.
 
     Raises:
         ConfigError: an unknown dataset or split.
     """
     known = find_dataset(config.name, config.data_root).splits
     require_known(config.name, "split", config.split, known)
-    return CheckResult(
-        name=config.name,
-        data_root=resolve_data_root(config.data_root),
-        deep=config.deep,
-        splits=tuple(_check_split(config, split, progress) for split in config.split or known),
-    )
+    splits = [{"split": split, **_check_split(config, split, progress)} for split in config.split or known]
+    statuses = {split["status"] for split in splits}
+    return {
+        "name": config.name,
+        "data_root": resolve_data_root(config.data_root),
+        "deep": config.deep,
+        "splits": splits,
+        "usable": "malformed" not in statuses and bool(statuses & {"ok", "differs"}),
+    }
 
 
-def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
+def _check_split(config: CheckConfig, split: str, progress: bool) -> dict[str, Any]:
     card = known_card(config.name)
     facts = card.splits.get(split, {})
     try:
@@ -84,13 +56,14 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
         problems = list(error.problems) if isinstance(error, NothingUsable) else []
         if is_missing and card.name and card.format == ROWS:
             notes = [f"not here: {error.why}; would be fetched: {card.facts['size']}"]
-        return SplitCheck(
-            split=split,
-            status="missing" if is_missing else "malformed",
-            problems=tuple(problems) or (Problem(file=error.where, line=0, why=error.why or error.what),),
-            notes=tuple(notes),
-            next_command=error.next_command,
-        )
+        return {
+            "status": "missing" if is_missing else "malformed",
+            "num_items": 0,
+            "num_pictures": 0,
+            "problems": problems or [Problem(file=error.where, line=0, why=error.why or error.what)],
+            "notes": notes,
+            "next_command": error.next_command,
+        }
     num_pictures, num_animations, picture_problems = dataset.picture_problems(deep=config.deep, progress=progress)
     problems = [*dataset.skipped, *picture_problems]
     num_items = len(dataset.question_table().question_ids)
@@ -103,17 +76,17 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
     animations = (
         f"{num_animations:,} pictures are animations, of which the first frame is read" if num_animations else ""
     )
-    return SplitCheck(
-        split=split,
-        status="malformed" if problems else ("differs" if notes else "ok"),
-        num_items=num_items,
-        num_pictures=num_pictures,
-        problems=tuple(problems),
-        notes=(*notes, *filter(None, [dataset.left_out, animations])),
-    )
+    return {
+        "status": "malformed" if problems else ("differs" if notes else "ok"),
+        "num_items": num_items,
+        "num_pictures": num_pictures,
+        "problems": problems,
+        "notes": [*notes, *filter(None, [dataset.left_out, animations])],
+        "next_command": "",
+    }
 
 
-def run_subset(config: SubsetConfig) -> IdList:
+def run_subset(config: SubsetConfig) -> dict[str, Any]:
     """Draw a low-shot subset and write its ids.
 
     Raises:
@@ -122,30 +95,22 @@ def run_subset(config: SubsetConfig) -> IdList:
     """
     require_outputs(config)
     dataset = open_dataset(config.name, split=config.split, data_root=config.data_root)
-    subset = IdList(
-        dataset=dataset.identity_name,
-        split=config.split,
-        shots=config.shots,
-        seed=config.seed,
-        example_ids=nested_subset(dataset, config.shots, config.seed),
-    )
+    subset = {
+        "dataset": dataset.identity_name,
+        "split": config.split,
+        "shots": config.shots,
+        "seed": config.seed,
+        "example_ids": nested_subset(dataset, config.shots, config.seed),
+    }
     write_id_list(config.output, subset)
     return subset
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DatasetRow:
-    """One dataset; `present` says that its folder exists, nothing about its content."""
+def list_datasets(data_root: Path | None) -> list[dict[str, Any]]:
+    """List all datasets that `open_dataset` takes; one whose reader finds no data has no tasks and no splits.
 
-    name: str
-    title: str
-    tasks: tuple[str, ...]
-    splits: tuple[str, ...]
-    present: bool
-
-
-def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
-    """List all datasets that `open_dataset` takes; one whose reader finds no data has no tasks and no splits."""
+    `present` says that a folder exists, nothing about its content.
+    """
     rows = []
     for name in dataset_names():
         title, is_present = "rows that another package reads", False
@@ -157,8 +122,8 @@ def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
             is_present = _is_here(dataset.card, resolve_data_root(data_root))
         except AdvlError as error:
             title = error.what
-        rows.append(DatasetRow(name=name, title=title, tasks=tasks, splits=splits, present=is_present))
-    return tuple(rows)
+        rows.append({"name": name, "title": title, "tasks": tasks, "splits": splits, "present": is_present})
+    return rows
 
 
 def _is_here(card: Card, root: Path) -> bool:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -96,37 +95,20 @@ def _fraction(seed: int, *parts: str) -> float:
     return int.from_bytes(draw_key(seed, *parts), "big") / 2**64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IdList:
-    """A subset as others can reuse it."""
-
-    dataset: str
-    split: str
-    shots: int
-    seed: int
-    example_ids: tuple[str, ...]
-
-
-def write_id_list(path: Path, subset: IdList) -> None:
-    """Write a subset as JSON; raises what `atomic.write_text` does."""
+def write_id_list(path: Path, subset: Mapping[str, Any]) -> None:
+    """Write a subset as others can reuse it; raises what `atomic.write_text` does."""
     make_folder(path.parent)
-    write_text(path, json.dumps(asdict(subset), indent=1) + "\n")
+    write_text(path, json.dumps(subset, indent=1) + "\n")
 
 
-def read_id_list(path: Path) -> IdList:
-    """Read a subset.
+def read_id_list(path: Path) -> tuple[str, str, tuple[str, ...]]:
+    """Read of a subset the dataset, the split and the ids.
 
     Raises:
         DatasetError: missing or malformed.
     """
 
-    def subset(value: Any) -> IdList:
-        return IdList(
-            dataset=str(value["dataset"]),
-            split=str(value["split"]),
-            shots=int(value["shots"]),
-            seed=int(value["seed"]),
-            example_ids=tuple(map(str, value["example_ids"])),
-        )
+    def subset(value: Any) -> tuple[str, str, tuple[str, ...]]:
+        return str(value["dataset"]), str(value["split"]), tuple(map(str, value["example_ids"]))
 
     return parse_json_file(path, "The list of ids", subset)

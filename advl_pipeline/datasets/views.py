@@ -181,13 +181,13 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
     Raises:
         DatasetError: the list is missing, malformed, of another split, or names what the split does not hold.
     """
-    listed = read_id_list(file)
-    if (listed.dataset, listed.split) != (dataset.identity_name, dataset.split):
-        why = f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}"
+    name, split, ids = read_id_list(file)
+    if (name, split) != (dataset.identity_name, dataset.split):
+        why = f"it is of {name} {split}, asked for is {dataset.identity_name} {dataset.split}"
         raise DatasetError("The list of ids is of another split.", where=str(file), why=why)
     known = set(dataset.example_ids)
     example_ids: list[str] = []
-    for listed_id in listed.example_ids:
+    for listed_id in ids:
         _, colon, task = listed_id.rpartition(":")
         here = [name for name in (listed_id, *(f"{listed_id}:{each}" for each in dataset.tasks)) if name in known]
         if not here and not (colon and task not in dataset.tasks):

@@ -50,8 +50,8 @@ def yes_no_shares(counts: Counter[tuple[bool, bool]]) -> dict[str, float | None]
 
     One without a denominator is None, and so is F1 where one of the others is.
     """
-    found, answered = counts[True, True], counts[True, True] + counts[False, True]
-    precision, recall = _share(found, answered), _share(found, counts[True, True] + counts[True, False])
+    right, answered = counts[True, True], counts[True, True] + counts[False, True]
+    precision, recall = _share(right, answered), _share(right, counts[True, True] + counts[True, False])
     f1 = None if precision is None or recall is None else _share(2 * precision * recall, precision + recall)
     return {
         "precision": precision,

@@ -70,10 +70,10 @@ def test_deep_decodes_pictures(tmp_path: Path) -> None:
     metadata = tmp_path / "vcr" / "vcr1images" / records[4]["metadata_fn"]
     metadata.write_text(metadata.read_text().replace('"width": 64', '"width": 65'))
     shallow = run_check(CheckConfig(name="vcr", split=("val",), data_root=tmp_path))
-    assert shallow.usable
+    assert shallow["usable"]
     deep = run_check(CheckConfig(name="vcr", split=("val",), data_root=tmp_path, deep=True))
-    assert not deep.usable
-    reasons = [problem.why for problem in deep.splits[0].problems]
+    assert not deep["usable"]
+    reasons = [problem.why for problem in deep["splits"][0]["problems"]]
     assert len(reasons) == 2
     assert "truncated" in reasons[0].lower()
     assert "boxes are for a picture of 65x48" in reasons[1]
@@ -83,9 +83,9 @@ def test_a_broken_document_is_malformed_not_missing(tmp_path: Path) -> None:
     write_vqa(tmp_path, split="val")
     file = tmp_path / "vqa-v2" / "v2_mscoco_val2014_annotations.json"
     file.write_text(file.read_text()[:-5])
-    (split,) = run_check(CheckConfig(name="vqa-v2", split=("val",), data_root=tmp_path)).splits
-    assert split.status == "malformed"
-    assert "cut off" in split.problems[0].why
+    (split,) = run_check(CheckConfig(name="vqa-v2", split=("val",), data_root=tmp_path))["splits"]
+    assert split["status"] == "malformed"
+    assert "cut off" in split["problems"][0].why
 
 
 def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -129,14 +129,14 @@ def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_p
     out, _ = printed(capsys, "datasets", *arguments, "--data-root", tmp_path)
     assert "8 questions, 16 examples" in out
     dataset = open_dataset("vcr", split="val", data_root=tmp_path)
-    assert read_id_list(file).example_ids == nested_subset(dataset, 8, seed=1)
+    assert read_id_list(file)[2] == nested_subset(dataset, 8, seed=1)
 
 
 def test_the_built_corpus_is_read_by_the_same_readers(small_corpus: Any) -> None:
     for name in ("vcr", "vqa", "snli-ve", "captions"):
         check = run_check(CheckConfig(name=f"scenes-{name}", data_root=small_corpus.data_root, deep=True))
         # The grey pictures are those of photographs.
-        drawn = [split for split in check.splits if split.split != "test-grey"]
-        assert {split.status for split in drawn} == {"ok"}
-        assert all(split.num_items >= split.num_pictures > 0 for split in drawn)
-        assert {split.status for split in check.splits if split not in drawn} <= {"missing"}
+        drawn = [split for split in check["splits"] if split["split"] != "test-grey"]
+        assert {split["status"] for split in drawn} == {"ok"}
+        assert all(split["num_items"] >= split["num_pictures"] > 0 for split in drawn)
+        assert {split["status"] for split in check["splits"] if split not in drawn} <= {"missing"}

@@ -110,7 +110,7 @@ def test_a_reader_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     dataset = open_dataset("colours", split="val", data_root=tmp_path)
     assert (len(dataset), dataset.example_ids[0]) == (8, "val-12")
     assert broken_promises(dataset) == []
-    assert run_check(CheckConfig(name="colours", deep=True, data_root=tmp_path)).usable
+    assert run_check(CheckConfig(name="colours", deep=True, data_root=tmp_path))["usable"]
 
 
 def test_the_reader_of_the_documentation_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +182,8 @@ def test_a_benchmark_of_another_package(mirrors: Path, monkeypatch: pytest.Monke
     assert "mine" in dataset_names()
     assert find_dataset("mine") is MINE
     assert broken_promises(open_dataset("mine", split="only", data_root=mirrors)) == []
-    listed = {row.name: row for row in list_datasets(mirrors)}
-    assert (listed["mine"].present, listed["mine"].splits) == (True, ("only",))
+    listed = {row["name"]: row for row in list_datasets(mirrors)}
+    assert (listed["mine"]["present"], listed["mine"]["splits"]) == (True, ("only",))
     with pytest.raises(ConfigError, match="no split 'val'"):
         open_dataset("mine", split="val", data_root=mirrors)
     monkeypatch.setattr(EntryPoint, "load", raise_import_error)

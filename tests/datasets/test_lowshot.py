@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
-from advl_pipeline.datasets.lowshot import IdList, nested_subset, question_order, read_id_list, write_id_list
+from advl_pipeline.datasets.lowshot import nested_subset, question_order, read_id_list, write_id_list
 from advl_pipeline.datasets.records import QuestionTable
 from advl_pipeline.datasets.registry import open_dataset
 
@@ -102,9 +102,9 @@ def test_a_subset_larger_than_the_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_id_lists_come_back_and_broken_ones_are_errors(tmp_path: Path) -> None:
-    subset = IdList(dataset="vcr", split="train", shots=2, seed=1, example_ids=("a:vcr-q2a", "b:vcr-q2a"))
-    write_id_list(tmp_path / "lists" / "two.json", subset)
-    assert read_id_list(tmp_path / "lists" / "two.json") == subset
+    ids = ("a:vcr-q2a", "b:vcr-q2a")
+    write_id_list(tmp_path / "lists" / "two.json", {"dataset": "vcr", "split": "train", "example_ids": ids})
+    assert read_id_list(tmp_path / "lists" / "two.json") == ("vcr", "train", ids)
     (tmp_path / "broken.json").write_text('{"dataset": "vcr"}')
     for name in ("broken.json", "absent.json"):
         with pytest.raises(DatasetError):
