@@ -17,11 +17,9 @@ from advl_pipeline.evaluation.config import (
     ScoreVqaConfig,
 )
 
+from .advice import what_follows
 from .flags import config_command, print_confusion
 from .main import PluginGroup
-
-MAX_CLASSES_SHOWN = 10
-"""Classes of a confusion matrix that is printed; larger ones are in evaluation/SET.json."""
 
 
 @config_command(EvaluateConfig, "evaluate", arguments=("run",))
@@ -79,14 +77,10 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
                 "all of whose items are right"
             )
         if "vqa_mode" in document:
-            types = ", ".join(
-                f"{kind} {type_score['accuracy']:.2f}" for kind, type_score in document["by_answer_type"].items()
-            )
-            click.echo(f"  evaluator {document['vqa_mode']}; {types}")
-        if len(document.get("confusion", {}).get("label_names", ())) in range(1, MAX_CLASSES_SHOWN + 1):
-            print_confusion(**document["confusion"])
+            click.echo(f"  evaluator {document['vqa_mode']}")
     for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document["caveats"]):
         click.echo(f"caution: {caveat}")
+    click.echo(f"where it errs: {what_follows('advl', 'report', str(result.run))}")
 
 
 def prior_line(score: float, trivial: Mapping[str, float]) -> str:

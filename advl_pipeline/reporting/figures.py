@@ -3,15 +3,14 @@
 A method has the same look in every figure. The colours are those of Okabe and Ito, told apart with any colour vision;
 roles can be told without colour: controls are hollow and dashed.
 
-Matplotlib lays a drawing out, and the page's style sheet colours it, light and dark. A colour is drawn by a stand-in,
-which becomes a variable of the style sheet: `var(--soft)`, `var(--c1)`. So one drawing serves both schemes, and no
-element has a style of its own, which the page's policy would refuse. One unit is a CSS pixel.
+Matplotlib lays a drawing out once, in stand-ins for the colours; it is embedded in those of the light and of the dark
+page, as two images of which a browser shows one. One unit is a CSS pixel.
 """
 
 from __future__ import annotations
 
+import base64
 import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
@@ -32,10 +31,6 @@ from advl_pipeline.studies.table import Place
 
 Share = Literal["whole", "half", "third"]
 
-_SCHEME = {f"#0{number}0000": name for number, name in enumerate(("ink", "soft", "grid", "paper"), start=1)}
-INK, SOFT, GRID, PAPER = _SCHEME
-SERIES = tuple(f"#00{number:02x}00" for number in range(1, 9))
-_VARIABLES = _SCHEME | {colour: f"c{number}" for number, colour in enumerate(SERIES)}
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
 
 WIDTHS: Mapping[Share, float] = {"whole": 720.0, "half": 535.0, "third": 350.0}
@@ -49,16 +44,13 @@ _VALUES, _ROW, _LONGEST_NAME = 46.0, 25.0, 23
 _UNITS_PER_INCH = 72
 
 _SAID = read_toml(Path(str(resources.files("advl_pipeline.reporting") / "assets" / "figures.toml")))
-_SERIES_OF = "series:"
 _METADATA = ("Creator", "Date", "Format", "Type")
-_ON_THE_PAGE = {
-    r'<defs>\s*<(style|clipPath).*?</defs>| clip-path="[^"]*"(?=[^<]*>)': "",
-    f'<g id="{_SERIES_OF}': '<g class="series" data-series="',
-    r'<g id="[^"]*"': "<g",
-    "xlink:href": "href",
-    r"\s*\n\s*": " ",
-}
-"""What a file has and a part of a page has not: a style of its own, clipping, and names that are not unique."""
+
+SCHEMES: Mapping[str, Mapping[str, str]] = {scheme: _SAID["colours"][scheme] for scheme in ("light", "dark")}
+"""Colours of the figures and of what goes with them on the page: name -> colour."""
+
+_STAND_INS = {name: f"#{number:06x}" for number, name in enumerate(SCHEMES["light"], start=1)}
+PAPER, INK, SOFT, GRID, *SERIES = _STAND_INS.values()
 
 Drawing = tuple[str, Axes, Sequence[tuple[str, ...]]]
 """A panel of a figure: its heading, what is drawn, and a row of cells for every number that is drawn."""
@@ -84,9 +76,8 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """How a method is drawn in every figure; `series` is its name on the page. A control is hollow and dashed."""
+    """How a method is drawn in every figure. A control is hollow and dashed."""
 
-    series: str
     label: str
     number: int
     shape: str
@@ -95,11 +86,6 @@ class Look:
     @property
     def colour(self) -> str:
         return SERIES[self.number]
-
-    @property
-    def group(self) -> str:
-        """Id of what is drawn for the method, which its entry in a legend emphasises."""
-        return f"{_SERIES_OF}{self.series}"
 
 
 def shares_of_rows(num_panels: int) -> list[Share]:
@@ -138,7 +124,7 @@ def mark(drawn: Axes, x: float, y: float, look: Look, *, size: float = 8.0, fain
         markeredgewidth=0 if faint else 1.6,
         alpha=0.4 if faint else None,
         linestyle="none",
-        gid=look.group,
+        clip_on=False,
     )
 
 
@@ -190,13 +176,11 @@ def as_figure(
         descriptions = (
             ", ".join(f"{name} {cell}" for name, cell in zip(columns, row, strict=True) if cell) for row in rows
         )
-        svg = _as_svg(
-            drawn,
-            identifier=f"{identifier}-{number}",
-            title=f"{title}, {heading}" if heading else title,
-            description="; ".join(descriptions) + ".",
+        titled = f"{title}, {heading}" if heading else title
+        image = _as_image(
+            drawn, identifier=f"{identifier}-{number}", alternative=f"{titled}: {'; '.join(descriptions)}."
         )
-        panels.append((heading, svg, share))
+        panels.append((heading, image, share))
     return Figure(
         identifier=identifier,
         title=title,
@@ -209,30 +193,19 @@ def as_figure(
     )
 
 
-def _as_svg(drawn: Axes, *, identifier: str, title: str, description: str) -> Markup:
+def _as_image(drawn: Axes, *, identifier: str, alternative: str) -> Markup:
     buffer, canvas = io.StringIO(), drawn.get_figure(root=True)
     assert canvas is not None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": identifier}):
         canvas.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
-    _, size, content = re.split(r"<svg [^>]*( width[^>]*)>", buffer.getvalue(), maxsplit=1)
-    width, height = (number.removesuffix("pt") for number in re.findall(r' (?:width|height)="([^"]*)"', size))
-    labels = (
-        f'<title id="{identifier}-t">{escape(title)}</title><desc id="{identifier}-d">{escape(description)}</desc>'
-    )
-    begins = (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-labelledby="{identifier}-t {identifier}-d">'
-    )
-    for pattern, replacement in _ON_THE_PAGE.items():
-        content = re.sub(pattern, replacement, content, flags=re.DOTALL)
-    return Markup(begins + labels + re.sub(r'style="([^"]*)"(?=[^<]*>)', _attributes, content))
-
-
-def _attributes(style: re.Match[str]) -> str:
-    """Turn a style into attributes of its element, in the colours and the fonts of the page."""
-    pairs = (declaration.strip().split(": ", maxsplit=1) for declaration in style[1].split(";"))
-    attributes = " ".join(f'{name}="{value}"' for name, value in pairs if name != "font-family")
-    return re.sub(r"#\w{6}", lambda colour: f"var(--{_VARIABLES[colour[0]]})", attributes)
+    images = []
+    for colours in SCHEMES.values():
+        svg = buffer.getvalue().replace("'DejaVu Sans'", "system-ui")
+        for name, stand_in in _STAND_INS.items():
+            svg = svg.replace(stand_in, colours[name])
+        images.append(f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}")
+    dark = Markup('<source media="(prefers-color-scheme: dark)" srcset="{}">').format(images[1])
+    return Markup('<picture>{}<img src="{}" alt="{}"></picture>').format(dark, images[0], alternative)
 
 
 Looks = Mapping[str, Look]
@@ -245,7 +218,6 @@ def looks(study: StudyConfig) -> dict[str, Look]:
         assigned[method] = (_FREE_COLOURS[free % len(_FREE_COLOURS)], _FREE_SHAPES[free % len(_FREE_SHAPES)])
     return {
         method: Look(
-            series=method,
             label=wording.method_label(study, method),
             number=assigned[method][0],
             shape=assigned[method][1],
@@ -284,7 +256,7 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
         beside, above = drawn.get_yaxis_transform(), drawn.get_xaxis_transform()
         for height, row in enumerate(ordered):
             style, mean = look[row.method], wording.percent(row.mean)
-            drawn.plot(_inside(row, ticks), [height] * 2, color=style.colour, linewidth=1.8, gid=style.group)
+            drawn.plot(_inside(row, ticks), [height] * 2, color=style.colour, linewidth=1.8)
             for value in row.per_seed:
                 mark(drawn, value, height, style, size=4.0, faint=True)
             mark(drawn, row.mean, height, style, size=8.5)
@@ -352,9 +324,9 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
             shift = 1.03 ** (position - (len(lines) - 1) / 2)
             style, xs, means = look[method], [row.size * shift for row in line], [row.mean for row in line]
             dashes = (0, (5, 4)) if style.hollow else "-"
-            drawn.plot(xs, means, color=style.colour, linewidth=1.8, linestyle=dashes, gid=style.group)
+            drawn.plot(xs, means, color=style.colour, linewidth=1.8, linestyle=dashes)
             for x, row in zip(xs, line, strict=True):
-                drawn.plot([x, x], _inside(row, ticks), color=style.colour, linewidth=1.6, gid=style.group)
+                drawn.plot([x, x], _inside(row, ticks), color=style.colour, linewidth=1.6)
                 mark(drawn, x, row.mean, style)
         shown = [
             (test_set, look[method].label, row.shots, write(row.mean), _bounds(row, signed=gains))

@@ -20,6 +20,7 @@ from advl_pipeline.base.configuration import json_text
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.examples import collect_examples, collect_words
 from advl_pipeline.reporting.figures import (
+    SCHEMES,
     Figure,
     Looks,
     accuracy_figure,
@@ -49,6 +50,9 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -
     is_run = result.of_runs and len(result.cells) == 1
     assets = resources.files("advl_pipeline.reporting").joinpath("assets")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    for scheme, colours in SCHEMES.items():
+        variables = "; ".join(f"--{name}: {colour}" for name, colour in colours.items())
+        style = f"@media (prefers-color-scheme: {scheme}) {{ :root {{ {variables} }} }}\n{style}"
     # Nothing is loaded, and only this style sheet and this script are in force.
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     policy = "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*digests)

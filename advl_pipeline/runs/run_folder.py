@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import json
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +125,7 @@ class RunFolder:
         identity: Mapping[str, Any],
         *,
         config: Mapping[str, Any],
+        command: str,
         settings: Mapping[str, Any],
         caches: Sequence[tuple[str, Mapping[str, Any]]],
         computed_on: Mapping[str, Any],
@@ -136,6 +136,7 @@ class RunFolder:
         Args:
             identity: as `require_same_run` takes it.
             config: every option as it was given.
+            command: repeats it.
             settings: what the run trains with, and where each number came from.
             caches: path and identity of each cache that the run reads.
             resume: keep what an interrupted run left; else it is removed, with what was evaluated of it.
@@ -154,7 +155,7 @@ class RunFolder:
             "platform": platform.platform(),
             "processor": platform.machine(),
             "libraries": installed_versions(LIBRARIES, absent="not installed"),
-            "command": sys.argv,
+            "command": command,
         }
         self.write_json(names.ENVIRONMENT, environment | dict(computed_on))
         self.write_json(names.CACHES, [{"path": path, "identity": dict(content)} for path, content in caches])

@@ -25,9 +25,10 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.plan import finetune_command, studies_of
+from advl_pipeline.studies.plan import studies_of
 from advl_pipeline.studies.result import rows_of
 from advl_pipeline.teachers.registry import show_teacher
+from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import config_of_run
 
 CARD_FILE = "README.md"

@@ -29,9 +29,10 @@ from advl_pipeline.runs.results import (
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.execute import is_cell_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
-from advl_pipeline.studies.plan import Cell, Plan, cells_folder, finetune_command, read_study_folder
+from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
+from advl_pipeline.training.checks import finetune_command
 
 _GROUP = ("setting", "method", "shots")
 """What cells have in common that differ by their seed alone."""

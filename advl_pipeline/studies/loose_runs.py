@@ -23,7 +23,8 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_json
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant, with_joint
-from advl_pipeline.studies.plan import Cell, Plan, finetune_command
+from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 
 _OF_PLACE = frozenset({"dataset", "method", "task", "shots", "seed", "cache", "num_steps", "epochs"})

@@ -27,11 +27,9 @@ from typing import Any
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.configuration import (
     build_config,
-    command_words,
     config_to_dict,
     json_text,
     options_without,
-    unused_options,
     with_options,
 )
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
@@ -51,7 +49,7 @@ from advl_pipeline.students.weight_files import (
 )
 from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
 from advl_pipeline.teachers.registry import card_of
-from advl_pipeline.training.checks import facts_of_run, open_region_caches, region_places, splits_read
+from advl_pipeline.training.checks import open_region_caches, region_places, splits_read
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.identity import NAMED_FILES, SCHEMA, recipe_identity, run_identity
 from advl_pipeline.training.inputs import other_splits
@@ -313,13 +311,6 @@ def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
     """Return (dataset, split) of all inputs that a run's teachers are asked about."""
     others = other_splits(config.adapt.adapt_on) if takes_two_steps(config) else []
     return [(config.dataset, config.split), *others]
-
-
-def finetune_command(config: FinetuneConfig) -> str:
-    """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
-    idle = unused_options(config, facts_of_run(config))
-    options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
-    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 
 
 def default_folder(study: StudyConfig) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from advl_pipeline.base.configuration import require_effect
+from advl_pipeline.base.configuration import command_words, config_to_dict, require_effect, unused_options
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise
 from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location, parse_location
@@ -354,6 +354,13 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
 def _other_option(holds: str, cache: TeacherCache, option: str) -> ConfigError:
     instead = f"give it as {option} {shlex.quote(str(cache.path))}"
     return ConfigError(f"This cache holds {holds}.", where=str(cache.path), next_command=instead)
+
+
+def finetune_command(config: FinetuneConfig) -> str:
+    """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
+    idle = unused_options(config, facts_of_run(config))
+    options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
+    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 
 
 def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:

@@ -47,7 +47,7 @@ from advl_pipeline.training.build_model import (
     build_finetune_student,
 )
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
-from advl_pipeline.training.checks import check_run, open_parts, splits_read
+from advl_pipeline.training.checks import check_run, finetune_command, open_parts, splits_read
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.identity import run_record
@@ -261,6 +261,7 @@ def _begin(opened: _Opened) -> None:
     opened.folder.begin(
         opened.identity,
         config=config_to_dict(opened.given),
+        command=finetune_command(opened.given),
         settings=run.settings.to_dict() | described,
         caches=[(str(cache.path), cache.identity) for cache in opened.caches],
         computed_on={

@@ -22,6 +22,7 @@ def begin(path: Path, identity: dict[str, Any], *, resume: bool = True, cache: s
     folder.begin(
         identity,
         config={"cache": [cache]},
+        command="advl finetune",
         settings={},
         caches=[(cache, {"name": "clip"})],
         computed_on={"device": "cpu", "mixed_precision": "no"},

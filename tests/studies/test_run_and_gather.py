@@ -30,10 +30,11 @@ from advl_pipeline.studies.config import StudyRunConfig, read_study
 from advl_pipeline.studies.execute import execute_cell
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.plan import Cell, build_plan, digest_dataset, finetune_command, read_study_folder
+from advl_pipeline.studies.plan import Cell, build_plan, digest_dataset, read_study_folder
 from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.run import num_cores, run_study
 from advl_pipeline.studies.table import Place
+from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig
 
 TINY = {"methods": '["plain", "advl"]', "shots": "[100]", "test_sets": '["test"]'}

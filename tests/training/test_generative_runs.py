@@ -31,8 +31,8 @@ from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.studies.plan import finetune_command
 from advl_pipeline.training.build_model import base_dtype
+from advl_pipeline.training.checks import finetune_command
 
 
 @pytest.fixture(scope="module")

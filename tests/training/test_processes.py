@@ -16,7 +16,7 @@ from run_logs import load_json, metrics
 from safetensors.torch import load_file
 
 from advl_cli.main import main
-from advl_pipeline.studies.plan import finetune_command
+from advl_pipeline.training.checks import finetune_command
 
 LAUNCHER_OF_ONE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """What `accelerate launch --cpu --num_processes 2` gives the one process that it starts."""

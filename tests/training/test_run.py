@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import signal
@@ -21,7 +22,7 @@ from run_logs import losses
 from safetensors.torch import load_file
 
 from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.studies.plan import finetune_command
+from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.run import run_finetune
 
 
@@ -42,6 +43,8 @@ def test_a_killed_run_resumes_to_the_same_result(
     process.send(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "result.json").exists()
+    environment = json.loads((tmp_path / "killed" / "environment.json").read_text())
+    assert shlex.split(environment["command"])[1:] == killed(*config.cache), "it is written when the run begins"
     # On another machine the caches lie elsewhere.
     moved = [shutil.copytree(path, tmp_path / f"moved-{number}") for number, path in enumerate(config.cache)]
     code, stderr = complaint(capsys, *killed(*moved[::-1]))

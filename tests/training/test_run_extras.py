@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_is_the_same_to_a_tracker_and_one_that_starts_over_is
     monkeypatch.setattr("accelerate.tracking.WandBTracker", Started)
     for resume in (True, True, False):
         folder = RunFolder(tmp_path)
-        folder.begin({}, config={}, settings={}, caches=[], computed_on={}, resume=resume)
+        folder.begin({}, config={}, command="", settings={}, caches=[], computed_on={}, resume=resume)
         folder.open_trackers(["wandb"], first_step=0)
     assert asked[0] == asked[1] != asked[2]
 
