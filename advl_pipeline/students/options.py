@@ -81,8 +81,8 @@ class StudentOptions(Configuration):
     )
     known_words: Path | None = rare_option(
         None,
-        help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
-        "count [default: what its pretraining recorded, else every word counts as known].",
+        help="Words that the student's pretraining taught, with their counts, a JSON object [default: what its "
+        "pretraining recorded, else every word counts as known].",
         identity="content",
         needs=("known words",),
     )

@@ -40,7 +40,8 @@ class RegionBatch(TextBatch):
     """Adds each example's regions (shared by its candidates); features and positions are float32.
 
     `features_BRF` are a detector's; `positions_BR7` are x1, y1, x2, y2, width, height, area as shares of the picture.
-    `tags_NL` (int64) is the region that each token refers to by an object tag, -1 for most.
+    `tags_NL` (int64) is the region that each token refers to by an object tag, -1 for most; `alignment_NRA` (int64)
+    are the positions of the words that name a region, -1 for none.
     """
 
     picture_field: ClassVar[str] = "features_BRF"
@@ -50,7 +51,8 @@ class RegionBatch(TextBatch):
     grid: TokenGrid | None = None
     """Of text and regions, where the student computes no padding."""
     tags_NL: torch.Tensor | None = None
-    """Of students that read it."""
+    alignment_NRA: torch.Tensor | None = None
+    """Of students that read it, as `tags_NL`."""
 
     def without_picture(self) -> Self:
         """Return the batch with one empty region per sequence."""

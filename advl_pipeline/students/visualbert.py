@@ -10,7 +10,6 @@ Shapes: N sequences, L text tokens, R regions, A words aligned to a region, S = 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -35,13 +34,6 @@ from advl_pipeline.students.text_student import TextRow, pair_row
 from advl_pipeline.students.tokenizer import TokenPart
 
 HEAD_DROPOUT = 0.1
-
-
-@dataclass(kw_only=True)
-class VisualBertBatch(RegionBatch):
-    """Adds `alignment_NRA` (int64): positions of the words that name a region, -1 for none."""
-
-    alignment_NRA: torch.Tensor
 
 
 class VisualBertModel(nn.Module):
@@ -96,7 +88,7 @@ class VisualBert(RegionStream):
         """`[CLS] q [SEP] a [SEP]`; VQA is `[CLS] q [MASK] [SEP]`."""
         return pair_row(parts, self.tokenizer, masked=task == "vqa")
 
-    def collate(self, examples: Sequence[Example]) -> VisualBertBatch:
+    def collate(self, examples: Sequence[Example]) -> RegionBatch:
         batch = super().collate(examples)
         region_words: dict[tuple[int, int], list[int]] = {}
         for row, tokens_L, box in tags_in(batch, examples):
@@ -106,20 +98,20 @@ class VisualBert(RegionStream):
         alignment = torch.full((*batch.visual_mask_NR.shape, width), -1)
         for (row, region), words in region_words.items():
             alignment[row, region, : len(words)] = torch.tensor(words, dtype=torch.long)
-        return VisualBertBatch(**vars(batch), alignment_NRA=alignment)
+        batch.alignment_NRA = alignment
+        return batch
 
-    def embed(
-        self, batch: VisualBertBatch, delta: Perturbation, *, hidden: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, batch: RegionBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
         words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
         features_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
+        assert batch.alignment_NRA is not None
         # Which words name a region is knowledge of the text, so it is hidden together with it.
         alignment = torch.full_like(batch.alignment_NRA, -1) if hidden else batch.alignment_NRA
         x_NSH = self.model.embed(words_NLH, batch.types_NL, features_NRF, alignment)
         num_text = batch.token_ids_NL.shape[1]
         return x_NSH[:, :num_text], x_NSH[:, num_text:]
 
-    def pool(self, text_NLH: torch.Tensor, batch: VisualBertBatch) -> torch.Tensor:
+    def pool(self, text_NLH: torch.Tensor, batch: RegionBatch) -> torch.Tensor:
         return named_or_pooled(text_NLH, batch.pool_index_N, self.model.pooler)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:

@@ -220,28 +220,22 @@ def known_words(student_folder: Path) -> Mapping[str, int] | None:
 
 
 def read_known_words(path: Path) -> Mapping[str, int]:
-    """Read word -> count from a JSON object, or from lines of word, tab, count; words come out in lower case.
+    """Read word -> count from a JSON object; words come out in lower case.
 
     Raises:
-        ConfigError: the file is not there or is neither.
+        ConfigError: the file is not there or is none.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        if text.lstrip().startswith("{"):
-            entries = list(json.loads(text).items())
-        else:
-            lines = (line.partition("\t") for line in text.splitlines())
-            entries = [(word.strip(), int(count) if count.strip().isdigit() else count) for word, _, count in lines]
         counts: dict[str, int] = {}
-        for word, count in entries:
+        for word, count in dict(json.loads(path.read_bytes())).items():
             if not word or isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise ValueError(f"{word!r} has the count {count!r}")
             counts[word.lower()] = counts.get(word.lower(), 0) + count
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             "The list of known words cannot be read.",
             where=str(path),
             why=str(error),
-            next_command='give a JSON object such as {"cat": 12}, or lines of word, tab, count',
+            next_command='give a JSON object such as {"cat": 12}',
         ) from None
     return counts

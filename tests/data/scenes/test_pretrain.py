@@ -176,16 +176,15 @@ def test_the_words_of_the_captions_are_kept_with_their_counts(small_corpus: Any,
     assert expected["a"] > 1
 
 
-def test_known_words_are_read_from_json_and_from_tab_separated_lines(tmp_path: Path) -> None:
+def test_known_words_are_in_lower_case(tmp_path: Path) -> None:
     assert known_words(tmp_path) is None
     assert known_words(tmp_path / "uniter-base.pt") is None
-    table, lines = tmp_path / "words.json", tmp_path / "words.tsv"
+    table = tmp_path / "words.json"
     table.write_text('{"Cat": 2, "cat": 1, "café": 0}', encoding="utf-8")
-    lines.write_text("Cat\t2\ncat\t1\ncafé\t0\n", encoding="utf-8")
-    assert read_known_words(table) == read_known_words(lines) == {"cat": 3, "café": 0}
+    assert read_known_words(table) == {"cat": 3, "café": 0}
 
 
-@pytest.mark.parametrize("text", ['{"cat": -1}', '{"cat": true}', '{"cat"', "cat\tthree\n"])
+@pytest.mark.parametrize("text", ['{"cat": -1}', '{"cat": true}', '{"cat"', "cat\t3\n", "[1]"])
 def test_a_damaged_list_of_words_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / KNOWN_WORDS_FILE
     path.write_text(text, encoding="utf-8")
@@ -209,9 +208,9 @@ def test_captions_that_name_no_box_are_refused(small_corpus: Any, tmp_path: Path
 
 
 def test_a_list_of_known_words_wins_over_what_pretraining_recorded(tmp_path: Path) -> None:
-    recorded, listed = tmp_path / KNOWN_WORDS_FILE, tmp_path / "given.tsv"
+    recorded, listed = tmp_path / KNOWN_WORDS_FILE, tmp_path / "given.json"
     recorded.write_text('{"cat": 1}', encoding="utf-8")
-    listed.write_text("dog\t3\n", encoding="utf-8")
+    listed.write_text('{"dog": 3}', encoding="utf-8")
     config = FinetuneConfig(dataset="scenes-vcr", output=tmp_path / "run", init=tmp_path)
     assert _known_words(config) == {"cat": 1}
     assert _known_words(replace(config, known_words=listed)) == {"dog": 3}
