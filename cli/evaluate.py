@@ -132,12 +132,12 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
 
     result = run_readout(config)
     yield result
-    for teacher, placements in result.placement.items():
+    for teacher, placements in result["placement"].items():
         for nodes, numbers in placements.items():
             if numbers is not None:
                 share, chance = 100 * numbers["share"], 100 * numbers["chance"]
                 click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
-    if (gate := result.naming) is not None:
+    if (gate := result["naming"]) is not None:
         click.echo(
             f"name questions by cosine: {gate.as_it_is:.1f} % of {gate.num_asked} (chance {gate.chance:.0f} %)"
         )

@@ -14,7 +14,7 @@ from advl_pipeline.reporting.report import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
-from .flags import config_command, exit_with, print_own_data
+from .flags import config_command, print_own_data
 
 
 def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -65,11 +65,7 @@ def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
     from advl_pipeline.reporting.tables import as_json, as_text
     from advl_pipeline.studies.run import run_study
 
-    failures: list[str] = []
-    result = run_study(config, report_failure=lambda cell, error: failures.append(f"failed: {cell.title}\n{error}"))
-    for failure in failures:
-        click.echo(failure, err=True)
-    exit_with(1 if failures else 0)
+    result = run_study(config)
     yield json.loads(as_json(result))
     click.echo(as_text(result))
     report = what_follows("advl", "report", str(result.folder))

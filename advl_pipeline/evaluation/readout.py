@@ -6,7 +6,6 @@ The gate before a study: what a teacher knows can only help where the student co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.base.compute import open_device
@@ -32,16 +31,11 @@ from advl_pipeline.training.signals.teacher_features import cached_teacher
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutResult:
-    """The readout by teacher (see `Readout.shares`), and the gate of names where it was asked for."""
-
-    placement: dict[str, dict[str, Any]]
-    naming: NamingGate | None = None
-
-
-def run_readout(config: ReadoutConfig) -> ReadoutResult:
+def run_readout(config: ReadoutConfig) -> dict[str, Any]:
     """Compare how a student and the teachers of the caches place words and regions.
+
+    Returns:
+        placement: the readout by teacher (see `Readout.shares`); naming: the gate of names, None where nobody asked.
 
     Raises:
         ConfigError: no cache, caches of different splits, or no name questions for `--oracle`.
@@ -83,7 +77,7 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
             "choice, and each candidate points at boxes of its picture",
             next_command=leave_out("--oracle"),
         )
-    return ReadoutResult(placement=take_readout(student, dataset, positions, source).shares(), naming=naming)
+    return {"placement": take_readout(student, dataset, positions, source).shares(), "naming": naming}
 
 
 def _naming_gate(

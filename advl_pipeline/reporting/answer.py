@@ -25,27 +25,19 @@ _ASKED = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fact:
-    """One number that backs the sentence: what it is, the number, and what else must be known of it."""
-
-    label: str
-    value: str
-    note: str
-
-    def __str__(self) -> str:
-        return f"{self.label}: {self.value} {self.note}".rstrip(".")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The answer of one setting: the place that it is about, a sentence, and the numbers that it rests on."""
+    """The answer of one setting: the place that it is about, a sentence, and the numbers that it rests on.
+
+    Each fact has a label, a value, and a note with what else must be known of it.
+    """
 
     place: Place
     sentence: str
-    facts: tuple[Fact, ...]
+    facts: tuple[dict[str, str], ...]
 
     def __str__(self) -> str:
-        return f"{self.sentence} ({'; '.join(map(str, self.facts))})"
+        facts = (f"{fact['label']}: {fact['value']} {fact['note']}".rstrip(".") for fact in self.facts)
+        return f"{self.sentence} ({'; '.join(facts)})"
 
 
 def answers(result: StudyResult) -> tuple[Answer, ...]:
@@ -102,7 +94,7 @@ def _control(study: StudyConfig, method: str) -> str:
     return f"The same student with {kind} teachers"
 
 
-def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[Fact]:
+def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[dict[str, str]]:
     """Yield what the focus method gains, what is right without a student, and what the numbers rest on."""
     study, best = result.study, result.best_control(place)
     for other in dict.fromkeys([study.baseline, *([best.method] if best else [])]):
@@ -111,25 +103,25 @@ def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[Fact]:
         p_values = {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
         tests = ", ".join(f"p {wording.p_value(p)} over {what}" for what, p in p_values.items() if p is not None)
         open_ = " This may be no gain at all." if gain.joint_interval.contains(0.0) else ""
-        yield Fact(
-            label=wording.over(study, other),
-            value=wording.signed(gain.mean),
-            note=f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
-        )
+        yield {
+            "label": wording.over(study, other),
+            "value": wording.signed(gain.mean),
+            "note": f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
+        }
     if known := result.trivial_of(place):
         note = f"of 100 are right without a student; an answer at random is right {known['chance']:.0f} times."
-        yield Fact(label=f"always “{known['answer']}”", value=f"{known['majority']:.0f}", note=note)
+        yield {"label": f"always “{known['answer']}”", "value": f"{known['majority']:.0f}", "note": note}
         if "prior" in known:
             note = (
                 f"of 100 are right without a picture, by the commonest training answer to the same words; "
                 f"{known['prior_known']:.0f} % of the test set's are in training."
             )
-            yield Fact(label="prior of the question", value=f"{known['prior']:.0f}", note=note)
+            yield {"label": "prior of the question", "value": f"{known['prior']:.0f}", "note": note}
         if len(result.cells) == 1 and known.get("given") is not None:
             note = f"times of 100 it answers “{known['given_answer']}”."
-            yield Fact(label="its commonest answer", value=f"{known['given']:.0f}", note=note)
+            yield {"label": "its commonest answer", "value": f"{known['given']:.0f}", "note": note}
     count = len(focus.seeds)
     note = f"labelled questions; {wording.seeds(count)}, scored on {focus.num_items:,} of {place.test_set}."
     if count < study.min_seeds and len(result.cells) > 1 and not result.of_runs:
         note += f" A claim rests on at least {wording.seeds(study.min_seeds)}."
-    yield Fact(label="learned from", value=f"{place.size:,}", note=note)
+    yield {"label": "learned from", "value": f"{place.size:,}", "note": note}

@@ -36,7 +36,7 @@ from advl_pipeline.studies.result import StudyResult
 _OUTCOME_CLASS = {SUPPORTED: "supported", NOT_SUPPORTED: "failed", UNDECIDED: "undecided"}
 
 
-def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int) -> str:
+def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int = 6) -> str:
     """Render the report of a study, of several runs, or of one run as one HTML document."""
     examples, words = (
         [

@@ -50,9 +50,6 @@ class ReportConfig(DataRootOptions, ReplaceOptions):
         help="File to write [default: report.EXT in that folder, of several in the one that holds them all].",
         output=Output(makes="file", begins=_BEGINS, home=("run", "report.*")),
     )
-    num_examples: int = option(
-        6, help="Examples shown of differing answers, and of selected words; 0 for none.", minimum=0
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +90,7 @@ def run_report(config: ReportConfig) -> ReportResult:
     output = config.output or result.folder / f"report.{'items.csv' if config.to == 'items' else config.to}"
     require_outputs(config, output=output)
     if config.to == "html":
-        content = page_of(result, data_root=config.data_root, num_examples=config.num_examples)
+        content = page_of(result, data_root=config.data_root)
     else:
         content = tables.WRITERS[config.to](result)
     make_folder(output.parent)

@@ -76,7 +76,6 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
         "student that it names for them.",
     )
     init: Path | None = option(None, help="Pretrained student in place of the study's.")
-    keep_going: bool = option(False, help="Go on with the other cells when one fails.")
     first_seeds: int | None = option(
         None,
         help="Run so many seeds of the first number of shots only; the same command without it runs the others.",

@@ -10,9 +10,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from advl_pipeline.base.configuration import config_to_dict, options_without
 from advl_pipeline.base.errors import ConfigError, advise
@@ -40,18 +39,11 @@ _USUAL = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """A finished run that was evaluated: its documents by test set, and what may differ from others, in words.
+_Run = tuple[Cell, Mapping[str, str]]
+"""A finished run that was evaluated, and what may differ from others, in words. Its row and setting are not told yet.
 
-    The set that its pictures were replaced on comes first: it is the reference of the others.
-    """
-
-    folder: Path
-    config: FinetuneConfig
-    documents: Mapping[str, Mapping[str, Any]]
-    teachers: tuple[str, ...]
-    choices: Mapping[str, str]
+The test set that its pictures were replaced on comes first: it is the reference of the others.
+"""
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
@@ -88,31 +80,33 @@ def lay_out_runs(*named: Path) -> Plan:
     Raises:
         ConfigError: one holds no run, or none was evaluated.
     """
-    folders = folders_of_runs(named)
-    runs = [run for path in folders if (run := _read(path)) is not None]
+    folders, folder = folders_of_runs(named), common_folder(named)
+    runs = [run for path in folders if (run := _read(path, folder)) is not None]
     if not runs:
         what = f"Of {len(folders)} runs here none is both finished and scored on a test set."
         remedy = advise(["advl", "evaluate", str(folders[0]), "--on", "test"])
         raise ConfigError(what, where=", ".join(map(str, named)), next_command=remedy)
-    folder, differing = common_folder(named), _differing(runs)
-    rows, settings = {run.folder: _row(run, differing) for run in runs}, _settings(runs)
-    same = Counter((run.config.dataset, run.config.shots, run.config.seed, rows[run.folder]) for run in runs)
-    for run in runs:
-        if same[run.config.dataset, run.config.shots, run.config.seed, rows[run.folder]] > 1:
-            rows[run.folder] += f" ({run.folder.absolute().name})"
+    differing, settings = _differing(runs), _settings([cell for cell, _ in runs])
+    places = [
+        (cell.finetune.dataset, cell.shots, cell.seed, _row(cell, choices, differing)) for cell, choices in runs
+    ]
+    cells = []
+    for (cell, _), place in zip(runs, places, strict=True):
+        row = place[-1] + (f" ({cell.run.absolute().name})" if places.count(place) > 1 else "")
+        setting = settings[cell.finetune.dataset]
+        test_sets = tuple(name for name in setting.test_sets if name in cell.test_sets)
+        cells.append(replace(cell, setting=setting.name, method=row, test_sets=test_sets))
     variants = {
-        rows[run.folder]: Variant(
-            method=run.config.method, role=SHIPPED[run.config.method].role, label=rows[run.folder]
-        )
-        for run in runs
+        cell.method: Variant(method=cell.finetune.method, role=SHIPPED[cell.finetune.method].role, label=cell.method)
+        for cell in cells
     }
     is_one = len(variants) == 1
     study = StudyConfig(
         name=folder.absolute().name,
         title=f"Runs in {folder.absolute().name}",
         methods=tuple(variants),
-        shots=tuple(dict.fromkeys(run.config.shots for run in runs)),
-        seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),
+        shots=tuple(dict.fromkeys(cell.shots for cell in cells)),
+        seeds=tuple(dict.fromkeys(cell.seed for cell in cells)),
         baseline="",
         focus=next(iter(variants)) if is_one else "",
         settings=tuple(settings.values()),
@@ -120,31 +114,14 @@ def lay_out_runs(*named: Path) -> Plan:
         question="" if is_one else _what_differs(runs, differing),
         source=str(folder),
     )
-    cells = []
-    for run in runs:
-        setting, run_name = settings[run.config.dataset], str(run.folder.absolute().relative_to(folder.absolute()))
-        cells.append(
-            Cell(
-                cell_id=run.folder.absolute().name if run_name == "." else run_name,
-                setting=setting.name,
-                method=rows[run.folder],
-                shots=run.config.shots,
-                seed=run.config.seed,
-                teachers=run.teachers,
-                test_sets=tuple(name for name in setting.test_sets if name in run.documents),
-                finetune=run.config,
-                evaluate=EvaluateConfig(run=run.folder, on=tuple(run.documents)),
-                run_name=run_name,
-            )
-        )
-    return Plan(study=study, command=finetune_command(runs[0].config), cells=tuple(cells), of_runs=True)
+    return Plan(study=study, command=finetune_command(cells[0].finetune), cells=tuple(cells), of_runs=True)
 
 
-def _read(folder: Path) -> _Run | None:
+def _read(folder: Path, outer: Path) -> _Run | None:
     stored = read_documents(folder) if names.is_finished(folder) else {}
     if not stored:
         return None
-    documents = dict(sorted(stored.items(), key=lambda pair: (not pair[1].get("use_of_vision"), pair[0])))
+    test_sets = tuple(sorted(stored, key=lambda name: (not stored[name].get("use_of_vision"), name)))
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
     result = read_json(folder / names.RESULT)
     caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
@@ -152,42 +129,59 @@ def _read(folder: Path) -> _Run | None:
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
     options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
     choices = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
-    choices |= {"method": config.method, "labels asked for": str(config.shots or "all")}
-    choices["steps"] = f"{result.get('phases', {}).get('finetune', result)['num_steps']:,}"
-    choices["labels"] = f"{result['num_labelled']:,}"
-    choices["teachers"] = " and ".join(teachers) or "none"
-    choices["features"] = hashlib.sha256(features.encode()).hexdigest()[:8] if caches else "none"
-    return _Run(folder=folder, config=config, documents=documents, teachers=teachers, choices=choices)
+    choices |= {
+        "method": config.method,
+        "labels asked for": str(config.shots or "all"),
+        "steps": f"{result.get('phases', {}).get('finetune', result)['num_steps']:,}",
+        "labels": f"{result['num_labelled']:,}",
+        "teachers": " and ".join(teachers) or "none",
+        "features": hashlib.sha256(features.encode()).hexdigest()[:8] if caches else "none",
+    }
+    run_name = str(folder.absolute().relative_to(outer.absolute()))
+    cell = Cell(
+        cell_id=folder.absolute().name if run_name == "." else run_name,
+        setting="",
+        method="",
+        shots=config.shots,
+        seed=config.seed,
+        teachers=teachers,
+        test_sets=test_sets,
+        finetune=config,
+        evaluate=EvaluateConfig(run=folder, on=test_sets),
+        run_name=run_name,
+    )
+    return cell, choices
 
 
 def _differing(runs: Sequence[_Run]) -> set[str]:
     """Return the choices that runs on the same labels of a dataset do not share."""
-    alike: dict[tuple[object, ...], list[_Run]] = {}
-    for run in runs:
-        alike.setdefault((run.config.dataset, run.config.shots), []).append(run)
-    differing: set[str] = set()
-    for group in alike.values():
-        values = {name: {run.choices[name] for run in group} for name in group[0].choices}
-        differing |= {name for name, distinct in values.items() if len(distinct) > 1}
+    alike: dict[tuple[object, ...], list[Mapping[str, str]]] = {}
+    for cell, choices in runs:
+        alike.setdefault((cell.finetune.dataset, cell.shots), []).append(choices)
+    differing = {
+        name for group in alike.values() for name in group[0] if len({choices[name] for choices in group}) > 1
+    }
     # Where the teachers' names tell the features, these say nothing more.
-    if len({(run.teachers, run.choices["features"]) for run in runs}) == len({run.teachers for run in runs}):
+    if len({(choices["teachers"], choices["features"]) for _, choices in runs}) == len(
+        {cell.teachers for cell, _ in runs}
+    ):
         differing.discard("features")
     return differing
 
 
-def _row(run: _Run, differing: set[str]) -> str:
+def _row(cell: Cell, choices: Mapping[str, str], differing: set[str]) -> str:
     """Name the row of a run: its method, the unusual choices that differ, and what was kept from the student."""
     said = (differing - {"method"}) | _ALWAYS_SAID
-    if "random:" in run.choices["teachers"]:
+    if "random:" in choices["teachers"]:
         said |= {"teachers"}
-    choices = [f"{name} {run.choices[name]}" for name in sorted(said) if run.choices[name] != _USUAL.get(name)]
-    return ", ".join([SHIPPED[run.config.method].label, *choices])
+    shown = [f"{name} {choices[name]}" for name in sorted(said) if choices[name] != _USUAL.get(name)]
+    return ", ".join([SHIPPED[cell.finetune.method].label, *shown])
 
 
 def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
     """Say in one sentence what the runs of a table differ in, which is why they are not compared."""
     names_of_choices = dict.fromkeys(("method", "labels asked for", *sorted(differing)))
-    values = {name: list(dict.fromkeys(run.choices[name] for run in runs)) for name in names_of_choices}
+    values = {name: list(dict.fromkeys(choices[name] for _, choices in runs)) for name in names_of_choices}
     differences = [f"{name} ({' and '.join(each)})" for name, each in values.items() if len(each) > 1]
     where = "; ".join(differences) or "their data"
     return (
@@ -195,15 +189,16 @@ def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
     )
 
 
-def _settings(runs: Sequence[_Run]) -> dict[str, Setting]:
+def _settings(cells: Sequence[Cell]) -> dict[str, Setting]:
     """Return the setting of each dataset, with all that its runs were scored on; those of one name have a number."""
-    by_dataset: dict[str, list[_Run]] = {}
-    for run in runs:
-        by_dataset.setdefault(run.config.dataset, []).append(run)
+    by_dataset: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_dataset.setdefault(cell.finetune.dataset, []).append(cell)
     counts = Counter(map(dataset_label, by_dataset))
     settings = {}
     for number, (dataset, group) in enumerate(by_dataset.items(), start=1):
-        metrics = {metric for run in group for of_set in run.documents.values() for metric in of_set["metrics"]}
+        documents = [document for cell in group for document in read_documents(cell.run).values()]
+        metrics = {metric for document in documents for metric in document["metrics"]}
         tasks = tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
         label = dataset_label(dataset)
         settings[dataset] = Setting(
@@ -211,9 +206,9 @@ def _settings(runs: Sequence[_Run]) -> dict[str, Setting]:
             name=f"{label} ({number})" if counts[label] > 1 else label,
             tasks=tasks,
             metrics=with_joint(tuple(METRIC_OF_TASK[task] for task in tasks)),
-            student=", ".join(dict.fromkeys(run.config.student for run in group)),
-            init=group[0].config.init,
-            teachers=tuple(dict.fromkeys(teacher for run in group for teacher in run.teachers)),
-            test_sets=tuple(dict.fromkeys(name for run in group for name in run.documents)),
+            student=", ".join(dict.fromkeys(cell.finetune.student for cell in group)),
+            init=group[0].finetune.init,
+            teachers=tuple(dict.fromkeys(teacher for cell in group for teacher in cell.teachers)),
+            test_sets=tuple(dict.fromkeys(name for cell in group for name in cell.test_sets)),
         )
     return settings

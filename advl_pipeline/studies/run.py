@@ -22,7 +22,7 @@ from tqdm import tqdm
 from advl_pipeline.base.atomic import make_folder
 from advl_pipeline.base.compute import num_cores
 from advl_pipeline.base.configuration import command_words, config_to_dict
-from advl_pipeline.base.errors import AdvlError, ConfigError, Interrupted, InUse, WeightsUnavailable, again
+from advl_pipeline.base.errors import AdvlError, ConfigError, InUse, WeightsUnavailable, again
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.process_lock import process_lock
@@ -53,9 +53,6 @@ CachePreparer = Callable[[ExtractConfig], None]
 
 _SECONDS_BETWEEN_LOOKS = 10.0
 
-Outcome = tuple[Cell, AdvlError | None]
-"""A cell that is over, and what went wrong."""
-
 
 def prepare_cache(config: ExtractConfig) -> None:
     """Extract a cache; where another process is at it, that one's end is waited for.
@@ -84,7 +81,6 @@ def run_study(
     execute: CellExecutor = execute_cell,
     prepare: CachePreparer = prepare_cache,
     digest: DatasetDigester = digest_dataset,
-    report_failure: Callable[[Cell, AdvlError], None] = lambda cell, error: None,
 ) -> StudyResult:
     """Run what is missing of a study and gather it.
 
@@ -94,12 +90,11 @@ def run_study(
 
     Args:
         execute: runs one cell; replaced in tests and by schedulers. With several workers it must be importable.
-        report_failure: called for each failed cell with `keep_going`.
 
     Raises:
         ConfigError: the study cannot be used, or a test set has changed since runs were scored on it.
         DatasetError: a dataset that it trains on is missing or malformed.
-        AdvlError: what a cell raised, unless `keep_going`.
+        AdvlError: what a cell raised.
         Interrupted: stopped by a signal, after the steps that it came in.
     """
     with interruptible("The study", kept="finished cells are kept, and the steps of those that ran"):
@@ -124,7 +119,7 @@ def run_study(
         needed = {path for cell in plan.cells if not is_cell_finished(cell) for path in cell.finetune.cache}
         for path in (path for path in plan.caches if path in needed):
             prepare(plan.caches[path])
-        _run_cells(plan, config, execute, report_failure)
+        _run_cells(plan, config.workers, execute)
         return gather_study(folder)
 
 
@@ -161,32 +156,22 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
             raise ConfigError(what, where=str(path), why=why, next_command=remedy)
 
 
-def _run_cells(
-    plan: Plan,
-    config: StudyRunConfig,
-    execute: CellExecutor,
-    report_failure: Callable[[Cell, AdvlError], None],
-) -> None:
+def _run_cells(plan: Plan, workers: int, execute: CellExecutor) -> None:
     finished = [cell for cell in plan.cells if is_cell_finished(cell)]
     left = [cell for cell in plan.cells if cell not in finished]
     if not left:
         return
-    run_all = partial(run_in_processes, num_workers=config.workers) if config.workers > 1 else run_in_turn
+    run_all = partial(run_in_processes, num_workers=workers) if workers > 1 else run_in_turn
     with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
         # First what no other process runs, then what others ran: finished by now, or left behind.
         for waits in (False, True):
             others: list[Cell] = []
-            for cell, error in run_all(left, partial(_run_cell, execute, waits=waits)):
-                if error is None and not is_cell_finished(cell) and not waits:
+            for cell in run_all(left, partial(_run_cell, execute, waits=waits)):
+                if not is_cell_finished(cell) and not waits:
                     others.append(cell)
                     continue
                 progress.set_postfix_str(cell.title)
                 progress.update()
-                if error is None:
-                    continue
-                if not config.keep_going:
-                    raise error
-                report_failure(cell, error)
             left = others
 
 
@@ -205,24 +190,18 @@ def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
             execute(cell)
 
 
-def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[Outcome]:
-    """Run cells in this process, in order; another kind of error than `AdvlError` is raised."""
+def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[Cell]:
+    """Run cells in this process, in order; yield each as it ends."""
     for cell in cells:
-        try:
-            run(cell)
-        except Interrupted:
-            raise
-        except AdvlError as error:
-            yield cell, error
-        else:
-            yield cell, None
+        run(cell)
+        yield cell
 
 
-def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_workers: int) -> Iterator[Outcome]:
+def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_workers: int) -> Iterator[Cell]:
     """Run cells in `num_workers` fresh processes; yield each as it ends.
 
-    When the consumer stops early, or a signal stops this process, the workers end the steps that they are at and
-    write their checkpoints. When this process dies they are ended at once. An unfinished cell resumes.
+    When a cell fails, or a signal stops this process, the workers end the steps that they are at and write their
+    checkpoints. When this process dies they are ended at once. An unfinished cell resumes.
 
     Args:
         cells: to be run, the first ones first.
@@ -230,7 +209,7 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
         num_workers: processes; each computes on its share of the cores.
 
     Raises:
-        AdvlError: a worker died, such as for want of memory. Interrupted: a signal stopped one.
+        AdvlError: what a cell raised, or a worker died, such as for want of memory.
     """
     threads = max(1, num_cores() // num_workers)
     with worker_processes(num_workers, threads_each=threads, ends_steps=True) as pool:
@@ -241,9 +220,9 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
                 remedy = again("run the same command with fewer --workers; finished cells are kept")
                 what, why = "A worker of the study died.", "the system may have ended it for want of memory"
                 raise AdvlError(what, why=why, next_command=remedy) from None
-            if error is not None and (not isinstance(error, AdvlError) or isinstance(error, Interrupted)):
+            if error is not None:
                 raise error
-            yield cell_of[future], error
+            yield cell_of[future]
 
 
 def _run_interruptible(run: Callable[[Cell], None], cell: Cell) -> None:

@@ -181,6 +181,8 @@ def test_the_users_command_is_told_with_and_without_the_words_that_are_advised(
         # What other programs call it.
         ("train --dataset scenes-vcr --seed 7", "finetune --dataset scenes-vcr --seed 7"),
         ("eval runs/a --on test", "evaluate runs/a --on test"),
+        ("predict a --split val", "predict a --on val"),
+        ("evaluate a --evaluate-on 5", "evaluate a --num-questions 5"),
         ("finetune --dataset scenes-vcr --lr 1e-4", "--learning-rate 1e-4"),
         ("finetune --dataset scenes-vcr --learning_rate 1e-4", "--learning-rate 1e-4"),
         ("finetune --dataset scenes-vcr --num-epochs 3", "--epochs 3"),
@@ -230,13 +232,25 @@ def test_a_value_never_goes_into_an_option_of_another_unit(
     require_parses(advised(message))
 
 
-@pytest.mark.parametrize("content", ["dataset = ", "datset = 'scenes-vcr'", "method = 'avdl'"])
-def test_an_error_in_a_file_says_to_mend_it(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("dataset = ", "not valid TOML"),
+        ("datset = 'scenes-vcr'", "datset"),
+        ("method = 'avdl'", "avdl"),
+        ("num-steps = 7\nnum_steps = 7", "are the same"),
+        ("init = 5", "init must be Path"),
+    ],
+)
+def test_an_error_in_a_file_says_to_mend_it(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "run.toml"
     file.write_text(content)
     words = ["finetune", "--config", str(file), "--output", "runs/a"]
     code, message = complaint(capsys, *words)
     assert code == 2
+    assert said in message
     assert f"mend {file}" in message
     assert advised(message) == ["advl", *words]
 

@@ -130,13 +130,3 @@ def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_p
     assert "8 questions, 16 examples" in out
     dataset = open_dataset("vcr", split="val", data_root=tmp_path)
     assert read_id_list(file)[2] == nested_subset(dataset, 8, seed=1)
-
-
-def test_the_built_corpus_is_read_by_the_same_readers(small_corpus: Any) -> None:
-    for name in ("vcr", "vqa", "snli-ve", "captions"):
-        check = run_check(CheckConfig(name=f"scenes-{name}", data_root=small_corpus.data_root, deep=True))
-        # The grey pictures are those of photographs.
-        drawn = [split for split in check["splits"] if split["split"] != "test-grey"]
-        assert {split["status"] for split in drawn} == {"ok"}
-        assert all(split["num_items"] >= split["num_pictures"] > 0 for split in drawn)
-        assert {split["status"] for split in check["splits"] if split not in drawn} <= {"missing"}

@@ -388,7 +388,7 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     for run in [cell["run"] for cell in result.cells][3:]:
         shutil.rmtree(result.runs / run)
     partial = gather_study(result.folder)
-    page = read_page(page_of(partial, data_root=tmp_path / "nowhere", num_examples=6))
+    page = read_page(page_of(partial, data_root=tmp_path / "nowhere"))
     assert "13 of 16 runs are not finished" in page.text
     assert "cannot be shown" in page.find("section", id="examples")[0].text
     written = as_markdown(partial)
@@ -396,7 +396,7 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     assert ", 1 seed" in written
     for run in [cell["run"] for cell in result.cells][:3]:
         shutil.rmtree(result.runs / run)
-    page = read_page(page_of(gather_study(result.folder), data_root=None, num_examples=6))
+    page = read_page(page_of(gather_study(result.folder), data_root=None))
     assert not page.find("table", class_="main")
     assert {badge.text for badge in page.find("p", class_="badge")} == {"undecided at this size"}
     assert page.find("p", class_="lead")[0].text.startswith("There is no answer yet")
@@ -472,7 +472,7 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(tmp_path: Path
     pages = []
     written = tmp_path / "page"
     for form in (*get_args(ReportFormat), "html"):
-        run_report(ReportConfig(run=(folder,), to=form, output=written, num_examples=0))
+        run_report(ReportConfig(run=(folder,), to=form, output=written))
         pages += [written.read_text(encoding="utf-8")] if form == "html" else []
     assert pages[0] == pages[1]
     mine = tmp_path / "mine.html"

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from advl_pipeline.base.configuration import config_to_dict
-from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction
@@ -270,7 +270,6 @@ def run_trial(
     gains: Mapping[str, float] = GAINS,
     prepare: CachePreparer = prepare,
     options: Mapping[str, Any] = MappingProxyType({}),
-    report_failure: Callable[[Cell, AdvlError], None] = print,
     num_seeds: int = 2,
     extra: str = "",
     **lines: str,
@@ -279,7 +278,7 @@ def run_trial(
     file = write_study_file(folder, num_seeds=num_seeds, extra=extra, **lines)
     asked = StudyRunConfig(study=str(file), output=folder / output, caches=folder / "caches", **options)
     run = executor or partial(execute, gains=gains)
-    return run_study(asked, execute=run, prepare=prepare, digest=digest, report_failure=report_failure)
+    return run_study(asked, execute=run, prepare=prepare, digest=digest)
 
 
 def fail_first_seed(cell: Cell) -> None:

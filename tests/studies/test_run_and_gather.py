@@ -160,11 +160,11 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     assert len(ran) == len(more.cells) - len(first.cells) == 2
 
 
-def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"scenes-1\.png"):
-        run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, **TINY)
-    result = run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, options={"keep_going": True}, **TINY)
-    assert result.num_finished == 2
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_stops_the_study(workers: int, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"scenes-1\.png") as caught:
+        run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, options={"workers": workers}, **TINY)
+    assert caught.value.next_command == "restore it"
 
 
 WORKER = """
@@ -233,19 +233,11 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     assert gather_study(tmp_path / "study").num_finished == 12
 
 
-def test_workers_run_cells_side_by_side_in_processes_of_their_own_and_say_what_failed(tmp_path: Path) -> None:
-    failures: list[AdvlError] = []
-    options = {"workers": 2, "keep_going": True}
+def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
     result = run_trial(
-        tmp_path,
-        num_seeds=4,
-        executor=synthetic_runs.fail_first_seed,
-        options=options,
-        report_failure=lambda _, error: failures.append(error),
-        **TINY,
+        tmp_path, seeds="[1, 2, 3]", executor=synthetic_runs.fail_first_seed, options={"workers": 2}, **TINY
     )
-    assert (result.num_finished, len(result.cells)) == (6, 8)
-    assert [(error.where, error.next_command) for error in failures] == [("scenes-1.png", "restore it")] * 2
+    assert (result.num_finished, len(result.cells)) == (6, 6)
     seen = [path.read_text().split() for path in (tmp_path / "cells").rglob("seen-*")]
     assert len(seen) == 6
     assert {int(pid) for pid, _ in seen}.isdisjoint({os.getpid()})
