@@ -108,9 +108,6 @@ class Card(Configuration):
     rationale_choices: int | None = option(
         None, help="Rationales to choose from: the row's first one and others of other rows.", minimum=2
     )
-    shuffle_seed: int = option(
-        0, help="Seed of what is drawn: the order of choices, rationales of other rows.", minimum=0
-    )
     min_answer_count: int = option(
         1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
     )

@@ -135,7 +135,6 @@ class ScoreShiftConfig(Configuration):
 
     run: Path = option(help="Run folder that `advl evaluate` has scored on both sets.", such_as="runs/mine")
     on: str = option(help="The shifted set, as it was named to `advl evaluate --on`.", such_as="rule-singular")
-    original: str | None = option(None, help="Set to compare with [default: the one that the dataset's card names].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -52,10 +52,10 @@ def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
         DatasetError: the sets have no question in common.
     """
     dataset = str(read_config(config.run)["dataset"])
-    original_set = config.original or original_of(dataset, config.on)
+    original_set = original_of(dataset, config.on)
     if original_set is None:
         what = f"No card names a set to compare {config.on!r} with."
-        raise ConfigError(what, next_command="name one with --original SET")
+        raise ConfigError(what, next_command=advise(["advl", "datasets", "card", dataset]))
     original, shifted = (_items(config.run, name) for name in (original_set, config.on))
     drops = {}
     for metric in (name for name in original if name in shifted):

@@ -30,7 +30,6 @@ class GenerativeConfig(Configuration):
     options: Literal["hidden", "letters"] = option(
         "hidden", help="Whether choices are listed behind letters, so that a candidate's answer is its letter."
     )
-    max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
     dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
     image_splitting: bool | None = option(
         None, help="Cut pictures into tiles; without, one tile shows all [default: as the processor is set]."

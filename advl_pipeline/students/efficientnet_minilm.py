@@ -11,7 +11,7 @@ F channels of the maps, S side in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,7 +20,6 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
-from advl_pipeline.base.configuration import option
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import (
     TokenGrid,
@@ -40,18 +39,11 @@ DEPTHS = (1, 2, 3, 4)
 TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EfficientNetMiniLmConfig(PixelStudentConfig):
-    """Sizes of the fusion; the towers are as published."""
-
-    train_towers: bool = option(False, help="Train the towers too, at the student's learning rate.")
-
-
 class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
     """Runs the two towers and the fusion."""
 
-    config: EfficientNetMiniLmConfig
-    config_class: ClassVar[type[EfficientNetMiniLmConfig]] = EfficientNetMiniLmConfig
+    config: PixelStudentConfig
+    config_class: ClassVar[type[PixelStudentConfig]] = PixelStudentConfig
     towers, tower_parts = ("efficientnet-lite0", "minilm-l6"), ("vision", "text")
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
     num_class_tokens = 0
@@ -59,7 +51,7 @@ class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
     vision: Any
     text: Any
 
-    def __init__(self, name: str, config: EfficientNetMiniLmConfig) -> None:
+    def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
         self.vision = efficientnet_lite0()
         self.vision.prune_intermediate_layers(list(DEPTHS), prune_head=True)
@@ -76,7 +68,7 @@ class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
         self.pooler = BertPooler(bert)
         for part in (self.text_projection, self.cell_projection, self.place_embedding, self.encoder, self.pooler):
             initialise_bert(part)
-        self.hold_towers(trained=config.train_towers)
+        self.hold_towers()
 
     def collate(self, examples: Sequence[Example]) -> PixelBatch:
         batch = super().collate(examples)

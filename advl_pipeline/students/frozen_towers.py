@@ -43,14 +43,12 @@ class TowerStudent(Student):
     """A student with parts whose weights are those of other networks: `tower_parts`, in the order of `towers`."""
 
     tower_parts: ClassVar[tuple[str, ...]]
-    trains_towers: bool
     _kept_states: dict[str, FrozenStates]
 
-    def hold_towers(self, *, trained: bool = False) -> None:
-        """Freeze the towers, unless they are trained; a class calls it when it has built them."""
-        self.trains_towers = trained
+    def hold_towers(self) -> None:
+        """Freeze the towers; a class calls it when it has built them."""
         for tower in self._towers:
-            tower.requires_grad_(trained)
+            tower.requires_grad_(False)
         _forget(self)
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
@@ -67,7 +65,7 @@ class TowerStudent(Student):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for tower in self._towers:
-            tower.train(mode and self.trains_towers)
+            tower.eval()
         return self
 
     def kept_states(self, part: str, inputs: torch.Tensor, *, read_as: str = "") -> FrozenStates | None:

@@ -68,6 +68,10 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 """Modules of a language model that get low-rank updates."""
 
 
+MOST_NEW_TOKENS = 10
+"""Of a generated answer."""
+
+
 class GenerativeStudent(Student):
     """The adapter; state names are transformers' behind `model.`."""
 
@@ -337,7 +341,7 @@ class GenerativeStudent(Student):
         asked = self.prompts(batch, place_NS.clamp(min=0), shown_NS)
         generated = self.model.generate(
             **asked,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=MOST_NEW_TOKENS,
             do_sample=False,
             eos_token_id=self.chat.end_id,
             pad_token_id=self.chat.pad_id,

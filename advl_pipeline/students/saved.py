@@ -28,8 +28,8 @@ from advl_pipeline.students.weight_files import (
     weights_digest,
 )
 
-_PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
-"""Settings of 0.2, which stored where the files of a student's regions lay, as `regions` too."""
+_GONE = ("ground_truth_regions", "region_naming", "region_split", "train_towers", "max_new_tokens")
+"""Settings of former versions that change no weight. 0.2 stored where the files of a student's regions lay."""
 
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
 DESCRIPTION_FILE = names.STUDENT
@@ -109,7 +109,7 @@ def saved_settings(folder: Path, name: str) -> dict[str, Any]:
         WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there.
     """
     config = _described(folder, name)["config"]
-    settings = {key: value for key, value in config.items() if key not in _PLACES_OF_REGIONS}
+    settings = {key: value for key, value in config.items() if key not in _GONE}
     if settings.get("regions") not in (None, "pixels"):
         settings["regions"] = "detector"
     return settings

@@ -118,16 +118,6 @@ def test_students_of_equal_towers_and_other_grids_share_no_states(
         assert_near(actual, finer.encode(batch).visual_states_NRH)
 
 
-def test_towers_that_are_trained_get_gradients_and_are_read_anew(examples: list[Example]) -> None:
-    student: Any = build_student(NAME, overrides={"train_towers": True})
-    with counting(student.vision.conv_stem) as pictures:
-        for _ in range(2):
-            student.encode(student.collate(examples)).pooled_NP.sum().backward()
-    assert pictures == [3, 3]
-    assert student.vision.conv_stem.weight.grad.abs().any()
-    assert student.text.encoder.layer[0].attention.self.query.weight.grad.abs().any()
-
-
 def test_training_leaves_frozen_towers_as_in_evaluation(student: Any) -> None:
     student.train()
     assert student.training

@@ -97,7 +97,7 @@ def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:
             is_constant = fields.get("label") in card.constants.get("choices", ())
             fields["choices"] = fields.get("choices") if options is None and is_constant else options
         if card.right_choice_first and isinstance(fields.get("choices"), list):
-            fields["choices"], fields["label"] = _drawn_order(fields["choices"], row._replace(name=name), card)
+            fields["choices"], fields["label"] = _drawn_order(fields["choices"], row._replace(name=name))
         lacks = any(fields.get(needed) in (None, "", []) for needed in card.needs)
         yield row._replace(record=None if lacks else fields, name=name)
 
@@ -200,14 +200,14 @@ def _option_mark(letter: str, gap: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|(?<=[\s,;:]))(?:\((?i:{letter})\)[.:]?|{letter}[.:)]){gap}")
 
 
-def _drawn_order(texts: Sequence[Any], row: Row, card: Card) -> tuple[list[Any], int]:
-    """Return texts in an order that depends on the seed and on the row's name alone, and where the first one went."""
-    order = sorted(range(len(texts)), key=lambda place: _draw(card, row, str(place)))
+def _drawn_order(texts: Sequence[Any], row: Row) -> tuple[list[Any], int]:
+    """Return texts in an order that depends on the row's name alone, and where the first one went."""
+    order = sorted(range(len(texts)), key=lambda place: _draw(row, str(place)))
     return [texts[place] for place in order], order.index(0)
 
 
-def _draw(card: Card, row: Row, *parts: str) -> bytes:
-    return draw_key(card.shuffle_seed, row.split or "", row.name, *parts)
+def _draw(row: Row, *parts: str) -> bytes:
+    return draw_key(0, row.split or "", row.name, *parts)
 
 
 def _with_drawn_rationales(rows: Iterator[Row], card: Card) -> Iterator[Row]:
@@ -227,9 +227,9 @@ def _with_drawn_rationales(rows: Iterator[Row], card: Card) -> Iterator[Row]:
             if not isinstance(row.record, Mapping) or not (right := by_row[row.name]):
                 yield row
                 continue
-            start = int.from_bytes(_draw(card, row, "rationales"), "big") % len(lent)
+            start = int.from_bytes(_draw(row, "rationales"), "big") % len(lent)
             others = (text for name, text in lent[start:] + lent[:start] if name != row.name and text not in right)
             texts = [right[0], *islice(dict.fromkeys(others), (card.rationale_choices or 1) - 1)]
-            rationales, label = _drawn_order(texts, row, card)
+            rationales, label = _drawn_order(texts, row)
             yield row._replace(record={**row.record, "rationales": rationales, "rationale_label": label})
         before = pool
