@@ -87,12 +87,14 @@ def report(config: ReportConfig) -> Iterator[Any]:
     """
     from advl_pipeline.reporting.report import run_report
 
-    result = run_report(config)
-    yield to_plain({"output": result.output, "answers": result.answers, "verdicts": result.verdicts})
-    from advl_pipeline.reporting.answer import nothing_yet
+    output, result = run_report(config)
+    from advl_pipeline.reporting.answer import answers, nothing_yet
+    from advl_pipeline.studies.claims import judge_claims
 
-    for answer in result.answers or [nothing_yet(result.study)]:
+    told, verdicts = answers(result), judge_claims(result)
+    yield to_plain({"output": output, "answers": told, "verdicts": verdicts})
+    for answer in told or [nothing_yet(result)]:
         click.echo(str(answer))
-    for verdict in result.verdicts:
+    for verdict in verdicts:
         click.echo(f"{verdict.claim}  {verdict.outcome:<23} {verdict.statement} {verdict.reason}")
-    click.echo(f"report: {result.output}")
+    click.echo(f"report: {output}")

@@ -14,8 +14,6 @@ from advl_pipeline.base.outputs import ReplaceOptions, require_outputs
 from advl_pipeline.datasets.config import DataRootOptions
 
 if TYPE_CHECKING:
-    from advl_pipeline.reporting.answer import Answer
-    from advl_pipeline.studies.claims import Verdict
     from advl_pipeline.studies.result import StudyResult
 
 ReportFormat = Literal["html", "csv", "items", "json", "md"]
@@ -52,18 +50,8 @@ class ReportConfig(DataRootOptions, ReplaceOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportResult:
-    """Where the report lies, what was in it, what it opens with, and the verdicts."""
-
-    output: Path
-    study: StudyResult
-    answers: tuple[Answer, ...]
-    verdicts: tuple[Verdict, ...]
-
-
-def run_report(config: ReportConfig) -> ReportResult:
-    """Gather a study and write it in the form asked for.
+def run_report(config: ReportConfig) -> tuple[Path, StudyResult]:
+    """Gather a study, write it in the form asked for, and return where.
 
     Raises:
         ConfigError: a folder holds neither a study nor evaluated runs, or damaged ones; a study is among several; a
@@ -81,9 +69,7 @@ def run_report(config: ReportConfig) -> ReportResult:
         folders_of_runs(config.run)
     # All that can be refused without them is refused by now.
     from advl_pipeline.reporting import tables
-    from advl_pipeline.reporting.answer import answers
     from advl_pipeline.reporting.page import page_of
-    from advl_pipeline.studies.claims import judge_claims
     from advl_pipeline.studies.gather import gather_runs, gather_study
 
     result = gather_study(studies[0]) if studies else gather_runs(*config.run)
@@ -95,4 +81,4 @@ def run_report(config: ReportConfig) -> ReportResult:
         content = tables.WRITERS[config.to](result)
     make_folder(output.parent)
     write_text(output, content)
-    return ReportResult(output=output, study=result, answers=answers(result), verdicts=judge_claims(result))
+    return output, result

@@ -38,5 +38,5 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
 @pytest.fixture(scope="session")
 def page_text(vcr: tuple[StudyResult, Path]) -> str:
     result, data_root = vcr
-    report = run_report(ReportConfig(run=(result.folder,), data_root=data_root))
-    return report.output.read_text(encoding="utf-8")
+    output, _ = run_report(ReportConfig(run=(result.folder,), data_root=data_root))
+    return output.read_text(encoding="utf-8")

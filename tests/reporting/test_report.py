@@ -187,11 +187,11 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
     result, data_root = vcr
     (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
     shutil.copytree(result.runs / cell["run"], tmp_path / "mine")
-    report = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
-    page = read_page(report.output.read_text(encoding="utf-8"))
+    output, gathered = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
+    page = read_page(output.read_text(encoding="utf-8"))
     sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]
     assert sections == ["answer", "table", "losses", "errors", "examples", "words", "readout", "cost", "repeat"]
-    assert report.verdicts == ()
+    assert judge_claims(gathered) == ()
     assert page.find("h1")[0].text == "scenes-small on vcr"
     scores = page.find("table", class_="scores")[0].find("tbody")[0].find("tr")
     shown = [[item.text for item in (*row.find("th"), *row.find("td"))] for row in scores]
@@ -210,7 +210,7 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
     examples = page.find("section", id="examples")[0].find("article", class_="example")
     assert [example.find("p", class_="outcome")[0].text for example in examples] == ["right"] * 3 + ["wrong"] * 3
     assert not page.find("article", class_="verdict")
-    markdown = run_report(ReportConfig(run=(tmp_path / "mine",), to="md")).output.read_text(encoding="utf-8")
+    markdown = run_report(ReportConfig(run=(tmp_path / "mine",), to="md"))[0].read_text(encoding="utf-8")
     assert "claim" not in markdown
 
 

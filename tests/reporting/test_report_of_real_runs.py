@@ -54,8 +54,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, small_corpus: SmallCorpus) -
 @pytest.fixture(scope="module")
 def page(study: StudyResult) -> Element:
     # Its cells know where their data lie.
-    report = run_report(ReportConfig(run=(study.folder,)))
-    return read_page(report.output.read_text(encoding="utf-8"))
+    output, _ = run_report(ReportConfig(run=(study.folder,)))
+    return read_page(output.read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
