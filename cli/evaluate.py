@@ -18,7 +18,7 @@ from advl_pipeline.evaluation.config import (
 )
 
 from .advice import what_follows
-from .flags import config_command, print_confusion
+from .flags import config_command
 from .main import PluginGroup
 
 
@@ -205,7 +205,9 @@ def snli_ve(config: ScoreSnliVeConfig) -> Iterator[Any]:
     result = run_score_snli_ve(config)
     yield result
     click.echo(f"SNLI-VE accuracy, {result['num_items']} pairs: {result['accuracy']:.2f}")
-    print_confusion(result["label_names"], result["confusion"])
+    click.echo("  true \\ called   " + " ".join(f"{name:>13}" for name in result["label_names"]))
+    for name, row in zip(result["label_names"], result["confusion"], strict=True):
+        click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
 
 
 @config_command(ScoreShiftConfig, "shift", group=score, arguments=("run",))

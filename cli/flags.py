@@ -180,13 +180,6 @@ def print_json(value: Any) -> None:
     click.echo(json_text(value, default=str))
 
 
-def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    """Print a confusion matrix: rows are true classes."""
-    click.echo("  true \\ called   " + " ".join(f"{name:>13}" for name in label_names))
-    for name, row in zip(label_names, counts, strict=True):
-        click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
-
-
 def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
     """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
     from advl_pipeline.datasets.registry import read_rows

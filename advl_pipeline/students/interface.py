@@ -22,7 +22,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.tensors import moved
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, rules_below
-from advl_pipeline.students.presets import family_settings, merged, published_presets
+from advl_pipeline.students.presets import published_presets
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
@@ -200,8 +200,7 @@ class Student(nn.Module, ABC):
     """Encodes text and picture together, and builds a head for each task."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
-    """Name -> settings that differ from the defaults of the class' configuration; those of a class that extends a
-    family differ from the family's (`data/architectures.toml`)."""
+    """Name -> settings that differ from the defaults of the class' configuration."""
     name: str
     config: Any
     """Its settings, a dataclass."""
@@ -221,12 +220,6 @@ class Student(nn.Module, ABC):
 
     _shared: dict[str, list[tuple[Sequence[torch.Tensor], Any]]] | None = None
     """What layers below the fusion gave, with the inputs that they gave it for."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if "presets" in vars(cls):
-            family = family_settings(cls)
-            cls.presets = {name: merged(family, settings) for name, settings in cls.presets.items()}
 
     @contextmanager
     def sharing(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from inspect import get_annotations
 from typing import Any
 
 from advl_pipeline.base.packages import read_tables
@@ -65,26 +64,6 @@ def library_config(kind: Any, config: Any, **more: Any) -> Any:
         return getattr(config, name, name) if isinstance(name, str) else name
 
     return kind(**merged(valued(read_tables("library_names.toml")[kind.__name__]), more))
-
-
-def family_settings(student_class: Any) -> dict[str, Any]:
-    """Return the settings of the family of `STUDENTS` whose class this is or extends; {} for one of no family.
-
-    What the class' own configuration declares anew is left out.
-    """
-    for base in student_class.__mro__:
-        place = f"{base.__module__}:{base.__name__}".removeprefix("advl_pipeline.students.")
-        name = next((name for name, known in STUDENTS.items() if known == place), None)
-        if name is not None:
-            shared = base.config_class.__mro__
-            declarations = [
-                get_annotations(ancestor) for ancestor in student_class.config_class.__mro__ if ancestor not in shared
-            ]
-            settings = read_tables("architectures.toml").get(family_of(name), {})
-            return {
-                key: value for key, value in settings.items() if not any(key in declared for declared in declarations)
-            }
-    return {}
 
 
 def family_of(name: str) -> str:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 import torch
 from made_examples import picture, question
 
-from advl_pipeline.base.configuration import option
 from advl_pipeline.students import registry
-from advl_pipeline.students.saved import builder, save_student
-from advl_pipeline.students.uniter import Uniter, UniterConfig
+from advl_pipeline.students.saved import save_student
 
 GUIDE = Path(__file__).parents[2] / "docs" / "adding-a-student.md"
 
@@ -56,24 +51,3 @@ def test_the_guides_student_is_found_encodes_and_saves(tmp_path: Path) -> None:
     again = registry.build_student("late-fusion-tiny", weights=tmp_path / "saved").eval()
     with torch.no_grad():
         assert torch.equal(again.encode(batch).pooled_NP, output.pooled_NP)
-
-
-SMALL = {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "intermediate_size": 8}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShortConfig(UniterConfig):
-    max_text_length: int = option(60, help="Tokens of one row of text.", minimum=5)
-
-
-class Short(Uniter):
-    config_class: ClassVar[type[UniterConfig]] = ShortConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"short": SMALL, "short-words": {**SMALL, "vocab_size": 50}}
-
-
-def test_a_plug_in_starts_from_the_family_that_it_extends() -> None:
-    configs = [builder(Short)(name, None, {}).config for name in ("short", "short-words")]
-    assert [(config.tokenizer, config.vocab_size, config.max_text_length) for config in configs] == [
-        ("bert-base-cased", 28996, 60),
-        ("bert-base-cased", 50, 60),
-    ]
