@@ -70,7 +70,17 @@ class RecentlyUsed(Generic[Item]):
         return type(self), (self._max_bytes,)
 
 
-class DecodedPictures:
+class Announced:
+    """Hears which pictures are asked for; nothing is done about it by default."""
+
+    def announce(self, units: Sequence[ImageUnit]) -> None:
+        """Hear which pictures are asked for soon."""
+
+    def begin_epoch(self) -> None:
+        """Hear that all pictures are asked for anew."""
+
+
+class DecodedPictures(Announced):
     """Decodes picture files and squeezes them to squares; several threads may ask at once.
 
     The most recently used ones stay in memory, `kept_bytes` of them.
@@ -83,12 +93,6 @@ class DecodedPictures:
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         """Return (B, 3, S, S) uint8; raises `DatasetError` naming a picture that cannot be decoded."""
         return torch.stack([self._kept.get(unit.unit_id, partial(self._read, unit)) for unit in units])
-
-    def announce(self, units: Sequence[ImageUnit]) -> None:
-        """Hear which pictures are asked for soon; a file is read when it is decoded."""
-
-    def begin_epoch(self) -> None:
-        """Hear that all pictures are asked for anew."""
 
     def _read(self, unit: ImageUnit) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(read_square(unit.path, self.size).transpose(2, 0, 1)))
@@ -131,7 +135,7 @@ class Regions:
     whole_first: bool
 
 
-class RegionSource(ABC):
+class RegionSource(Announced, ABC):
     """Gives the regions of a picture, the same ones every time."""
 
     feature_size: int
@@ -139,13 +143,6 @@ class RegionSource(ABC):
     @abstractmethod
     def regions(self, unit: ImageUnit) -> Regions:
         """Return the regions; raises `DatasetError` naming the picture when it cannot."""
-        ...
-
-    def announce(self, units: Sequence[ImageUnit]) -> None:  # noqa: B027
-        """Hear which pictures are asked for soon."""
-
-    def begin_epoch(self) -> None:  # noqa: B027
-        """Hear that all pictures are asked for anew."""
 
 
 class RandomProjection:

@@ -187,7 +187,7 @@ def test_a_student_of_0_2_says_what_its_regions_are(tmp_path: Path, stored: str 
     save_student(tmp_path, build_student("uniter-tiny"), origin={})
     description = load_json(tmp_path / "student.json")
     description["config"] |= {"regions": stored, "ground_truth_regions": None, "region_split": "train"}
-    description["config"]["region_naming"] = "uniter"
+    description["config"] |= {"region_naming": "uniter", "train_towers": False}
     (tmp_path / "student.json").write_text(json.dumps(description), encoding="utf-8")
     assert build_student("uniter-tiny", weights=tmp_path).config_dict()["regions"] == now
 
