@@ -91,9 +91,9 @@ def report(config: ReportConfig) -> Iterator[Any]:
     from advl_pipeline.reporting.answer import answers, nothing_yet
     from advl_pipeline.studies.claims import judge_claims
 
-    told, verdicts = answers(result), judge_claims(result)
-    yield to_plain({"output": output, "answers": told, "verdicts": verdicts})
-    for answer in told or [nothing_yet(result)]:
+    first, verdicts = answers(result), judge_claims(result)
+    yield to_plain({"output": output, "answers": first, "verdicts": verdicts})
+    for answer in first or [nothing_yet(result)]:
         click.echo(str(answer))
     for verdict in verdicts:
         click.echo(f"{verdict.claim}  {verdict.outcome:<23} {verdict.statement} {verdict.reason}")
