@@ -164,7 +164,7 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
                 window = pd.Series(values).rolling(2 * max(1, len(values) // 40) + 1, center=True, min_periods=1)
                 drawn.plot(steps, window.mean(), color=colour, linewidth=1.8)
             else:
-                drawn.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4)
+                drawn.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4, clip_on=False)
             if len(lines) > 1:
                 drawn.text(steps[-1], values[-1], line, color=colour, fontsize=11, ha="right", va="bottom")
             end = sum(values[-10:]) / len(values[-10:])
