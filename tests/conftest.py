@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure, and few examples of each property find what many do, on some later day.
-hypothesis.settings.register_profile("here", deadline=None, max_examples=30)
+hypothesis.settings.register_profile("here", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("here")
 
 
