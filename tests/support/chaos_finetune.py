@@ -12,7 +12,7 @@ from typing import Any
 
 from real_processes import Running, start, start_advl
 from run_logs import losses
-from small_corpus import SmallCorpus
+from small_corpus import SMALL_WORDS, SmallCorpus
 from tiny_extraction import tree_bytes
 
 ADAPT_STEPS, FINETUNE_STEPS = 6, 14
@@ -26,8 +26,7 @@ def finetune_command(corpus: SmallCorpus, output: Path, *, checkpoint_every: int
         *("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
         *("--data-root", str(corpus.data_root), "--output", str(output), "--num-steps", str(FINETUNE_STEPS)),
         *("--adapt-steps", str(ADAPT_STEPS), "--batch-size", "4", "--confidence-folds", "2"),
-        # Words of full width would be most of a checkpoint, and checkpoints most of the run.
-        *("--student-option", "word_size=16"),
+        *("--student-option", *SMALL_WORDS),
         *("--checkpoint-every", str(checkpoint_every)),
         *caches,
     ]

@@ -48,7 +48,7 @@ def measure_losses(corpus: SmallCorpus, folder: Path) -> Losses:
     losses: Losses = {}
     for number, (name, changes) in enumerate(RUNS.items()):
         output = folder / f"golden-{number}"
-        run_finetune(corpus.config(output, **changes))
+        run_finetune(corpus.config(output, **{"student_option": (), **changes}))
         terms: dict[str, list[float]] = {}
         for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             for key, value in json.loads(line).items():

@@ -17,6 +17,7 @@ from interrupting import interrupted_at
 from run_logs import losses
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_corpus import SMALL_WORDS
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.base.errors import ConfigError, Interrupted
@@ -38,8 +39,7 @@ def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path |
         *("--task", "vcr-q2a", "--output", output, "--num-steps", 4, "--batch-size", 4, "--checkpoint-every", 1),
         *(() if "plain" in others else ("--adapt-steps", 2)),
         *(() if "--method" in others else ("--confidence-folds", 2)),
-        # Words of full width would be most of each checkpoint.
-        *(() if "--student" in others else ("--student-option", "word_size=16")),
+        *(() if "--student" in others else ("--student-option", *SMALL_WORDS)),
         *others,
     ]
 
@@ -52,7 +52,7 @@ def interrupt(capsys: pytest.CaptureFixture[str], command: list[object], *, at: 
 STOPPED: dict[str, dict[str, Any]] = {
     **{name: {"student": name, "method": "plain", "cache": (), "batch_size": None}
        for name in ("villa-tiny", "vl-bert-tiny")},
-    "a bridge": {"confidence": "bridge", "answer_weight": 1.0, "student_option": ("word_size=16",)},
+    "a bridge": {"confidence": "bridge", "answer_weight": 1.0},
     "items that are visited often": {"num_steps": 4, "batch_size": 16, "adapt_steps": 1},
 }  # fmt: skip
 

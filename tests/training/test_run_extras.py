@@ -147,7 +147,7 @@ def test_a_distilled_student_is_a_plain_student_at_inference(small_corpus: Any, 
         for run in (plain, taught)
     ]
     assert shapes[0] == shapes[1]
-    fresh = build_student("scenes-small").eval()
+    fresh = build_student("scenes-small", overrides={"word_size": 16}).eval()
     fresh.load_state_dict(load_file(tmp_path / "advl" / "model.safetensors"))
     batch = fresh.collate(small_corpus.examples("test"))
     with torch.inference_mode():

@@ -60,7 +60,7 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
     assert list(landmarks) == [bridge.THE_STUDENT]
     (student_landmarks,) = landmarks.values()
     torch.manual_seed(0)
-    student = build_student("scenes-small").eval()
+    student = build_student("scenes-small", overrides={"word_size": 16}).eval()
     texts = [choice.text for index in range(len(dataset)) for choice in dataset[index].candidates]
     prior = fit_word_prior(texts)
     checked = 0
