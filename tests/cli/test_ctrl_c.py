@@ -73,7 +73,10 @@ def test_a_signal_after_the_outcome_leaves_the_exit_code(
 
 
 def test_ctrl_c_stops_the_building_of_a_corpus_at_once(tmp_path: Path) -> None:
-    words = ["scenes", "build", "--data-root", str(tmp_path), "--workers", "2"]
+    # A full corpus takes seconds to plan.
+    splits = ("val", "test", "unseen", "compositional", "shift-inputs")
+    sizes = ["--num-train", "400", *(word for name in splits for word in (f"--num-{name}", "4"))]
+    words = ["scenes", "build", "--data-root", str(tmp_path), "--workers", "2", *sizes]
     process = subprocess.Popen([sys.executable, "-m", "advl_cli", *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not any(tmp_path.rglob("*.jpg")):
