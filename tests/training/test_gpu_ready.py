@@ -115,7 +115,7 @@ def small(corpus: Any, output: Path, **changes: Any) -> Any:
     """Return a run of two adapt steps and three others, of which the third reads what the second logged."""
     steps = {"num_steps": 3, "adapt_steps": 2, "batch_size": 2, "num_workers": 1, "confidence": "none"}
     # The readouts of all questions would be most of a run here, where every operation passes through Python.
-    return corpus.config(output, **{"shots": 4, **steps, **changes})
+    return corpus.config(output, **{"shots": 2, **steps, **changes})
 
 
 def require_frugal(taken: Taken, watch: Watch) -> None:
