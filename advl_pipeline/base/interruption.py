@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 from advl_pipeline.base.errors import Interrupted
@@ -29,7 +28,6 @@ class Stop(KeyboardInterrupt):
     """
 
 
-@dataclass(slots=True)
 class _Process:
     """What this process knows of signals; handlers run in its main thread only."""
 
