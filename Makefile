@@ -1,6 +1,9 @@
 # `make demo` does the whole job on the built-in corpus; `make test` proves the code. Both create what they need.
 # Every path is relative, so that a checkout may lie in a folder with spaces.
 
+# What is imported is compiled then and kept, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 BIN := .venv/bin
 ADVL := $(BIN)/python -m advl_cli
@@ -33,8 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@# On all cores: a minute on the one that pip takes. Some packages hold templates that are no Python.
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+	@# On all cores, and only what is often imported; pip compiles all on one. Some packages hold templates that are no Python.
+	$(BIN)/python -m compileall -qq -j 0 -x '/(tests|ray|transformers/models)/' .venv/lib || true
 	@# What building left in the checkout would be taken for an installed package, with entry points that grow stale.
 	rm -rf advl_pipeline.egg-info
 	@touch $(STAMP)
@@ -115,8 +118,7 @@ types: $(STAMP) ## Check types (mypy strict)
 
 # Files are shared out, so that what the tests of one file share is made once.
 unit: $(STAMP)
-	@# Compiled tests are kept, whatever the environment says: making them is a third of collecting.
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Tests that hold numbers against others within a tolerance.
 NUMERIC_TESTS = $(shell grep -rlE 'assert_near|testing\.assert_(close|allclose)' tests --include='test_*.py')

@@ -74,5 +74,5 @@ def test_the_main_job_through_the_command_line(tmp_path: Path) -> None:
     must("report", "runs/studies/small")
     (page,) = (folder / "runs/studies/small").glob("*.html")
     html = page.read_text(encoding="utf-8")
-    assert "advl-shuffled" in html
+    assert "ADVL, shuffled teacher" in html
     assert "test-shift" in html
