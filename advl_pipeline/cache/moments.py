@@ -16,7 +16,11 @@ _BLOCK_ROWS = 4096
 
 
 def sums(values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float64]:
-    """Return (2, D): the sum and the sum of squares of each column; `scale_M` is given where rows are int8 codes."""
+    """Return (2, D): the sum and the sum of squares of each column, in float64.
+
+    Args:
+        scale_M: given where rows are int8 codes.
+    """
     total_2D = np.zeros((2, values_MD.shape[1]))
     for first in range(0, len(values_MD), _BLOCK_ROWS):
         block = slice(first, first + _BLOCK_ROWS)

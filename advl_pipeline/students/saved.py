@@ -28,8 +28,11 @@ from advl_pipeline.students.weight_files import (
     weights_digest,
 )
 
-_GONE = ("ground_truth_regions", "region_naming", "region_split", "train_towers", "max_new_tokens")
-"""Settings of former versions that change no weight. 0.2 stored where the files of a student's regions lay."""
+_PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
+"""Settings of 0.2, which stored where the files of a student's regions lay, as `regions` too."""
+
+_GONE = {"train_towers": False, "max_new_tokens": 10}
+"""Settings that went, with what every student now has; one that was stored with another value is refused."""
 
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
 DESCRIPTION_FILE = names.STUDENT
@@ -109,7 +112,11 @@ def saved_settings(folder: Path, name: str) -> dict[str, Any]:
         WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there.
     """
     config = _described(folder, name)["config"]
-    settings = {key: value for key, value in config.items() if key not in _GONE}
+    settings = {
+        key: value
+        for key, value in config.items()
+        if key not in _PLACES_OF_REGIONS and (key, value) not in _GONE.items()
+    }
     if settings.get("regions") not in (None, "pixels"):
         settings["regions"] = "detector"
     return settings

@@ -192,6 +192,22 @@ def test_a_student_of_0_2_says_what_its_regions_are(tmp_path: Path, stored: str 
     assert build_student("uniter-tiny", weights=tmp_path).config_dict()["regions"] == now
 
 
+@pytest.mark.parametrize(("setting", "default", "other"), [("train_towers", False, True), ("max_new_tokens", 10, 3)])
+def test_a_setting_that_went_is_read_at_its_default_alone(
+    tmp_path: Path, setting: str, default: object, other: object
+) -> None:
+    save_student(tmp_path, build_student("uniter-tiny"), origin={})
+    description = load_json(tmp_path / "student.json")
+    for value in (default, other):
+        description["config"][setting] = value
+        (tmp_path / "student.json").write_text(json.dumps(description), encoding="utf-8")
+        if value == default:
+            build_student("uniter-tiny", weights=tmp_path)
+        else:
+            with pytest.raises(ConfigError, match=setting):
+                build_student("uniter-tiny", weights=tmp_path)
+
+
 def test_a_student_of_a_detectors_regions_is_never_shown_crops(
     small_corpus: Any, features: Path, tmp_path: Path
 ) -> None:
