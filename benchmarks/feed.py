@@ -1,6 +1,6 @@
 """What phase 2 prepares without a model: photos decoded, pictures stored before, cached regions with two teachers.
 
-Rates are per second of processor time, which other jobs on the machine leave alone; the wall clock is beside them.
+Rates are per second of processor time, which other jobs leave alone, and per second of wall clock.
 Decoding, scaling, tokenising and copying leave Python's lock, so that workers add up until the cores are used.
 """
 
@@ -95,7 +95,7 @@ def _batches(
 
 
 def _feed(dataset: Dataset, student: Student, source: SignalSource | None, *, num_examples: int) -> tuple[float, str]:
-    """Return the examples that are prepared per second of processor time, and what the clock says beside it."""
+    """Return the examples that are prepared per second of processor time, and per second of wall clock."""
     deque(_batches(dataset, student, source, num_steps=2, num_workers=1), maxlen=0)
     num_steps = max(4, num_examples // BATCH)
     clock, processor = [], []

@@ -30,7 +30,7 @@ STUDENTS: Mapping[str, Mapping[str, Any]] = {
     "vilt": {},
     "bridgetower": {"student_option": ("vocab_size=30522",)},
 }
-"""Of regions with features, of pixels in one stream, and of pixels in two towers; what each takes beside its name."""
+"""Of regions with features, of pixels in one stream, and of pixels in two towers; what each takes."""
 
 _OF_REGIONS = ("uniter", "villa", "vl-bert", "visualbert", "lxmert")
 

@@ -1,4 +1,4 @@
-"""Shuffled batches of 64 from a cache, warm and cold, beside np.memmap doing the same.
+"""Shuffled batches of 64 from a cache, warm and cold, compared with np.memmap doing the same.
 
 Readers follow one another within a round: what else the machine does changes over minutes. "Cold" means that the
 kernel was told to drop the pages of the files before, and one epoch is read, by the clock. "Warm" means that all were
@@ -88,7 +88,7 @@ def _warm_and_cold(
             warm[name].append(_rate(reader, number, seconds=seconds, epochs=_MANY, clock=time.process_time))
     for number in range(rounds):
         for name, reader in readers.items():
-            # What is mapped cannot be dropped, so every reading opens anew.
+            # What is mapped cannot be dropped, so every reading opens again.
             for path in _files(folder):
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -219,6 +219,6 @@ def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "fl
         buffer = writer.new_buffer("text", shard)
         for unit in buffer.units:
             rows = next(units).astype(np.float32)
-            buffer.put(unit, global_D=rows[0], values_MD=rows, stats={}, beside={})
+            buffer.put(unit, global_D=rows[0], values_MD=rows, stats={}, per_token={})
         writer.commit_shard("text", buffer)
     writer.finalise()

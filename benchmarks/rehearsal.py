@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def rehearse(name: str, folder: Path, *, share: float) -> bool:
-    """Build the mirror of a dataset and give a user's commands in turn; what they print goes into a log beside it.
+    """Build the mirror of a dataset and give a user's commands in turn; what they print goes into a log next to it.
 
     Returns whether all of them ended well, each within its memory.
     """

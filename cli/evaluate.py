@@ -53,11 +53,11 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
             spread = document["intervals"][metric]
             change = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {change}" if document["sample"] else change
             trivial = document["trivial"].get(metric, {})
-            beside = " ".join(
+            baselines = " ".join(
                 f"{trivial[name]:>{width}.2f}" if name in trivial else f"{'-':>{width}}"
                 for name, width in (("prior", 7), ("majority", 9), ("chance", 7))
             )
-            row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {beside}  {change}"
+            row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {baselines}  {change}"
             click.echo(row.rstrip())
         for metric, numbers in document.get("measures", {}).items():
             for measure, value in numbers.items():

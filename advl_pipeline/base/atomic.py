@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, flushed to disk, renamed into it."""
+"""Files that are either whole or absent: written next to their place, flushed to disk, renamed into it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def remove_left(partial: Path) -> None:
 
 
 def partial_beside(path: Path) -> Path:
-    """Return a name beside a path that is written to before it takes the path's place, and that is nobody else's."""
+    """Return a name next to a path that is written to before it takes the path's place, and that is nobody else's."""
     return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
@@ -66,7 +66,7 @@ def require_no_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
-    """Yield a name beside a path to write to, a file or a folder; it takes the path's place when the block has ended.
+    """Yield a name next to a path, to write a file or a folder to; it takes the path's place when the block ends.
 
     Args:
         failures: as `writing` takes them.

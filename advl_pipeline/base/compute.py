@@ -44,7 +44,9 @@ class DeviceConfig(Configuration):
     title: ClassVar[str] = "Machine"
 
     device: str = option(
-        AUTO, help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.", identity="beside"
+        AUTO,
+        help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.",
+        identity="provenance",
     )
 
 
@@ -74,7 +76,7 @@ def require_device(name: str) -> None:
     Whether a GPU is there is known when it is opened.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: torch was not built for the device.
     """
     kind = name.partition(":")[0]
     if kind not in (AUTO, *_DEVICES) or not re.fullmatch(r"[a-z]+(:\d+)?", name):
@@ -254,7 +256,7 @@ def drawing(seed: int | None = None) -> Iterator[None]:
 
 
 def forget_peak_memory() -> None:
-    """Let the peak begin anew at what is held now, where the kernel can: a process may run many cells of a study."""
+    """Reset the peak to the memory held now, where the kernel can: one process may run many cells of a study."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

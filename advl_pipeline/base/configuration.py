@@ -29,10 +29,10 @@ ConfigT = TypeVar("ConfigT")
 _MOST_BITS = 63
 """What the libraries behind the options hold of a whole number."""
 
-Identity = Literal["value", "content", "beside", "none"]
-"""How an option stands in the identity of a result. `value`: by its value. `content`: by the content of what it
-names, which may move but not change. `beside`: not at all, it says where things lie; it is recorded as provenance.
-`none`: not at all, it says how the work is done."""
+Identity = Literal["value", "content", "provenance", "none"]
+"""How an option enters the identity of a result. `value`: by its value. `content`: by the content of what it
+names, which may move but not change. `provenance`: not at all; it says where things are and is recorded as
+provenance. `none`: not at all; it says how the work is done."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Output:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """What a command's configuration declares of an option, beside its name, type and default.
+    """What a command's configuration declares of an option, besides its name, type and default.
 
     Args:
         help: what the option does, shown by `--help`.
@@ -437,7 +437,7 @@ def json_text(value: Any, *, indent: int | None = 2, sort_keys: bool = False, de
 
 
 def kinds_of(hint: Any) -> tuple[list[Any], list[Any]]:
-    """Return the types that an option of a type may be of, `None` among them, and the words that it takes beside."""
+    """Return the types that an option of a type may be of, `None` among them, and the words that it also takes."""
     is_union = typing.get_origin(hint) in (Union, types.UnionType)
     kinds = list(typing.get_args(hint)) if is_union else [hint]
     words = [kind for kind in kinds if typing.get_origin(kind) is Literal]

@@ -38,7 +38,7 @@ MARKERS: Mapping[FolderKind, Marker] = {
 """In the order in which they are asked for: a finished run is a student too."""
 
 _CACHE_PLAN = "records/plan.json"
-"""Tells a cache that lost its identity, which `advl cache repair` writes anew."""
+"""Tells a cache that lost its identity, which `advl cache repair` writes again."""
 
 LOCK = ".lock"
 """In a run or a pretrained student, held by the process that writes there."""
@@ -143,7 +143,7 @@ def require_outside(path: Path, *, option: str = "--output", home: FolderKind | 
         home: a kind of folder in which it may lie: runs lie in studies.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the path is inside such a folder.
     """
     for parent in path.resolve().parents:
         outer = folder_kind(parent)

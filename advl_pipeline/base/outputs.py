@@ -43,11 +43,11 @@ def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: 
 
     Args:
         config: the command's configuration.
-        reads: inputs beside those that the configuration names.
+        reads: further inputs, which the configuration does not name.
         places: option -> its path, for outputs that nobody named.
 
     Raises:
-        ConfigError: as said. StorageError: the folder of a file cannot be written.
+        ConfigError: an output would replace something else. StorageError: the folder of a file cannot be written.
     """
     outputs: dict[str, tuple[Path, Output]] = {}
     inputs = list(_paths(tuple(reads)))

@@ -1,4 +1,4 @@
-"""Python packages beside the light core: those that carry files of ours, and what brings the missing ones."""
+"""Python packages outside the light core: those with files of ours, and the extras that install missing ones."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def needs_extra(*extras: str, where: str = "") -> Iterator[None]:
         where: the option or the file that asks for it.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: a package is missing.
     """
     try:
         yield

@@ -72,7 +72,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # 32 MiB is the most that glibc takes; what is larger is mapped anew each time.
+        # 32 MiB is the most that glibc takes; what is larger is mapped again each time.
         for parameter, size in ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 1 << 26)):
             mallopt(parameter, size)
 

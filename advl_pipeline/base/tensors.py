@@ -22,7 +22,7 @@ from advl_pipeline.base.atomic import give_usual_mode, remove_left, writing
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors, from any device, in a folder beside their place and rename the file into it.
+    """Write tensors, from any device, in a folder next to their place and rename the file into it.
 
     The library writes under a name that it draws, which a killed process leaves behind: in that folder it is found.
     Tied tensors, which it refuses, are written under each of their names.

@@ -56,7 +56,7 @@ class ShardBuffer:
         global_D: npt.NDArray[np.float32],
         values_MD: npt.NDArray[np.float32],
         stats: Mapping[str, float],
-        beside: Mapping[str, npt.NDArray[Any]],
+        per_token: Mapping[str, npt.NDArray[Any]],
     ) -> None:
         """Store one unit's features, and what goes with each token row: array -> (M, ...), as the plan has them.
 
@@ -83,9 +83,9 @@ class ShardBuffer:
             else:
                 self.tokens["values"][rows] = values_MD if self._stored == "uint8" else self._narrow(values_MD)
             for name in self.tokens.keys() - {"values", "scales"}:
-                if name not in beside or beside[name].shape != self.tokens[name][rows].shape:
+                if name not in per_token or per_token[name].shape != self.tokens[name][rows].shape:
                     raise AdvlError(f"The teacher did not give {name} for each token.", where=where)
-                self.tokens[name][rows] = beside[name]
+                self.tokens[name][rows] = per_token[name]
         # Last: a unit that could not be stored leaves its shard unfilled.
         self._filled_N[slot] = True
 

@@ -123,14 +123,14 @@ def plan_cache(
     return CachePlan(record=record, unit_ids=unit_ids, placements=placements)
 
 
-def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, anew: bool = False) -> None:
+def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Write everything that is known before encoding; the plan record comes last.
 
     Processes that begin at once write one plan: the provenance is that of the first, and the rest follows from it.
 
     Args:
         identity: the one that was planned for.
-        anew: replace an identity and a provenance that stand there.
+        overwrite: replace an identity and a provenance that stand there.
 
     Raises:
         ConfigError: another process began the cache with shards of another size.
@@ -138,7 +138,7 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, a
     """
     shard_rows, provenance = plan.record.shard_rows, plan.record.provenance or {}
     # The identity comes first: it is what tells other commands that this place is a cache.
-    if anew:
+    if overwrite:
         for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance)):
             store.put(name, [render_json(content)])
     store.commit(IDENTITY_FILE, render_json(identity))

@@ -39,7 +39,7 @@ class DataRootOptions(Configuration):
     title: ClassVar[str] = "Data"
 
     data_root: Path | None = option(
-        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
+        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="provenance"
     )
 
 

@@ -104,13 +104,13 @@ def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:
     by_letters = isinstance(config, EvaluateConfig) and config.protocol == "letters"
     probed = config.probe_on if isinstance(config, EvaluateConfig) else ()
     replaces = isinstance(config, EvaluateConfig) and not set(config.probes) <= {"none"}
-    beside = sorted(set(probed) - set(sets))
+    not_evaluated = sorted(set(probed) - set(sets))
     facts = (
         ("likelihoods", not by_letters, "--as letters scores by the set's own evaluator"),
         ("VQA", "vqa" in tasks, of_task),
         ("questions for letters", bool(tasks & LETTERED_TASKS), f"it asks choices and answers, and {of_task}"),
         ("pictures to replace", not by_letters, "--as letters asks whole questions, and replaces no picture"),
-        ("an evaluated set", not beside, f"{', '.join(beside[:1])} is not evaluated (--on)"),
+        ("an evaluated set", not not_evaluated, f"{', '.join(not_evaluated[:1])} is not evaluated (--on)"),
         ("a probe", replaces, "--probe none replaces no picture"),
     )
     require_effect(config, {name: "" if holds else why for name, holds, why in facts})

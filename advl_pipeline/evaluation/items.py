@@ -1,7 +1,7 @@
-"""Scores per item, what paired statistics are made of, and what they are read beside.
+"""Scores per item, which paired statistics are computed from, and the trivial scores that they are compared with.
 
-That is chance, always giving the commonest right answer, and what a student says most: one that answers "no" whatever
-it is asked looks as if it had learned something where most right answers are no.
+Those are chance and the commonest correct answer. A student that always answers "no" looks as if it had learned
+something where most correct answers are no, so its commonest answer is reported too.
 Shapes: n items, C candidates or classes, K answers.
 """
 

@@ -35,7 +35,7 @@ class QuestionPrior:
     def summary(self, dataset: IndexedDataset, positions: Sequence[int]) -> dict[str, Any]:
         """Return percentages of some examples of a split that was opened with the same classes.
 
-        `prior`: those that the prior answers rightly. `prior_known`: those whose question training has, too.
+        `prior`: those that the prior answers correctly. `prior_known`: those whose question training has, too.
         """
         right, known = 0.0, 0
         for words, worth in dataset.words_and_labels(positions):

@@ -86,7 +86,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         _USUAL_BATCH,
         help="Units per forward pass; auto tries which number this machine encodes fastest.",
         minimum=1,
-        identity="beside",
+        identity="provenance",
     )
     shard_rows: int = rare_option(
         32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1
@@ -94,12 +94,12 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )
-    confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="beside")
+    confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="provenance")
     folds: int = rare_option(
         5,
         help="Folds of the cross-fitted confidence.",
         minimum=2,
-        identity="beside",
+        identity="provenance",
         needs=("confidences",),
     )
     seed: tuple[int, ...] = option(
@@ -109,13 +109,13 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         identity="content",
     )
     weights: Path | None = option(
-        None, help="Local weights of the teacher instead of the known source.", identity="beside"
+        None, help="Local weights of the teacher instead of the known source.", identity="provenance"
     )
     revision: str | None = rare_option(
         None,
         help="Commit, branch or tag of the teacher's repository on the hub [default: the one that the cache "
         "was begun with, else main]. The cache records the commit.",
-        identity="beside",
+        identity="provenance",
         needs=("a repository of the hub",),
     )
     dry_run: bool = option(

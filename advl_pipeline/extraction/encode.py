@@ -107,13 +107,13 @@ def _put(buffer: ShardBuffer, units: Mapping[int, PreparedUnit], copy: HostCopy)
     global_ND = encoded.global_ND.numpy()
     stats = {name: values.tolist() for name, values in encoded.stats.items()}
     for row, (position, prepared) in enumerate(units.items()):
-        beside = {"char_spans": prepared.char_spans_M2, "kept": prepared.kept_M, **prepared.regions}
+        per_token = {"char_spans": prepared.char_spans_M2, "kept": prepared.kept_M, **prepared.regions}
         buffer.put(
             position,
             global_D=global_ND[row],
             values_MD=encoded.token_values[row].numpy(),
             stats={name: values[row] for name, values in stats.items()},
-            beside={name: rows for name, rows in beside.items() if rows is not None},
+            per_token={name: rows for name, rows in per_token.items() if rows is not None},
         )
 
 

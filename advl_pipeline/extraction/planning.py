@@ -106,7 +106,7 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
         return False
     cache = open_cache(location)
     made, asked = cache.provenance["config"], config_to_dict(resumed_config(config))
-    compared = options_without(ExtractConfig, asked, "content", "beside", "none")
+    compared = options_without(ExtractConfig, asked, "content", "provenance", "none")
     if any(made.get(key) != value for key, value in compared.items()):
         return False
     if same_weights and made.get("weights") != asked["weights"]:
@@ -231,7 +231,7 @@ def make_plan(
     estimates = estimates_of(num_counted, plan, {})
     if store.folder is not None and repaired is None:
         require_room(store.folder, sum(item.num_bytes for item in estimates))
-    begin_cache(store, plan, identity, anew=repaired is not None)
+    begin_cache(store, plan, identity, overwrite=repaired is not None)
     return estimates
 
 

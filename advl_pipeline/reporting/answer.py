@@ -69,8 +69,8 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
                 f", no more than the training answers to the same {things} do without a picture ({prior:.0f}),"
             )
         sentence += f" and {wording.method_label(study, baseline.method)} {baseline.mean:.0f}" if baseline else ""
-        beside = (f"{_control(study, row.method)}: {row.mean:.0f}" for row in controls)
-        sentence = ". ".join([sentence.removesuffix(","), *beside])
+        others = (f"{_control(study, row.method)}: {row.mean:.0f}" for row in controls)
+        sentence = ". ".join([sentence.removesuffix(","), *others])
         where = f"On {setting.name}, " if len(study.settings) > 1 else ""
         facts = tuple(_facts(result, place, focus))
         per_place.append(Answer(place=place, sentence=f"{where}{sentence}.", facts=facts))

@@ -253,14 +253,14 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
         shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in labels]
         drawn.set_yticks(range(len(rows)), shown)
         drawn.tick_params(axis="y", length=0, pad=10, labelsize=12, labelcolor=INK)
-        beside, above = drawn.get_yaxis_transform(), drawn.get_xaxis_transform()
+        at_right, above = drawn.get_yaxis_transform(), drawn.get_xaxis_transform()
         for height, row in enumerate(ordered):
             style, mean = look[row.method], wording.percent(row.mean)
             drawn.plot(_inside(row, ticks), [height] * 2, color=style.colour, linewidth=1.8)
             for value in row.per_seed:
                 mark(drawn, value, height, style, size=4.0, faint=True)
             mark(drawn, row.mean, height, style, size=8.5)
-            drawn.text(1.02, height, mean, color=INK, fontsize=12, fontweight="bold", va="center", transform=beside)
+            drawn.text(1.02, height, mean, color=INK, fontsize=12, fontweight="bold", va="center", transform=at_right)
         for name, side in (("chance", "right"), ("majority", "left")):
             if name in trivial[test_set]:
                 level = trivial[test_set][name]

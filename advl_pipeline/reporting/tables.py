@@ -126,8 +126,8 @@ def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] 
     text, best = accuracy, wording.over(result.study, over.against) if over else ""
     if gain:
         tests = f"{wording.p_value(gain.p_seed_holm)}, {wording.p_value(gain.p_item_holm)}"
-        beside = f"; best control {wording.signed(over.mean)}" if over else ""
-        text += f" ({wording.signed(gain.mean)}; {tests}{beside})"
+        best = f"; best control {wording.signed(over.mean)}" if over else ""
+        text += f" ({wording.signed(gain.mean)}; {tests}{best})"
     return {"text": text, "accuracy": accuracy, "gain": gain, "over_best": over, "best": best}
 
 

@@ -143,8 +143,8 @@ def run_push(config: PushConfig) -> str:
         f"    advl cache pull {config.repository} --output FOLDER\n"
     )
     info = open_repository(config.repository, kind="dataset", private=config.private)
-    beside = {CARD_FILE: card.encode(), IDS_FILE: unit_ids_parquet(config.cache)}
-    content = {**beside, **_records_without_folders(store)}
+    extra = {CARD_FILE: card.encode(), IDS_FILE: unit_ids_parquet(config.cache)}
+    content = {**extra, **_records_without_folders(store)}
     return upload(config.repository, info, config.cache, message=f"Cache of {teacher}", content=content)
 
 

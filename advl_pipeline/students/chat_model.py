@@ -64,7 +64,7 @@ def require_parts(model: Any) -> None:
     """Refuse a type of model that is not a decoder of words behind an encoder of pictures.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the model has no such parts.
     """
     decoder = model.get_decoder()
     why = ""

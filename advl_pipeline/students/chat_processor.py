@@ -20,7 +20,7 @@ from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER
 def load_processor(name: str, model: Any, facts: FamilyFacts) -> Any:
     """Load a processor from a folder, or by its name on the hub.
 
-    Its tokenizer cuts texts as its `tokenizer.json` says: transformers makes some anew from their class, and leaves
+    Its tokenizer cuts texts as its `tokenizer.json` says: transformers rebuilds some from their class, and leaves
     out what that does not know.
 
     Args:

@@ -266,10 +266,10 @@ class Student(nn.Module, ABC):
         return batch
 
     def announce(self, examples: Sequence[Example]) -> None:
-        """Say which examples are collated soon, so that what is stored of them is read ahead; ignored by default."""
+        """Announce the next examples to collate, so that their features are read ahead; ignored by default."""
 
     def begin_epoch(self) -> None:
-        """Say that all examples are collated anew; ignored by default."""
+        """Announce that all examples are collated again; ignored by default."""
 
     def generate(self, batch: StudentBatch) -> list[str]:
         """Return the answer that a student which answers in words gives to each sequence of a batch without answers.
@@ -306,7 +306,7 @@ class Student(nn.Module, ABC):
         return load_file(self, path, getattr(self, "rules", KeyRules()))
 
     def save_inputs(self, folder: Path) -> None:
-        """Write beside the saved weights what else it takes to read examples elsewhere; nothing by default."""
+        """Save next to the weights whatever else is needed to read examples elsewhere; nothing by default."""
 
     @property
     def max_text_length(self) -> int | None:

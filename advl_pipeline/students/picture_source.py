@@ -71,13 +71,13 @@ class RecentlyUsed(Generic[Item]):
 
 
 class Announced:
-    """Hears which pictures are asked for; nothing is done about it by default."""
+    """Base of picture sources that are told which pictures come next; does nothing by default."""
 
     def announce(self, units: Sequence[ImageUnit]) -> None:
-        """Hear which pictures are asked for soon."""
+        """Announce the pictures that are read next."""
 
     def begin_epoch(self) -> None:
-        """Hear that all pictures are asked for anew."""
+        """Announce that all pictures are read again."""
 
 
 class DecodedPictures(Announced):
@@ -193,7 +193,7 @@ class CropRegions(RegionSource):
         crops = [picture.resize(size, Image.Resampling.BOX)]
         for x1, y1, x2, y2 in unit.boxes_R4.tolist():
             margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
-            # A box may lie in the rim beside the picture that datasets tolerate: the nearest pixel stands for it.
+            # A box may lie in the rim outside the picture that datasets tolerate: the nearest pixel stands for it.
             box = (
                 min(max(0.0, x1 - margin_x), picture.width - 1.0),
                 min(max(0.0, y1 - margin_y), picture.height - 1.0),

@@ -32,7 +32,7 @@ def require_student(name: str) -> None:
     """Refuse a name that is none of `student_names()`, before anything is loaded.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the name is unknown.
     """
     if name not in student_names():
         listing = advise(["advl", "students", "list"])

@@ -1,4 +1,4 @@
-"""A student on disk: `student.json` (name, architecture, origin) beside `model.safetensors`; and built, from there,
+"""A student on disk: `student.json` (name, architecture, origin) next to `model.safetensors`; and built, from there,
 from a published checkpoint, or with random weights."""
 
 from __future__ import annotations
@@ -138,14 +138,14 @@ def load_weights(student: Student, path: Path) -> None:
     if BASE in description:
         _load_updates(student, path, description)
         return
-    where, anew = path / WEIGHTS_FILE, "remove the folder and make the student again"
+    where, remedy = path / WEIGHTS_FILE, "remove the folder and make the student again"
     try:
         student.load_state_dict(load_tensors(where))
     except (FileNotFoundError, SafetensorError) as error:
         what = f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}."
-        raise WeightsUnavailable(what, where=str(where), why=str(error), next_command=anew) from None
+        raise WeightsUnavailable(what, where=str(where), why=str(error), next_command=remedy) from None
     except RuntimeError as error:
-        following = f"use the version of ADVL that saved it, or {anew}"
+        following = f"use the version of ADVL that saved it, or {remedy}"
         what = "The weights do not fit the student."
         raise IdentityMismatch(what, where=str(where), why=str(error), next_command=following) from None
     _require_described(student.state_dict(), description, where)
@@ -197,7 +197,7 @@ def _load_original(student: Student, path: Path) -> None:
 def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]], Student]:
     """Return the function that builds the students of a class by name.
 
-    Settings are those of a preset, then of a saved folder, then of what lies beside the weights, then overrides.
+    Settings are those of a preset, then of a saved folder, then of the files next to the weights, then overrides.
 
     Args:
         student_class: has `config_class`, `presets` (name -> settings) and, of published weights, `rules`.

@@ -208,7 +208,7 @@ class TextStudent(Student):
 
     @classmethod
     def settings_beside(cls, weights: Path) -> dict[str, Any]:
-        """Return the settings that lie beside published weights: where the tokenizer is, by default."""
+        """Return the settings found next to published weights: by default, where the tokenizer is."""
         folder = tokenizer_folder(weights)
         return {} if folder is None else {"tokenizer": str(folder)}
 

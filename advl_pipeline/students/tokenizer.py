@@ -187,5 +187,5 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
 
 
 def is_uncased(vocabulary: Sequence[str]) -> bool:
-    """Whether a vocabulary of word pieces is of lower-cased text: it has no upper case beside its special tokens."""
+    """Whether a vocabulary of word pieces is of lower-cased text: it has no upper case outside its special tokens."""
     return not any(token != token.lower() for token in vocabulary if not token.startswith("["))

@@ -76,8 +76,8 @@ def student_digest(path: Path) -> str:
     """
     weights = required_weights(path)
     folder = path if path.is_dir() else path.parent
-    beside = _OF_OUR_FOLDERS if (folder / names.STUDENT).is_file() else _OF_PUBLISHED_FOLDERS
-    return _digest(folder, (*_TOKENIZER_FILES, *beside, f"{names.PROCESSOR}/**/*"), *weights)
+    described = _OF_OUR_FOLDERS if (folder / names.STUDENT).is_file() else _OF_PUBLISHED_FOLDERS
+    return _digest(folder, (*_TOKENIZER_FILES, *described, f"{names.PROCESSOR}/**/*"), *weights)
 
 
 def tokenizer_digest(name: str) -> str:

@@ -127,7 +127,7 @@ def _read(folder: Path, outer: Path) -> _Run | None:
     caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
     features = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
-    options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
+    options = options_without(FinetuneConfig, config_to_dict(config), "provenance", "none")
     choices = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
     choices |= {
         "method": config.method,

@@ -298,7 +298,7 @@ def identity_options(
         described["regions"] = [digests.get(place, place) for place in places]
     if teachers:
         described["teachers"] = list(teachers)
-        described["extraction"] = options_without(ExtractConfig, extraction, "beside", "none")
+        described["extraction"] = options_without(ExtractConfig, extraction, "provenance", "none")
     return described
 
 
@@ -319,8 +319,8 @@ def default_folder(study: StudyConfig) -> Path:
 
 def cells_folder(folder: Path) -> Path:
     """Return where the runs of a study lie: in `cells`, next to the study or to its folder `studies`."""
-    beside = folder.parent
-    return (beside.parent if beside.name == _STUDIES_FOLDER else beside) / "cells"
+    parent = folder.parent
+    return (parent.parent if parent.name == _STUDIES_FOLDER else parent) / "cells"
 
 
 def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:

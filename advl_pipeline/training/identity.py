@@ -27,7 +27,7 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The student always stands in it: its default is what a plug-in says.
     """
-    options = options_without(FinetuneConfig, config, "beside", "none")
+    options = options_without(FinetuneConfig, config, "provenance", "none")
     return {"student": options["student"]} | changed_options(FinetuneConfig, options)
 
 

@@ -178,7 +178,7 @@ def pretrain_identity(
     Args:
         towers: what identifies the teachers that the student starts from, by name.
     """
-    settings = options_without(PretrainConfig, config_to_dict(config), "beside", "none") | asdict(options)
+    settings = options_without(PretrainConfig, config_to_dict(config), "provenance", "none") | asdict(options)
     settings |= {"weight_decay": WEIGHT_DECAY, "mask_probability": MASK_PROBABILITY}
     if not options.move_pictures:
         # Students of release 0.2.0 were made without the option, as one is that does without it.

@@ -109,9 +109,9 @@ class ImportedTower:
                     self.fits_float16 = bool((features.values.astype(np.float16) == features.values).all())
         if len(kinds) != 1:
             shapes = {2: "rows", 1: "one vector"}
-            beside = {True: " and the whole picture's", False: ""}
+            with_whole = {True: " and the whole picture's", False: ""}
             examples = [
-                f"{shapes[ndim]} of {width}{beside[has_whole]} for {unit.path.name}"
+                f"{shapes[ndim]} of {width}{with_whole[has_whole]} for {unit.path.name}"
                 for (ndim, width, has_whole), unit in kinds.items()
             ]
             raise DatasetError("Features differ in width or in kind.", where=where, why=", ".join(examples[:2]))

@@ -40,7 +40,7 @@ WORTH_POINTS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class NamingGate:
-    """Percent of name questions that are answered rightly by cosine.
+    """Percent of name questions that are answered correctly by cosine.
 
     Attributes:
         as_it_is: by the student's own regions.

@@ -2,7 +2,7 @@
 
 A corpus appears by rename, whole or not at all. A lock keeps builders apart; what an interrupted one left is removed
 by the next. `corpus.json` holds the settings and the digest of a built corpus, by which the next call knows that it
-is done; `ATTRIBUTION.md` beside it says who made what the corpus consists of.
+is done; `ATTRIBUTION.md` next to it says who made what the corpus consists of.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Agreement(nn.Module):
 
     Pretraining aligns words and regions below the fusion. Three layers that are pretrained in minutes do not carry
     that alignment to the state that heads read; the product of the two aligned states does, as in the heads of
-    two-tower models. (Mou et al. 2016 and InferSent read such a product beside the states themselves.)
+    two-tower models. (Mou et al. 2016 and InferSent read such a product next to the states themselves.)
     """
 
     def __init__(self, width: int) -> None:
