@@ -32,7 +32,8 @@ def test_the_site_builds_with_every_page(tree: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
     assert all((tree / "site" / page / "index.html").is_file() for page in pages)
-    assert "into a vision-language model while you finetune it" in (tree / "site" / "index.html").read_text(encoding="utf-8")
+    home = (tree / "site" / "index.html").read_text(encoding="utf-8")
+    assert "into a vision-language model while you finetune it" in home
     assert (tree / "site" / "CONTRIBUTING" / "index.html").is_file()
 
 
