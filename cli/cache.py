@@ -28,7 +28,7 @@ def cache() -> None:
 
 @config_command(InfoConfig, "info", group=cache, arguments=("cache",))
 def info(config: InfoConfig) -> Iterator[Any]:
-    """Say what a cache holds, finished or not.
+    """Show the content of a cache, finished or not.
 
     \b
     advl cache info caches/minilm-l6/vcr/train
@@ -64,7 +64,7 @@ def info(config: InfoConfig) -> Iterator[Any]:
 
 @config_command(VerifyConfig, "verify", group=cache, arguments=("cache",))
 def verify(config: VerifyConfig) -> Iterator[Any]:
-    """Check every byte, every record, and on request some units with the teacher. Exit code 4 if not sound.
+    """Check every byte and every record, and on request some units with the teacher. Exit code 4 if damaged.
 
     \b
     advl cache verify caches/minilm-l6/vcr/train
@@ -93,7 +93,7 @@ def verify(config: VerifyConfig) -> Iterator[Any]:
 
 @config_command(RepairConfig, "repair", group=cache, arguments=("cache",))
 def repair_cache(config: RepairConfig) -> Iterator[Any]:
-    """Redo what is damaged or unfinished, and nothing else.
+    """Rebuild what is damaged or unfinished, and nothing else.
 
     \b
     advl cache repair caches/minilm-l6/vcr/train
@@ -124,7 +124,7 @@ def repair_cache(config: RepairConfig) -> Iterator[Any]:
 
 @config_command(ExportConfig, "export", group=cache, arguments=("cache",))
 def export_cache(config: ExportConfig) -> Iterator[Any]:
-    """Write a cache's features as safetensors.
+    """Write a cache's features as HDF5 or safetensors.
 
     \b
     advl cache export caches/minilm-l6/vcr/train --to hdf5 --output features.h5
@@ -139,7 +139,7 @@ def export_cache(config: ExportConfig) -> Iterator[Any]:
 
 @config_command(PushConfig, "push", group=cache, arguments=("cache", "repository"))
 def push(config: PushConfig) -> Iterator[Any]:
-    """Upload a cache to a dataset repository of the hub, in one commit; it is verified first.
+    """Verify a cache and upload it to a dataset repository of the hub, in one commit.
 
     \b
     advl cache push caches/minilm-l6/vcr/train ORG/NAME
@@ -153,7 +153,7 @@ def push(config: PushConfig) -> Iterator[Any]:
 
 @config_command(PullConfig, "pull", group=cache, arguments=("repository",))
 def pull(config: PullConfig) -> Iterator[Any]:
-    """Download a cache from the hub and verify it; an interrupted download goes on.
+    """Download a cache from the hub and verify it; an interrupted download resumes.
 
     \b
     advl cache pull ORG/NAME --output caches/minilm-l6/vcr/train
@@ -167,9 +167,9 @@ def pull(config: PullConfig) -> Iterator[Any]:
 
 @config_command(ImportConfig, "import", group=cache, arguments=("source",))
 def import_(config: ImportConfig) -> Iterator[Any]:
-    """Make a cache from features that exist: a detector's regions, or arrays that are filed under pictures.
+    """Make a cache from existing features: a detector's regions, or arrays named after pictures.
 
-    Region students read their caches of regions with --regions. --dry-run says how large it will be.
+    Region students read caches of regions with --regions. --dry-run prints the size.
 
     \b
     advl cache import train36.tsv --name butd --dataset vqa-v2 --split train
@@ -195,7 +195,7 @@ def import_(config: ImportConfig) -> Iterator[Any]:
 
 @config_command(PruneConfig, "prune", group=cache, arguments=("cache",))
 def prune(config: PruneConfig) -> Iterator[Any]:
-    """Remove sets of confidences, leftovers of stopped runs, or the whole cache.
+    """Remove sets of confidences, leftovers of stopped runs, or the entire cache.
 
     \b
     advl cache prune caches/minilm-l6/vcr/train --all-confidences

@@ -21,7 +21,7 @@ MAX_SHOWN = 20
 
 @click.group("datasets", cls=PluginGroup)
 def datasets() -> None:
-    """List datasets, show their cards, check what was downloaded, draw low-shot subsets.
+    """List datasets, show their cards, check downloads, draw low-shot subsets.
 
     \b
     advl datasets list
@@ -34,7 +34,7 @@ def datasets() -> None:
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets [default: $ADVL_DATA].")
 @json_option
 def print_datasets(data_root: Path | None) -> Iterator[Any]:
-    """List datasets: tasks, splits, and whether they are there.
+    """List datasets with their tasks and splits, and whether they are on this machine.
 
     \b
     advl datasets list
@@ -52,7 +52,7 @@ def print_datasets(data_root: Path | None) -> Iterator[Any]:
 @click.argument("name")
 @json_option
 def card(name: str) -> Iterator[Any]:
-    """Show a dataset's card: what to download, where to put it, what is scored how.
+    """Show a dataset's card: what to download, where to put it, and how it is scored.
 
     \b
     advl datasets card vcr
@@ -69,7 +69,7 @@ def card(name: str) -> Iterator[Any]:
 
 @config_command(CheckConfig, "check", group=datasets, arguments=("name",))
 def check(config: CheckConfig) -> Iterator[Any]:
-    """Say what of a dataset is there, what is missing and what is damaged, against its card.
+    """Check a dataset against its card, and report what is missing or damaged.
 
     \b
     advl datasets check vcr
@@ -107,7 +107,7 @@ def check(config: CheckConfig) -> Iterator[Any]:
 
 @config_command(SubsetConfig, "subset", group=datasets, arguments=("name",))
 def subset(config: SubsetConfig) -> Iterator[Any]:
-    """Draw a low-shot subset, nested in its size and balanced, and write its ids for others to reuse.
+    """Draw a balanced low-shot subset, nested by size, and write its ids.
 
     \b
     advl datasets subset vcr --shots 100 --seed 0 --output vcr-100-seed0.json

@@ -94,7 +94,7 @@ def prior_line(score: float, trivial: Mapping[str, float]) -> str:
 
 @config_command(PredictConfig, "predict", arguments=("run",))
 def predict(config: PredictConfig) -> Iterator[Any]:
-    """Write the predictions of a run in the form the leaderboards take, and check the file.
+    """Write the predictions of a run in the leaderboards' format, and check the file.
 
     VCR: CSV of 1 + 20 columns. VQA: EvalAI's JSON. SNLI-VE: CSV of pairID and label.
 
@@ -117,10 +117,10 @@ def predict(config: PredictConfig) -> Iterator[Any]:
 
 @config_command(ReadoutConfig, "readout", arguments=("student",))
 def readout(config: ReadoutConfig) -> Iterator[Any]:
-    """Tell, without labels and in seconds, whether a student places words and regions as its teachers do.
+    """Measure, without labels and in seconds, how well a student's words and regions agree with its teachers'.
 
-    Of four words that pretraining taught, the teacher likens one most to a word that it did not teach: the line says
-    how often the student does the same. Chance is 25 percent.
+    The teacher picks, among four words that pretraining taught, the one most similar to a word that it did not teach.
+    The readout is how often the student picks the same one. Chance is 25 percent.
 
     \b
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
@@ -151,7 +151,7 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
 
 @click.group("score", cls=PluginGroup)
 def score() -> None:
-    """Score prediction files by the official rules, without any model.
+    """Score prediction files by the official rules, without a model.
 
     \b
     advl score vqa --questions Q.json --annotations A.json --results R.json
@@ -212,7 +212,7 @@ def snli_ve(config: ScoreSnliVeConfig) -> Iterator[Any]:
 
 @config_command(ScoreShiftConfig, "shift", group=score, arguments=("run",))
 def shift(config: ScoreShiftConfig) -> Iterator[Any]:
-    """Compare a shifted set with its original: on the questions that both hold, or a part with the whole.
+    """Compare a shifted set with its original: on shared questions, or a part with the full set.
 
     \b
     advl score shift runs/vcr-advl --on rule-singular

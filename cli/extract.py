@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def extract(config: ExtractConfig) -> Iterator[Any]:
     """Run a frozen teacher once over a dataset split and write its cache.
 
-    The same command resumes an interrupted run. Several processes share the work, each with a --part of its own.
+    The same command resumes an interrupted run. To share the work, run several processes with different --part.
 
     \b
     advl extract --teacher minilm-l6 --dataset vcr --split train
@@ -108,10 +108,10 @@ def when_it_pays(payback: Payback) -> str:
 
 @config_command(PrepareConfig, "prepare")
 def prepare(config: PrepareConfig) -> Iterator[Any]:
-    """Decode a split's pictures once and store them as a student over pixels sees them.
+    """Decode a split's pictures once and store them at the input size of a student.
 
-    `advl finetune`, `evaluate` and `predict` then read them in place of decoding: the same pixels, far faster.
-    The same command resumes an interrupted one, and `advl cache verify` checks what is stored.
+    `advl finetune`, `evaluate` and `predict` then read them instead of decoding: the same pixels, far faster.
+    The same command resumes an interrupted one, and `advl cache verify` checks the stored pictures.
 
     \b
     advl prepare --dataset vcr --split train --student vilt

@@ -62,7 +62,7 @@ class SectionedCommand(click.Command):
             expose_value=False,
             is_eager=True,
             callback=show_all,
-            help="Show the options that few users set, too, and exit.",
+            help="Show all options, with the rare ones, and exit.",
         )
         return [*parameters, every]
 
@@ -122,7 +122,7 @@ def config_command(
             else:
                 command = _flag(declaration)(command)
         file = click.Path(path_type=Path)
-        help_text = "TOML file with defaults for these options; flags win."
+        help_text = "TOML file with defaults for these options; flags override it."
         command = click.option("--config", "config_file", type=file, help=help_text)(command)
         made = click.command(name, cls=SectionedCommand)(command)
         made.options = options

@@ -20,22 +20,22 @@ from .advice import Invocation, near_name
 
 COMMANDS = {
     "cache": ("cache", "Inspect, verify, repair or convert a teacher feature cache."),
-    "datasets": ("datasets", "List datasets, show their cards, check what was downloaded."),
+    "datasets": ("datasets", "List datasets, show their cards, check downloads."),
     "evaluate": ("evaluate", "Score a finetuned run on test and shifted sets."),
     "export": ("students", "Write a run's student as a folder that loads anywhere, with its model card."),
     "extract": ("extract", "Phase 1: run a frozen teacher once over a dataset and write its cache."),
     "finetune": ("finetune", "Phase 2: finetune a student while streaming teacher caches."),
-    "predict": ("evaluate", "Write the predictions of a run in the form the leaderboards take."),
+    "predict": ("evaluate", "Write the predictions of a run in the leaderboards' format."),
     "prepare": (
         "extract",
-        "Store a split's pictures as students over pixels see them, so that training decodes none.",
+        "Decode a split's pictures once, for faster training and evaluation.",
     ),
-    "readout": ("evaluate", "Tell, without labels, whether a student places words and regions as its teachers do."),
+    "readout": ("evaluate", "Measure, without labels, how well a student agrees with its teachers."),
     "report": ("study", "Turn a study, or runs, into one self-contained HTML page or a table."),
-    "score": ("evaluate", "Score prediction files by the official rules, without any model."),
+    "score": ("evaluate", "Score prediction files by the official rules, without a model."),
     "students": ("students", "List students, show one, check a checkpoint."),
     "study": ("study", "Run a grid of methods, shots, seeds and test sets from one TOML file."),
-    "teachers": ("teachers", "List teachers, show one, install its weights, check that they are at hand."),
+    "teachers": ("teachers", "List teachers, show one, install its weights, check them."),
 }
 """Command name -> the module of this package that holds it under its name, and one-line help."""
 
@@ -131,7 +131,7 @@ class LazyGroup(PluginGroup):
 @click.version_option(package_name="advl-pipeline", prog_name="advl")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def group(debug: bool) -> None:
-    """Move what frozen expert models know into a vision-language model while it is finetuned.
+    """Distil frozen expert models into a vision-language model while you finetune it.
 
     \b
     advl datasets check vcr

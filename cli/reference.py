@@ -15,9 +15,9 @@ TABLE_START, TABLE_END = "<!-- students: written by `make docs` -->", "<!-- end 
 
 HEADER = """# Command reference
 
-Written by `make docs` from the commands themselves; a test fails when the two differ.
-Options may also stand in a TOML file given with `--config`; flags win.
-Of the long commands `--help` shows what most users set, `--help-all` every option below.
+`make docs` writes this page from the commands; a test fails if the two differ.
+You can also set options in a TOML file, passed with `--config`; flags override it.
+For long commands `--help` lists the common options, `--help-all` all options below.
 """
 
 

@@ -42,7 +42,7 @@ def students() -> None:
 @students.command("list")
 @json_option
 def list_() -> Iterator[Any]:
-    """List the students that `--student` takes, with what each one sees.
+    """List the names for `--student`, and the visual input of each.
 
     \b
     advl students list
@@ -61,7 +61,7 @@ def list_() -> Iterator[Any]:
 @tokenizer_option
 @json_option
 def show(name: str, tokenizer: str | None) -> Iterator[Any]:
-    """Show one student: architecture, recipes with the source of each number, what was proven of it.
+    """Show one student: architecture, recipes with the source of each number, and how it was tested.
 
     \b
     advl students show uniter-tiny
@@ -91,7 +91,7 @@ def show(name: str, tokenizer: str | None) -> Iterator[Any]:
 @tokenizer_option
 @json_option
 def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[Any]:
-    """Read a checkpoint into a student and name every key that does not fit. Exit code 2 if it does not fill it.
+    """Load a checkpoint into a student and list every key that does not fit. Exit code 2 if weights are missing.
 
     \b
     advl students load-check uniter-base uniter-base.pt
@@ -114,11 +114,10 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
 
 @config_command(ExportRunConfig, "export", arguments=("run",))
 def export(config: ExportRunConfig) -> Iterator[Any]:
-    """Write a run's student as a folder to give away, with its model card.
+    """Write a run's student as a folder to share, with its model card.
 
-    A student that transformers has a class for becomes a folder for its from_pretrained: vilt, bridgetower,
-    modernvbert, visualbert, lxmert and all chat models. Any other becomes one that ADVL loads, without what only the
-    run needed.
+    If transformers has a class for the student, its from_pretrained loads the folder: vilt, bridgetower, modernvbert,
+    visualbert, lxmert and all chat models. ADVL loads the folder of any other student.
 
     \b
     advl export runs/advl-100-0 --output shared/advl-100-0

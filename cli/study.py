@@ -30,7 +30,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @config_command(StudyRunConfig, "study", arguments=("study",))
-@click.option("--dry-run", is_flag=True, help="Only print the grid, its time and its disk.")
+@click.option("--dry-run", is_flag=True, help="Only print the grid, its time and its disk space.")
 @click.option(
     "--list",
     is_flag=True,
@@ -42,8 +42,8 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
-    STUDY is a file or the name of a shipped study. Runs lie in runs/cells, each once: a cell that any
-    study has finished is never run again. Several processes with one study folder share the grid.
+    STUDY is a file or the name of a shipped study. Each run is stored once in runs/cells: a cell that any study has
+    finished never runs again. Several processes with the same study folder share the grid.
 
     \b
     advl study demo --dry-run
@@ -74,11 +74,10 @@ def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
 
 @config_command(ReportConfig, "report", arguments=("run",))
 def report(config: ReportConfig) -> Iterator[Any]:
-    """Turn a study, or runs, into one self-contained HTML page or a table.
+    """Write a study, or runs, as one self-contained HTML page or a table.
 
-    RUN is the folder of an evaluated run, or a folder that holds several; more may follow: one table by what
-    differs among them. A study folder stands there by itself. The page needs no network and reads well on a
-    phone, in print, light and dark.
+    RUN is a study folder, or one or more folders of evaluated runs, which become one table by the options in which
+    they differ. The page needs no network and works on a phone, in print, light and dark.
 
     \b
     advl report runs/studies/demo

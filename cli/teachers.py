@@ -15,7 +15,7 @@ from .main import PluginGroup
 
 @click.group("teachers", cls=PluginGroup)
 def teachers() -> None:
-    """List teachers, show one, check that its weights are at hand.
+    """List teachers, show one, check its weights.
 
     \b
     advl teachers list
@@ -27,7 +27,7 @@ def teachers() -> None:
 @teachers.command("list")
 @json_option
 def print_teachers() -> Iterator[Any]:
-    """List the teachers known by name, and the forms of names that open any other.
+    """List the named teachers, and the prefixes that open any other.
 
     \b
     advl teachers list
@@ -55,7 +55,7 @@ def print_teachers() -> Iterator[Any]:
 @click.argument("name")
 @json_option
 def show_command(name: str) -> Iterator[Any]:
-    """Show what a teacher's features are, their size, and whether its weights are at hand. Nothing is loaded.
+    """Show a teacher's features, their size, and whether its weights are on this machine. Nothing is loaded.
 
     \b
     advl teachers show clip-vit-l
@@ -81,9 +81,9 @@ def show_command(name: str) -> Iterator[Any]:
 
 @config_command(CheckTeacherConfig, "check", group=teachers, arguments=("name",))
 def check_command(config: CheckTeacherConfig) -> Iterator[Any]:
-    """Open a teacher and try it on a few made-up units: widths, batch invariance, float16 range, speed.
+    """Open a teacher and test it on a few made-up units: widths, batch invariance, float16 range, speed.
 
-    Exits with 6 when its weights are not at hand and with 1 when it misbehaves.
+    Exit code 6 if its weights are not on this machine, 1 if a test fails.
 
     \b
     advl teachers check roberta-b

@@ -45,7 +45,7 @@ class DeviceConfig(Configuration):
 
     device: str = option(
         AUTO,
-        help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.",
+        help="Device, such as cpu or cuda:0; auto uses a GPU if there is one.",
         identity="provenance",
     )
 
@@ -58,13 +58,13 @@ class ComputeConfig(DeviceConfig):
 
     mixed_precision: MixedPrecision = option(
         AUTO,
-        help="Precision of matrix products; auto is bf16 on a GPU that computes in it, else no, which is fp32. "
-        "Training and evaluating multiply fp32 in TF32 where a GPU has it.",
+        help="Precision of matrix products. auto is bf16 on a GPU that supports it, else no, which is fp32. Training "
+        "and evaluation use TF32 for fp32 products if the GPU has it.",
     )
     num_workers: int | None = option(
         None,
-        help="Threads that decode, tokenise and collate ahead of the model; results do not depend on it [default: "
-        f"one per core, at most {MOST_WORKERS}].",
+        help="Threads that decode, tokenise and collate ahead of the model; results do not depend on the number "
+        f"[default: one per core, at most {MOST_WORKERS}].",
         minimum=1,
         identity="none",
     )

@@ -30,9 +30,7 @@ _HEAD_BYTES = 4096
 class ReplaceOptions(Configuration):
     """Whether a file that lies in the place of the output may go."""
 
-    replace: bool = option(
-        False, help="Replace a file that lies there and that this command did not write.", identity="none"
-    )
+    replace: bool = option(False, help="Overwrite an existing file that this command did not write.", identity="none")
 
 
 def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: Location) -> None:

@@ -30,7 +30,7 @@ class DiskCacheOptions(Configuration):
 
     disk_cache_gb: float = rare_option(
         DEFAULT_GB,
-        help=f"How much the disk cache of remote caches, ${ENVIRONMENT_VARIABLE}, may hold.",
+        help=f"Size limit of the disk cache for remote caches, ${ENVIRONMENT_VARIABLE}.",
         above=0,
         identity="none",
     )
@@ -62,5 +62,5 @@ class PruneConfig(Configuration):
 
     cache: Location = option(help="Folder or URL of the cache.")
     all_confidences: bool = option(False, help="Remove every set of confidences.")
-    all: bool = option(False, help="Remove the whole cache.")
-    dry_run: bool = option(False, help="Only say what would be removed.")
+    all: bool = option(False, help="Remove the entire cache.")
+    dry_run: bool = option(False, help="Only print what would be removed.")

@@ -90,9 +90,7 @@ class Card(Configuration):
     """Columns that other rows have."""
     split_names: Mapping[str, str] = field(default_factory=dict)
     """Their split -> ours."""
-    num_rows: int | None = option(
-        None, help="Rows of each split, from its beginning; others are not fetched.", minimum=1
-    )
+    num_rows: int | None = option(None, help="Number of first rows of each split; others are not fetched.", minimum=1)
     only: Mapping[str, Any] = field(default_factory=dict)
     """Their column -> the values of rows that are read; others are left out and counted."""
     needs: tuple[str, ...] = ()
@@ -106,10 +104,10 @@ class Card(Configuration):
     right_choice_first: bool = False
     """The first choice is the right one; their order is drawn."""
     rationale_choices: int | None = option(
-        None, help="Rationales to choose from: the row's first one and others of other rows.", minimum=2
+        None, help="Rationales to choose from: the row's first one, and others from other rows.", minimum=2
     )
     min_answer_count: int = option(
-        1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
+        1, help="Number of train questions whose most frequent answer an answer must be to become a class.", minimum=1
     )
     facets: Mapping[str, Facet] = field(default_factory=dict)
     """What rows say of themselves that measures are taken over."""

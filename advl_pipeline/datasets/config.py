@@ -50,10 +50,10 @@ class DataOptions(DataRootOptions):
     title: ClassVar[str] = "Data"
 
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl", identity="content")
-    split: str = option("train", help="Split to train on, or several as one, such as train+val.")
+    split: str = option("train", help="Split to train on, or several joined, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
     text_style: TextStyle | None = rare_option(
-        None, help="How VCR's object tags become words [default: the dataset's].", needs=("data of VCR",)
+        None, help="How VCR's object tags are turned into words [default: the dataset's].", needs=("data of VCR",)
     )
     answers: Path | None = rare_option(
         None,
@@ -62,25 +62,25 @@ class DataOptions(DataRootOptions):
     )
     answer_list: Literal["train", "published"] = rare_option(
         "train",
-        help="Whose answers make VQA's vocabulary: those of train, or those of all splits that the published models "
-        "count. For VQA v2 and VQA-CP these include val, whose answers are then known in training.",
+        help="Splits whose answers form VQA's vocabulary: train, or all splits that the published models count. For "
+        "VQA v2 and VQA-CP these include val, so training then knows val's answers.",
     )
     on_error: Literal["fail", "skip"] = rare_option(
-        "fail", help="What to do about malformed items: as it was when the caches were extracted."
+        "fail", help="What to do with malformed items; use the same value as for extraction."
     )
     shots: int | None = option(
         None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1
     )
     ids: Path | None = rare_option(
         None,
-        help="Train on the examples of a list that `advl datasets subset` wrote, in place of --shots.",
+        help="Train on the examples of a list from `advl datasets subset`, instead of --shots.",
         identity="content",
     )
     pool: int | None = rare_option(
         None,
-        help="Questions of the split whose inputs a run may see without labels. They are the first of the seed's "
-        "order, so that the labelled ones are among them [default: all; the labelled ones where a cache holds a "
-        "part].",
+        help="Number of questions whose inputs a run may see without labels. They are the first in the seed's order, "
+        "so they include the labelled ones [default: all; the labelled ones if a cache has only a part of the "
+        "split].",
         minimum=1,
     )
 
@@ -100,7 +100,7 @@ class SubsetConfig(DataRootOptions, ReplaceOptions):
 
     name: str = option(help=DATASET_HELP)
     output: Path = option(
-        help="JSON file for the ids.",
+        help="JSON file to write the ids to.",
         such_as="subset.json",
         output=Output(
             makes="file", begins=rb'\{\n "dataset": ".*",\n "split": ".*",\n "shots": \d+,\n "seed": \d+,\n'
@@ -108,4 +108,4 @@ class SubsetConfig(DataRootOptions, ReplaceOptions):
     )
     shots: int = option(help="Number of questions.", such_as="100", minimum=1)
     split: str = option("train", help="Split to draw from.")
-    seed: int = option(0, help="Chooses the subset; subsets of one seed are nested.", minimum=0)
+    seed: int = option(0, help="Seed of the subset; subsets of one seed are nested.", minimum=0)

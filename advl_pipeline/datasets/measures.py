@@ -75,7 +75,7 @@ class Measure(Configuration):
     """Facets that the items of a group share; items without one are in no group of a `distribution`."""
     size: int | None = option(
         None,
-        help="Items of a whole group: others are wrong, and there are as many groups as whole ones fit.",
+        help="Items per complete group; incomplete groups are wrong.",
         minimum=1,
     )
     denominator: int | None = option(None, help="Items that there are, whatever is scored.", minimum=1)

@@ -22,7 +22,7 @@ DATA_VARIABLE = "ADVL_DATA"
 INDEX_VARIABLE = "ADVL_INDEX"
 
 DATASET_HELP = (
-    "Name of a dataset (`advl datasets list`), or data of your own: a .jsonl, .csv, .parquet or .toml file, a folder "
+    "Name of a dataset (`advl datasets list`), or your own data: a .jsonl, .csv, .parquet or .toml file, a folder "
     "of files, or hf:NAME."
 )
 KNOWN_NAMES = advise(["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md")

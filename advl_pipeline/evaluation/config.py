@@ -37,31 +37,31 @@ class EvaluateConfig(AnswerOptions):
     protocol: Protocol = option(
         "likelihood",
         also="--as",
-        help="How questions are asked: `likelihood` takes the likeliest candidate; `letters` lists options by letter,"
-        " reads what the student writes by the rule of the set's card, and compares answers as texts, to VQA by "
-        "its evaluator. Scores then lie in SET@letters, and no picture is replaced.",
+        help="How questions are asked. `likelihood` scores the likeliest candidate. `letters` lists options by "
+        "letter, parses the generated text by the rule of the set's card, and compares answers as texts, for VQA by "
+        "its evaluator; scores go to SET@letters, and no picture is replaced.",
         needs=("questions for letters",),
     )
     num_questions: int | None = option(
         None,
-        help="Score this many questions of each set, drawn at random and the same for every run, and print the 95 % "
-        "interval that they leave open [default: all].",
+        help="Score a random sample of this many questions per set, the same for every run, and print the 95 % "
+        "interval [default: all].",
         minimum=1,
     )
     vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
         None,
-        help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most].",
+        help="VQA evaluator [default: from the set's card; for most, the official one of 2021].",
         needs=("likelihoods", "VQA"),
     )
     probe: tuple[Probe, ...] = option(
         (),
-        help="Use of vision: also score with every picture swapped for another one, blanked, or removed; repeatable "
+        help="Use of vision: also score with every picture swapped for another, blanked, or removed; repeatable "
         "[default: all three; none with --as letters].",
         needs=("pictures to replace",),
     )
     probe_on: tuple[str, ...] = option(
         (),
-        help="Test sets that are probed so; repeatable [default: the first one of --on].",
+        help="Test sets to score with --probe; repeatable [default: the first one of --on].",
         needs=("pictures to replace", "an evaluated set", "a probe"),
     )
 
@@ -77,17 +77,17 @@ class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
 
     student: Path = option(help="Folder of a pretrained student or of a finished run.")
     cache: tuple[Location, ...] = option(
-        (), help="Teacher cache of the split whose words and regions are placed; repeatable, all of one split."
+        (), help="Teacher cache of the split whose words and regions are compared; repeatable, all of one split."
     )
     dataset: str | None = option(
-        None, help="Data of your own that the caches are of, where the run was not trained on them.", also="--data"
+        None, help="Your own data that the caches are of, if the run was not trained on them.", also="--data"
     )
-    task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
+    task: tuple[str, ...] = option((), help="Tasks whose texts are used; repeatable [default: all].")
     oracle: bool = option(
         False,
-        help="Read labels, too: how many name questions the student answers by cosine, and how many it could after a "
-        "linear map onto true names, or onto its own, the control. Below five points between the two no vision step "
-        "is worth running.",
+        help="Also use labels: the share of name questions that the student answers correctly by cosine, and after a "
+        "linear map onto true names, or onto its own names as the control. If the two differ by less than five "
+        "points, a vision step is not worth running.",
     )
 
 
@@ -96,12 +96,12 @@ class ScoreVqaConfig(Configuration):
     """It configures `advl score vqa`."""
 
     questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.", such_as="questions.json")
-    annotations: Path = option(help="Annotations file that belongs to it.", such_as="annotations.json")
+    annotations: Path = option(help="Annotations file for these questions.", such_as="annotations.json")
     results: Path = option(
-        help="JSON list of {question_id, answer}, exactly the annotated questions.", such_as="results.json"
+        help="JSON list of {question_id, answer} for exactly the annotated questions.", such_as="results.json"
     )
     mode: Literal["2021", "2017", "vqa-vs"] = option(
-        "2021", help="Which evaluator: the current official one, the older one, or VQA-VS's min(k/3, 1)."
+        "2021", help="Evaluator: the current official one, the older one, or VQA-VS's min(k/3, 1)."
     )
 
 
@@ -114,7 +114,7 @@ class ScoreVcrConfig(Configuration):
         help="Scores of the answers: .npy of shape items x 4, or CSV with annot_id first.", such_as="answers.npy"
     )
     rationales: Path = option(
-        help="Scores of the rationales given the right answer, as those of the answers.",
+        help="Scores of the rationales given the correct answer, in the same form.",
         such_as="rationales.npy",
     )
 
@@ -133,8 +133,8 @@ class ScoreSnliVeConfig(Configuration):
 class ScoreShiftConfig(Configuration):
     """It configures `advl score shift`."""
 
-    run: Path = option(help="Run folder that `advl evaluate` has scored on both sets.", such_as="runs/mine")
-    on: str = option(help="The shifted set, as it was named to `advl evaluate --on`.", such_as="rule-singular")
+    run: Path = option(help="Run folder, scored by `advl evaluate` on both sets.", such_as="runs/mine")
+    on: str = option(help="The shifted set, as named in `advl evaluate --on`.", such_as="rule-singular")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +154,6 @@ class PredictConfig(AnswerOptions, ReplaceOptions):
     )
     generate: bool = option(
         False,
-        help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list.",
+        help="For VQA, write the answers that a student generates instead of the likeliest of the run's list.",
         needs=("VQA",),
     )

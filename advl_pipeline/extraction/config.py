@@ -36,63 +36,63 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.", such_as="minilm-l6")
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
-    split: str = option("train", help="Split of the dataset, or several as one, such as train+val.")
+    split: str = option("train", help="Split of the dataset, or several joined, such as train+val.")
     shots: int | None = option(
         None,
-        help="Extract no more than the low-shot subset of this many questions needs, for each --seed.",
+        help="Extract only the features that a low-shot subset of this many questions needs, for each --seed.",
         minimum=1,
         identity="content",
     )
     ids: tuple[Path, ...] = rare_option(
         (),
-        help="Extract no more than the examples of a list need, which `advl datasets subset` wrote; repeatable.",
+        help="Extract only the features that the examples of a list from `advl datasets subset` need; repeatable.",
         identity="content",
     )
     output: Location | None = option(
         None,
-        help="Folder of the cache, or s3://BUCKET/PREFIX or gs://... [default: caches/TEACHER/DATASET/SPLIT, and the "
-        "subset in the name where one is asked for].",
+        help="Folder of the cache, or s3://BUCKET/PREFIX or gs://... [default: caches/TEACHER/DATASET/SPLIT, with "
+        "the subset in the name if there is one].",
         identity="none",
         output=Output(makes="cache"),
     )
     text_style: TextStyle | None = option(
         None,
-        help="How VCR's object tags become words [default: the dataset's].",
+        help="How VCR's object tags are turned into words [default: the dataset's].",
         needs=("data of VCR",),
     )
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["auto", "boxes", "grid", "none"] = option(
         "auto",
-        help="Token features of a picture: one per box, or one per grid cell; auto takes boxes where the dataset "
-        "gives any, else the grid.",
+        help="Token features of a picture: one per box, or one per grid cell; auto uses boxes if the dataset has "
+        "any, else the grid.",
         needs=("pictures",),
     )
     grid_side: int = option(
         12,
-        help="Most rows and columns that a grid is stored with; a larger one is averaged to so many, by area.",
+        help="Maximum number of rows and columns of a stored grid; a larger grid is averaged by area.",
         minimum=1,
         needs=("pictures", "a grid"),
     )
-    dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
+    dtype: Literal["float16", "float32", "int8"] = option("float16", help="Data type of stored features.")
     select_texts: float | None = rare_option(
         None,
-        help="Store only the tokens of some texts, chosen so that all words come up, which hold this share of the "
-        "words; of these texts those with a meaning. Elsewhere a word then has the mean of its stored features.",
+        help="Store only the tokens of texts that have this share of the words, selected to cover all words, and of "
+        "these texts only content words. Elsewhere a word has the mean of its stored features.",
         above=0,
         maximum=1,
         needs=("texts",),
     )
     batch_size: int | Literal["auto"] = option(
         _USUAL_BATCH,
-        help="Units per forward pass; auto tries which number this machine encodes fastest.",
+        help="Units per forward pass; auto measures which size is fastest on this machine.",
         minimum=1,
         identity="provenance",
     )
     shard_rows: int = rare_option(
-        32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1
+        32768, help="Token rows per shard, the unit of commit, resume and repair.", minimum=1
     )
     on_error: Literal["fail", "skip"] = option(
-        "fail", help="What to do about malformed items and pictures that cannot be read."
+        "fail", help="What to do with malformed items and unreadable pictures."
     )
     confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="provenance")
     folds: int = rare_option(
@@ -113,32 +113,33 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     )
     revision: str | None = rare_option(
         None,
-        help="Commit, branch or tag of the teacher's repository on the hub [default: the one that the cache "
-        "was begun with, else main]. The cache records the commit.",
+        help="Commit, branch or tag of the teacher's repository on the hub [default: that of the existing cache, "
+        "else main]. The cache records the commit.",
         identity="provenance",
         needs=("a repository of the hub",),
     )
     dry_run: bool = option(
         False,
-        help="Only say what would be done: units, bytes, time, free disk, and from which epoch on a cache is "
-        "cheaper than the teacher in every step. Without the teacher's weights its card tells units and bytes.",
+        help="Only print what would be done: units, bytes, time, free disk space, and the epoch from which a cache "
+        "is cheaper than the teacher in every step. Without the teacher's weights, units and bytes come from its "
+        "card.",
         identity="none",
     )
     engine: Literal["local", "ray"] = option(
         "local",
-        help="Work in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (else one started here).",
+        help="Run in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (if unset, of one started here).",
         identity="none",
     )
     part: str | None = option(
         None,
-        help="Encode part I of N of the shards: each process of a job array is given another part of the same N. The "
-        "one that commits the last shard completes the cache [default: all].",
+        help="Encode part I of N of the shards. Give each process of a job array a different part of the same N; the "
+        "process that commits the last shard completes the cache [default: all].",
         metavar="I/N",
         identity="none",
     )
     ray_tasks: int | None = rare_option(
         None,
-        help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU].",
+        help="Number of Ray tasks [default: one per GPU for a cuda device, else one per CPU].",
         minimum=1,
         identity="none",
         needs=("ray",),
@@ -177,12 +178,12 @@ class PrepareConfig(DataRootOptions):
     """Configuration of `advl prepare`."""
 
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
-    split: str = option("train", help="Split of the dataset, or several as one, such as train+val.")
+    split: str = option("train", help="Split of the dataset, or several joined, such as train+val.")
     student: str | None = option(
-        None, help="Student over pixels that the pictures are for, as `advl finetune` makes it for the dataset."
+        None, help="Student that will read the pictures, as in `advl finetune`; it must read pixels."
     )
     student_option: tuple[str, ...] = option(
-        (), help="Another setting of the student as KEY=VALUE, such as image_size=224.", metavar="KEY=VALUE"
+        (), help="Setting of the student as KEY=VALUE, such as image_size=224.", metavar="KEY=VALUE"
     )
     size: int | None = option(
         None, help="Side of the stored squares in pixels [default: the student's].", minimum=1, maximum=4096
@@ -192,11 +193,11 @@ class PrepareConfig(DataRootOptions):
         help="Folder or URL of the cache of pictures [default: caches/pictures-SIZE/DATASET/SPLIT].",
         output=Output(makes="cache"),
     )
-    on_error: Literal["fail", "skip"] = option("fail", help="What to do about pictures that cannot be read.")
+    on_error: Literal["fail", "skip"] = option("fail", help="What to do with unreadable pictures.")
     num_workers: int | None = option(
         None, help=f"Threads that decode [default: one per core, at most {MOST_WORKERS}].", minimum=1
     )
-    dry_run: bool = option(False, help="Only say what would be done: pictures, bytes, free disk.")
+    dry_run: bool = option(False, help="Only print what would be done: pictures, bytes, free disk space.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,17 +205,17 @@ class RecomputeOptions(Configuration):
     """What encodes units of a cache again: the teacher and the data that it was made from."""
 
     cache: Location = option(help="Folder or URL of the cache.")
-    weights: Path | None = option(None, help="Local weights of the teacher, where it was made from such.")
-    source: Path | None = option(None, help="Files that the features were imported from.")
+    weights: Path | None = option(None, help="Local weights of the teacher, if the cache was made from such.")
+    source: Path | None = option(None, help="Files from which the features were imported.")
     ground_truth_regions: Path | None = option(
-        None, help="Region features of the dataset's own boxes, where such were imported."
+        None, help="Region features of the dataset's own boxes, if such were imported."
     )
     data_root: Path | None = option(
-        None, help="Folder of the datasets, where it was made from other than the usual one."
+        None, help="Folder of the datasets, if the cache was made from another than the default."
     )
-    dataset: str | None = option(None, help="Data of your own that it was made from.", also="--data")
-    ids: tuple[Path, ...] = option((), help="List of examples that it was made for; repeatable.")
-    device: str | None = option(None, help="Where the teacher computes [default: where it did].")
+    dataset: str | None = option(None, help="Your own data, if the cache was made from them.", also="--data")
+    ids: tuple[Path, ...] = option((), help="List of examples, if the cache was made for one; repeatable.")
+    device: str | None = option(None, help="Device of the teacher [default: the device of the extraction].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +228,7 @@ class VerifyConfig(RecomputeOptions):
     """Configuration of `advl cache verify`."""
 
     recompute: int = option(
-        0, help="Also encode this many sampled units of each modality again and compare.", minimum=0
+        0, help="Also encode this many random units of each modality again and compare them.", minimum=0
     )
 
 
@@ -237,12 +238,12 @@ class ImportedFiles(Configuration):
 
     source: Path = option(
         help="Region features of a detector: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; or "
-        "a folder of .npy files named after the pictures. {split} in the path stands for the split that the pictures "
-        "are filed under, such as val, or val2014 for pictures of COCO."
+        "a folder of .npy files named after the pictures. {split} in the path is replaced by the split under which "
+        "the pictures are filed, such as val, or val2014 for pictures of COCO."
     )
     ground_truth_regions: Path | None = option(
         None,
-        help="Region features of the dataset's own boxes, put first, likewise.",
+        help="Region features of the dataset's own boxes, in the same form; they come first.",
         needs=("files of a detector",),
     )
 
@@ -256,7 +257,7 @@ class ImportedExtraction(ExtractConfig, ImportedFiles):
 class ImportConfig(ImportedFiles, DataRootOptions):
     """Configuration of `advl cache import`."""
 
-    name: str = option(help="Name for the teacher that the features came from.", such_as="vinvl")
+    name: str = option(help="Name of the teacher that made the features.", such_as="vinvl")
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
     split: str = option("train", help="Split of the dataset.")
     output: Path | None = option(
@@ -264,10 +265,10 @@ class ImportConfig(ImportedFiles, DataRootOptions):
     )
     dtype: Literal["float16", "float32", "int8"] | None = option(
         None,
-        help="How features are stored [default: regions as their files hold them, in float16 or float32; arrays in "
+        help="Data type of stored features [default: for regions that of their files, float16 or float32; for arrays "
         "float16].",
     )
-    dry_run: bool = option(False, help="Only say what would be written, and the room there is.")
+    dry_run: bool = option(False, help="Only print what would be written, and the free disk space.")
 
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:

@@ -41,11 +41,12 @@ class ReportConfig(DataRootOptions, ReplaceOptions):
     )
     to: ReportFormat = option(
         "html",
-        help="One self-contained page, or its numbers; `items` is the score of every item of every run, as CSV.",
+        help="Format: one self-contained page, or its numbers; `items` is the score of every item of every run, as "
+        "CSV.",
     )
     output: Path | None = option(
         None,
-        help="File to write [default: report.EXT in that folder, of several in the one that holds them all].",
+        help="File to write [default: report.EXT in that folder; for several folders, in their common parent].",
         output=Output(makes="file", begins=_BEGINS, home=("run", "report.*")),
     )
 

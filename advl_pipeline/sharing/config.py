@@ -16,14 +16,14 @@ class ExportRunConfig(Configuration):
     run: Path = option(help="Folder of a finished run.")
     to: Literal["transformers", "safetensors"] | None = option(
         None,
-        help="transformers: a folder for its from_pretrained. safetensors: one that this package loads, of any "
-        "student [default: transformers where that has a class of the student, else safetensors].",
+        help="transformers: a folder for its from_pretrained. safetensors: a folder that this package loads, for any "
+        "student [default: transformers if it has a class for the student, else safetensors].",
     )
     output: Path = option(help="Folder to write; must not exist.", such_as="shared/mine", output=Output(makes="new"))
     push_to_hub: str | None = option(
-        None, help="Also upload it, to this repository of the hub; an earlier push is replaced.", metavar="ORG/NAME"
+        None, help="Also upload it to this repository of the hub; replaces an earlier push.", metavar="ORG/NAME"
     )
-    private: bool = option(False, help="Make the repository private where it does not exist yet.")
+    private: bool = option(False, help="Create the repository as private if it does not exist.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,8 @@ class PushConfig(Configuration):
     """Says which cache `advl cache push` uploads, and where to."""
 
     cache: Path = option(help="Folder of the cache.")
-    repository: str = option(help="Dataset repository of the hub, ORG/NAME; an earlier push is replaced.")
-    private: bool = option(False, help="Make the repository private where it does not exist yet.")
+    repository: str = option(help="Dataset repository of the hub, ORG/NAME; replaces an earlier push.")
+    private: bool = option(False, help="Create the repository as private if it does not exist.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class PullConfig(Configuration):
 
     repository: str = option(help="Dataset repository of the hub, ORG/NAME.")
     output: Path = option(
-        help="Folder of the cache; must not exist. The same command goes on after an interruption.",
+        help="Folder of the cache; must not exist. The same command resumes an interrupted download.",
         such_as="caches/pulled",
         output=Output(makes="new"),
     )

@@ -24,24 +24,24 @@ class GenerativeConfig(Configuration):
         0, help="Layer whose word and picture states are distilled, from 1; 0 for the middle one.", minimum=0
     )
     length_normalised: Literal["choices", "all", "none"] = option(
-        "choices", help="Whose likelihoods are divided by the answer's number of tokens: candidates', all, or none."
+        "choices", help="Likelihoods to divide by the answer's number of tokens: those of candidates, all, or none."
     )
-    instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
+    instruction: str | None = option(None, help="Line after the question [default: the task's].")
     options: Literal["hidden", "letters"] = option(
-        "hidden", help="Whether choices are listed behind letters, so that a candidate's answer is its letter."
+        "hidden", help="Whether to list choices by letter, so that a candidate's answer is its letter."
     )
     dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
     image_splitting: bool | None = option(
-        None, help="Cut pictures into tiles; without, one tile shows all [default: as the processor is set]."
+        None, help="Split pictures into tiles; otherwise one tile shows all [default: the processor's]."
     )
     longest_edge: int | None = option(
         None,
-        help="Pixels to which a picture's longer edge is scaled before it is cut [default: as the processor is set].",
+        help="Pixels to which a picture's longer edge is scaled before it is split [default: the processor's].",
         minimum=1,
     )
     min_pixels: int | None = option(
-        None, help="Pixels to which a smaller picture is scaled up [default: as the processor is set].", minimum=1
+        None, help="Pixels to which a smaller picture is scaled up [default: the processor's].", minimum=1
     )
     max_pixels: int | None = option(
-        None, help="Pixels to which a larger picture is scaled down [default: as the processor is set].", minimum=1
+        None, help="Pixels to which a larger picture is scaled down [default: the processor's].", minimum=1
     )

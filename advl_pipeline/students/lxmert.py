@@ -30,7 +30,7 @@ PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in en
 class LxmertConfig(RegionStudentConfig):
     """Architecture of LXMERT; `num_layers` counts the language layers."""
 
-    num_relation_layers: int = option(5, help="Layers over the regions alone.", minimum=1)
+    num_relation_layers: int = option(5, help="Layers over the regions only.", minimum=1)
     num_cross_layers: int = option(5, help="Layers in which the streams meet.", minimum=1)
 
 

@@ -36,9 +36,9 @@ class RegionOptions(Configuration):
 
     regions: tuple[Location, ...] = option(
         (),
-        help="Cache of a detector's regions, which `advl cache import` made, folder or URL; repeatable. {dataset} "
-        "and {split} in it stand for what is read [default: those of the run that is read]. The word pixels stands "
-        "for small crops through a random projection, which a student without --init sees unasked.",
+        help="Cache of a detector's regions from `advl cache import`, folder or URL; repeatable. {dataset} and "
+        "{split} in it are replaced by what is read [default: those of the run]. The word pixels selects small crops "
+        "through a random projection, the default of a student without --init.",
         identity="content",
     )
 
@@ -51,8 +51,8 @@ class PictureOptions(RegionOptions):
 
     pictures: tuple[Location, ...] = rare_option(
         (),
-        help="Pictures that `advl prepare` stored, folder or URL, in place of decoding them; repeatable [default: "
-        "those of the split, where they lie in their usual place].",
+        help="Pictures stored by `advl prepare`, folder or URL, read instead of decoding; repeatable [default: those "
+        "of the split, if they are in the default place].",
         identity="none",
     )
 
@@ -65,8 +65,8 @@ class StudentOptions(Configuration):
 
     student: str = option(
         "",
-        help="Student to finetune; see `advl students list` "
-        f"[default: {OWN_DATA_STUDENT} for data of your own, else {DEFAULT_STUDENT or 'none'}].",
+        help=f"Student to finetune; see `advl students list` [default: {OWN_DATA_STUDENT} for your own data, else "
+        f"{DEFAULT_STUDENT or 'none'}].",
     )
     init: Path | None = option(
         None,
@@ -75,42 +75,42 @@ class StudentOptions(Configuration):
     )
     head_answers: Path | None = rare_option(
         None,
-        help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
+        help="Answers of the checkpoint's VQA head, such as LXMERT's all_ans.json; rows are matched by answer.",
         identity="content",
         needs=("pretrained weights", "open answers"),
     )
     known_words: Path | None = rare_option(
         None,
-        help="Words that the student's pretraining taught, with their counts, a JSON object [default: what its "
-        "pretraining recorded, else every word counts as known].",
+        help="JSON object of the words that the student's pretraining taught, with their counts [default: the record "
+        "of its pretraining, else every word counts as known].",
         identity="content",
         needs=("known words",),
     )
     tokenizer: str | None = rare_option(
         None,
-        help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
-        "else the student's own].",
+        help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one next to --init, else the "
+        "student's own].",
         identity="content",
     )
     student_option: tuple[str, ...] = rare_option(
         (),
-        help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.",
+        help="Setting of the student as KEY=VALUE, such as num_layers=6; repeatable.",
         metavar="KEY=VALUE",
     )
     gradient_checkpointing: bool = rare_option(
         False,
-        help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
+        help="Recompute activations in the backward pass instead of keeping them: less memory, slower.",
     )
     lora_rank: int | None = option(
         None,
-        help="Train only low-rank updates of this rank; 0 trains the student [default: the student's own where it "
-        "starts from --init and answers in words, else 0].",
+        help="Rank of low-rank updates, the only weights that are then trained; 0 trains all weights [default: the "
+        "student's own if it starts from --init and answers in words, else 0].",
         minimum=0,
         needs=("pretrained weights",),
     )
     base_dtype: BaseDtype | None = rare_option(
         None,
-        help="Type of the frozen weights under low-rank updates, which are fp32 themselves [default: bf16 on a GPU "
-        "that computes in it, else fp32].",
+        help="Data type of the frozen weights under low-rank updates; the updates are fp32 [default: bf16 on a GPU "
+        "that supports it, else fp32].",
         needs=("pretrained weights", "low-rank updates"),
     )

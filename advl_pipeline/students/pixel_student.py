@@ -45,7 +45,7 @@ class PixelStudentConfig(TextStudentConfig):
     """Settings of every pixel student."""
 
     image_size: int = option(
-        384, help="Side of the square picture in pixels; position tables are fitted to it.", minimum=1
+        384, help="Side of the square picture in pixels; position tables are resized to it.", minimum=1
     )
     patch_size: int = option(32, help="Side of a patch in pixels.", minimum=1)
 

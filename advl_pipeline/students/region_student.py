@@ -31,7 +31,7 @@ class RegionStudentConfig(TextStudentConfig):
     feature_size: int = option(2048, help="Width F of the region features.", minimum=1)
     regions: Literal["pixels", "detector"] | None = option(
         None,
-        help="What its regions are: small crops through a fixed projection, also where nobody says, or a detector's.",
+        help="Kind of its regions: small crops through a fixed projection, the default, or a detector's.",
     )
 
 

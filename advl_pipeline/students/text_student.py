@@ -39,7 +39,7 @@ class RowLength(Configuration):
     max_text_length: int = option(128, help="Tokens of one row of text.", minimum=5)
     overlong: Literal["error", "cut"] = option(
         "error",
-        help="Longer texts to learn from are an error, or the longer part is cut; those to score are always cut.",
+        help="Longer training texts are an error, or their longer part is truncated; evaluation always truncates.",
     )
 
 
@@ -135,7 +135,7 @@ class TextStudentConfig(RowLength):
     intermediate_size: int = option(3072, help="Width of the feed-forward layers.", minimum=1)
     dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
     tokenizer: str = option("bert-base-uncased", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.", minimum=1)
+    vocab_size: int = option(30522, help="Rows of the word table, one per token of the tokenizer.", minimum=1)
     max_positions: int = option(512, help="Rows of the position table.", minimum=1)
 
 

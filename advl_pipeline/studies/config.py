@@ -72,17 +72,18 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
     caches: Path = option(Path("caches"), help="Folder of the teacher caches.", output=Output(makes="folders"))
     regions: tuple[Location, ...] = option(
         (),
-        help="Cache of a detector's regions, as `advl finetune` takes it; repeatable. The study then trains the "
-        "student that it names for them.",
+        help="Cache of a detector's regions, as in `advl finetune`; repeatable. The study then trains the student "
+        "that it names for them.",
     )
-    init: Path | None = option(None, help="Pretrained student in place of the study's.")
+    init: Path | None = option(None, help="Pretrained student, instead of the study's.")
     first_seeds: int | None = option(
         None,
-        help="Run so many seeds of the first number of shots only; the same command without it runs the others.",
+        help="Run only this many seeds of the first number of shots; the same command without this option runs the "
+        "others.",
         minimum=1,
     )
     workers: int = option(
-        1, help="Cells run side by side, each in a process of its own with its share of the cores.", minimum=1
+        1, help="Number of cells to run in parallel, each in its own process with its share of the cores.", minimum=1
     )
 
 
@@ -162,11 +163,11 @@ class StudyConfig(Configuration):
     """Variant that the others are compared with."""
     focus: str = "advl"
     """Variant that the claims are about."""
-    margin: float = option(1.0, help="Smallest gain in points that would matter.", minimum=0)
+    margin: float = option(1.0, help="Smallest gain in points that matters.", minimum=0)
     keep_weights: bool = True
     """Keep the student of every cell. Without, it goes once all test sets are scored, unless another study keeps it;
     a test set that is added later trains the cell again."""
-    min_seeds: int = option(5, help="Fewest seeds that a verdict other than 'undecided' may rest on.", minimum=1)
+    min_seeds: int = option(5, help="Fewest seeds for a verdict other than 'undecided'.", minimum=1)
     settings: tuple[Setting, ...]
     """Where the grid is run."""
     variants: Mapping[str, Variant] = field(default_factory=lambda: MappingProxyType({}))

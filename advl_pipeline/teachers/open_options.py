@@ -74,4 +74,4 @@ class CheckTeacherConfig(DeviceConfig):
     name: str = option(help="Teacher to check.")
     weights: Path | None = option(None, help="Local weights of the teacher instead of the known source.")
     image_tokens: ImageTokenKind = option("boxes", help="Token features of a picture.")
-    compute_dtype: ComputeDtype = option("fp32", help="What the teacher computes in.")
+    compute_dtype: ComputeDtype = option("fp32", help="Compute dtype of the teacher.")

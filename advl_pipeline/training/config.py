@@ -204,19 +204,19 @@ class OptimiserOptions(Configuration):
 
     recipe: str = option(
         "auto",
-        help="How the student's authors finetuned it: auto (the published recipe where there is one), none, or a "
-        "TOML file of its keys, such as optimiser, schedule and loss. An option given here wins over it.",
+        help="Recipe of the student's authors: auto (the published recipe if there is one), none, or a TOML file "
+        "with its keys, such as optimiser, schedule and loss. Options override it.",
         identity="content",
     )
     num_steps: int | None = option(
         None,
-        help="Optimiser steps of the finetune step, in place of --epochs [default: the recipe's at full data, else "
+        help="Optimiser steps of the finetune step, instead of --epochs [default: the recipe's at full data, else "
         f"those of --epochs, and at least {TrainingSettings.num_steps}].",
         minimum=1,
     )
     epochs: float | None = option(
         None,
-        help="Passes of the finetune step over the labelled examples, in place of --num-steps [default: the recipe's "
+        help="Epochs of the finetune step over the labelled examples, instead of --num-steps [default: the recipe's "
         f"at full data, else {DEFAULT_EPOCHS:g}].",
         above=0,
     )
@@ -227,8 +227,7 @@ class OptimiserOptions(Configuration):
     )
     accumulate: int | None = rare_option(
         None,
-        help="Micro-batches that one optimiser step is split into [default: the recipe's, else "
-        f"{TrainingSettings.accumulate}].",
+        help=f"Micro-batches per optimiser step [default: the recipe's, else {TrainingSettings.accumulate}].",
         minimum=1,
     )
     learning_rate: float | None = option(
@@ -268,8 +267,8 @@ class TeacherOptions(DiskCacheOptions):
     )
     confidence: Literal["probe", "zero-shot", "bridge", "none"] = rare_option(
         "probe",
-        help="Where the teacher's confidence comes from: linear heads on its features (probe), a pair of towers "
-        "(zero-shot), or what a text teacher knows of the student's names, without labels (bridge).",
+        help="Source of the teacher's confidence: linear heads on its features (probe), a pair of towers "
+        "(zero-shot), or a text teacher's knowledge of the student's names, without labels (bridge).",
         needs=("teachers", "ratio"),
     )
     confidence_folds: int = rare_option(
@@ -280,16 +279,17 @@ class TeacherOptions(DiskCacheOptions):
     )
     confidence_check: Literal["auc", "none"] = rare_option(
         "auc",
-        help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong. Its AUC on "
-        "the labelled items then has a 95 % interval that is not above 0.5. none follows it whatever it knows.",
+        help="auc: weight a pathway uniformly unless its teacher's confidence separates correct from wrong, which "
+        "means that the 95 % interval of its AUC on the labelled items is above 0.5. none: always use the "
+        "confidence.",
         needs=("teachers", "ratio", "confidence"),
     )
     teacher_control: TeacherControl = rare_option(
         "none",
-        help="Control: permute the teacher's features over units (shuffle). Or only move the cells of its grid "
-        "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid). Or take the student's own "
-        "visual tokens, before they meet the text, for a vision teacher's (own-tokens). A cache of `random:NAME` is "
-        "another one.",
+        help="Control: permute the teacher's features over units (shuffle); move only the cells of its grid within "
+        "each picture, at random (shuffle-cells) or by half the grid (shift-grid); or replace a vision teacher's "
+        "features by the student's own visual tokens, before they meet the text (own-tokens). A cache of "
+        "`random:NAME` is another control.",
         needs=("teachers",),
     )
 
@@ -306,25 +306,25 @@ class RunOptions(Configuration):
         identity="none",
         output=Output(makes="run"),
     )
-    method: Method = option("advl", help="What is done with the teachers.")
+    method: Method = option("advl", help="How the teachers are used.")
     hide_picture: bool = rare_option(
         False,
-        help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation; "
-        "options that would teach it from pictures are refused.",
+        help="Control: a text-only student that sees no picture, in training or evaluation; options that would teach "
+        "it from pictures are refused.",
     )
-    seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0)
+    seed: int = option(0, help="Seed of the low-shot subset, the initialisation and the order.", minimum=0)
     checkpoint_every: int = rare_option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
     deterministic: bool = rare_option(
         False,
-        help="Have a GPU add up in one order wherever torch can, so that a resumed run is the same to the last bit; "
-        "slower. What torch cannot is named.",
+        help="Use deterministic operations on a GPU wherever torch has them, so that a resumed run is bit-identical; "
+        "slower. torch warns about the others.",
         identity="none",
     )
     resume: bool = rare_option(True, help="Continue an interrupted run in the output folder.", identity="none")
     log_with: str = rare_option(
         "",
-        help="Also log for tensorboard, wandb or mlflow, several joined by commas; into the run folder, unless "
-        "MLFLOW_TRACKING_URI says otherwise. WANDB_MODE=offline needs no account.",
+        help="Also log to tensorboard, wandb or mlflow, several joined by commas, in the run folder unless "
+        "MLFLOW_TRACKING_URI is set. WANDB_MODE=offline needs no account.",
         identity="none",
     )
 

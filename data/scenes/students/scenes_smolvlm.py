@@ -56,8 +56,8 @@ class ScenesSmolVlmConfig(GenerativeConfig):
 
     agreement: float = option(
         0.0,
-        help="Temperature of the agreement between a candidate's words and the boxes that it tags, which is added to "
-        "its likelihood per token; 0 leaves it out.",
+        help="Temperature of the match between a candidate's words and the boxes that it tags, which is added to its "
+        "likelihood per token; 0 leaves it out.",
         minimum=0,
     )
 

@@ -184,7 +184,9 @@ class ScenesSmallConfig(RowLength):
 
     hidden_size: int = option(128, help="Width H.", minimum=1)
     word_size: int = option(128, help="Width of the word vectors before they are projected up.", minimum=1)
-    num_separate_layers: int = option(1, help="Lower layers, in which each modality attends to itself.", minimum=1)
+    num_separate_layers: int = option(
+        1, help="Lower layers, in which each modality attends only to itself.", minimum=1
+    )
     num_joint_layers: int = option(2, help="Upper layers, in which all attend to all.", minimum=1)
     num_heads: int = option(4, help="Attention heads.", minimum=1)
     intermediate_size: int = option(256, help="Width of the feed-forward layers.", minimum=1)
