@@ -1,7 +1,7 @@
 """`make chaos`: what the next command makes of what was killed, stopped, damaged or begun twice, to the byte.
 
 python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--outputs N] [--finetunes N] [--stops N]
-    [--pairs N] [--threads N] [--flips N] [--changes N] [--sets N] [--seed S]
+    [--pairs N] [--threads N] [--flips N] [--changes N] [--seed S]
 """
 
 from __future__ import annotations
@@ -53,15 +53,10 @@ def main() -> None:
 
 def kills(folder: Path) -> Attempt:
     """Kill an extraction at a random moment and give the same command again."""
-    chaos = importlib.import_module("chaos")
-    reference, span = chaos.reference_run(folder / "kills")
+    make_job = importlib.import_module("chaos").make_job
+    reference, span = make_job(folder / "kills", "reference").run_alone()
     print(f"an uninterrupted run writes {len(reference)} files in {span:.2f} s")
-
-    def kill(seed: int) -> str:
-        moment, committed = chaos.kill_and_resume(folder / "kills", reference, span, name=f"kill-{seed}", seed=seed)
-        return f"after {moment:.3f} s with {committed:>2} shards committed: identical"
-
-    return kill
+    return lambda seed: make_job(folder / "kills", f"kill-{seed}").kill_and_resume(reference, span, seed=seed)
 
 
 def damages(folder: Path) -> Attempt:
@@ -98,33 +93,29 @@ def outputs(folder: Path) -> Attempt:
 
 @functools.cache
 def _finetune(folder: Path) -> tuple[Any, Any, Any, float]:
-    """Return the module that stops finetunes, a corpus, and an uninterrupted finetune with its seconds."""
-    chaos = importlib.import_module("chaos_finetune")
+    """Return the class of finetunes that are stopped, a corpus, and what one leaves undisturbed, with its seconds."""
+    finetuning = importlib.import_module("chaos_finetune").Finetuning
     corpus = importlib.import_module("small_corpus").build_small_corpus(folder / "corpus")
-    reference, span = chaos.reference_finetune(corpus, folder / "reference")
+    reference, span = finetuning(corpus, folder / "reference").run_alone()
     print(f"an uninterrupted finetune trains and writes for {span:.2f} s")
-    return chaos, corpus, reference, span
+    return finetuning, corpus, reference, span
 
 
 def finetunes(folder: Path) -> Attempt:
     """Kill a finetune at a random moment and give the same command again."""
-    chaos, corpus, reference, span = _finetune(folder)
-
-    def kill(seed: int) -> str:
-        output = folder / f"finetune-kill-{seed}"
-        moment, logged = chaos.kill_and_resume_finetune(corpus, reference, span, output, seed=seed)
-        return f"after {moment:.3f} s with {logged:>2} steps logged: identical"
-
-    return kill
+    finetuning, corpus, reference, span = _finetune(folder)
+    return lambda seed: finetuning(corpus, folder / f"killed-{seed}").kill_and_resume(reference, span, seed=seed)
 
 
 def stops(folder: Path) -> Attempt:
     """Stop a finetune by SIGTERM at a random moment and give the same command again."""
-    chaos, corpus, reference, span = _finetune(folder)
+    finetuning, corpus, reference, span = _finetune(folder)
 
     def stop(seed: int) -> str:
-        moment, output = random.Random(seed).uniform(0, span), folder / f"stop-{seed}"
-        logged = chaos.stop_and_resume_finetune(corpus, reference, moment, output, number=signal.SIGTERM)
+        moment = random.Random(seed).uniform(0, span)
+        # It has no checkpoint before its end but the one that the signal makes it write.
+        job = finetuning(corpus, folder / f"stop-{seed}", checkpoint_every=1000)
+        logged = job.stop_and_resume(reference, moment, signal.SIGTERM)
         return f"after {moment:.3f} s with {logged:>2} steps finished: identical"
 
     return stop
@@ -132,11 +123,11 @@ def stops(folder: Path) -> Attempt:
 
 def pairs(folder: Path) -> Attempt:
     """Begin a finetune twice at once."""
-    chaos, corpus, reference, span = _finetune(folder)
+    finetuning, corpus, reference, span = _finetune(folder)
 
     def begin_twice(seed: int) -> str:
         offset = random.Random(seed).uniform(0, span)
-        codes = chaos.run_twice_at_once(corpus, reference, offset, folder / f"pair-{seed}")
+        codes = finetuning(corpus, folder / f"pair-{seed}").begin_twice(reference, offset)
         return f"{offset:.3f} s apart: exit codes {codes[0]} and {codes[1]}, identical"
 
     return begin_twice
@@ -144,12 +135,13 @@ def pairs(folder: Path) -> Attempt:
 
 def threads(folder: Path) -> Attempt:
     """Train twice in threads of one process, which extracts and evaluates in others meanwhile."""
-    chaos, corpus, *_ = _finetune(folder)
+    _, corpus, *_ = _finetune(folder)
+    train_in_threads = importlib.import_module("chaos_finetune").train_in_threads
 
     def train(seed: int) -> str:
         offset = random.Random(seed).uniform(0, 3)
         output = folder / f"threads-{seed}"
-        built = chaos.train_in_threads(corpus, folder / "alone", output, offset=offset, num_steps=28)
+        built = train_in_threads(corpus, folder / "alone", output, offset=offset, num_steps=28)
         return f"{offset:.3f} s apart, {built} evaluations and extractions meanwhile: identical"
 
     return train
@@ -163,11 +155,6 @@ def flips(folder: Path) -> Attempt:
 def changes(folder: Path) -> Attempt:
     """Overwrite a file of rows while it is read."""
     return importlib.import_module("chaos_data").ChangingData(_made(folder / "changes")).change  # type: ignore[no-any-return]
-
-
-def sets(folder: Path) -> Attempt:
-    """Look at a set in the layout of the hub that was made to do harm."""
-    return importlib.import_module("chaos_data").HostileSets(_made(folder / "sets")).open  # type: ignore[no-any-return]
 
 
 def _made(folder: Path) -> Path:
@@ -186,7 +173,6 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "threads": (5, "pairs of finetunes in threads of one process ended with the weights of processes", threads),
     "flips": (24, "bits flipped in an index were found, or changed nothing that is read", flips),
     "changes": (10, "files overwritten while they were read gave one of their two states, or were refused", changes),
-    "sets": (44, "hostile sets were refused: nothing else was read, fetched, started or kept", sets),
 }
 """What is tried: how often, how it must end, and what prepares it."""
 

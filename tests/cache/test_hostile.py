@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from objects import flipped, forge, reseal
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.base.errors import AdvlError, CorruptCache
-from advl_pipeline.cache.commit_records import seal_record
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD
 from advl_pipeline.cache.layout import single_shard
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import render_json, safe_path
@@ -35,34 +36,14 @@ def _little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def reseal(cache: Path, changes: dict[str, bytes], record_changes: Callable[[dict[str, Any]], None]) -> None:
-    """Forge files and the complete record, seals and digests included."""
-    for name, content in changes.items():
-        (cache / name).write_bytes(content)
-    complete = json.loads((cache / "records/complete.json").read_text())
-    del complete["record_sha256"]
-    for name, content in changes.items():
-        complete["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
-    record_changes(complete)
-    (cache / "records/complete.json").write_bytes(seal_record(complete))
-
-
 def forge_array(cache: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
     """Change the rows of an array that lies in one shard, and make every record agree."""
     meta = json.loads((cache / name / "zarr.json").read_text())
-    spec = single_shard(name, tuple(meta["shape"]), meta["data_type"])
-    path = spec.shard_path(0)
+    path = single_shard(name, tuple(meta["shape"]), meta["data_type"]).shard_path(0)
     content = bytearray((cache / path).read_bytes())
     rows = np.frombuffer(content, meta["data_type"], count=math.prod(meta["shape"]))
     change(rows.reshape(meta["shape"]))
-    changes = {path: bytes(content)}
-    for record in (cache / "records").glob("*.json"):
-        sealed = json.loads(record.read_text())
-        if record.name != "complete.json" and path in sealed.get("files", {}):
-            del sealed["record_sha256"]
-            sealed["files"][path] = [len(content), hashlib.sha256(content).hexdigest()]
-            changes[f"records/{record.name}"] = seal_record(sealed)
-    reseal(cache, changes, lambda record: None)
+    forge(cache, {path: bytes(content)})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +79,7 @@ def test_senseless_spans_are_refused(cache_path: Path, span: tuple[int, int]) ->
     name = "text/tokens/char_spans/c/0/0"
     content = bytearray((cache_path / name).read_bytes())
     content[:8] = np.array(span, "<i4").tobytes()
-    reseal(cache_path, {name: bytes(content)}, lambda record: None)
+    forge(cache_path, {name: bytes(content)})
     store = open_cache(cache_path).text
     with pytest.raises(CorruptCache, match="span"):
         store.char_spans(list(store.ids))
@@ -107,10 +88,7 @@ def test_senseless_spans_are_refused(cache_path: Path, span: tuple[int, int]) ->
 
 @pytest.mark.parametrize("num_units", [2**60, 2**31, -1, 0, "many", 10**400])
 def test_huge_or_senseless_counts_are_refused(cache_path: Path, num_units: Any) -> None:
-    plan = json.loads((cache_path / "records/plan.json").read_text())
-    del plan["record_sha256"]
-    plan["modalities"]["text"]["num_units"] = num_units
-    reseal(cache_path, {"records/plan.json": seal_record(plan)}, lambda record: None)
+    reseal(cache_path, PLAN_RECORD, lambda record: record["modalities"]["text"].update(num_units=num_units))
     with pytest.raises(CorruptCache):
         open_cache(cache_path)
 
@@ -119,7 +97,7 @@ def test_huge_or_senseless_counts_are_refused(cache_path: Path, num_units: Any) 
 def test_names_that_leave_the_cache_are_refused(cache_path: Path, name: str) -> None:
     with pytest.raises(CorruptCache):
         safe_path(cache_path, name)
-    reseal(cache_path, {}, lambda record: record["files"].update({name: [5, "0" * 64]}))
+    reseal(cache_path, COMPLETE_RECORD, lambda record: record["files"].update({name: [5, "0" * 64]}))
     with pytest.raises(CorruptCache):
         open_cache(cache_path)
     assert not verify_cache(cache_path).is_sound
@@ -163,11 +141,11 @@ def test_metadata_of_arrays_is_exact(cache_path: Path, change: dict[str, Any]) -
     for name in ("text/tokens/values/zarr.json", "text/index/unit/zarr.json"):
         raw = (cache_path / name).read_bytes()
         assert open_cache(cache_path).text is not None
-        reseal(cache_path, {name: render_json(json.loads(raw) | change)}, lambda record: None)
+        forge(cache_path, {name: render_json(json.loads(raw) | change)})
         with pytest.raises(CorruptCache, match="not what the plan"):
             open_cache(cache_path)
         assert name in verify_cache(cache_path).findings
-        reseal(cache_path, {name: raw}, lambda record: None)
+        forge(cache_path, {name: raw})
 
 
 def double(rows: np.ndarray) -> None:
@@ -194,24 +172,21 @@ def test_numbers_that_do_not_follow_from_the_features_are_named(pristine: Path, 
         assert any(problem in found for found in verify_cache(cache).findings.values()), name
 
 
-def test_a_complete_record_that_leaves_files_out_is_named(cache_path: Path) -> None:
-    name = "image/global/c/0/0"
-    (cache_path / name).unlink()
-    reseal(cache_path, {}, lambda record: record["files"].pop(name))
-    assert verify_cache(cache_path).findings == {"records/complete.json": "it is not what the other records say"}
+@pytest.mark.parametrize("lie", ["a file left out", "clipped", "quarantined", "content"])
+def test_a_complete_record_that_says_other_than_the_shards_is_named(cache_path: Path, lie: str) -> None:
+    first, name = open_cache(cache_path).stores()["text"].ids[0], "text/tokens/values/c/1/0"
+    content = flipped((cache_path / name).read_bytes())
+    if lie == "content":
+        (cache_path / name).write_bytes(content)
 
+    def change(record: dict[str, Any]) -> None:
+        if lie == "a file left out":
+            record["files"].pop(name)
+            (cache_path / name).unlink()
+        elif lie == "content":
+            record["files"][name][1] = hashlib.sha256(content).hexdigest()
+        else:
+            record[lie] |= {"text": 3 if lie == "clipped" else {first: "because"}}
 
-@pytest.mark.parametrize("key", ["clipped", "quarantined", "files"])
-def test_a_complete_record_that_says_other_than_the_shards_is_named(cache_path: Path, key: str) -> None:
-    changes = {
-        "clipped": {"text": 3},
-        "quarantined": {"text": {open_cache(cache_path).stores()["text"].ids[0]: "because"}},
-    }
-    if key == "files":
-        name = "text/tokens/values/c/1/0"
-        content = bytearray((cache_path / name).read_bytes())
-        content[0] ^= 1
-        reseal(cache_path, {name: bytes(content)}, lambda record: None)
-    else:
-        reseal(cache_path, {}, lambda record: record[key].update(changes[key]))
-    assert verify_cache(cache_path).findings["records/complete.json"] == "it is not what the other records say"
+    reseal(cache_path, COMPLETE_RECORD, change)
+    assert verify_cache(cache_path).findings[COMPLETE_RECORD] == "it is not what the other records say"

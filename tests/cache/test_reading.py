@@ -1,13 +1,17 @@
-"""Features are found by id, padded on request, from any process."""
+"""Features are found by id, from any process, and as any reader of Zarr finds them."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from objects import sum_tokens
+from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import FeatureStore, UnknownUnit, open_cache
 
@@ -51,3 +55,39 @@ def test_caches_travel_to_other_processes(pristine: Path, method: str) -> None:
     found = queue.get(timeout=120)
     worker.join()
     assert found == expected
+
+
+def units_by_zarr(root: Path, modality: str) -> dict[str, dict[str, Any]]:
+    """Read what a cache holds of each unit as `docs/cache-format.md` says, with zarr-python and json alone."""
+    group = zarr.open_group(root / modality, mode="r")
+    arrays = {name: array[:] for name, array in group["tokens"].arrays()}
+    quarantined = json.loads((root / "records/complete.json").read_text())["quarantined"][modality]
+    values = arrays.pop("values")
+    if "scales" in arrays:
+        values = (values.astype(np.float32) * arrays.pop("scales")[:, None]).astype(np.float16)
+    stretches = [
+        slice(start, start + length)
+        for start, length in zip(arrays.pop("starts"), arrays.pop("lengths"), strict=True)
+    ]
+    units = zip([bytes(row).hex() for row in group["unit_id"][:]], group["global"][:], stretches, strict=True)
+    return {
+        unit_id: {"global": row, "tokens": values[rows], **{name: array[rows] for name, array in arrays.items()}}
+        for unit_id, row, rows in units
+        if unit_id not in quarantined
+    }
+
+
+@pytest.mark.parametrize("changes", [{"dtype": "float16"}, {"dtype": "int8", "select_texts": 0.5}], ids=str)
+@pytest.mark.filterwarnings("ignore:Object at")
+def test_any_zarr_reader_finds_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache", **changes)
+    for modality, store in open_cache(tmp_path / "cache").stores().items():
+        units = units_by_zarr(tmp_path / "cache", modality)
+        assert sorted(units) == sorted(store.ids)
+        for unit_id, features in units.items():
+            np.testing.assert_array_equal(store.global_features([unit_id])[0], features.pop("global"))
+            np.testing.assert_array_equal(store.token_features([unit_id])[0], features.pop("tokens"))
+            columns = store.token_columns([unit_id])
+            assert columns.keys() == features.keys()
+            for name, rows in features.items():
+                np.testing.assert_array_equal(columns[name], rows)

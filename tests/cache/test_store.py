@@ -6,6 +6,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,23 +54,18 @@ def test_a_file_that_is_missing_is_named(store: Store, name: str) -> None:
         pass
 
 
-def test_what_holds_the_content_already_is_left_alone(store: Store, tmp_path: Path) -> None:
+def test_what_is_there_is_kept_and_a_record_is_written_where_there_is_none(store: Store, tmp_path: Path) -> None:
     store.put("a", [b"content"])
     before = (tmp_path / "cache/a").stat() if store.folder else None
-    assert store.put("a", [b"con", b"tent"]) == entry_of(b"content")
-    assert store.commit("a", b"content") == entry_of(b"content")
+    assert store.put("a", [b"con", b"tent"]) == store.commit("a", b"content") == entry_of(b"content")
+    assert store.put_if_absent("a", [b"other"]) == entry_of(b"content")
     if before is not None:
         assert (tmp_path / "cache/a").stat() == before
-
-
-def test_a_record_is_written_where_there_is_none(store: Store) -> None:
-    assert store.put_if_absent("a", [b"fi", b"rst"]) == entry_of(b"first")
-    assert store.put_if_absent("a", [b"second"]) == entry_of(b"first")
-    store.commit("records/b.json", b"first")
-    store.commit("records/b.json", b"first")
+    for _ in range(2):
+        store.commit("records/b.json", b"first")
     with pytest.raises(Overtaken):
         store.commit("records/b.json", b"second")
-    assert store.get("a") == store.get("records/b.json") == b"first"
+    assert store.get("records/b.json") == b"first"
     assert not any(name.startswith(".work/tmp/") for name in store.list())
 
 
@@ -79,41 +75,25 @@ def test_of_many_who_write_at_once_one_is_first_and_all_are_told_who(store: Stor
     assert found == {entry_of(store.get("records/a.json"))}
 
 
-def test_a_file_is_written_though_the_work_folder_is_cleared_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["fsync", "mkdir"])
+def test_a_file_is_written_though_another_clears_the_work_folder_away(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync, cleared = os.fsync, iter([True])
-
-    def clear_once(descriptor: int) -> None:
-        if next(cleared, False):
-            shutil.rmtree(tmp_path / "cache/.work")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", clear_once)
-    store = open_store(tmp_path / "cache")
-    store.put("a", [b"x"])
-    assert store.list() == {"a": 1}
-    assert not (tmp_path / "cache/.work").exists()
-
-
-def test_a_file_is_written_though_the_work_folder_goes_when_it_was_just_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mkdir, cleared = os.mkdir, iter([True])
+    """When its content is there, or when the folder was just found."""
+    call, cleared, store = getattr(os, moment), iter([True]), open_store(tmp_path / "cache")
     (tmp_path / "cache/.work/tmp").mkdir(parents=True)
 
-    def clear_once(path: Path, *mode: int) -> None:
+    def clear_once(*arguments: Any) -> None:
         try:
-            mkdir(path, *mode)
-        except FileExistsError:
-            if next(cleared, False):
+            call(*arguments)
+        finally:
+            if (tmp_path / "cache/.work").exists() and next(cleared, False):
                 shutil.rmtree(tmp_path / "cache/.work")
-            raise
 
-    monkeypatch.setattr(os, "mkdir", clear_once)
-    store = open_store(tmp_path / "cache")
+    monkeypatch.setattr(os, moment, clear_once)
     assert store.put_if_absent("a", [b"x"]) == entry_of(b"x")
     assert next(cleared, None) is None
+    assert store.list() == {"a": 1}
 
 
 def test_a_place_with_other_content_takes_no_cache(store: Store) -> None:

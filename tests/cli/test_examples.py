@@ -72,7 +72,7 @@ NEEDS: Mapping[str, str] = {
     "ORG/NAME": "the hub; tests/sharing/test_hub.py runs these against a stand-in",
     "s3://": "an object store; tests/extraction/test_remote.py runs these against a real server",
     "...": "the rest of a command that stands elsewhere",
-    "img_db/": "UNITER's published region features; tests/extraction/test_regions.py reads their format",
+    "img_db/": "UNITER's published region features; tests/extraction/test_imported_features.py reads their format",
     "caches/import-butd/": "a cache of those features",
     "timm:MODEL": "weights that timm fetches",
     "runs/uniter-vcr": "the run of an example with published weights",

@@ -137,12 +137,9 @@ def test_the_vision_probe_knows_kinds_by_the_boxes_that_are_asked_about() -> Non
     assert 0.35 < without["vision"].mean() < 0.6
     # Texts alone cannot tell which kind is in the picture.
     assert with_boxes["text"].mean() == pytest.approx(0.25, abs=0.03)
-
-
-def test_the_vision_probe_also_sees_the_boxes_that_are_not_tagged() -> None:
-    """A question that names one object and asks about the other one."""
-    dataset = FakeDataset(300, other=True)
-    assert confidences(dataset, caches_of(dataset))["vision"].mean() > 0.75
+    # A question may name one object and ask about the other one.
+    others = FakeDataset(300, other=True)
+    assert confidences(others, caches_of(others))["vision"].mean() > 0.75
 
 
 @pytest.mark.parametrize("task", ["vcr-q2a", "snli-ve", "vqa"])

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from advl_pipeline.cache.quantise import to_float16
 from advl_pipeline.cache.store import read_metadata
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction import run as extraction_run
-from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import halved
 from advl_pipeline.extraction.run import extract, run_extract, store_of
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
@@ -79,23 +78,21 @@ class LimitedTower(TinyTextTower):
         return super().encode(units)
 
 
-def recorded_batch(config: ExtractConfig) -> Any:
-    return read_metadata(store_of(config), PROVENANCE_FILE)["config"]["batch_size"]
-
-
 def test_a_batch_size_is_tried_recorded_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tower, dataset = LimitedTower(70), TinyDataset(tmp_path / "data")
     config = tiny_config(tmp_path / "cache", batch_size="auto", modality="text")
     teacher = Teacher(name="tiny", text=tower)
-    monkeypatch.setattr(extraction_run, "encode_shards", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run_extract_of(config, teacher, dataset, monkeypatch)
-    monkeypatch.undo()
+    monkeypatch.setattr(extraction_run, "open_part", lambda _: dataset)
+    monkeypatch.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(extraction_run, "encode_shards", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_extract(config, teacher)
     # 128 did not fit, so 64 did; a quarter leaves room for longer texts.
     assert max(tower.sizes) == 128
-    assert recorded_batch(config) == 32
+    assert read_metadata(store_of(config), PROVENANCE_FILE)["config"]["batch_size"] == 32
     tower.sizes.clear()
-    run_extract_of(config, teacher, dataset, monkeypatch)
+    run_extract(config, teacher)
     assert max(tower.sizes) <= 32
     tiny_extract(tmp_path / "data", tmp_path / "given", batch_size=32, modality="text", teacher={"towers": "text"})
     found, given = tree_bytes(tmp_path / "cache"), tree_bytes(tmp_path / "given")
@@ -103,33 +100,15 @@ def test_a_batch_size_is_tried_recorded_and_gone_on_with(tmp_path: Path, monkeyp
     assert [found[name] for name in of_texts] == [given[name] for name in of_texts]
 
 
-def run_extract_of(
-    config: ExtractConfig, teacher: Teacher, dataset: TinyDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(extraction_run, "open_part", lambda _: dataset)
-        patched.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
-        run_extract(config, teacher)
-
-
 @pytest.mark.parametrize(("device", "resource"), [("cuda:3", "GPU"), ("auto", None), ("cpu", "CPU")])
 def test_a_driver_without_a_gpu_leaves_the_device_to_its_tasks(
     device: str, resource: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[Any] = []
-
-    class Started(Exception):
-        pass
-
-    def start(work: Any, **options: Any) -> Any:
-        given.append((work.args[0], options["resource"]))
-        raise Started
-
+    start = mock.Mock(side_effect=ZeroDivisionError)
     monkeypatch.setattr(extraction_run, "run_on_ray", start)
     monkeypatch.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
-    with pytest.raises(Started):
+    with pytest.raises(ZeroDivisionError):
         run_extract(tiny_config(tmp_path / "cache", engine="ray", device=device))
-    ((of_tasks, asked),) = given
-    assert asked == resource
-    assert of_tasks.device == device
-    assert of_tasks.mixed_precision == "auto"
+    (work,), options = start.call_args
+    assert options["resource"] == resource
+    assert (work.args[0].device, work.args[0].mixed_precision) == (device, "auto")

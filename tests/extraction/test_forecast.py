@@ -45,9 +45,9 @@ def test_a_dry_run_counts_a_sample_says_when_a_cache_pays_and_writes_nothing(
         assert exact.num_token_rows == real.num_token_rows
         assert some.num_token_rows == pytest.approx(real.num_token_rows, rel=0.2)
         assert exact.num_bytes > 0
-        assert exact.num_shards > 1
         # Trial batches tell the time of a plan; whoever encodes anyway does not pay for them.
         assert (exact.seconds is None, real.seconds) == (False, None)
+    assert result.estimates[1].num_shards > 1
     image, text = sampled.estimates
     assert (image.num_counted, text.num_counted) == (image.num_units, 7)
     assert text.num_units > 7
@@ -73,11 +73,12 @@ def of_units(modality: str, units: int, seconds: float, num_bytes: int) -> Estim
 @given(units=COUNTS, repeats=st.integers(1, 50), ms=st.integers(1, 10**4), size=COUNTS, speed=st.integers(1, 10**4))
 def test_it_pays_from_that_epoch_on_and_not_before(units: int, repeats: int, ms: int, size: int, speed: int) -> None:
     estimate = of_units("image", units, units * ms / 1e3, units * size)
-    found = payback([estimate], {"image": units * repeats}, (speed * 1e6, speed * 1e6))
+    found = payback([estimate], {"image": units * repeats, "text": 40}, (speed * 1e6, speed * 1e6))
     assert found.live == pytest.approx(repeats * units * ms / 1e3)
     assert found.cached == pytest.approx(repeats * units * size / (speed * 1e6))
     if found.epochs is None:
         assert found.live <= found.cached
+        assert when_it_pays(found).startswith("a cache is cheaper than the teacher in every step: never; once ")
         return
     assume(found.live - found.cached > 1e-6 * found.live)
 
@@ -89,13 +90,6 @@ def test_it_pays_from_that_epoch_on_and_not_before(units: int, repeats: int, ms:
     assert gain(found.epochs - 1) <= rounding
 
 
-def test_a_disk_that_is_slower_than_the_teacher_never_pays() -> None:
-    images = of_units("image", 10, 1.0, 1000)
-    found = payback([images], {"image": 10, "text": 40}, (1.0, 1.0))
-    assert (found.epochs, found.live, found.once) == (None, 1.0, 1001.0)
-    assert when_it_pays(found).startswith("a cache is cheaper than the teacher in every step: never; once 1001.0 s")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mirror")
@@ -103,15 +97,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No hub answers and its cache is empty, wherever this test runs."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("nothing_at_hand")
 def test_without_the_weights_the_teachers_card_tells_units_and_bytes(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +140,6 @@ def test_without_the_weights_the_teachers_card_tells_units_and_bytes(
     assert rows("clip-vit-l", "--modality", "text", "--select-texts", 0.5)[0] < both[1]
 
 
-@pytest.mark.usefixtures("nothing_at_hand")
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from chaos import make_job, reference_run
-from tiny_extraction import tiny_config, tree_bytes
+from chaos import make_job
+from tiny_extraction import tiny_config, tiny_extract, tree_bytes
 
-from advl_pipeline.base.errors import ConfigError, InUse
-from advl_pipeline.cache import parts
+from advl_pipeline.base.errors import ConfigError, InUse, StorageError
+from advl_pipeline.cache import parts, stores
 from advl_pipeline.cache.commands import run_prune
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.verify import verify_cache
@@ -24,8 +24,7 @@ from advl_pipeline.extraction.run import run_extract
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes], float]:
     folder = tmp_path_factory.mktemp("chaos")
-    files, span = reference_run(folder)
-    return folder, files, span
+    return folder, *make_job(folder, "reference").run_alone()
 
 
 def test_killed_and_stopped_again_and_again(reference: tuple[Path, dict[str, bytes], float]) -> None:
@@ -33,17 +32,12 @@ def test_killed_and_stopped_again_and_again(reference: tuple[Path, dict[str, byt
     folder, files, span = reference
     job = make_job(folder, "often")
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
-        running = job.start()
-        assert running.wait_for(folder / "often")
-        time.sleep(span / 5)
-        running.send(number)
-        code, said = running.wait(), running.messages()
-        if number == signal.SIGKILL:
-            continue
-        assert code == 130, said
-        assert "every committed shard is kept" in said
+        stopped = job.stop(number, span / 5)
+        code, said = stopped.wait(), stopped.messages()
+        assert code == (-number if number == signal.SIGKILL else 130), said
+        assert number == signal.SIGKILL or "every committed shard is kept" in said
         assert "Traceback" not in said
-    job.finish()
+    job.start().finish()
     assert tree_bytes(folder / "often") == files
     assert verify_cache(folder / "often").is_sound
 
@@ -60,9 +54,9 @@ def test_processes_that_are_given_parts_make_one_cache_though_one_dies(
     dying.send(signal.SIGKILL)
     dying.wait()
     for running in others:
-        assert running.wait() == 0, running.messages()
+        running.finish()
     assert not (folder / "shared/records/complete.json").exists()
-    make_job(folder, "shared", delay=0.0, part="1/3").finish()
+    make_job(folder, "shared", delay=0.0, part="1/3").start().finish()
     assert tree_bytes(folder / "shared") == files
     assert not (folder / "shared/.work").exists()
 
@@ -82,7 +76,7 @@ def test_a_second_process_on_the_same_shards_is_refused(
         run_prune(PruneConfig(cache=folder / "twice", all=True))
     running.send(signal.SIGKILL)
     running.wait()
-    make_job(folder, "twice", delay=0).finish()
+    make_job(folder, "twice", delay=0).start().finish()
     assert tree_bytes(folder / "twice") == files
 
 
@@ -103,5 +97,47 @@ def test_file_size_limit_in_mid_write(reference: tuple[Path, dict[str, bytes], f
     assert "Traceback" not in running.messages()
     assert not list((folder / "limited" / ".work").glob("tmp/*"))
     del job.settings["file_size_limit"]
-    job.finish()
+    job.start().finish()
     assert tree_bytes(folder / "limited") == files
+
+
+# A file that is about to be written is a device whose writes fail: one has no space left, and the first bytes of a
+# process's own memory give an input/output error.
+FAILING = {"/dev/full": "No space left on device", "/proc/self/mem": "Input/output error"}
+
+
+@pytest.mark.parametrize(
+    ("target", "device"),
+    [
+        ("text/unit_id/c/0/0", "/dev/full"),
+        ("text/tokens/values/c/1/0", "/proc/self/mem"),
+        ("text/global/c/0/0", "/dev/full"),
+    ],
+    ids=["plan", "shard", "table"],
+)
+def test_the_same_call_resumes_to_the_same_bytes(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, device: str
+) -> None:
+    cache = tmp_path / "cache"
+    ending = f"-{target.replace('/', '_')}"
+    open_new = stores._open_new
+
+    def open_failing(path: Path) -> io.FileIO:
+        file = open_new(path)
+        if path.parent != cache / ".work/tmp" or not path.name.endswith(ending):
+            return file
+        file.close()
+        return io.FileIO(device, "r+b")
+
+    monkeypatch.setattr(stores, "_open_new", open_failing)
+    with pytest.raises(StorageError) as caught:
+        tiny_extract(pristine / "data", cache)
+    monkeypatch.undo()
+    assert caught.value.exit_code == 7
+    assert FAILING[device] in caught.value.why
+    assert caught.value.where == target
+    assert not list(cache.glob(".work/tmp/*"))
+    assert not (cache / "records/complete.json").exists()
+    tiny_extract(pristine / "data", cache)
+    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
+    assert verify_cache(cache).is_sound

@@ -1,4 +1,4 @@
-"""Kill real extraction processes at random moments, damage real caches, and compare what the next command leaves.
+"""Stop real processes at random moments, damage real caches, and compare what the next command leaves.
 
 What an uninterrupted, undamaged run leaves is the reference, to the byte.
 """
@@ -11,105 +11,114 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from objects import flipped
 from real_processes import Running, start
 from tiny_extraction import run_command, run_settings, tree_bytes
 
 from advl_pipeline.base.errors import IdentityMismatch
-from advl_pipeline.cache.verify import verify_cache
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One extraction, to be run as a process."""
+class Job(ABC):
+    """Work of a process that leaves a folder, `output`; `first` is there once it writes."""
+
+    output: Path
+    first: ClassVar[str]
+
+    @abstractmethod
+    def start(self) -> Running:
+        """Begin it, or go on with it."""
+
+    @abstractmethod
+    def left(self) -> Mapping[str, Any]:
+        """Return what it has left, once it is done."""
+
+    @abstractmethod
+    def progress(self) -> int:
+        """Return how many shards or steps are recorded."""
+
+    def run_alone(self) -> tuple[Mapping[str, Any], float]:
+        """Run it without interruption; returns what it leaves and for how many seconds it wrote."""
+        running = self.start()
+        running.wait_for(self.output / self.first)
+        begin = time.perf_counter()
+        running.finish()
+        return self.left(), time.perf_counter() - begin
+
+    def stop(self, number: signal.Signals, moment: float) -> Running:
+        """Send a signal so many seconds after the first write; returns the process, which has ended."""
+        running = self.start()
+        if running.wait_for(self.output / self.first):
+            time.sleep(moment)
+        running.send(number)
+        running.wait()
+        return running
+
+    def kill_and_resume(self, reference: Mapping[str, Any], span: float, *, seed: int) -> str:
+        """Kill it once at a random moment of its writing, resume it, and compare; returns when that was.
+
+        Args:
+            reference: what an uninterrupted run leaves.
+            span: seconds that such a run writes for.
+            seed: chooses the moment.
+        """
+        moment = random.Random(seed).uniform(0, span)
+        self.stop(signal.SIGKILL, moment)
+        what = f"killed after {moment:.3f} s with {self.progress():>2} recorded"
+        self.start().finish()
+        self.require_equal(reference, what)
+        return f"{what}: identical"
+
+    def require_equal(self, reference: Mapping[str, Any], what: str) -> None:
+        """Compare what it left with a reference; raises `AssertionError`."""
+        if different := unlike(reference, self.left()):
+            raise AssertionError(f"{what}: other than without interruption: {different[:5]}")
+
+
+def unlike(reference: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return the names under which two mappings differ."""
+    names = sorted(reference.keys() | found.keys())
+    return [name for name in names if reference.get(name) != found.get(name)]
+
+
+@dataclass(frozen=True)
+class Extraction(Job):
+    """An extraction of the small dataset."""
 
     folder: Path
     settings: dict[str, Any]
+    first = ""
 
     @property
     def output(self) -> Path:
         return Path(self.settings["config"]["output"])
 
     def start(self) -> Running:
-        """Start the extraction."""
         return start(run_settings, self.settings)
 
     def start_command(self, arguments: Sequence[str]) -> Running:
         """Start `advl` with these arguments, on the same teacher and dataset."""
         return start(run_command, list(arguments), self.settings)
 
-    def finish(self) -> None:
-        """Run the extraction to its end."""
-        running = self.start()
-        if code := running.wait():
-            raise AssertionError(f"exit code {code}: {running.messages()[-2000:]}")
+    def left(self) -> dict[str, bytes]:
+        return tree_bytes(self.output)
+
+    def progress(self) -> int:
+        return len(list(self.output.glob("records/*-[0-9]*.json")))
 
 
-def make_job(folder: Path, output: str, *, delay: float = 0.01, **config: Any) -> Job:
+def make_job(folder: Path, output: str, *, delay: float = 0.01, **config: Any) -> Extraction:
     """Describe an extraction of both modalities with confidences, slow enough to be hit in the middle."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {
-        "teacher": "tiny",
-        "dataset": "tiny",
-        "output": str(folder / output),
-        "batch_size": 4,
-        "shard_rows": 32,
-        "folds": 2,
-    }
-    return Job(
-        folder=folder,
-        settings={"folder": str(folder / "data"), "config": settings | config, "teacher": {"delay": delay}},
-    )
-
-
-def kill_and_resume(
-    folder: Path, reference: dict[str, bytes], span: float, *, name: str, seed: int
-) -> tuple[float, int]:
-    """Kill one extraction once at a random moment of its writing, resume it, and compare.
-
-    Args:
-        folder: where data and caches lie.
-        reference: the files of an uninterrupted run.
-        span: seconds that an uninterrupted run writes for.
-        name: of the new cache.
-        seed: chooses the moment.
-
-    Returns:
-        The moment of the kill in seconds after the first write, and how many shards were committed by then.
-
-    Raises:
-        AssertionError: the resumed cache differs, is not sound, or litter remains.
-    """
-    job = make_job(folder, name)
-    moment = random.Random(seed).uniform(0, span)
-    running = job.start()
-    if running.wait_for(job.output):
-        time.sleep(moment)
-    running.send(signal.SIGKILL)
-    running.wait()
-    committed = len(list(job.output.glob("records/*-[0-9]*.json")))
-    job.finish()
-    if different := differing(reference, job.output):
-        raise AssertionError(f"killed after {moment:.3f} s, resumed differently: {different[:5]}")
-    report = verify_cache(job.output)
-    if not report.is_sound:
-        raise AssertionError(f"killed after {moment:.3f} s, not sound: {list(report.findings.items())[:5]}")
-    return moment, committed
-
-
-def reference_run(folder: Path) -> tuple[dict[str, bytes], float]:
-    """Extract without interruption; returns the files and for how many seconds it wrote."""
-    job = make_job(folder, "reference")
-    running = job.start()
-    running.wait_for(job.output)
-    begin = time.perf_counter()
-    if code := running.wait():
-        raise AssertionError(f"exit code {code}: {running.messages()[-2000:]}")
-    return tree_bytes(job.output), time.perf_counter() - begin
+    config = {"teacher": "tiny", "dataset": "tiny", "batch_size": 4, "shard_rows": 32, "folds": 2, **config}
+    config["output"] = str(folder / output)
+    inputs = {"folder": str(folder / "data"), "dataset": {"num_images": 40}, "teacher": {"delay": delay}}
+    return Extraction(folder, {**inputs, "config": config})
 
 
 CACHES: dict[str, dict[str, Any]] = {
@@ -119,7 +128,7 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 """Options of the caches that are damaged."""
 
-DAMAGES = ("flip", "zero", "truncate", "append", "delete", "link", "folder", "swap")
+DAMAGES = ("flip", "truncate", "delete", "link", "folder", "zero", "append")
 _MAX_COMMANDS = 4
 
 
@@ -128,15 +137,15 @@ def component(name: str) -> str:
     return re.sub(r"[0-9a-f]{16}|[0-9]+", "0", name)
 
 
-def cache_to_damage(folder: Path, options: dict[str, Any], *, dataset_seed: int = 0) -> Job:
+def cache_to_damage(folder: Path, options: dict[str, Any], *, dataset_seed: int = 0) -> Extraction:
     """Extract one of `CACHES` over a dataset; returns the job that made it."""
     job = make_job(folder, "whole", delay=0.0, **options)
     job.settings["dataset"] = {"seed": dataset_seed}
-    job.finish()
+    job.start().finish()
     return job
 
 
-def damage_and_mend(job: Job, name: str, *, seed: int) -> tuple[list[str], list[str]]:
+def damage_and_mend(job: Extraction, name: str, *, seed: int) -> tuple[list[str], list[str]]:
     """Damage any file of a copy of a cache, or any two, and follow the advice of `advl cache verify` to its end.
 
     Args:
@@ -161,8 +170,8 @@ def damage_and_mend(job: Job, name: str, *, seed: int) -> tuple[list[str], list[
     chosen = sorted(
         {generator.choice(kinds[generator.choice(sorted(kinds))]) for _ in range(generator.choice((1, 2)))}
     )
-    damages = [f"{file}: {inflict(copy, file, reference, generator)}" for file in chosen]
-    if not differing(reference, copy):  # Two swaps undo each other.
+    damages = [f"{file}: {inflict(copy, file, job.output, generator)}" for file in chosen]
+    if not differing(reference, copy):  # Two swaps undo each other, and some halves are zero.
         (copy / chosen[0]).unlink()
     commands = follow_advice(job, copy, shlex.join(["advl", "cache", "verify", str(copy)]))
     if not commands:
@@ -173,7 +182,7 @@ def damage_and_mend(job: Job, name: str, *, seed: int) -> tuple[list[str], list[
     return damages, commands
 
 
-def refuse_foreign_records(job: Job, other: Job, name: str, *, seed: int) -> int:
+def refuse_foreign_records(job: Extraction, other: Extraction, name: str, *, seed: int) -> int:
     """Put records of another cache into a copy of a cache, and have it repaired: that must be refused.
 
     Args:
@@ -205,7 +214,7 @@ def refuse_foreign_records(job: Job, other: Job, name: str, *, seed: int) -> int
     return len(chosen)
 
 
-def follow_advice(job: Job, cache: Path, command: str) -> list[str]:
+def follow_advice(job: Extraction, cache: Path, command: str) -> list[str]:
     """Run a command and whatever it advises until `command` itself ends well; returns what was advised."""
     advised: list[str] = []
     pending = command
@@ -224,45 +233,43 @@ def follow_advice(job: Job, cache: Path, command: str) -> list[str]:
         advised.append(pending)
 
 
-def inflict(cache: Path, name: str, reference: dict[str, bytes], generator: random.Random) -> str:
-    """Damage a file of a cache in some way; returns which. Its bytes differ afterwards, or it is no plain file."""
-    path, content = cache / name, reference[name]
-    damage = generator.choice(DAMAGES)
-    others = sorted(other for other in reference if reference[other] != content)
+def inflict(cache: Path, name: str, whole: Path, generator: random.Random) -> str:
+    """Damage a file of a copy of a cache in some way; returns which."""
+    damage, path = generator.choice([*DAMAGES, "swap"]), cache / name
+    if damage != "swap":
+        spoil(path, damage, original=whole / name, place=generator.random())
+        return damage
+    # With a file that is named alike where there is one, such as the next shard.
+    others = sorted(other for other, content in tree_bytes(cache).items() if content != (whole / name).read_bytes())
+    other = cache / generator.choice([other for other in others if component(other) == component(name)] or others)
+    if path.is_file() and not other.is_symlink():
+        aside = cache.with_name(f"{cache.name}-aside")
+        path.rename(aside)
+        other.rename(path)
+        aside.rename(other)
+    return damage
+
+
+def spoil(path: Path, damage: str, *, original: Path, place: float = 0.5) -> None:
+    """Damage a file: at a place, that is a share of its length; or put a link to the original, or a folder, there."""
+    content = original.read_bytes()
     if damage == "flip":
-        flipped = bytearray(content)
-        flipped[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
-        path.write_bytes(flipped)
-    elif damage == "zero" and any(content[: len(content) // 2]):
-        # The footer of a shard stays.
-        path.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
+        path.write_bytes(flipped(content, place))
+    elif damage == "zero":
+        path.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])  # The footer of a shard stays.
+    elif damage == "truncate":
+        path.write_bytes(content[: int(place * (len(content) - 1))])
     elif damage == "append":
         path.write_bytes(content + b"\0")
-    elif damage == "swap":
-        # With a file that is named alike where there is one, such as the next shard.
-        alike = [other for other in others if component(other) == component(name)] or others
-        other = cache / generator.choice(alike)
-        if other.is_file() and not other.is_symlink() and path.is_file():
-            aside = cache.with_name(f"{cache.name}-aside")
-            path.rename(aside)
-            other.rename(path)
-            aside.rename(other)
-        else:
-            path.unlink()
-    elif damage in ("truncate", "zero"):
-        path.write_bytes(content[: generator.randrange(len(content))])
     else:
         path.unlink()
         if damage == "link":
-            path.symlink_to(cache.with_name("whole") / name)
+            path.symlink_to(original)
         elif damage == "folder":
             path.mkdir()
-    return damage
 
 
 def differing(reference: dict[str, bytes], root: Path) -> list[str]:
     """Return the files in which a tree differs from a reference; links count as other files."""
-    content = tree_bytes(root)
-    links = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink()}
-    names = sorted(reference.keys() | content.keys() | links)
-    return [name for name in names if name in links or reference.get(name) != content.get(name)]
+    links = {str(path.relative_to(root)): None for path in root.rglob("*") if path.is_symlink()}
+    return unlike(reference, {**tree_bytes(root), **links})

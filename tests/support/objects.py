@@ -1,15 +1,19 @@
-"""Looking at caches from elsewhere: at objects in a store, which change behind the program's back; from a process
-that imports no torch."""
+"""Caches seen from elsewhere: objects in a store and files that change behind the program's back, forged or spoilt;
+reading from a process that imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from advl_pipeline.base.locations import Url
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, seal_record
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import TeacherCache
+from advl_pipeline.cache.store import entry_of
 
 
 def objects(url: Url) -> dict[str, bytes]:
@@ -36,6 +40,29 @@ def flipped(content: bytes, place: float = 0.5) -> bytes:
     """Return bytes of which one bit is another; `place` is a share of their length."""
     position = int(place * (len(content) - 1))
     return content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
+
+
+def reseal(cache: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a record of a cache says, its seal and the complete record included."""
+    record = json.loads((cache / name).read_bytes())
+    del record["record_sha256"]
+    change(record)
+    (cache / name).write_bytes(seal_record(record))
+    if name != COMPLETE_RECORD:
+        entry = entry_of((cache / name).read_bytes())
+        reseal(cache, COMPLETE_RECORD, lambda complete: complete["files"].update({name: entry}))
+
+
+def forge(cache: Path, content: Mapping[str, bytes]) -> None:
+    """Put other content into files of a cache, and have every record that lists them say so."""
+    for name, raw in content.items():
+        (cache / name).write_bytes(raw)
+    entries = {name: entry_of(raw) for name, raw in content.items()}
+    for path in sorted((cache / "records").glob("*.json")):
+        listed = entries.keys() & json.loads(path.read_bytes()).get("files", {}).keys()
+        if listed:
+            changes = {name: entries[name] for name in listed}
+            reseal(cache, f"records/{path.name}", lambda record, changes=changes: record["files"].update(changes))
 
 
 def sum_tokens(cache: TeacherCache, queue: Any) -> None:

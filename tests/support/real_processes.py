@@ -62,6 +62,12 @@ class Running:
             raise AssertionError(f"the process does not end: {self.messages()[-2000:]}")
         return self.process.exitcode
 
+    def finish(self) -> str:
+        """Wait for the end, which must be a good one; returns the messages."""
+        if code := self.wait():
+            raise AssertionError(f"exit code {code}: {self.messages()[-2000:]}")
+        return self.messages()
+
     def wait_for(self, file: Path) -> bool:
         """Wait until a file or folder is there; False when the process ended before."""
         while self.is_running():

@@ -130,7 +130,7 @@ class TinyDataset:
     text_style = "plain"
     skipped = ()
 
-    def __init__(self, folder: Path, *, num_images: int = 40, seed: int = 0, split: str = "train") -> None:
+    def __init__(self, folder: Path, *, num_images: int = 18, seed: int = 0, split: str = "train") -> None:
         self.split = split
         generator = np.random.default_rng(seed)
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos_finetune import (
-    NUM_STEPS,
-    finetune_command,
-    reference_finetune,
-    require_equal,
-    stop_and_resume_finetune,
-    train_in_threads,
-)
+from chaos_finetune import NUM_STEPS, Finetuning, train_in_threads
 from commands import complaint, printed
 from real_processes import Running, main_with, start, start_advl
 from run_logs import load_json, metrics
@@ -29,14 +22,15 @@ Reference = tuple[dict[str, Any], float]
 
 @pytest.fixture(scope="module")
 def reference(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return reference_finetune(small_corpus, tmp_path_factory.mktemp("reference") / "run")
+    return Finetuning(small_corpus, tmp_path_factory.mktemp("reference") / "run").run_alone()
 
 
 def test_a_signal_ends_a_finetuning_after_its_step_and_the_same_command_goes_on(
     small_corpus: Any, tmp_path: Path, reference: Reference
 ) -> None:
     computed, span = reference
-    steps = stop_and_resume_finetune(small_corpus, computed, 0.5 * span, tmp_path / "run", number=signal.SIGINT)
+    job = Finetuning(small_corpus, tmp_path / "run", checkpoint_every=1000)
+    steps = job.stop_and_resume(computed, 0.5 * span, signal.SIGINT)
     # It had no checkpoint of its own: without the one that the signal left it would have begun anew.
     assert 0 < steps < NUM_STEPS
 
@@ -49,18 +43,18 @@ def test_a_second_writer_is_refused_by_name_and_changes_nothing(
     small_corpus: Any, tmp_path: Path, reference: Reference, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    command = finetune_command(small_corpus, run)
-    first = start_advl(*command)
+    job = Finetuning(small_corpus, run)
+    first = job.start()
     require_there(first, run / "run.json")
     first.send(signal.SIGSTOP)
     try:
-        code, stderr = complaint(capsys, *command, "--no-resume")
+        code, stderr = complaint(capsys, *job.words, "--no-resume")
         assert code == 7, stderr
         assert re.search(rf"why: +process {first.pid} on .*, since \d{{4}}-\d\d-\d\d", stderr), stderr
     finally:
         first.send(signal.SIGCONT)
     assert first.wait() == 0, first.messages()
-    require_equal(reference[0], run, "a second one was refused")
+    job.require_equal(reference[0], "a second one was refused")
     steps = [record["step"] for record in metrics(run)]
     assert steps == sorted(set(steps))
 
