@@ -136,11 +136,11 @@ def student_table() -> str:
     for name in student_names():
         if size_of(name) != "tiny" and family_of(name) in families():
             names.setdefault(family_of(name), []).append(f"`{name}`")
-    rows = ["| student | visual input | weights | tasks | proven against, and how | largest difference |"]
+    rows = ["| student | visual input | weights | tasks | tested against, and how | largest difference |"]
     rows.append("| --- | --- | --- | --- | --- | --- |")
     for family, facts in families().items():
         largest = f"{facts['largest']:.1e}" if "largest" in facts else "-"
-        proof = f"{facts['reference']}: {facts['proof']}. Unproven: {facts['unproven']}"
+        proof = f"{facts['reference']}: {facts['proof']}. Not tested: {facts['unproven']}"
         cells = (", ".join(names[family]), facts["visual"], facts["weights"], facts["tasks"], proof, largest)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
