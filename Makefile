@@ -1,7 +1,7 @@
-# `make demo` does the whole job on the built-in corpus; `make test` proves the code. Both create what they need.
-# Every path is relative, so that a checkout may lie in a folder with spaces.
+# `make demo` runs everything on the built-in corpus; `make test` runs all checks. Both create what they need.
+# Every path is relative, so that the path of a checkout may contain spaces.
 
-# What is imported is compiled then and kept, whatever the environment says.
+# Imports write bytecode, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
 PYTHON ?= python3
@@ -17,45 +17,45 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 # Each takes a core and up to two gigabytes, and half a minute to import and collect before it runs a test.
 TEST_WORKERS ?= 2
 
-# What `make study` runs, one after another; each resumes where it stopped, and takes what others before it have run.
+# Studies of `make study`, in order. Each resumes where it stopped and reuses the cells of earlier ones.
 STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full \
 	scenes-shift
-# Cells side by side: steps of so small a student gain nothing from a second core.
+# Cells in parallel: steps of such a small student gain nothing from a second core.
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit numerics oldest wheel walk light figure site bench bench-gpu chaos rehearsal clean
 
-help: ## Say what can be made
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Create .venv with everything that the demo and the tests need
 
-# Golden losses rest on the versions of constraints.txt.
+# The golden losses depend on the versions of constraints.txt.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@# On all cores, and only what is often imported; pip compiles all on one. Some packages hold templates that are no Python.
+	@# On all cores, and only what is often imported; pip compiles everything on one. Some packages have templates that are not Python.
 	$(BIN)/python -m compileall -qq -j 0 -x '/(tests|ray|transformers/models)/' .venv/lib || true
-	@# What building left in the checkout would be taken for an installed package, with entry points that grow stale.
+	@# Build leftovers in the checkout would be taken for an installed package, with entry points that grow stale.
 	rm -rf advl_pipeline.egg-info
 	@touch $(STAMP)
 
-lock: ## Write constraints.txt anew: the newest versions that pyproject.toml allows, for `make install`
+lock: ## Regenerate constraints.txt with the newest versions that pyproject.toml allows, for `make install`
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet '.[$(EXTRAS)]'
-	@# What building left in the checkout would be taken for an installed package.
+	@# Build leftovers in the checkout would be taken for an installed package.
 	rm -rf advl_pipeline.egg-info build/lib build/bdist.*
-	@# A build of torch for a processor or a GPU is of the same version; what torch for a GPU brings is its own affair.
+	@# A build of torch for a processor or a GPU is of the same version; what torch for a GPU depends on is left out.
 	{ echo '# What `make install` installs. Written by `make lock`; do not edit.'; \
 		build/lock/bin/python -m pip freeze --exclude advl-pipeline | sed -E 's/\+[a-z0-9.]+$$//; /^(nvidia|triton|cuda)/d'; \
 	} > constraints.txt
 
-demo: $(STAMP) ## The main job, end to end, on a small built-in corpus (minutes, CPU)
+demo: $(STAMP) ## Run everything, end to end, on a small built-in corpus (minutes, CPU)
 	$(ADVL) scenes build --data-root datasets/demo $(DEMO_SIZES)
-	@# Steps of so small a student gain nothing from a second core: the teachers run beside its pretraining.
+	@# Steps of such a small student gain nothing from a second core: the teachers run in parallel with its pretraining.
 	$(MAKE) --no-print-directory -j2 demo-caches demo-student
 	$(ADVL) study demo --workers 2 --data-root datasets/demo --caches caches/demo
 	$(ADVL) report runs/studies/demo
@@ -67,42 +67,41 @@ demo-caches:
 demo-student:
 	OMP_NUM_THREADS=1 $(ADVL) scenes pretrain --data-root datasets/demo --output students/scenes-small
 
-# Of `advl scenes build`, such as SCENES_OPTIONS="--seed 1 --descriptions mine.toml".
+# Options of `advl scenes build`, such as SCENES_OPTIONS="--seed 1 --descriptions mine.toml".
 SCENES_OPTIONS ?=
 
 scenes-inputs: $(STAMP)
 	$(ADVL) scenes build $(SCENES_OPTIONS)
 	$(ADVL) scenes pretrain --output students/scenes-small
 
-# Of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".
+# Options of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".
 STUDY_OPTIONS ?=
 
-# What it will take is said first, one seed of the smallest size has a page of its own, and what is finished is never run
-# again.
+# Print the cost first, then make a page from one seed of the smallest size, then run the rest. Finished cells never run again.
 # $(1) is the study and its options, $(2) its name.
 define in_sight
 $(ADVL) study $(1) --dry-run && \
 $(ADVL) study $(1) --first-seeds 1 && $(ADVL) report runs/studies/$(2) && \
-echo "One seed of each method is done, and its page is there. What the others will take:" && \
+echo "One seed of each method is done, and its page is written. The cost of the others:" && \
 $(ADVL) study $(1) --dry-run && \
 $(ADVL) study $(1) && $(ADVL) report runs/studies/$(2)
 endef
 
 LOWSHOT := $(shell test -d "$(SCENES_DATA)/vcr" && echo vcr-lowshot || echo scenes-vcr-lowshot)
 
-vcr-lowshot: $(STAMP) $(if $(filter scenes-%,$(LOWSHOT)),on-scenes scenes-inputs) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
+vcr-lowshot: $(STAMP) $(if $(filter scenes-%,$(LOWSHOT)),on-scenes scenes-inputs) ## Run the low-shot study on VCR, or on the VCR-format scenes if VCR is missing
 	@$(call in_sight,$(LOWSHOT) $(if $(filter scenes-%,$(LOWSHOT)),--workers $(STUDY_WORKERS),$(STUDY_OPTIONS)),$(LOWSHOT))
 
 on-scenes:
-	@echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md), so the same study runs on the VCR-format scenes."
-	@echo "First they are drawn, about a minute of one core, and the student is pretrained, about four: 0.2 GB;"
-	@echo "then follows what the study will take here in minutes and in GB, before it begins."
+	@echo "VCR is not below $(SCENES_DATA)/vcr (docs/datasets.md), so the same study runs on the VCR-format scenes."
+	@echo "Drawing them takes about a minute of one core, pretraining the student about four, and 0.2 GB of disk."
+	@echo "Before the study begins, its cost on this machine is printed in minutes and GB."
 
-study: scenes-inputs ## The scenes studies of all three task formats (hours, CPU); STUDIES="NAME ..." for others
+study: scenes-inputs ## Run the scenes studies of all three task formats (hours, CPU); STUDIES="NAME ..." for others
 	@for name in $(STUDIES); do $(ADVL) study "$$name" --workers $(STUDY_WORKERS) && $(ADVL) report "runs/studies/$$name" || exit 1; done
 
-test: $(STAMP) lint ## Lint, types, tests, and the wheel from outside the tree
-	@# Types and the wheel take what the tests leave of two cores while they wait.
+test: $(STAMP) lint ## Run lint, types, tests, and the wheel outside the tree
+	@# Types and the wheel use the two cores while the tests wait.
 	$(MAKE) --no-print-directory -j3 unit types wheel
 
 lint: $(STAMP) ## Check style
@@ -116,20 +115,20 @@ format: $(STAMP) ## Apply the style
 types: $(STAMP) ## Check types (mypy strict)
 	nice $(BIN)/mypy
 
-# Files are shared out, so that what the tests of one file share is made once.
+# Distribute by file, so that the shared fixtures of a file are made once.
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Tests that hold numbers against others within a tolerance.
+# Tests that compare numbers within a tolerance.
 NUMERIC_TESTS = $(shell grep -rlE 'assert_near|testing\.assert_(close|allclose)' tests --include='test_*.py')
 
-numerics: $(STAMP) ## The numeric tests, once with each of torch's kernels for x86: default, avx2, avx512 (before a release)
+numerics: $(STAMP) ## Run the numeric tests once with each of torch's kernels for x86: default, avx2, avx512 (before a release)
 	@for kernels in default avx2 avx512; do echo "ATEN_CPU_CAPABILITY=$$kernels"; \
 		ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet \
 		--numprocesses $(TEST_WORKERS) --dist loadfile $(NUMERIC_TESTS) || exit 1; done
 
-# With what the least huggingface-hub needs; what old libraries deprecate is no failure.
-oldest: $(STAMP) ## Read models with the least transformers, tokenizers, huggingface-hub and timm of pyproject.toml (before a release)
+# With the dependencies of the oldest huggingface-hub; deprecations of old libraries are not failures.
+oldest: $(STAMP) ## Read models with the oldest transformers, tokenizers, huggingface-hub and timm of pyproject.toml (before a release)
 	rm -rf build/oldest
 	$(BIN)/python -m pip install --quiet --no-deps --target build/oldest httpx httpcore h11 anyio sniffio typer-slim shellingham \
 		$$(grep -oE '(huggingface-hub|timm|tokenizers|transformers)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
@@ -139,13 +138,13 @@ oldest: $(STAMP) ## Read models with the least transformers, tokenizers, hugging
 test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster
 
-wheel: $(STAMP) ## Use the wheel outside the tree: README's example of one's own data, in a bare environment
+wheel: $(STAMP) ## Use the wheel outside the tree: README's example of your own data, in a bare environment
 	OMP_NUM_THREADS=1 nice $(BIN)/python tests/check_wheel.py
 
-walk: $(STAMP) ## The same in a fresh clone and a fresh environment, which pip fills (minutes)
+walk: $(STAMP) ## The same in a fresh clone and a fresh environment, installed by pip (minutes)
 	$(BIN)/python tests/check_wheel.py --fresh
 
-light: $(STAMP) ## Install the core that reads caches into an environment of its own, and weigh it
+light: $(STAMP) ## Install the core that reads caches into a new environment, and measure its size
 	$(BIN)/python tests/check_wheel.py --light
 
 docs: $(STAMP) ## Write the command reference from the commands
@@ -155,7 +154,7 @@ figure: $(STAMP) ## Draw README's picture from its table
 	$(BIN)/python docs/figure.py
 
 site: $(STAMP) ## Write the documentation as a site into build/site; a broken link is an error
-	@# Not --quiet: what is not said is not counted, and a broken link would pass.
+	@# Not --quiet: suppressed warnings are not counted, and a broken link would pass.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: $(STAMP) ## Measure every row of docs/performance.md against its goal, and write the page (half an hour)
@@ -164,15 +163,15 @@ bench: $(STAMP) ## Measure every row of docs/performance.md against its goal, an
 bench-gpu: $(STAMP) ## Measure memory and speed of three teachers and three students on this machine's GPU, and write the page
 	$(BIN)/python -m benchmarks --only gpu --markdown docs/performance.md
 
-chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches, aim 100 outputs at foreign files; the same bytes must come back
+chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches, point 100 outputs at foreign files; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos
 
-rehearsal: $(STAMP) ## The whole way of a user on mirrors of VCR, VQA v2 and SNLI-VE at official sizes (hours, 2 GB)
+rehearsal: $(STAMP) ## Run a user's commands on mirrors of VCR, VQA v2 and SNLI-VE at official sizes (hours, 2 GB)
 	$(BIN)/python -m benchmarks.rehearsal
 
 golden: $(STAMP) ## Compare the losses of this checkout with those of another: make golden OTHER=../another
 	$(BIN)/python tests/support/golden.py compare "$(OTHER)"
 
-clean: ## Remove what can be made again (not datasets, caches and runs)
+clean: ## Remove what can be rebuilt (not datasets, caches and runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
