@@ -149,22 +149,6 @@ def test_a_question_is_asked_as_the_harness_asks_it(here: Path) -> None:
         as_asked(open_dataset("many.jsonl", split="train")[0], {})
 
 
-@pytest.mark.usefixtures("here")
-def test_what_letters_cannot_be_asked_of(chat_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(*words: object) -> str:
-        before = sorted((chat_run.parent).rglob("evaluation/*"))
-        code, messages = complaint(capsys, "evaluate", *words, "--as", "letters")
-        assert code == 2, messages
-        assert "Traceback" not in messages
-        assert sorted((chat_run.parent).rglob("evaluation/*")) == before, "nothing is written"
-        return messages
-
-    other = chat_run.parent / "small"
-    printed(capsys, "finetune", "--data", "mine.jsonl", "--student", "scenes-small", *SHORT, "--output", other)
-    assert "generates no text, so no letter can be read." in refused(other)
-    assert "replaces no picture" in refused(chat_run, "--probe", "blanked")
-
-
 def test_a_measure_whose_column_is_not_there_stops_before_anything_is_written(
     chat_run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

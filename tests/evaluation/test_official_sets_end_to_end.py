@@ -11,8 +11,6 @@ import pytest
 from commands import printed
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp, write_vqa_vs
 
-from advl_cli.main import main
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -154,27 +152,3 @@ def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder:
                 writer.writerow([row["annot_id"], *(row[f"{stem}_{choice}"] for choice in range(4))])
     files = ["--answers", folder / "answers.csv", "--rationales", folder / "rationales.csv"]
     return advl(capsys, "score", "vcr", "--annotations", annotations, *files)
-
-
-@pytest.mark.slow
-def test_bad_items_are_left_out_alike_in_both_phases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = [vcr_record(number, split="train") for number in range(8)]
-    annotations = write_vcr(tmp_path, records, split="train")
-    pictures = tmp_path / "vcr" / "vcr1images"
-    (pictures / records[2]["img_fn"]).write_bytes(b"")
-    cut_off = pictures / records[4]["img_fn"]
-    cut_off.write_bytes(cut_off.read_bytes()[:-200])
-    records[7]["answer_label"] = 9
-    annotations.write_text("".join(json.dumps(record) + "\n" for record in records))
-    cache, run = tmp_path / "cache", tmp_path / "run"
-    common = ["--dataset", "vcr", "--data-root", tmp_path, "--text-style", "uniter"]
-    extract = ["extract", "--teacher", "minilm-l6", "--output", cache, "--no-confidence", *common]
-    finetune = ["finetune", "--cache", cache, "--method", "naive-kd", "--num-steps", 2, "--output", run, *common]
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in extract])
-    assert stopped.value.code == 5
-    assert f"{annotations}:8" in capsys.readouterr().err
-    assert advl(capsys, *extract, "--on-error", "skip")["skipped"] == 3
-    summary = advl(capsys, *finetune, "--on-error", "skip")
-    assert json.loads((run / "result.json").read_text())["num_skipped"] == 3, summary
-    assert json.loads((run / "result.json").read_text())["num_labelled"] == 6

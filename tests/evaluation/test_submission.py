@@ -19,10 +19,7 @@ from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.open_sets import open_as_trained
 from advl_pipeline.evaluation.predict import FinishedRun
-from advl_pipeline.evaluation.predict_files import (
-    inert_cell,
-    write_vcr_submission,
-)
+from advl_pipeline.evaluation.predict_files import write_vcr_submission
 from advl_pipeline.students.registry import build_student
 
 ASSETS = Path(__file__).parents[1] / "assets" / "vcr"
@@ -50,11 +47,6 @@ def test_scores_that_are_not_finite_are_never_submitted(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no number"):
         write_vcr_submission(tmp_path / "vcr.csv", ["test", *ids[1:]], rationales[:, 0], rationales)
     assert not (tmp_path / "vcr.csv").exists()
-
-
-def test_no_text_of_ones_own_data_is_a_formula() -> None:
-    answers = ["=cmd|' /C calc'!A0", '=HYPERLINK("http://x")', "@SUM(1)", "+a", "-b", "-3", "red"]
-    assert list(map(inert_cell, answers)) == ["'" + text for text in answers[:5]] + answers[5:]
 
 
 def untrained() -> FinishedRun:

@@ -46,15 +46,17 @@ def test_a_report_of_hostile_data_is_inert(folder: Path, capsys: pytest.CaptureF
         *("--recipe", "none", "--num-steps", "1", "--batch-size", "4", "--output", run),
     )
     printed(capsys, "evaluate", run, "--on", "test")
+    printed(capsys, "predict", run, "--on", "test", "--output", folder / "report.predictions")
     for form in ("items", "csv", "md", "html", "json"):
         printed(capsys, "report", run, "--to", form, "--output", folder / f"report.{form}")
     tables = [
         list(csv.reader((folder / f"report.{form}").read_text(encoding="utf-8").splitlines()))
-        for form in ("items", "csv")
+        for form in ("items", "csv", "predictions")
     ]
-    items = [row[tables[0][0].index("item")] for row in tables[0][1:]]
-    assert any(item.startswith("'=HYPERLINK") for item in items)
-    assert any(item.startswith("-") for item in items), "a number is no formula"
+    for name, (header, *rows) in zip(("item", "id"), tables[::2], strict=True):
+        items = [row[header.index(name)] for row in rows]
+        assert any(item.startswith("'=HYPERLINK") for item in items)
+        assert any(item.startswith("-") for item in items), "a number is no formula"
     cells = [cell for table in tables for row in table for cell in row]
     commanding = [cell for cell in cells if cell[:1] in ("=", "+", "-", "@", "\t", "\r")]
     assert all(math.isfinite(float(cell)) for cell in commanding)
