@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Ties
 from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES
-from advl_pipeline.evaluation.measures import group_share
+from advl_pipeline.evaluation.measures import Items, group_share
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {
@@ -53,20 +53,6 @@ METRIC_NAMES = {
 def metric_name(metric: str) -> str:
     """Return what a reader calls a metric; one of a plug-in has no other name."""
     return METRIC_NAMES.get(metric, metric)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ItemScores:
-    """What items are worth, `score_n` (n,) float32 in [0, 1], and of each its question, picture or group, and type.
-
-    Questions on one picture are not independent of one another. Columns of NumPy, not a frame of pandas: scoring is
-    done by itself too, and would wait half a second for the import.
-    """
-
-    question_ids: Sequence[str]
-    score_n: npt.NDArray[np.float32]
-    pictures: Sequence[str]
-    types: Sequence[str]
 
 
 def question_rank(question_id: str) -> bytes:
@@ -164,20 +150,14 @@ def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> lis
     return [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
 
 
-def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:
+def joint_items(answers: Items, rationales: Items) -> Items:
     """Return Q->AR: what both tasks are worth together, of the questions that both ask."""
     rationale_of = dict(zip(rationales.question_ids, rationales.score_n, strict=True))
-    rows = [row for row, question in enumerate(answers.question_ids) if question in rationale_of]
-    both = np.array([rationale_of[answers.question_ids[row]] for row in rows], dtype=np.float32)
-    return ItemScores(
-        question_ids=[answers.question_ids[row] for row in rows],
-        score_n=answers.score_n[rows] * both,
-        pictures=[answers.pictures[row] for row in rows],
-        types=[answers.types[row] for row in rows],
-    )
+    both = answers.take([row for row, question in enumerate(answers.question_ids) if question in rationale_of])
+    return replace(both, score_n=both.score_n * [rationale_of[question] for question in both.question_ids])
 
 
-def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[str, dict[str, float]]:
+def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.floating]) -> dict[str, dict[str, float]]:
     """Return accuracy in percent and number of items of each kind; `kinds` names that of each item."""
     kind_n = np.array(kinds)
     return {
@@ -186,13 +166,13 @@ def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[
     }
 
 
-def group_accuracy(items: ItemScores) -> dict[str, float]:
+def group_accuracy(items: Items) -> dict[str, float]:
     """Return the share of groups whose items are all right, in percent, and the number of groups."""
     share = group_share(items.score_n, items.pictures) or 0.0
     return {"accuracy": 100.0 * share, "num_groups": len(set(items.pictures))}
 
 
-def accuracy_by_answer_type(items: ItemScores, dataset: IndexedDataset) -> dict[str, dict[str, float]]:
+def accuracy_by_answer_type(items: Items, dataset: IndexedDataset) -> dict[str, dict[str, float]]:
     """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
     types = [dataset.ground_truth(name).answer_type for name in items.question_ids]
     accuracies = accuracy_by(types, items.score_n)
@@ -213,23 +193,16 @@ class AnswerTally:
     _num_outside: int = 0
     _labels: dict[str, int] = field(default_factory=dict)
 
-    def add(
-        self, examples: Sequence[Example], scores_nC: npt.NDArray[np.floating], given: Sequence[int] | None = None
-    ) -> None:
-        """Count examples; -inf marks a candidate that one lacks.
-
-        Args:
-            given: the student's answers, below 0 where it gave none; None for those that it scores highest.
-        """
-        num_candidates_n = np.isfinite(scores_nC).sum(axis=1).tolist()
-        for example, count in zip(examples, num_candidates_n, strict=True):
+    def add(self, examples: Sequence[Example], given: Sequence[int]) -> None:
+        """Count examples and the student's answers to them, which are below 0 where it gave none."""
+        for example in examples:
             worth = dict(example.soft_label) or ({} if example.label is None else {example.label: 1.0})
             self._num_outside += not worth
             for answer, value in worth.items():
                 self._worth[answer] += value
-            self._chance += sum(worth.values()) / max(1, count)
+            self._chance += sum(worth.values()) / len(self.label_names or example.candidates)
             self._labels[question_id(example)] = max(worth, key=worth.__getitem__, default=-1)
-        self._given.update(scores_nC.argmax(axis=1).tolist() if given is None else given)
+        self._given.update(given)
 
     def summary(self) -> dict[str, Any]:
         """Return percentages of all examples.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,29 +17,43 @@ from advl_pipeline.datasets.measures import Measure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """Items as measures read them: worth `score_n` (n,) in [0, 1], right and given answers, and facets by name.
+class Items:
+    """Items by a metric: worth `score_n` (n,) in [0, 1], and columns of them, which are empty where nobody asks.
 
-    Of a task that no measure asks the answers of, `right` and `given` may be empty.
+    Questions on one picture, or of one group, are not independent of one another. `right` and `given` are answers as
+    texts. Columns, not a frame of pandas: scoring is done by itself too, and would wait half a second for the import.
     """
 
     score_n: npt.NDArray[np.floating]
-    facets: Mapping[str, Sequence[str]]
+    question_ids: Sequence[str] = ()
+    pictures: Sequence[str] = ()
+    types: Sequence[str] = ()
     right: Sequence[str] = ()
     given: Sequence[str] = ()
+    facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def where(self, facet: str, value: str) -> Judged:
-        """Return the items whose facet has a value."""
-        rows = [row for row, other in enumerate(self.facets[facet]) if other == value]
-        return Judged(
+    def take(self, rows: Sequence[int]) -> Items:
+        """Return some of the items, by their positions."""
+
+        def of(column: Sequence[str]) -> list[str]:
+            return [column[row] for row in rows] if column else []
+
+        return Items(
             score_n=self.score_n[rows],
-            facets={name: [values[row] for row in rows] for name, values in self.facets.items()},
-            right=[self.right[row] for row in rows] if self.right else (),
-            given=[self.given[row] for row in rows] if self.given else (),
+            question_ids=of(self.question_ids),
+            pictures=of(self.pictures),
+            types=of(self.types),
+            right=of(self.right),
+            given=of(self.given),
+            facets={name: of(values) for name, values in self.facets.items()},
         )
 
+    def where(self, facet: str, value: str) -> Items:
+        """Return the items whose facet has a value."""
+        return self.take([row for row, other in enumerate(self.facets[facet]) if other == value])
 
-def confusion(items: Judged, positive: str) -> Counter[tuple[bool, bool]]:
+
+def confusion(items: Items, positive: str) -> Counter[tuple[bool, bool]]:
     """Count items by whether `positive`, of a task of yes and no, is the right and whether it is the given answer."""
     answers = zip(items.right, items.given, strict=True)
     return Counter((right == positive, given == positive) for right, given in answers)
@@ -96,7 +110,7 @@ def answer_distance(right: Sequence[str], given: Sequence[str], keys: Iterable[S
     return _share(total / 100, sum(of_group.total() for of_group in expected.values()))
 
 
-def measured(measure: Measure, items: Judged) -> dict[str, float | None]:
+def measured(measure: Measure, items: Items) -> dict[str, float | None]:
     """Return the numbers of a measure by their names, in percent; None for one without a denominator.
 
     That is one number, or one for each value of the facet `by`, called "NAME, VALUE", in the order of appearance.
@@ -111,7 +125,7 @@ def measured(measure: Measure, items: Judged) -> dict[str, float | None]:
     return {f"{measure.name}, {value}": _percent(share) for value, share in shares.items()}
 
 
-def _quantity(measure: Measure, items: Judged) -> float | None:
+def _quantity(measure: Measure, items: Items) -> float | None:
     if measure.of == "accuracy":
         return _share(float(items.score_n.sum(dtype=np.float64)), measure.denominator or len(items.score_n))
     keys = zip(*(items.facets[name] for name in measure.keys), strict=True)

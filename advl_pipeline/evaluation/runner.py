@@ -27,13 +27,12 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
     JOINT_METRICS,
     METRIC_OF_TASK,
-    ItemScores,
     accuracy_by,
     accuracy_by_answer_type,
     group_accuracy,
     joint_items,
 )
-from advl_pipeline.evaluation.measures import Judged, measured
+from advl_pipeline.evaluation.measures import Items, measured
 from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
 from advl_pipeline.evaluation.open_sets import open_as_trained, open_with_classes, sample_questions
 from advl_pipeline.evaluation.predict import FinishedRun, View, load_finished
@@ -205,9 +204,9 @@ def _use_of_vision(
     }
 
 
-def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, ItemScores]]:
+def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Items]]:
     """Return the items of each view of the pictures and metric, those of two tasks together included."""
-    items_by_view: dict[str, dict[str, ItemScores]] = defaultdict(dict)
+    items_by_view: dict[str, dict[str, Items]] = defaultdict(dict)
     for task, kept in scored.items():
         for view in kept.worth:
             items_by_view[view][METRIC_OF_TASK[task]] = kept.items(view)
@@ -220,7 +219,7 @@ def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Ite
 
 
 def _score_arrays(
-    scored: Mapping[Task, ScoredTask], items_by_view: Mapping[str, Mapping[str, ItemScores]], *, is_lettered: bool
+    scored: Mapping[Task, ScoredTask], items_by_view: Mapping[str, Mapping[str, Items]], *, is_lettered: bool
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what the file of item scores holds: scores by task, and items by view and metric."""
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -248,7 +247,7 @@ def _score_arrays(
 def _breakdowns(
     dataset: IndexedDataset,
     scored: Mapping[Task, ScoredTask],
-    true_items: Mapping[str, ItemScores],
+    true_items: Mapping[str, Items],
     arrays: Mapping[str, npt.NDArray[Any]],
     *,
     measures: Sequence[Measure],
@@ -258,8 +257,8 @@ def _breakdowns(
     parts: dict[str, Any] = {}
     if measures:
         parts["measures"] = {
-            METRIC_OF_TASK[task]: _measured(measures, kept, true_items[METRIC_OF_TASK[task]])
-            for task, kept in scored.items()
+            metric: {name: value for each in measures for name, value in measured(each, true_items[metric]).items()}
+            for metric in map(METRIC_OF_TASK.__getitem__, scored)
         }
     if dataset.is_grouped and is_whole:
         parts["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
@@ -273,7 +272,7 @@ def _breakdowns(
     return parts
 
 
-def _intervals(true_items: Mapping[str, ItemScores]) -> dict[str, dict[str, float]]:
+def _intervals(true_items: Mapping[str, Items]) -> dict[str, dict[str, float]]:
     intervals = {
         metric: accuracy_interval(items.score_n, items.pictures, items.types) for metric, items in true_items.items()
     }
@@ -312,13 +311,3 @@ def _caveats(
         for kept in scored.values()
         if kept.num_unread or kept.num_beyond
     ]
-
-
-def _measured(measures: Sequence[Measure], kept: ScoredTask, items: ItemScores) -> dict[str, float | None]:
-    judged = Judged(
-        score_n=items.score_n,
-        facets={name: [facets[name] for facets in kept.facets] for name in kept.facets[0]},
-        right=kept.right,
-        given=kept.given,
-    )
-    return {name: value for measure in measures for name, value in measured(measure, judged).items()}

@@ -18,7 +18,6 @@ from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
     AnswerTally,
-    ItemScores,
     first_maximum,
     question_id,
     score_labels,
@@ -27,6 +26,7 @@ from advl_pipeline.evaluation.items import (
     score_ties,
 )
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, options_of, question_words
+from advl_pipeline.evaluation.measures import Items
 from advl_pipeline.evaluation.official_metrics import VqaMode
 from advl_pipeline.evaluation.open_sets import example_parts
 from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, swapped_pictures
@@ -68,10 +68,17 @@ class ScoredTask:
         self.pictures += [example.cluster for example in examples]
         self.types += [example.stratum for example in examples]
 
-    def items(self, view: str) -> ItemScores:
+    def items(self, view: str) -> Items:
         """Return what the questions are worth with a view of the pictures."""
-        worth_n = np.array(self.worth[view], dtype=np.float32)
-        return ItemScores(question_ids=self.question_ids, score_n=worth_n, pictures=self.pictures, types=self.types)
+        return Items(
+            score_n=np.array(self.worth[view], dtype=np.float32),
+            question_ids=self.question_ids,
+            pictures=self.pictures,
+            types=self.types,
+            right=self.right,
+            given=self.given,
+            facets={name: [facets[name] for facets in self.facets] for name in (self.facets or [{}])[0]},
+        )
 
 
 def score_parts(
@@ -110,7 +117,6 @@ def score_parts(
         kept.num_texts += sum(len(example.candidates) for example in examples)
         kept.num_cut += finished.student.count_cut(examples)
         kept.shown.append(matrices[0])
-        kept.tally.add(examples, matrices[0])
         kept.labels += [example.label for example in examples]
         for view, matrix in zip((TRUE_PICTURE, *views[1:]), matrices, strict=True):
             chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
@@ -123,6 +129,8 @@ def score_parts(
             else:
                 values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
             kept.worth[view] += values
+            if view == TRUE_PICTURE:
+                kept.tally.add(examples, chosen)
             if view == TRUE_PICTURE and measures:
                 kept.facets += [_facets(example, dataset, measures) for example in examples]
                 _keep_answers(kept, dataset, examples, _texts_of(examples, chosen, kept.tally.label_names))
@@ -156,15 +164,9 @@ def _score_written(
     kept.num_unread += read.count(None)
     kept.num_beyond += read.count(BEYOND)
     chosen = [BEYOND if place is None else place for place in read]
-    kept.tally.add(examples, _finite_places(examples), chosen)
+    kept.tally.add(examples, chosen)
     _keep_answers(kept, dataset, examples, _texts_of(examples, chosen))
     return score_labels(examples, chosen)
-
-
-def _finite_places(examples: Sequence[Example]) -> npt.NDArray[np.float32]:
-    """Return (n, C): 0 for the candidates that an item has, -inf for others."""
-    count_n = np.array([len(example.candidates) for example in examples])
-    return np.where(np.arange(count_n.max()) < count_n[:, None], 0.0, -np.inf).astype(np.float32)
 
 
 def _texts_of(examples: Sequence[Example], chosen: Sequence[int], classes: Sequence[str] = ()) -> list[str]:

@@ -51,9 +51,10 @@ class Interval:
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
-    def negated(self) -> Interval:
-        """Return the interval of the same number with the other sign."""
-        return Interval(low=-self.high, high=-self.low, level=self.level)
+    def scaled(self, factor: float) -> Interval:
+        """Return the interval of the same number times a factor."""
+        low, high = sorted((factor * self.low, factor * self.high))
+        return Interval(low=low, high=high, level=self.level)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,8 +91,8 @@ def relative_percent(points: float, baseline: float) -> float | None:
     return 100.0 * points / baseline if baseline else None
 
 
-def summarise(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float | None, Interval | None]:
-    """Return mean, sample standard deviation and Student's t interval of the mean, of values in points.
+def summarise(values: Sequence[float]) -> tuple[float, float | None, Interval | None]:
+    """Return mean, sample standard deviation and the 95 % t interval of the mean, of values in points.
 
     One value has neither deviation nor interval.
 
@@ -105,8 +106,8 @@ def summarise(values: Sequence[float], *, level: float = 0.95) -> tuple[float, f
     if array.size == 1:
         return mean, None, None
     deviation = float(array.std(ddof=1))
-    half = float(scipy.stats.t.ppf(0.5 + level / 2, array.size - 1)) * deviation / float(np.sqrt(array.size))
-    return mean, deviation, Interval(low=mean - half, high=mean + half, level=level)
+    half = float(scipy.stats.t.ppf(0.975, array.size - 1)) * deviation / float(np.sqrt(array.size))
+    return mean, deviation, Interval(low=mean - half, high=mean + half)
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
@@ -152,9 +153,7 @@ def sign_flip_test(differences: Sequence[float] | FloatArray, *, resamples: int 
     return (extreme + 1) / (resamples + 1)
 
 
-def accuracy_interval(
-    score_N: FloatArray | npt.NDArray[np.float32], pictures: Sequence[str], strata: Sequence[str]
-) -> Interval:
+def accuracy_interval(score_N: npt.NDArray[np.floating], pictures: Sequence[str], strata: Sequence[str]) -> Interval:
     """Return the 95 % interval of an accuracy, in percent; items on one picture are drawn together.
 
     Where all items have one score, draws know no spread: it is Wilson's interval of as many pictures (JASA 1927).
@@ -206,18 +205,16 @@ def resampled_means(
     return means_BS
 
 
-def interval_of_resamples(
-    means_BS: FloatArray, *, level: float = 0.95, random: np.random.Generator | None
-) -> Interval:
-    """Return the percentile interval, in points, of the mean over seeds; `random` resamples the seeds too."""
+def interval_of_resamples(means_BS: FloatArray, *, random: np.random.Generator | None) -> Interval:
+    """Return the 95 % percentile interval, in points, of the mean over seeds; `random` resamples the seeds too."""
     resamples, num_seeds = means_BS.shape
     if random is not None:
         weights_BS = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
         means_B = (means_BS * weights_BS).sum(axis=1) / num_seeds
     else:
         means_B = means_BS.mean(axis=1)
-    low, high = np.quantile(100.0 * means_B, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(low=float(low), high=float(high), level=level)
+    low, high = np.quantile(100.0 * means_B, [0.025, 0.975])
+    return Interval(low=float(low), high=float(high))
 
 
 def _group_content(difference_SN: FloatArray, groups: ItemGroups | None) -> tuple[FloatArray, FloatArray]:

@@ -12,11 +12,9 @@ import hashlib
 import itertools
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
-from advl_pipeline.base.configuration import json_text
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.examples import collect_examples, collect_words
 from advl_pipeline.reporting.figures import (
@@ -60,8 +58,6 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int = 
         "run.html" if is_run else "study.html",
         result,
         outcome_class=_OUTCOME_CLASS,
-        cells=result.cells,
-        costs=result.costs,
         look=look,
         style=Markup(style),
         script=Markup(script),
@@ -75,8 +71,6 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int = 
         },
         examples=examples,
         words=words,
-        caches=[_pretty(cache) for cache in result.caches],
-        environments=[_pretty(item) for item in result.environments],
     )
 
 
@@ -90,7 +84,3 @@ def _over_shots(result: StudyResult, look: Looks) -> list[Figure]:
             if (figure := draw(result, look, setting=setting.name, metric=metric)) is not None:
                 figures.append(dataclasses.replace(figure, title=figure.title + several))
     return figures
-
-
-def _pretty(value: Any) -> str:
-    return json_text(value, default=str)

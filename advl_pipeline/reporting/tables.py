@@ -153,7 +153,7 @@ def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
             sides = f"{row.against} → {row.test_set}, {wording.QUESTIONS[row.questions]}"
         texts = [wording.percent(before.mean), wording.percent(after.mean), wording.signed(-row.mean)]
         texts[-1] += "" if row.deviation is None else f" ± {row.deviation:.1f}"
-        interval = change and wording.interval(change.interval and change.interval.negated())
+        interval = change and wording.interval(change.interval and change.interval.scaled(-1.0))
         texts.append(f"{wording.signed(-change.mean)} {interval}".rstrip() if change else "")
         label = wording.method_label(result.study, row.method)
         cells = [{"text": text} for text in texts]
@@ -244,7 +244,6 @@ def render_report(template: str, result: StudyResult, **more: Any) -> str:
             tables=wide_tables(result),
             readouts=readout_tables(result),
             verdicts=judge_claims(result),
-            num_cells=len(result.cells),
             **more,
         )
     )
@@ -336,11 +335,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["wording"] = wording
-    environment.filters |= {
-        "aligned": _aligned,
-        "md": _md,
-        "md_table": _md_table,
-    }
+    environment.filters |= {"aligned": _aligned, "json": json_text, "md": _md, "md_table": _md_table}
     return environment
 
 

@@ -101,9 +101,7 @@ class _Draft:
 
     def add(self, name: str, sentence: str, row: Any, *, factor: float = 1.0) -> None:
         """Add the test that a number of the study, times a factor, is above 0; of the table, its p is taken too."""
-        low, high = sorted((factor * row.joint_interval.low, factor * row.joint_interval.high))
-        joint = Interval(low=low, high=high, level=row.joint_interval.level)
-        per_seed = [factor * value for value in row.per_seed]
+        per_seed, joint = [factor * value for value in row.per_seed], row.joint_interval.scaled(factor)
         self.tests.append(claim_test(name, per_seed, joint, row.p_seed_holm, sentence=sentence))
 
     def add_mean(self, quantity: str, other: str, like: Any, name: str, sentence: str) -> None:

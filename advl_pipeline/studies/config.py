@@ -127,8 +127,6 @@ class Setting:
     """Name in tables [default: the dataset's]."""
     tasks: tuple[str, ...] = ()
     """Tasks to train on."""
-    metrics: tuple[str, ...] = ()
-    """Metrics that are compared [default: those of the tasks]."""
     student: str = ""
     """Student to finetune [default: as of `advl finetune`]."""
     init: Path | None = None
@@ -138,6 +136,12 @@ class Setting:
     test_sets: tuple[str, ...] = ("test",)
     """The in-domain test set first, then shifted ones."""
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics that are compared: those of the tasks, and of two tasks both being right where both are there."""
+        of_tasks = [METRIC_OF_TASK[task] for task in self.tasks if task in METRIC_OF_TASK]
+        return (*of_tasks, *(joint for both, joint in JOINT_METRICS.items() if set(both) <= set(of_tasks)))
 
     @property
     def reference(self) -> str:
@@ -210,12 +214,6 @@ def published_name(teacher: str) -> str:
     """Return the name of a teacher without what a control puts around it: clip-vit-l for random:clip-vit-l@1."""
     inner = teacher.removeprefix("random:")
     return inner if inner == teacher or inner.startswith("hf:") else inner.partition("@")[0]
-
-
-def with_joint(metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the metrics, and that of two tasks both being right where both are there."""
-    joint = (joint for both, joint in JOINT_METRICS.items() if set(both) <= set(metrics))
-    return tuple(dict.fromkeys((*metrics, *joint)))
 
 
 def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
@@ -325,43 +323,33 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
     study = dataclasses.replace(
         study,
         settings=tuple(_complete(setting, where) for setting in study.settings),
-        evaluation=_underscored(study.evaluation, f"{where} [evaluation]"),
+        training=_underscored(study.training, f"{where} [training]"),
         extraction=_underscored(study.extraction, f"{where} [extraction]"),
+        evaluation=_underscored(study.evaluation, f"{where} [evaluation]"),
     )
     _check(study, where)
     return study
 
 
 def _complete(setting: Setting, where: str) -> Setting:
-    measured = with_joint(tuple(METRIC_OF_TASK[task] for task in setting.tasks if task in METRIC_OF_TASK))
-    metrics = with_joint(setting.metrics or measured)
-    if not metrics:
+    if not setting.metrics:
         raise ConfigError(
             f"The setting on {setting.dataset} has no task of {', '.join(METRIC_OF_TASK)}.", where=where
         )
     if not setting.test_sets:
         raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)
-    # Without a list of tasks a run learns all that its data have.
-    if setting.tasks and (foreign := [metric for metric in setting.metrics if metric not in measured]):
-        what = f"{foreign[0]!r} is no metric of the tasks {', '.join(setting.tasks)}."
-        raise unknown_name(what, foreign[0], measured, where=where)
     return dataclasses.replace(
         setting,
         name=setting.name or dataset_label(setting.dataset),
         student=setting.student or default_student(setting.dataset),
-        metrics=metrics,
     )
 
 
 def _check(study: StudyConfig, where: str) -> None:
     """Refuse a grid that is none, and options in a table that the command would refuse, or that the grid decides."""
     names = [setting.name for setting in study.settings]
-    for label, values in {
-        "methods": study.methods,
-        "shots": study.shots,
-        "seeds": study.seeds,
-        "names": names,
-    }.items():
+    grid = {"methods": study.methods, "shots": study.shots, "seeds": study.seeds, "names": names}
+    for label, values in grid.items():
         if not values or len(set(values)) != len(values):
             raise ConfigError(f"{label} must hold at least one value, each once.", where=where, why=f"got {values}")
     tables: list[tuple[str, Mapping[str, Any]]] = [("training", study.training)]
@@ -379,12 +367,12 @@ def _check(study: StudyConfig, where: str) -> None:
     for name, table in tables:
         _try(FinetuneConfig, {"dataset": "any", "output": "any"}, table, _SET_BY_THE_GRID, f"{where} [{name}]")
     _try(Setting, {"dataset": "any"}, study.with_regions, frozenset(), f"{where} [with-regions]")
-    grid = frozenset({"run", "on", "data_root"})
-    _try(EvaluateConfig, {"run": "any"}, study.evaluation, grid, f"{where} [evaluation]")
+    decided = frozenset({"run", "on", "data_root"})
+    _try(EvaluateConfig, {"run": "any"}, study.evaluation, decided, f"{where} [evaluation]")
     place, options = f"{where} [extraction]", dict(study.extraction)
     weights = options.pop("weights", {})
-    grid = frozenset({"teacher", "dataset", "split", "shots", "ids", "output", "data_root"})
-    _try(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, grid, place)
+    decided = frozenset({"teacher", "dataset", "split", "shots", "ids", "output", "data_root"})
+    _try(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, decided, place)
     teachers = {name for setting in study.settings for name in setting.teachers}
     teachers |= {name for method in study.methods for name in study.variant(method).teachers or ()}
     cards = [card_of(published_name(name)) for name in teachers]
@@ -424,21 +412,16 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
             where = f"{study.source} [with-regions]"
             changed = build_config(Setting, config_to_dict(setting), study.with_regions, where=where)
             training = {**changed.training, "regions": list(map(str, config.regions))}
-            setting = dataclasses.replace(changed, metrics=setting.metrics, training=training)
+            setting = dataclasses.replace(changed, training=training)
         settings.append(dataclasses.replace(setting, init=config.init or setting.init))
     overrides = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
     if config.num_workers or config.workers > 1:
         overrides["num_workers"] = config.num_workers or max(1, num_cores() // config.workers)
-
-    def with_given(table: Mapping[str, Any]) -> dict[str, Any]:
-        # A table may write the same option with dashes.
-        return {key: value for key, value in table.items() if key.replace("-", "_") not in overrides} | overrides
-
     return dataclasses.replace(
         study,
         settings=tuple(settings),
-        training=with_given(study.training),
-        extraction=with_given(study.extraction),
+        training={**study.training, **overrides},
+        extraction={**study.extraction, **overrides},
         evaluation={**study.evaluation, **overrides},
     )
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from advl_pipeline.base.configuration import config_to_dict, options_without
 from advl_pipeline.base.errors import ConfigError, advise
@@ -21,7 +22,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_documents, read_json
-from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant, with_joint
+from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
@@ -39,11 +40,16 @@ _USUAL = {
 }
 
 
-_Run = tuple[Cell, Mapping[str, str]]
-"""A finished run that was evaluated, and what may differ from others, in words. Its row and setting are not told yet.
+class _Run(NamedTuple):
+    """A finished run that was evaluated, what may differ from others, in words, and the metrics that it has.
 
-The test set that its pictures were replaced on comes first: it is the reference of the others.
-"""
+    Row and setting of the cell are not told yet. The test set that its pictures were replaced on comes first: it is
+    the reference of the others.
+    """
+
+    cell: Cell
+    choices: Mapping[str, str]
+    metrics: frozenset[str]
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
@@ -86,12 +92,10 @@ def lay_out_runs(*named: Path) -> Plan:
         what = f"Of {len(folders)} runs here none is both finished and scored on a test set."
         remedy = advise(["advl", "evaluate", str(folders[0]), "--on", "test"])
         raise ConfigError(what, where=", ".join(map(str, named)), next_command=remedy)
-    differing, settings = _differing(runs), _settings([cell for cell, _ in runs])
-    places = [
-        (cell.finetune.dataset, cell.shots, cell.seed, _row(cell, choices, differing)) for cell, choices in runs
-    ]
+    differing, settings = _differing(runs), _settings(runs)
+    places = [(run.cell.finetune.dataset, run.cell.shots, run.cell.seed, _row(run, differing)) for run in runs]
     cells = []
-    for (cell, _), place in zip(runs, places, strict=True):
+    for cell, place in zip((run.cell for run in runs), places, strict=True):
         row = place[-1] + (f" ({cell.run.absolute().name})" if places.count(place) > 1 else "")
         setting = settings[cell.finetune.dataset]
         test_sets = tuple(name for name in setting.test_sets if name in cell.test_sets)
@@ -150,38 +154,38 @@ def _read(folder: Path, outer: Path) -> _Run | None:
         evaluate=EvaluateConfig(run=folder, on=test_sets),
         run_name=run_name,
     )
-    return cell, choices
+    return _Run(cell, choices, frozenset(metric for document in stored.values() for metric in document["metrics"]))
 
 
 def _differing(runs: Sequence[_Run]) -> set[str]:
     """Return the choices that runs on the same labels of a dataset do not share."""
     alike: dict[tuple[object, ...], list[Mapping[str, str]]] = {}
-    for cell, choices in runs:
-        alike.setdefault((cell.finetune.dataset, cell.shots), []).append(choices)
+    for run in runs:
+        alike.setdefault((run.cell.finetune.dataset, run.cell.shots), []).append(run.choices)
     differing = {
         name for group in alike.values() for name in group[0] if len({choices[name] for choices in group}) > 1
     }
     # Where the teachers' names tell the features, these say nothing more.
-    if len({(choices["teachers"], choices["features"]) for _, choices in runs}) == len(
-        {cell.teachers for cell, _ in runs}
+    if len({(run.choices["teachers"], run.choices["features"]) for run in runs}) == len(
+        {run.cell.teachers for run in runs}
     ):
         differing.discard("features")
     return differing
 
 
-def _row(cell: Cell, choices: Mapping[str, str], differing: set[str]) -> str:
+def _row(run: _Run, differing: set[str]) -> str:
     """Name the row of a run: its method, the unusual choices that differ, and what was kept from the student."""
     said = (differing - {"method"}) | _ALWAYS_SAID
-    if "random:" in choices["teachers"]:
+    if "random:" in run.choices["teachers"]:
         said |= {"teachers"}
-    shown = [f"{name} {choices[name]}" for name in sorted(said) if choices[name] != _USUAL.get(name)]
-    return ", ".join([SHIPPED[cell.finetune.method].label, *shown])
+    shown = [f"{name} {run.choices[name]}" for name in sorted(said) if run.choices[name] != _USUAL.get(name)]
+    return ", ".join([SHIPPED[run.cell.finetune.method].label, *shown])
 
 
 def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
     """Say in one sentence what the runs of a table differ in, which is why they are not compared."""
     names_of_choices = dict.fromkeys(("method", "labels asked for", *sorted(differing)))
-    values = {name: list(dict.fromkeys(choices[name] for _, choices in runs)) for name in names_of_choices}
+    values = {name: list(dict.fromkeys(run.choices[name] for run in runs)) for name in names_of_choices}
     differences = [f"{name} ({' and '.join(each)})" for name, each in values.items() if len(each) > 1]
     where = "; ".join(differences) or "their data"
     return (
@@ -189,26 +193,23 @@ def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
     )
 
 
-def _settings(cells: Sequence[Cell]) -> dict[str, Setting]:
+def _settings(runs: Sequence[_Run]) -> dict[str, Setting]:
     """Return the setting of each dataset, with all that its runs were scored on; those of one name have a number."""
-    by_dataset: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_dataset.setdefault(cell.finetune.dataset, []).append(cell)
+    by_dataset: dict[str, list[_Run]] = {}
+    for run in runs:
+        by_dataset.setdefault(run.cell.finetune.dataset, []).append(run)
     counts = Counter(map(dataset_label, by_dataset))
     settings = {}
     for number, (dataset, group) in enumerate(by_dataset.items(), start=1):
-        documents = [document for cell in group for document in read_documents(cell.run).values()]
-        metrics = {metric for document in documents for metric in document["metrics"]}
-        tasks = tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
+        metrics, cells = frozenset().union(*(run.metrics for run in group)), [run.cell for run in group]
         label = dataset_label(dataset)
         settings[dataset] = Setting(
             dataset=dataset,
             name=f"{label} ({number})" if counts[label] > 1 else label,
-            tasks=tasks,
-            metrics=with_joint(tuple(METRIC_OF_TASK[task] for task in tasks)),
-            student=", ".join(dict.fromkeys(cell.finetune.student for cell in group)),
-            init=group[0].finetune.init,
-            teachers=tuple(dict.fromkeys(teacher for cell in group for teacher in cell.teachers)),
-            test_sets=tuple(dict.fromkeys(name for cell in group for name in cell.test_sets)),
+            tasks=tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics),
+            student=", ".join(dict.fromkeys(cell.finetune.student for cell in cells)),
+            init=cells[0].finetune.init,
+            teachers=tuple(dict.fromkeys(teacher for cell in cells for teacher in cell.teachers)),
+            test_sets=tuple(dict.fromkeys(name for cell in cells for name in cell.test_sets)),
         )
     return settings

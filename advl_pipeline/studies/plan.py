@@ -37,7 +37,6 @@ from advl_pipeline.base.folders import MARKERS
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_location
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
 from advl_pipeline.runs.results import filed_as, read_json
 from advl_pipeline.students.weight_files import (
@@ -283,12 +282,10 @@ def identity_options(
     # Where data of one's own lie does not matter; what they hold is in the digest. No study trains on a list.
     described |= {"dataset": None if is_location(config.dataset) else config.dataset, "ids": None}
     described["schema"] = SCHEMA
-    # By its metrics where a setting names no tasks.
-    tasks = setting.tasks or [task for task, metric in METRIC_OF_TASK.items() if metric in setting.metrics]
     num_labelled = config.shots or _ANY_NUMBER_OF_EXAMPLES
     described["recipe"] = {
         kind: recipe_identity(resolve_run(config, kind=kind, num_labelled=num_labelled).chosen)
-        for kind in sorted(set(map(head_name, tasks)))
+        for kind in sorted(set(map(head_name, setting.tasks)))
     }
     described["init"] = digests.get(str(config.init), str(config.init)) if config.init else None
     named = {option: str(value) for option in NAMED_FILES if (value := getattr(config, option)) is not None}
@@ -354,8 +351,10 @@ def read_study_folder(folder: Path) -> Plan:
         raise ConfigError(what, where=str(folder), why=f"it has no {STUDY_FILE}", next_command=remedy)
     document = read_json(path)
     try:
+        for setting in document["study"]["settings"]:
+            setting.pop("metrics", None)  # As an earlier version wrote it; the tasks tell.
         plan = build_config(Plan, document, where=str(path))
-    except (ConfigError, TypeError) as error:
+    except (ConfigError, TypeError, KeyError, AttributeError) as error:
         words = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
         what, why = "The record of the study is damaged, or of an earlier version.", str(error).partition("\n")[0]
         remedy = advise(words, note="it runs nothing that is finished")

@@ -27,7 +27,7 @@ from advl_pipeline.datasets.rows import Row
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.items import score_ties
 from advl_pipeline.evaluation.lettered import answer_worth
-from advl_pipeline.evaluation.measures import Judged, confusion, group_share, measured, yes_no_shares
+from advl_pipeline.evaluation.measures import Items, confusion, group_share, measured, yes_no_shares
 
 ASSETS = Path(__file__).parents[1] / "assets" / "metrics"
 NO_FACETS: Mapping[str, Sequence[str]] = {}
@@ -43,7 +43,7 @@ def rate(value: float | None) -> Any:
     return None if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-def numbers(of: Card, judged: Judged, split: str = "test") -> dict[str, float | None]:
+def numbers(of: Card, judged: Items, split: str = "test") -> dict[str, float | None]:
     """Return the numbers of a card's measures."""
     used = [measure for measure in of.measures if not measure.splits or split in measure.splits]
     return {name: value for measure in used for name, value in measured(measure, judged).items()}
@@ -51,14 +51,14 @@ def numbers(of: Card, judged: Judged, split: str = "test") -> dict[str, float | 
 
 def judged(
     scores: Sequence[float], facets: Mapping[str, Sequence[str]] = NO_FACETS, **answers: Sequence[str]
-) -> Judged:
-    return Judged(score_n=np.array(scores, dtype=np.float64), facets=facets, **answers)
+) -> Items:
+    return Items(score_n=np.array(scores, dtype=np.float64), facets=facets, **answers)
 
 
 # POPE.
 
 
-def pope_numbers(items: Sequence[Mapping[str, Any]]) -> Judged:
+def pope_numbers(items: Sequence[Mapping[str, Any]]) -> Items:
     read = [("yes", "no")[read_option(item["prediction"], ("yes", "no"), "pope") or 0] for item in items]
     gold = ["no" if item["gold"] == "no" else "yes" for item in items]
     right = [float(given == label) for given, label in zip(read, gold, strict=True)]

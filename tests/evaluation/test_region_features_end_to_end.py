@@ -1,4 +1,4 @@
-"""Region features are imported and go into a region student, by commands; every format is read in tests/extraction."""
+"""Region features are imported and go into a region student, by commands."""
 
 from __future__ import annotations
 
@@ -126,7 +126,10 @@ def test_an_import_is_resumed_verified_and_repaired_from_its_files(
     assert (code, f"would write {cache}: {count} pictures, {3 * count} rows, " in out) == (0, True), err
     assert not cache.exists()
     assert advl(capsys, *words)[0] == 0
-    units, store = open_dataset("vqa-v2", split="train", data_root=root).image_units(), open_cache(cache).stores()["image"]
+    units, store = (
+        open_dataset("vqa-v2", split="train", data_root=root).image_units(),
+        open_cache(cache).stores()["image"],
+    )
     np.testing.assert_allclose(
         store.token_features([unit.unit_id for unit in units])[0],
         np.concatenate([features_of(unit.path) for unit in units]),

@@ -280,7 +280,10 @@ def test_a_part_is_taken_from_the_whole_over_disjoint_items(seed: int) -> None:
 
 def test_a_part_of_a_whole_varies_less_than_two_sets_of_their_own() -> None:
     values = np.random.default_rng(1).integers(0, 2, size=(1, 900)).astype(np.float64)
-    whole, part = s.Contribution(values_SN=values, groups=None), s.Contribution(values_SN=values[:, :600], groups=None)
+    whole, part = (
+        s.Contribution(values_SN=values, groups=None),
+        s.Contribution(values_SN=values[:, :600], groups=None),
+    )
     rows = np.arange(600)
     nested = s.joint_interval(s.lost_in_part(whole, part, rows, rows))
     apart = s.joint_interval([whole, s.Contribution(values_SN=-part.values_SN, groups=None)])

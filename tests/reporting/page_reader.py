@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -78,3 +79,15 @@ def read_page(text: str) -> Element:
     reader.close()
     assert reader._open is reader.root, f"<{reader._open.tag}> is never closed"
     return reader.root
+
+
+def drawings(element: Element, scheme: str = "img src") -> list[Element]:
+    """Return the drawings in an element, in the colours of the light page, or of the dark one."""
+    tag, name = scheme.split()
+    images = (image.attributes[name].partition(",")[2] for image in element.find(tag))
+    return [read_page(base64.b64decode(image).decode()) for image in images]
+
+
+def is_beside(text: Element) -> bool:
+    """Tell whether a text of a drawing names a place of its upright axis."""
+    return "text-anchor: end" in text.attributes["style"]

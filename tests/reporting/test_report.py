@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -14,7 +13,7 @@ from typing import get_args
 
 import pandas as pd
 import pytest
-from page_reader import Element, read_page
+from page_reader import Element, drawings, is_beside, read_page
 from synthetic_runs import NUM_ITEMS, made_up_result, run_trial
 
 from advl_pipeline.base.errors import ConfigError, StorageError
@@ -23,7 +22,6 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import SCHEMES, accuracy_figure, gain_figure, looks
 from advl_pipeline.reporting.page import page_of
 from advl_pipeline.reporting.report import ReportConfig, ReportFormat, run_report
-from advl_pipeline.reporting.run_view import loss_figure
 from advl_pipeline.reporting.tables import (
     LONG_COLUMNS,
     as_csv,
@@ -35,7 +33,7 @@ from advl_pipeline.reporting.tables import (
 )
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.result import StudyResult, place_of, rows_of
+from advl_pipeline.studies.result import StudyResult, place_of
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
 
@@ -43,18 +41,6 @@ HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 
 @pytest.fixture(scope="module")
 def page(page_text: str) -> Element:
     return read_page(page_text)
-
-
-def drawings(element: Element, scheme: str = "img src") -> list[Element]:
-    """Return the drawings in an element, in the colours of the light page, or of the dark one."""
-    tag, name = scheme.split()
-    images = (image.attributes[name].partition(",")[2] for image in element.find(tag))
-    return [read_page(base64.b64decode(image).decode()) for image in images]
-
-
-def is_beside(text: Element) -> bool:
-    """Tell whether a text of a drawing names a place of its upright axis."""
-    return "text-anchor: end" in text.attributes["style"]
 
 
 def contrast(colour: str, paper: str) -> float:
@@ -181,37 +167,6 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     assert ["val", "ADVL", wording.percent(percent["advl"])] in [row[:3] for row in rows]
     for picture in drawings(figure):
         assert {"chance", "majority", "ADVL", "plain"} <= {text.text for text in picture.find("text")}
-
-
-def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
-    result, data_root = vcr
-    (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
-    shutil.copytree(result.runs / cell["run"], tmp_path / "mine")
-    output, gathered = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
-    page = read_page(output.read_text(encoding="utf-8"))
-    sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]
-    assert sections == ["answer", "table", "losses", "errors", "examples", "words", "readout", "cost", "repeat"]
-    assert judge_claims(gathered) == ()
-    assert page.find("h1")[0].text == "scenes-small on vcr"
-    scores = page.find("table", class_="scores")[0].find("tbody")[0].find("tr")
-    shown = [[item.text for item in (*row.find("th"), *row.find("td"))] for row in scores]
-    evaluated = json.loads((tmp_path / "mine/evaluation/val.json").read_text(encoding="utf-8"))
-    accuracy = evaluated["metrics"]["q2a"]
-    assert shown[0][:7] == [
-        "val", "Q→A accuracy", "240", wording.percent(accuracy), f"[{accuracy - 5:.1f}, {accuracy + 5:.1f}]",
-        "27.5 (choice 3)", "25.0",
-    ]  # fmt: skip
-    assert shown[0][7] == wording.signed(30.0 - accuracy)
-    assert "68 times of 100 it answers “choice 1”." in page.find("section", id="answer")[0].text
-    losses = page.find("figure", id="loss")[0]
-    assert [title.text for title in losses.find("p", class_="panel-title")] == ["task"]
-    kinds, *_ = page.find("section", id="errors")[0].find("tbody")
-    assert [row.text for row in kinds.find("tr")] == ["what 120 50.5", "why 120 70.5"]
-    examples = page.find("section", id="examples")[0].find("article", class_="example")
-    assert [example.find("p", class_="outcome")[0].text for example in examples] == ["right"] * 3 + ["wrong"] * 3
-    assert not page.find("article", class_="verdict")
-    markdown = run_report(ReportConfig(run=(tmp_path / "mine",), to="md"))[0].read_text(encoding="utf-8")
-    assert "claim" not in markdown
 
 
 def test_verdicts_on_the_page_are_those_of_the_claims(page: Element, vcr: tuple[StudyResult, Path]) -> None:
@@ -493,33 +448,6 @@ def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) ->
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
         run_report(ReportConfig(run=(vcr[0].folder,), to="csv", output=blocked / "report.csv"))
-
-
-def test_losses_are_drawn_so_that_their_end_is_seen_with_validation_beside_them() -> None:
-    log = [
-        {"step": step, "phase": "finetune", "raw/task": 9.0 * 0.97**step + 0.02, "raw/text": 2.0 - step / 500}
-        | ({"val/task": 3.0 * 0.98**step + 0.1, "val/correct": 0.5 + step / 1000} if step % 100 == 99 else {})
-        for step in range(300)
-    ]
-    figure = loss_figure(log, run="mine")
-    assert figure is not None
-    headings = ["task", "language teacher", "right on the validation split, in percent"]
-    assert [heading for heading, _, _ in figure.panels] == headings
-    drawn = [{text.text for text in drawings(read_page(image))[0].find("text")} for _, image, _ in figure.panels]
-    # The task's falls from 9 to 0.02: by powers of ten, and the other one is linear.
-    assert {"0.1", "1", "validation"} <= drawn[0]
-    assert {"1.4", "2"} <= drawn[1]
-    assert [row[:2] for row in figure.rows] == [
-        ("task", "0 to 299"), ("validation", "99 to 299"), ("language teacher", "0 to 299"),
-        ("right on the validation split, in percent", "99 to 299"),
-    ]  # fmt: skip
-    # One loss that is off the scale does not hide the others.
-    spiky = [record | {"raw/text": 1000.0 if record["step"] == 7 else -1.0} for record in log]
-    figure = loss_figure(spiky, run="mine")
-    assert figure is not None
-    (drawing,) = drawings(read_page(figure.panels[1][1]))
-    ticks = [float(mark.text.replace("−", "-")) for mark in drawing.find("text") if is_beside(mark)]
-    assert max(ticks) < 10
 
 
 def test_methods_have_one_order_in_all_panels(page: Element) -> None:

@@ -1,7 +1,8 @@
-"""A run folder takes up only the run that it was begun for."""
+"""A run folder takes up only the run that it was begun for; its names stand in one place, and in docs/folders.md."""
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -12,7 +13,13 @@ import pytest
 
 from advl_pipeline.base.errors import IdentityMismatch
 from advl_pipeline.base.folders import folder_kind
+from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+FILES = {value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)}
+OF_OTHERS = {"model.safetensors", "tokenizer.json", "config.json", "tensorboard", "wandb", "mlflow"}
+"""Names that published models and Python packages have too."""
 
 
 def begin(path: Path, identity: dict[str, Any], *, resume: bool = True, cache: str = "here") -> RunFolder:
@@ -111,3 +118,22 @@ def test_a_kill_while_tensors_are_written_leaves_nothing_that_the_next_run_does_
     assert {path.name for path in tmp_path.iterdir()} <= {"model.safetensors", "model.safetensors.partial"}
     begin(tmp_path, {"options": {}})
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_no_other_module_spells_the_name_of_a_run_file() -> None:
+    spelt = []
+    for path in [*(ROOT / "advl_pipeline").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
+        if path.name in ("names.py", "folders.py"):
+            continue
+        spelt += [
+            f"{path.relative_to(ROOT)}:{node.lineno} {node.value}"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and node.value in FILES - OF_OTHERS
+        ]
+    assert not spelt, "\n".join(spelt)
+
+
+def test_the_page_about_folders_lists_every_name() -> None:
+    page = (ROOT / "docs" / "folders.md").read_text(encoding="utf-8").partition("## The run folder")[2]
+    table = page.partition("\n\n`run.json` decides")[0]
+    assert {name for name in FILES if f"`{name}" not in table} == set()

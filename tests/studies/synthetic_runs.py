@@ -251,6 +251,10 @@ seeds = {seeds}
 """
 
 
+TINY = {"methods": '["plain", "advl"]', "shots": "[100]", "test_sets": '["test"]'}
+"""Two cells for each seed."""
+
+
 def write_study_file(folder: Path, *, num_seeds: int = 5, extra: str = "", **replace: str) -> Path:
     """Write a study file; `replace` exchanges whole lines by their key."""
     lines = STUDY.format(seeds=list(range(num_seeds))).strip().splitlines()

@@ -87,12 +87,15 @@ def test_controls_stand_beside_advl_in_every_study_that_asks_whether_it_helps() 
         ("", {"tasks": '["vcr"]'}, "task", "vcr-q2a"),
         ("settings = 3\n", {}, "settings", "[[settings]]"),
         ("[evaluation]\non = ['val']\n", {}, "'on'", "set by the grid"),
-        ('metrics = ["vqa"]\n', {}, "'vqa'", "q2a"),
+        ("", {"tasks": "[]"}, "scenes-vcr", "has no task of vcr-q2a"),
         ("[evaluation]\nnum-workers = 1\nnum_workers = 2\n", {}, "twice", "num-workers and num_workers"),
         ("[extraction]\nbatch-size = 8\nbatch_size = 9\n", {}, "twice", "batch-size and batch_size"),
         ("[variants.mine]\nlearning-rate = 1.0\nlearning_rate = 2.0\n", {}, "twice", "learning-rate and"),
         ('test-sets = ["val"]\n', {}, "twice", "test_sets and test-sets"),
         ("[extraction]\nselect-texts = 0.5\n", {"teachers": '["efficientnet-lite0"]'}, "select_texts", "reads texts"),
+        ("[extraction]\nweights = 'clip'\n", {}, "weights", "must be a table"),
+        ("[extraction]\nweights = { minilm = 'clip' }\n", {}, "'minilm'", "names no teacher of the study"),
+        ("[extraction]\nweights = { minilm-l6 = 3 }\n", {}, "weights", "must be Path"),
     ],
 )
 def test_a_bad_file_is_named_with_the_key_and_what_was_meant(

@@ -41,13 +41,9 @@ def by_card(config: ExtractConfig, card: TeacherCard) -> tuple[Estimate, ...]:
     return estimates_of(*plan_sources(config, sized_by_card(config, card, open_part(config))), {})
 
 
-def asked(folder: Path, path: Path) -> StudyRunConfig:
-    return StudyRunConfig(study=str(path), output=folder / "study", caches=folder / "caches")
-
-
 def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Path) -> None:
     extra = f'init = "{tmp_path / "student"}"\n'
-    told = forecast_study(asked(tmp_path, write_study_file(tmp_path, extra=extra)))
+    told = forecast(tmp_path, write_study_file(tmp_path, extra=extra))
     assert told["missing_inits"] == [tmp_path / "student"]
     with pytest.raises(ConfigError, match="advl scenes pretrain"):
         run_trial(tmp_path, extra=extra)

@@ -9,7 +9,6 @@ import pytest
 from synthetic_runs import write_study_file
 
 import advl_pipeline.studies.plan as plan_module
-import advl_pipeline.training.resolved as resolved_module
 from advl_pipeline.base.configuration import build_config, config_to_dict, option, option_values, with_options
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.studies.config import SHIPPED, StudyConfig, read_study
@@ -17,7 +16,6 @@ from advl_pipeline.studies.plan import Plan, build_plan
 from advl_pipeline.training import identity
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.identity import run_identity
-from advl_pipeline.training.recipes import choose_recipe
 
 
 def plan_of(tmp_path: Path, extra: str = "", **lines: str) -> Plan:
@@ -115,20 +113,6 @@ def test_a_new_option_at_its_default_changes_no_id(monkeypatch: pytest.MonkeyPat
     assert run_identity(config_to_dict(later)) == before
     dimmed = with_options(later, brightness=0.5)
     assert run_identity(config_to_dict(dimmed)) == before | {"brightness": 0.5}
-
-
-def test_a_recipe_of_another_kind_of_task_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    extra = 'metrics = ["q2a"]\n'
-    before = ids(plan_of(tmp_path, extra=extra, tasks="[]"))
-    asked: list[str] = []
-
-    def choose(student: str, task: str, wanted: str) -> object:
-        asked.append(task)
-        return choose_recipe(student, task, wanted)
-
-    monkeypatch.setattr(resolved_module, "choose_recipe", choose)
-    assert ids(plan_of(tmp_path, extra=extra, tasks="[]")) == before
-    assert set(asked) == {"vcr"}
 
 
 def test_variants_win_over_general_overrides(tmp_path: Path) -> None:

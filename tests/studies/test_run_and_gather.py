@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,27 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_runs
+from commands import printed
 from own_rows import write_json_lines
 from PIL import Image
 from scipy import stats
-from synthetic_runs import NUM_ITEMS, made_up_result, run_trial, write_study_file
+from synthetic_runs import NUM_ITEMS, TINY, made_up_result, run_trial, write_study_file
 
 from advl_cli.flags import config_command
-from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
-from advl_pipeline.studies.config import StudyRunConfig, read_study
+from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.execute import execute_cell
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.plan import Cell, build_plan, digest_dataset, read_study_folder
+from advl_pipeline.studies.plan import Cell, digest_dataset, read_study_folder
 from advl_pipeline.studies.result import StudyResult, rows_of
-from advl_pipeline.studies.run import num_cores, run_study
+from advl_pipeline.studies.run import run_study
 from advl_pipeline.studies.table import Place
 from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig
-
-TINY = {"methods": '["plain", "advl"]', "shots": "[100]", "test_sets": '["test"]'}
-"""Two cells for each seed."""
 
 
 def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path: Path) -> None:
@@ -50,24 +42,6 @@ def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path:
     with pytest.raises(DatasetError):
         digest_dataset(config)
     assert digest_dataset(replace(config, on_error="skip"))
-
-
-@pytest.mark.parametrize(("weights", "keeps"), [("model.safetensors", True), ("adapter_model.safetensors", False)])
-def test_a_trained_student_is_scored_and_not_trained_again(
-    tmp_path: Path, weights: str, keeps: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = read_study(write_study_file(tmp_path, extra=f"keep_weights = {str(keeps).lower()}\n"))
-    cell = build_plan(study, cells=tmp_path).cells[0]
-    synthetic_runs.execute(cell)
-    shutil.rmtree(cell.run / "evaluation")
-    for name in (weights, "heads.safetensors"):
-        (cell.run / name).touch()
-    scored = []
-    monkeypatch.setattr("advl_pipeline.training.run.run_finetune", pytest.fail)
-    monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", lambda config: scored.append(config.on))
-    execute_cell(cell)
-    assert scored == [cell.test_sets]
-    assert (cell.run / weights).exists() == (cell.run / "heads.safetensors").exists() == keeps
 
 
 def place(result: StudyResult, test_set: str, shots: int) -> Place:
@@ -160,101 +134,14 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     assert len(ran) == len(more.cells) - len(first.cells) == 2
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_stops_the_study(workers: int, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"scenes-1\.png") as caught:
-        run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, options={"workers": workers}, **TINY)
-    assert caught.value.next_command == "restore it"
-
-
-WORKER = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import synthetic_runs
-from advl_pipeline.studies.config import StudyRunConfig
-from advl_pipeline.studies.run import run_study
-
-def execute(cell):
-    with open(sys.argv[3], "a") as log:
-        log.write(f"{sys.argv[4]} {cell.cell_id}\\n")
-    if sys.argv[4] == "victim":
-        time.sleep(240)
-    time.sleep(0.02)
-    synthetic_runs.execute(cell)
-
-folder = Path(sys.argv[2])
-run_study(
-    StudyRunConfig(study=str(folder / "trial.toml"), output=folder / "study", caches=folder / "caches"),
-    execute=execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest,
-)
-"""
-
-
-def start_worker(tmp_path: Path, name: str) -> subprocess.Popen[str]:
-    arguments = [str(Path(synthetic_runs.__file__).parent), str(tmp_path), str(tmp_path / f"log-{name}"), name]
-    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], stderr=subprocess.PIPE, text=True)
-
-
-def cells_run_by(tmp_path: Path, name: str) -> list[str]:
-    path = tmp_path / f"log-{name}"
-    return [line.split()[1] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) -> None:
-    write_study_file(tmp_path, num_seeds=6, **TINY)
-    victim = start_worker(tmp_path, "victim")
-    deadline = time.monotonic() + 60
-    while not cells_run_by(tmp_path, "victim") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (held,) = cells_run_by(tmp_path, "victim")
-    workers = {name: start_worker(tmp_path, name) for name in ("one", "two")}
-
-    def ran() -> list[str]:
-        return [cell for name in workers for cell in cells_run_by(tmp_path, name)]
-
-    while len(ran()) < 11 and time.monotonic() < deadline + 60:
-        time.sleep(0.05)
-    assert len(ran()) == len(set(ran())) == 11
-    assert held not in ran()
-    # What is left is waited for.
-    time.sleep(0.5)
-    assert [worker.poll() for worker in workers.values()] == [None, None]
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate(timeout=30)
-    said = []
-    for worker in workers.values():
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
-        said.append(errors)
-    assert any(f"waiting for process {victim.pid} on" in errors for errors in said), said
-    assert sorted(ran()) == sorted({*ran(), held})
-    assert len(ran()) == 12
-    assert gather_study(tmp_path / "study").num_finished == 12
-
-
-def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
-    result = run_trial(
-        tmp_path, seeds="[1, 2, 3]", executor=synthetic_runs.fail_first_seed, options={"workers": 2}, **TINY
-    )
-    assert (result.num_finished, len(result.cells)) == (6, 6)
-    seen = [path.read_text().split() for path in (tmp_path / "cells").rglob("seen-*")]
-    assert len(seen) == 6
-    assert {int(pid) for pid, _ in seen}.isdisjoint({os.getpid()})
-    assert {threads for _, threads in seen} == {str(max(1, num_cores() // 2))}
-
-
-def test_the_death_of_a_worker_is_told_and_leaves_no_process(tmp_path: Path) -> None:
-    with pytest.raises(AdvlError, match="worker of the study died"):
-        run_trial(tmp_path, executor=synthetic_runs.die, options={"workers": 2}, **TINY)
-    assert not multiprocessing.active_children()
-
-
 def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -> None:
-    target = tmp_path / "moved"
-    subprocess.run(["cp", "-r", str(result.folder), str(target)], check=True)
-    subprocess.run(["cp", "-r", str(result.runs / "cells"), str(tmp_path / "cells")], check=True)
-    moved = gather_study(target)
+    shutil.copytree(result.runs / "cells", tmp_path / "cells")
+    folder = shutil.copytree(result.folder, tmp_path / "moved")
+    # An earlier version wrote what follows from the tasks.
+    record = json.loads((folder / "study.json").read_text())
+    record["study"]["settings"][0]["metrics"] = ["q2a"]
+    (folder / "study.json").write_text(json.dumps(record))
+    moved = gather_study(folder)
     assert moved.numbers == result.numbers
 
 
@@ -364,3 +251,30 @@ def test_cells_follow_the_recipe_of_their_study_and_are_gathered_without_it(
     (cell.run / "result.json").unlink()
     with pytest.raises(ConfigError, match="recipe has changed"):
         execute_cell(cell)
+
+
+def test_a_finished_study_prints_verdicts_and_table_and_runs_nothing(
+    result: StudyResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("study", result.folder.parent / "trial.toml", "--output", result.folder)
+    out, _ = printed(capsys, *words)
+    assert "C2  UNDECIDED AT THIS SIZE" in out
+    assert "ADVL, shuffled teacher" in out
+    assert f"next: advl report {result.folder}" in out
+    out, _ = printed(capsys, *words, "--json")
+    assert len(json.loads(out)["table"]) == 16
+
+
+def test_dry_run_prints_the_grid_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also without its dataset, which the study itself says is missing."""
+    folders = ("--output", tmp_path / "study", "--caches", tmp_path / "caches", "--data-root", tmp_path / "nowhere")
+    words = ("study", write_study_file(tmp_path, num_seeds=2), *folders)
+    out, _ = printed(capsys, *words, "--dry-run")
+    assert "16 cells" in out
+    assert f"cache to extract: {tmp_path}/caches/minilm-l6/scenes-vcr/train" in out
+    assert "dataset missing:" in out
+    out, _ = printed(capsys, *words, "--dry-run", "--json")
+    assert json.loads(out)["num_left"] == 16
+    _, message = printed(capsys, *words, code=5)
+    assert "advl scenes build" in message
+    assert not (tmp_path / "study").exists()

@@ -18,14 +18,13 @@ from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.training.config import FinetuneConfig
 
-WEIGHTS = ("model.safetensors", "heads.safetensors")
-
 
 class Machine:
     """Trains and scores one cell as the two phases would, and counts how often."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
+        self.weights = "model.safetensors"
         self.trained = 0
         self.scored: list[tuple[tuple[str, ...], int | None, tuple[str, ...]]] = []
         self.modes: list[str | None] = []
@@ -51,7 +50,7 @@ class Machine:
         self.trained += 1
         cell = self.cell(config.output)
         synthetic_runs.train(cell)
-        for name in (*WEIGHTS, "student.json"):
+        for name in (self.weights, "heads.safetensors", "student.json"):
             (cell.run / name).write_text("{}")
 
     def evaluate(self, config: EvaluateConfig) -> None:
@@ -70,7 +69,7 @@ class Machine:
 
     def has_student(self) -> bool:
         (file,) = (self.folder / "cells").glob("*/student.json")
-        return all((file.parent / name).exists() for name in WEIGHTS)
+        return all((file.parent / name).exists() for name in (self.weights, "heads.safetensors"))
 
 
 @pytest.fixture
@@ -86,7 +85,18 @@ def test_a_student_that_another_study_keeps_stays(machine: Machine) -> None:
     assert machine.has_student()
 
 
-def test_a_student_that_no_study_has_kept_is_trained_again_for_one_that_keeps_it(machine: Machine) -> None:
+def test_a_trained_student_is_scored_and_not_trained_again(machine: Machine) -> None:
+    keeper = machine.study("keeper", "")
+    (keeper.runs / keeper.cells[0]["run"] / "evaluation" / "test.json").unlink()
+    machine.study("keeper", "")
+    assert (machine.trained, len(machine.scored), machine.has_student()) == (1, 2, True)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "adapter_model.safetensors"])
+def test_a_student_that_no_study_has_kept_is_trained_again_for_one_that_keeps_it(
+    weights: str, machine: Machine
+) -> None:
+    machine.weights = weights
     machine.study("sparer", "keep_weights = false\n")
     assert not machine.has_student()
     machine.study("sparer", "keep_weights = false\n")

@@ -9,23 +9,22 @@ import pytest
 import transformers as hf
 from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_vcr
-from small_clip import EYES, save_small_clip
+from small_clip import EYES
 from small_roberta import save_small_roberta
 
-from advl_pipeline.base.errors import ConfigError, InUse
+from advl_pipeline.base.errors import InUse
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.extraction import planning as extraction_identity
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies import run as study_run
-from advl_pipeline.studies.config import read_study
 
 STUDY = """
 name = "trial"
 dataset = "vcr"
 tasks = ["vcr-q2a"]
 student = "scenes-small"
-teachers = ["clip-vit-l", "roberta-l"]
+teachers = ["dinov2-b", "roberta-l"]
 test_sets = ["val"]
 methods = ["plain", "naive-kd"]
 shots = [4]
@@ -41,6 +40,7 @@ probe = ["none"]
 
 [extraction]
 folds = 2
+select_texts = 0.5
 weights = {weights}
 """
 
@@ -62,51 +62,28 @@ def vcr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("vcr")
-def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(
+def test_each_teacher_has_its_own_weights_and_texts_and_a_finished_cache_asks_for_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_small_clip(Path("clip"))
+    """A teacher of pictures has no use for a choice of texts."""
+    hf.Dinov2Model(hf.Dinov2Config(**EYES)).save_pretrained("dino")
+    hf.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained("dino")
     save_small_roberta(Path("roberta"))
-    study = write_study(tmp_path, weights='{ clip-vit-l = "clip", roberta-l = "roberta" }')
+    study = write_study(tmp_path, weights='{ dinov2-b = "dino", roberta-l = "roberta" }')
     assert call("study", study) == 0
+    assert open_cache("caches/dinov2-b/vcr/train").image is not None
     assert open_cache("caches/roberta-l/vcr/train").image is None
-    assert open_cache("caches/clip-vit-l/vcr/train").image is not None
+    assert open_cache("caches/roberta-l/vcr/train").keeps_some_texts
 
-    shutil.rmtree("clip")
+    shutil.rmtree("dino")
     shutil.rmtree("roberta")
-    write_study(tmp_path, seeds="[0, 1]", weights='{ clip-vit-l = "moved", roberta-l = "roberta" }')
+    write_study(tmp_path, seeds="[0, 1]", weights='{ dinov2-b = "moved", roberta-l = "roberta" }')
     assert call("study", study) == 0
     assert "4/4" in capsys.readouterr().err
     # Another wording is another cache, and that one needs its teacher.
     study.write_text(study.read_text() + 'text_style = "indexed"\n', encoding="utf-8")
     assert call("study", study, "--output", "another") == 6
     assert "moved" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("vcr")
-def test_a_teacher_of_pictures_has_no_use_for_a_choice_of_texts(tmp_path: Path) -> None:
-    hf.Dinov2Model(hf.Dinov2Config(**EYES)).save_pretrained("dino")
-    hf.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained("dino")
-    save_small_roberta(Path("roberta"))
-    study = write_study(tmp_path, weights='{ dinov2-b = "dino", roberta-l = "roberta" }')
-    study.write_text(study.read_text().replace("clip-vit-l", "dinov2-b") + "select_texts = 0.5\n", encoding="utf-8")
-    assert call("study", study) == 0
-    assert open_cache("caches/roberta-l/vcr/train").keeps_some_texts
-    assert open_cache("caches/dinov2-b/vcr/train").image is not None
-
-
-@pytest.mark.parametrize(
-    ("weights", "what"),
-    [
-        ('"clip"', "weights must be a table"),
-        ('{ clip-vit = "clip" }', "names no teacher of the study: 'clip-vit'"),
-        ("{ clip-vit-l = 3 }", "weights must be Path"),
-    ],
-)
-def test_places_of_weights_that_cannot_be_meant_are_refused(tmp_path: Path, weights: str, what: str) -> None:
-    with pytest.raises(ConfigError, match=what) as caught:
-        read_study(write_study(tmp_path, weights=weights))
-    assert "[extraction]" in caught.value.where
 
 
 def test_a_cache_that_another_process_extracts_is_waited_for(

@@ -1,0 +1,146 @@
+"""The page of a run, and the report of a study whose runs were really trained, on a task with classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from page_reader import Element, drawings, is_beside, read_page
+from small_corpus import SmallCorpus
+
+from advl_pipeline.reporting import wording
+from advl_pipeline.reporting.report import ReportConfig, run_report
+from advl_pipeline.reporting.run_view import loss_figure
+from advl_pipeline.studies.claims import judge_claims
+from advl_pipeline.studies.config import StudyRunConfig
+from advl_pipeline.studies.result import StudyResult, rows_of
+from advl_pipeline.studies.run import run_study
+
+STUDY = """
+name = "real"
+dataset = "scenes-snli-ve"
+tasks = ["snli-ve"]
+student = "scenes-small"
+test_sets = ["test", "test-shift"]
+methods = ["plain", "fast"]
+focus = "fast"
+shots = [6]
+seeds = [0]
+
+[training]
+# The recipe's rates are for a pretrained student.
+recipe = "none"
+num_steps = 8
+batch_size = 4
+learning_rate = 1e-7
+
+[variants.fast]
+method = "plain"
+label = "fast"
+# So fast that it forgets what it began with, so that the two answer differently.
+learning_rate = 1e-2
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, small_corpus: SmallCorpus) -> StudyResult:
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "real.toml").write_text(STUDY, encoding="utf-8")
+    return run_study(
+        StudyRunConfig(
+            study=str(folder / "real.toml"),
+            output=folder / "study",
+            caches=folder / "caches",
+            data_root=small_corpus.data_root,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def page(study: StudyResult) -> Element:
+    # Its cells know where their data lie.
+    output, _ = run_report(ReportConfig(run=(study.folder,)))
+    return read_page(output.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_examples_are_read_as_the_run_read_them(page: Element) -> None:
+    """The run has its classes in another order than the dataset's usual one; answers keep their names."""
+    section = page.find("section", id="examples")[0]
+    assert not section.find("p", class_="warning")
+    examples = section.find("article", class_="example")
+    assert examples
+    for example in examples:
+        winner = "fast" if "won" in example.attributes["class"].split() else "plain"
+        right = next(item for item in example.find("li") if "right" in item.attributes["class"].split())
+        assert winner in [tag.text for tag in right.find("span", class_="tag")]
+        assert right.text.split()[0] in ("entailment", "neutral", "contradiction")
+
+
+@pytest.mark.slow
+def test_use_of_vision_is_measured_three_ways_and_so_are_costs(study: StudyResult, page: Element) -> None:
+    uses = {(use.method, use.against, use.test_set) for use in study.find("use")}
+    methods, kinds = ("plain", "fast"), ("swapped", "blanked", "removed")
+    assert uses == {(method, kind, "test") for method in methods for kind in kinds}
+    assert len(page.find("section", id="vision")[0].find("table")) == len(kinds)
+    assert all(cost["milliseconds_per_item"] > 0 for cost in study.costs)
+
+
+def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
+    result, data_root = vcr
+    (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
+    shutil.copytree(result.runs / cell["run"], tmp_path / "mine")
+    output, gathered = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
+    page = read_page(output.read_text(encoding="utf-8"))
+    sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]
+    assert sections == ["answer", "table", "losses", "errors", "examples", "words", "readout", "cost", "repeat"]
+    assert judge_claims(gathered) == ()
+    assert page.find("h1")[0].text == "scenes-small on vcr"
+    scores = page.find("table", class_="scores")[0].find("tbody")[0].find("tr")
+    shown = [[item.text for item in (*row.find("th"), *row.find("td"))] for row in scores]
+    evaluated = json.loads((tmp_path / "mine/evaluation/val.json").read_text(encoding="utf-8"))
+    accuracy = evaluated["metrics"]["q2a"]
+    assert shown[0][:7] == [
+        "val", "Q→A accuracy", "240", wording.percent(accuracy), f"[{accuracy - 5:.1f}, {accuracy + 5:.1f}]",
+        "27.5 (choice 3)", "25.0",
+    ]  # fmt: skip
+    assert shown[0][7] == wording.signed(30.0 - accuracy)
+    assert "68 times of 100 it answers “choice 1”." in page.find("section", id="answer")[0].text
+    losses = page.find("figure", id="loss")[0]
+    assert [title.text for title in losses.find("p", class_="panel-title")] == ["task"]
+    kinds, *_ = page.find("section", id="errors")[0].find("tbody")
+    assert [row.text for row in kinds.find("tr")] == ["what 120 50.5", "why 120 70.5"]
+    examples = page.find("section", id="examples")[0].find("article", class_="example")
+    assert [example.find("p", class_="outcome")[0].text for example in examples] == ["right"] * 3 + ["wrong"] * 3
+    assert not page.find("article", class_="verdict")
+    markdown = run_report(ReportConfig(run=(tmp_path / "mine",), to="md"))[0].read_text(encoding="utf-8")
+    assert "claim" not in markdown
+
+
+def test_losses_are_drawn_so_that_their_end_is_seen_with_validation_beside_them() -> None:
+    log = [
+        {"step": step, "phase": "finetune", "raw/task": 9.0 * 0.97**step + 0.02, "raw/text": 2.0 - step / 500}
+        | ({"val/task": 3.0 * 0.98**step + 0.1, "val/correct": 0.5 + step / 1000} if step % 100 == 99 else {})
+        for step in range(300)
+    ]
+    figure = loss_figure(log, run="mine")
+    assert figure is not None
+    headings = ["task", "language teacher", "right on the validation split, in percent"]
+    assert [heading for heading, _, _ in figure.panels] == headings
+    drawn = [{text.text for text in drawings(read_page(image))[0].find("text")} for _, image, _ in figure.panels]
+    # The task's falls from 9 to 0.02: by powers of ten, and the other one is linear.
+    assert {"0.1", "1", "validation"} <= drawn[0]
+    assert {"1.4", "2"} <= drawn[1]
+    assert [row[:2] for row in figure.rows] == [
+        ("task", "0 to 299"), ("validation", "99 to 299"), ("language teacher", "0 to 299"),
+        ("right on the validation split, in percent", "99 to 299"),
+    ]  # fmt: skip
+    # One loss that is off the scale does not hide the others.
+    spiky = [record | {"raw/text": 1000.0 if record["step"] == 7 else -1.0} for record in log]
+    figure = loss_figure(spiky, run="mine")
+    assert figure is not None
+    (drawing,) = drawings(read_page(figure.panels[1][1]))
+    ticks = [float(mark.text.replace("−", "-")) for mark in drawing.find("text") if is_beside(mark)]
+    assert max(ticks) < 10
