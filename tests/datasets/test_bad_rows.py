@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from dataset_mirrors import vcr_metadata, vcr_record, write_captions, write_snli_ve, write_vcr
-from own_rows import answer_row, choice_row, class_row, write_json_lines
+from own_rows import answer_row, changed, choice_row, class_row, write_json_lines
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.registry import open_dataset
@@ -105,6 +105,14 @@ def test_bad_lines_are_named_or_skipped(tmp_path: Path, name: str) -> None:
     assert list(rest.example_ids) == [whole.example_ids[place] for place in kept]
 
 
+RED, ASKED = "pictures/red.png", {"role": "user", "content": "<image>What?"}
+REPLY = {"role": "assistant", "content": "red"}
+
+
+def conversation(number: int, **changes: Any) -> dict[str, Any]:
+    return changed({"images": [RED], "messages": [ASKED, REPLY]}, changes)
+
+
 OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
     "choice": (
         choice_row,
@@ -114,6 +122,8 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
             ({"label": "pink"}, "field 'label' is 'pink'"),
             ({"choices": ["1", "2"], "label": "1"}, "ambiguous: '1' is a position and also the text"),
             ({"choices": ["a", "a"], "label": "a"}, "two choices read 'a'"),
+            ({"choices": ["a", "b"], "label": "C"}, "or a letter from A on"),
+            ({"image": ["a.png", "b.png"]}, "field 'image' holds 2 pictures, and an item is about one"),
             ({"choices": ["a"]}, "field 'choices' is ['a']"),
             ({"choices": ["a", 5]}, "field 'choices[1]' is 5"),
             ({"choices": ...}, "field 'choices' is missing"),
@@ -145,6 +155,20 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
             ({"label": None}, "field 'label' is missing, other rows of split 'train' have it"),
             ({"text": 7}, "field 'text' is 7"),
             (answer_row(3, text=...) | {"text": ..., "label": ...}, "the row is of the kind answers"),
+        ],
+    ),
+    "conversations": (
+        conversation,
+        [
+            ({"images": [RED, RED]}, "about 2 pictures, and an item is about one"),
+            ({"images": ["../red.png"]}, "leaves the pictures' folder"),
+            ({"images": ...}, "'image' is missing"),
+            *(({"messages": turns}, "expected a list of {role, content}") for turns in ([], "hello")),
+            ({"messages": "[oops"}, "begins like JSON and is none"),
+            ({"messages": [REPLY]}, "answers nothing"),
+            ({"messages": [ASKED, {"role": "tool", "content": "x"}]}, "is of the role 'tool'"),
+            ({"messages": ["What?"]}, "expected {role, content}"),
+            *(({"messages": [{"role": "user", "content": c}]}, "expected a text") for c in (3, [{"type": "video"}])),
         ],
     ),
     "answers": (

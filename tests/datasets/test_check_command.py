@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from commands import advl, printed
@@ -19,17 +18,15 @@ from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
 from advl_pipeline.datasets.registry import dataset_names, open_dataset
 
 
-def split_of(document: dict[str, Any], name: str) -> dict[str, Any]:
-    (split_report,) = [split for split in document["splits"] if split["split"] == name]
-    return dict(split_report)
-
-
 def test_what_is_there_and_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, _ = printed(capsys, "datasets", "check", "vcr", "--data-root", tmp_path, code=5)
+    assert out.count(" missing ") == len(load_card("vcr").splits)
+    assert "next: advl datasets card vcr" in out
     write_vcr(tmp_path, [vcr_record(number) for number in range(6)])
     out, _ = printed(capsys, "datasets", "check", "vcr", "--data-root", tmp_path, "--json")
-    document = json.loads(out)
-    assert split_of(document, "train")["status"] == "missing"
-    val = split_of(document, "val")
+    splits = {split["split"]: split for split in json.loads(out)["splits"]}
+    assert splits["train"]["status"] == "missing"
+    val = splits["val"]
     assert (val["status"], val["num_items"], val["num_pictures"], val["problems"]) == ("differs", 6, 3, [])
     assert val["notes"] == [
         "items: 6 found, the card says 26,534",
@@ -40,43 +37,30 @@ def test_what_is_there_and_what_is_missing(capsys: pytest.CaptureFixture[str], t
     assert str(tmp_path / "vcr" / "train.jsonl") in out
 
 
-def test_nothing_there_is_exit_code_5(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out, _ = printed(capsys, "datasets", "check", "snli-ve", "--data-root", tmp_path, code=5)
-    assert out.count(" missing ") == len(load_card("snli-ve").splits)
-    assert "next: advl datasets card snli-ve" in out
-
-
-def test_damage_is_listed_and_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_damage_is_listed_and_counted_and_seen_in_pictures_by_deep(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     records = [vcr_record(number) for number in range(60)]
     file = write_vcr(tmp_path, records)
+    pictures = tmp_path / "vcr" / "vcr1images"
+    cut, metadata = pictures / records[32]["img_fn"], pictures / records[34]["metadata_fn"]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    metadata.write_text(metadata.read_text().replace('"width": 64', '"width": 65'))
+    words = ("datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path)
+    assert "60 items, 30 pictures, 0 problems" in printed(capsys, *words)[0]
     spoiled = [record | {"answer_label": 9} if number < 30 else record for number, record in enumerate(records)]
     file.write_text("".join(json.dumps(record) + "\n" for record in spoiled))
-    pictures = tmp_path / "vcr" / "vcr1images"
     (pictures / records[40]["img_fn"]).unlink()
     (pictures / records[42]["metadata_fn"]).write_bytes(b"")
-    out, _ = printed(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path, "--json", code=5)
-    val = split_of(json.loads(out), "val")
-    assert (val["status"], len(val["problems"])) == ("malformed", 32)
-    assert val["problems"][0]["line"] == 1
-    _, out, _ = advl(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path)
+    for deep, num_problems in ((), 32), (("--deep",), 34):
+        out, _ = printed(capsys, *words, *deep, "--json", code=5)
+        (val,) = json.loads(out)["splits"]
+        assert (val["status"], len(val["problems"]), val["problems"][0]["line"]) == ("malformed", num_problems, 1)
+    reasons = "\n".join(problem["why"] for problem in val["problems"])
+    assert "truncated" in reasons.lower()
+    assert "boxes are for a picture of 65x48" in reasons
+    _, out, _ = advl(capsys, *words)
     assert "... 12 more (--json lists all)" in out
-
-
-def test_deep_decodes_pictures(tmp_path: Path) -> None:
-    records = [vcr_record(number) for number in range(8)]
-    write_vcr(tmp_path, records)
-    picture = tmp_path / "vcr" / "vcr1images" / records[2]["img_fn"]
-    picture.write_bytes(picture.read_bytes()[:-200])
-    metadata = tmp_path / "vcr" / "vcr1images" / records[4]["metadata_fn"]
-    metadata.write_text(metadata.read_text().replace('"width": 64', '"width": 65'))
-    shallow = run_check(CheckConfig(name="vcr", split=("val",), data_root=tmp_path))
-    assert shallow["usable"]
-    deep = run_check(CheckConfig(name="vcr", split=("val",), data_root=tmp_path, deep=True))
-    assert not deep["usable"]
-    reasons = [problem.why for problem in deep["splits"][0]["problems"]]
-    assert len(reasons) == 2
-    assert "truncated" in reasons[0].lower()
-    assert "boxes are for a picture of 65x48" in reasons[1]
 
 
 def test_a_broken_document_is_malformed_not_missing(tmp_path: Path) -> None:
@@ -118,8 +102,7 @@ def test_the_card_of_a_plug_in_may_be_no_file(
 
 def test_unknown_names_list_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (("card", "vcrr"), ("check", "vcrr"), ("check", "vcr", "--split", "vall")):
-        _, err = printed(capsys, "datasets", *words, code=2)
-        assert "did you mean" in err
+        assert "did you mean" in printed(capsys, "datasets", *words, code=2)[1]
 
 
 def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import advl
-from own_rows import refusal, write_json_lines, write_pictures
+from own_rows import write_json_lines, write_pictures
 from PIL import Image
 
 from advl_pipeline.datasets.registry import open_dataset
@@ -128,31 +127,3 @@ def test_options_in_a_conversation_are_choices_where_a_card_says_so(tmp_path: Pa
     example = open_dataset(str(card), split="train")[0]
     assert [each.text for each in example.candidates] == ["Which? red", "Which? blue"]
     assert example.label == 1
-
-
-USER, REPLY = {"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "red"}
-
-
-@pytest.mark.parametrize(
-    ("row", "why"),
-    [
-        ({"images": [RED, BLUE], "messages": [USER, REPLY]}, "about 2 pictures, and an item is about one"),
-        ({"images": [RED], "messages": []}, "expected a list of {role, content}"),
-        ({"images": [RED], "messages": "hello"}, "expected a list of {role, content}"),
-        ({"images": [RED], "messages": "[oops"}, "begins like JSON and is none"),
-        ({"images": [RED], "messages": [REPLY]}, "answers nothing"),
-        ({"images": [RED], "messages": [USER, {"role": "tool", "content": "x"}]}, "is of the role 'tool'"),
-        ({"images": [RED], "messages": ["What?"]}, "expected {role, content}"),
-        (
-            {"images": [RED], "messages": [{"role": "user", "content": [{"type": "video"}]}]},
-            "parts of text and image",
-        ),
-        ({"images": [RED], "messages": [{"role": "user", "content": 3}]}, "expected a text"),
-        ({"messages": [USER, REPLY]}, "column 'image' is missing"),
-        ({"images": ["../red.png"], "messages": [USER, REPLY]}, "leaves the pictures' folder"),
-    ],
-)
-def test_what_is_wrong_with_a_conversation_is_said(tmp_path: Path, row: dict[str, Any], why: str) -> None:
-    error = refusal(data(tmp_path, row))
-    assert error.exit_code == 5
-    assert why in error.why, json.dumps(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,15 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_mirrors import (
-    vcr_metadata,
-    vcr_record,
-    write_snli_ve,
-    write_vcr,
-    write_vqa,
-)
+from dataset_mirrors import vcr_metadata, vcr_record, write_snli_ve, write_vcr, write_vqa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from region_mirrors import SIZE, WRITERS
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.problems import OnError
@@ -197,35 +191,19 @@ def test_damaged_pictures(mirrors: dict[str, Mirror], damage: Callable[[bytes], 
     assert len(problems) <= 1
 
 
-def write_regions(root: Path, kind: str) -> tuple[Path, Path, str]:
-    """Write region features; returns what to open, the file to damage, and the picture's name."""
-    features = np.arange(24, dtype=np.float32).reshape(3, 8)
-    boxes = np.array([[0, 0, 9, 9]] * 3, dtype=np.float32)
-    encoded = {"boxes": base64.b64encode(boxes).decode(), "features": base64.b64encode(features).decode()}
-    if kind == "tsv":
-        file = root / "r.tsv"
-        file.write_text("\t".join(["7", "10", "10", "3", encoded["boxes"], encoded["features"]]) + "\n")
-        return file, file, "7"
-    home = root / kind
-    home.mkdir()
-    file = home / f"7.{kind}"
-    if kind == "npz":
-        np.savez(file, features=features, boxes=boxes)
-    else:
-        file.write_text(json.dumps({"num_boxes": 3, **encoded}))
-    return home, file, "7"
+PICTURE = Path("COCO_val2014_000000000009.jpg")
 
 
-@pytest.mark.parametrize("kind", ["tsv", "npz", "json"])
+@pytest.mark.parametrize(("form", "name"), [("butd-tsv", "9"), ("npz", PICTURE.stem), ("vl-bert-json", PICTURE.stem)])
 @fuzz
 @given(damage=damages())
-def test_damaged_region_features(kind: str, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_region_features(form: str, name: str, damage: Callable[[bytes], bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        root = Path(folder)
-        opened, file, name = write_regions(root, kind)
+        opened = WRITERS[form](Path(folder) / "regions", [PICTURE])
+        file = opened if opened.is_file() else next(opened.iterdir())
         file.write_bytes(damage(file.read_bytes()))
         try:
-            regions = open_regions(opened, stack).read(name, width=10, height=10)
+            regions = open_regions(opened, stack).read(name, width=SIZE[0], height=SIZE[1])
         except DatasetError:
             return
         assert np.isfinite(regions.values).all()

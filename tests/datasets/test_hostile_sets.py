@@ -235,23 +235,10 @@ def test_files_of_a_kind_that_follows_links_of_its_own_are_refused(
 DEEP = "[" * 40_000 + "]" * 40_000
 
 
-def test_deep_json_is_refused(copy: Path) -> None:
-    """In a process of its own: Arrow ended it by a segmentation fault."""
-    (copy / "data/train.jsonl").write_text(f'{{"a": {DEEP}}}\n')
-    done = subprocess.run(
-        [sys.executable, "-m", "advl_cli", "datasets", "check", f"hf:{copy}"],
-        cwd=copy.parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 5, done.stderr
-    assert "nested too deep" in done.stderr
-
-
-@pytest.mark.parametrize("name", ["data/train.json", "metadata.jsonl"])
-@pytest.mark.parametrize("content", [f'[\n{{"a": {DEEP}\n}}]', f'{{"a":\n {DEEP}}}'])
-def test_deep_json_in_other_forms(name: str, content: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["data/train.json", "data/train.jsonl", "metadata.jsonl"])
+@pytest.mark.parametrize("content", [f'{{"a": {DEEP}}}\n', f'[\n{{"a": {DEEP}\n}}]', f'{{"a":\n {DEEP}}}'])
+def test_deep_json_is_refused(name: str, content: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arrow would end the process by a segmentation fault."""
     write_pictures(copy)
     (copy / name).write_text(content)
     code, message = complaint(capsys, "datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
+from dataset_mirrors import vcr_record, write_snli_ve, write_vcr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,18 +79,6 @@ def test_vcr_subsets_hold_both_tasks_and_balance_both_labels(tmp_path: Path) -> 
     one_task = open_dataset("vcr", split="val", data_root=tmp_path, tasks=["vcr-q2a"])
     assert nested_subset(one_task, 8, seed=3) == tuple(name for name in small if name.endswith("q2a"))
     assert nested_subset(dataset, 8, seed=4) != small
-
-
-def test_snli_ve_and_vqa_subsets(tmp_path: Path) -> None:
-    write_snli_ve(tmp_path, count=30)
-    pairs = open_dataset("snli-ve", split="test", data_root=tmp_path)
-    chosen = nested_subset(pairs, 9, seed=0)
-    assert Counter(pairs[pairs.position(name)].label for name in chosen) == {0: 3, 1: 3, 2: 3}
-    for split in ("train", "val"):
-        write_vqa(tmp_path, split=split, count=60)
-    questions = open_dataset("vqa-v2", split="train", data_root=tmp_path)
-    strata = Counter(questions[questions.position(name)].stratum for name in nested_subset(questions, 30, seed=0))
-    assert set(strata.values()) == {10}
 
 
 def test_a_subset_larger_than_the_split_is_refused(tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,9 @@ from own_rows import (
 )
 
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.own import data as data_of_rows
-from advl_pipeline.datasets.own.columns import parse_item
-from advl_pipeline.datasets.own.data import agreement_scores, rows_dataset
+from advl_pipeline.datasets.own.data import rows_dataset
 from advl_pipeline.datasets.records import compose, parse_tagged
 from advl_pipeline.datasets.registry import find_dataset, open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label, is_location, set_name
@@ -55,17 +52,6 @@ def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path
     assert dataset[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
 
 
-def test_data_that_are_indexed_open_without_pandas(tmp_path: Path) -> None:
-    data = str(write_json_lines(tmp_path / "true.jsonl", rows_of(class_row)))
-    open_dataset(data, split="train")
-    program = (
-        "import sys; from advl_pipeline.datasets.registry import open_dataset; "
-        f"print(len(open_dataset({data!r}, split='test')), 'pandas' in sys.modules)"
-    )
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert printed.split() == [str(len(open_dataset(data, split="test"))), "False"]
-
-
 def test_rows_of_many_chunks_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json_lines(tmp_path / "true.jsonl", rows_of(class_row))
     opened = []
@@ -77,19 +63,44 @@ def test_rows_of_many_chunks_are_those_of_one(tmp_path: Path, monkeypatch: pytes
     assert opened[0] == opened[1]
 
 
-def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: Path) -> None:
-    composed, apart = "gr\u00fcn", "gru\u0308n"
-    labels = ["ja", "ja ", " nein", "nein", composed, apart]
-    rows = [class_row(number, split="train", label=label) for number, label in enumerate(labels)]
-    classes = train_of(tmp_path / "a", rows)
-    assert (classes.label_names("classes"), labels_of(classes)) == ((composed, "ja", "nein"), [1, 1, 2, 2, 0, 0])
-    assert labels_of(train_of(tmp_path / "b", rows[1::3], f'labels = ["{apart}", "ja"]\n')) == [1, 0]
-    rows = [choice_row(number, split="train", choices=[composed, "rot"], label=apart) for number in range(3)]
-    assert labels_of(train_of(tmp_path / "c", rows)) == [0, 0, 0]
-    rows = [answer_row(number, split="train", answers=[label]) for number, label in enumerate((composed, apart))]
-    assert train_of(tmp_path / "d", rows).label_names("answers") == (composed,)
-    item = parse_item(answer_row(0, answers={composed: 1, apart: 2, "rot": 1}), "answers", Card())
-    assert dict(zip(item.answers, item.counts, strict=True)) == {composed: 3, "rot": 1}
+COMPOSED, APART = "gr\u00fcn", "gru\u0308n"
+GRADES = 'labels = ["1", "2", "3"]\n'
+
+
+@pytest.mark.parametrize(
+    ("choices", "written", "card", "read"),
+    [
+        (["red", "green", "blue"], ["C", "(C)", "C.", "C:", "(C)."], "", [2] * 5),
+        # A letter is the text of a choice where one reads so.
+        (["B", "A"], ["A"], "", [1]),
+        (["B", "A"], ["A"], 'label_is = "letter"\n', [0]),
+        (["1", "0"], ["0"], 'label_is = "index"\n', [0]),
+        (["1", "0"], ["0"], 'label_is = "text"\n', [1]),
+        # Choices that read alike are ambiguous only where the label is their text (`test_bad_rows.py`).
+        (["1", "1"], ["1"], 'label_is = "index"\n', [1]),
+        ([COMPOSED, "rot"], [APART], "", [0]),
+        (None, ["ja", "ja ", " nein", "nein", COMPOSED, APART], "", [1, 1, 2, 2, 0, 0]),
+        (None, ["ja", APART], f'labels = ["{APART}", "ja"]\n', [1, 0]),
+        (None, ["A", "B"], 'labels = ["no", "yes"]\nlabel_is = "letter"\n', [0, 1]),
+        # Grades from 1: the label 1 is the class "1", or the first but one; the label 3 fits one way alone.
+        (None, [1, "3"], f'{GRADES}label_is = "index"\n', [1, 2]),
+        (None, [1, "3"], f'{GRADES}label_is = "text"\n', [0, 2]),
+        # Both ways lead to one class.
+        (None, [1, "3"], 'labels = ["0", "1", "2", "3"]\n', [1, 3]),
+    ],
+)
+def test_labels_as_they_are_written_and_read(
+    tmp_path: Path, choices: list[str] | None, written: list[Any], card: str, read: list[int]
+) -> None:
+    """By text, position or letter; as texts are read, whatever their spaces and accents."""
+    make = class_row if choices is None else partial(choice_row, choices=choices)
+    rows = [make(number, label=label, split=...) for number, label in enumerate(written)]
+    assert labels_of(train_of(tmp_path, rows, card)) == read
+
+
+def test_a_class_goes_by_a_letter_only_where_the_card_says_so(tmp_path: Path) -> None:
+    rows = [class_row(number, label=label) for number, label in enumerate("AB")]
+    assert refusal(data_of(tmp_path, rows, 'labels = ["no", "yes"]\n')).where.endswith(":1")
 
 
 @pytest.mark.parametrize(
@@ -112,24 +123,26 @@ def test_folds_that_are_joined_share_their_classes(
         open_splits(data, split="fold1+fold3")
 
 
-def test_answers_with_counts_and_single_ones(tmp_path: Path) -> None:
-    data = str(write_json_lines(tmp_path / "open.jsonl", rows_of(answer_row)))
-    train = open_dataset(data, split="train")
+def test_answers_are_worth_what_people_agree_on(tmp_path: Path) -> None:
+    rows = [
+        answer_row(0, answers="red"),
+        answer_row(1, answers={"green": 2, "dark": 1}),
+        answer_row(2, answers={COMPOSED: 1, APART: 3, "dark": 1}),
+        answer_row(3, answers=[{"answer": "dark"}, {"answer": "dark"}]),
+    ]
+    train = train_of(tmp_path, rows)
     names = train.label_names("answers")
-    assert {names[label]: score for label, score in train[1].soft_label} == {"green": pytest.approx(2 / 3)}
-    dataset = open_dataset(data, split="test", answers=("blue", "dark"))
-    assert dataset.label_names("answers") == ("blue", "dark")
-    assert dict(dataset[2].soft_label) == {0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}
-
-
-@settings(max_examples=40)
-@given(counts=st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10), min_size=1, max_size=6))
-def test_scores_of_answers(counts: dict[str, int]) -> None:
-    scores = agreement_scores(counts)
-    assert all(0 < score <= 1 for score in scores.values())
-    for answer, count in counts.items():
-        assert (scores[answer] == 1) == (count >= min(3, sum(counts.values())))
-        assert all((scores[answer] <= scores[other]) for other in counts if counts[other] >= count)
+    assert names == ("dark", "green", COMPOSED, "red"), "the most frequent one of each question, each once"
+    scores = [{names[label]: score for label, score in example.soft_label} for example in train]
+    third = pytest.approx(1 / 3)
+    assert scores == [
+        {"red": 1},
+        {"green": pytest.approx(2 / 3), "dark": third},
+        {COMPOSED: 1, "dark": third},
+        {"dark": 1},
+    ]
+    given = open_dataset(data_of(tmp_path, rows), split="train", answers=("dark", "blue"))
+    assert (given.label_names("answers"), given[1].soft_label) == (("dark", "blue"), ((0, third),))
 
 
 @pytest.mark.parametrize("make", [choice_row, class_row, answer_row])
@@ -141,13 +154,15 @@ def test_every_format_tells_the_same_data(tmp_path: Path, make: Maker) -> None:
     if make is choice_row:
         rows = [row | {"label": row["choices"].index(row["image"][9:-4])} for row in rows]
     turned = [dict(reversed(row.items())) for row in rows]
-    for name in "abcd":
-        (tmp_path / name).mkdir()
+    for name in "abcde":
+        write_pictures(tmp_path / name / "pictures")
+    held = [row | {"image": {"bytes": (tmp_path / "a" / row["image"]).read_bytes(), "path": None}} for row in rows]
     files = [
         write_json_lines(tmp_path / "a" / "one.jsonl", rows),
         write_json_lines(tmp_path / "b" / "two.ndjson", turned),
         write_csv(tmp_path / "c" / "three.csv", turned),
         write_parquet(tmp_path / "d" / "four.parquet", rows),
+        write_parquet(tmp_path / "e" / "five.parquet", held),
     ]
     opened = [open_dataset(str(file), split="train") for file in files]
     assert len({dataset.content_digest() for dataset in opened}) == 1
@@ -240,19 +255,6 @@ def test_tags_point_at_their_words(words: list[tuple[str, int]]) -> None:
     assert tagged == [*((" ".join(text.split()), box) for text, box in marked if box >= 0), ("an answer", 0)]
     assert candidate.text[candidate.answer_start :] == "an answer"
     assert parse_tagged(f"See {question}", 0)[1] == (), "a bracket is a bracket where there are no boxes"
-
-
-def test_pictures_inside_a_table(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "pictures")
-    rows = [
-        choice_row(n, label=0, image={"bytes": (tmp_path / choice_row(n)["image"]).read_bytes(), "path": None})
-        for n in range(20)
-    ]
-    data = write_parquet(tmp_path / "inside.parquet", rows)
-    dataset = open_dataset(str(data), split="train")
-    assert len(dataset.image_units()) == 5
-    beside = write_json_lines(tmp_path / "beside.jsonl", [choice_row(n, label=0) for n in range(20)])
-    assert dataset.content_digest() == open_dataset(str(beside), split="train").content_digest()
 
 
 def test_a_card_renames_a_label_that_rows_to_predict_lack(tmp_path: Path) -> None:

@@ -28,10 +28,9 @@ from advl_pipeline.datasets.own.kept_rows import keep_rows
 from advl_pipeline.datasets.registry import find_dataset, open_dataset
 
 
-def test_a_broken_line_concerns_the_split_of_its_file_alone(tmp_path: Path) -> None:
-    write_json_lines(tmp_path / "train.jsonl", [choice_row(0, split=...)])
-    write_json_lines(tmp_path / "test.jsonl", [choice_row(1, split=...)])
-    write_json_lines(tmp_path / "a+b.jsonl", [choice_row(1, split=...)])
+def test_what_is_wrong_in_a_file_concerns_its_split_alone(tmp_path: Path) -> None:
+    for name, row in (("train", choice_row(0, id="x")), ("test", choice_row(1, id="x")), ("a+b", choice_row(1))):
+        write_json_lines(tmp_path / f"{name}.jsonl", [{key: row[key] for key in row if key != "split"}])
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"image": \n')
     assert len(open_dataset(str(tmp_path), split="test")) == 1
@@ -39,102 +38,45 @@ def test_a_broken_line_concerns_the_split_of_its_file_alone(tmp_path: Path) -> N
     error = refusal(tmp_path, "a+b")
     assert error.where == f"{tmp_path / 'a+b.jsonl'}:1"
     assert "the file is given as the split 'a+b', expected letters, digits" in error.why
-
-
-def test_the_same_id_twice(tmp_path: Path) -> None:
-    write_json_lines(tmp_path / "a.jsonl", [choice_row(0, id="x", split=...)])
-    write_json_lines(tmp_path / "b.jsonl", [choice_row(1, id="x", split=...)])
     card = tmp_path / "card.toml"
-    card.write_text('files = { train = ["a.jsonl", "b.jsonl"] }')
-    error = refusal(card)
-    assert error.where == f"{tmp_path / 'b.jsonl'}:1"
-    assert f"which {tmp_path / 'a.jsonl'}:1 has already" in error.why
-    card.write_text('files = { train = "a.jsonl", val = "b.jsonl" }')
-    assert len(open_dataset(str(card), split="val")) == 1
+    card.write_text('files = { val = ["test.jsonl", "train.jsonl"] }')
+    error = refusal(card, "val")
+    assert error.where == f"{tmp_path / 'train.jsonl'}:1"
+    assert f"which {tmp_path / 'test.jsonl'}:1 has already" in error.why
 
 
-def test_columns_that_fit_nothing_several_or_not_the_card(tmp_path: Path) -> None:
-    rows = [choice_row(0, answers="red")]
-    why = refusal(data_of(tmp_path, rows)).why
-    assert "ambiguous: they fit choice (image, question, choices, label) and answers" in why
-    assert "task = 'choice'" in why
-    assert find_dataset(data_of(tmp_path, rows, 'task = "choice"\n')).tasks == ("choice",)
-    why = refusal(data_of(tmp_path, rows, 'task = "classes"\n')).why
-    assert "column 'text' is missing, the card says that the task is classes" in why
-    why = refusal(data_of(tmp_path, rows, 'task = "choice"\n[columns]\nimage = "picture"\n')).why
-    assert "column 'picture', which the card gives as 'image', is missing" in why
+GOOD = json.dumps(class_row(0)).encode()
+UNREADABLE = [
+    ("data.xlsx", b"x", "", "ends in '.xlsx'; known: .jsonl"),
+    ("data.parquet", b"PAR1", "", "not readable Parquet"),
+    ("data.jsonl", b"\n", "", "hold no row"),
+    ("data.jsonl", b"\xef\xbb\xbf" + GOOD + b"\n\n" + GOOD[:-3] + b"\n", ":3", "the line is cut off"),
+    ("data.csv", b'image,"text"x,label\nred.png,x,1\n', ":1", "The header of the file cannot be read."),
+    ("data.csv", b"image,image,text,label\n", ":1", "Two columns"),
+    ("data.csv", b"image,text,label\npictures/red.png,y\n", ":2", "the line has 2 cells, the header has 3"),
+    ("data.csv", b"image,text,label\npictures/red.png,\xff,1\n", ":2", "the line is not UTF-8"),
+    ("data.csv", b'image,text,choices\npictures/red.png,x,"[1,"\n', ":2", "begins like JSON and is none"),
+]
 
 
-def test_cards_that_cannot_be_used(tmp_path: Path) -> None:
-    card = tmp_path / "card.toml"
-    for text, why in (
-        ("task = 5", "cannot be 5"),
-        ("tasks = 'choice'\nfiles = 'a.jsonl'", "Unknown key 'tasks'"),
-        ("files = 'a.jsonl'\nname = 'mine'", "Unknown key 'name'"),
-        ("files = 'a.jsonl'\nformat = 'vcr'", "Unknown key 'format'"),
-        ("files = 'a.jsonl'\n[columns]\nimages = 'x'", "Unknown column 'images'"),
-        ("files = 'a.jsonl'\nlabels = ['a', 'a']", "named twice"),
-        ("files = {}", "does not say which files"),
-        ("task = 'choice'", "does not say which files"),
-        ("files = '../a.jsonl'", "a file outside its folder"),
-        ("files = [", "not valid TOML"),
-        ("files = 'a.jsonl'\nmin_answer_count = 0", "must be at least 1"),
-        ("files = 'a.jsonl'\nnum_rows = 3", "what is done for datasets of the hub alone"),
-        ("files = 'a.jsonl'\n[split_names]\na = 'b'", "what is done for datasets of the hub alone"),
-        ("files = 'hf:a/b'\nneeds = ['picture']", "Unknown column 'picture'"),
-        ("files = 'hf:a/b'\n[[items]]\npicture = 'a'", "Unknown column 'picture'"),
-        ("files = 'hf:a/b'\n[join]\nkey = 'a'", "missing"),
-        ("files = 'hf:a/b'\njoin = {files = 5, key = 'a', on = 'a', columns = []}", "does not say which files"),
-        (
-            "files = 'hf:a/b'\njoin = {files = ['hf:c/d', 'hf:e/f'], key = 'a', on = 'a', columns = []}",
-            "expected hf:NAME, or a table split -> hf:NAME$",
-        ),
-    ):
-        card.write_text(text)
-        with pytest.raises(ConfigError, match=why) as caught:
-            open_dataset(str(card), split="train")
-        assert caught.value.exit_code == 2
-        assert str(card) in caught.value.where
+@pytest.mark.parametrize(("name", "content", "line", "why"), UNREADABLE)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, line: str, why: str) -> None:
+    write_pictures(tmp_path / "pictures")
+    (tmp_path / name).write_bytes(content)
+    error = refusal(tmp_path / name)
+    assert (error.exit_code, error.where) == (5, f"{tmp_path / name}{line}")
+    assert why in f"{error.what} {error.why}"
 
 
-def test_what_is_not_there_or_of_no_known_format(tmp_path: Path) -> None:
-    write_json_lines(tmp_path / "colours.jsonl", rows_of(choice_row))
+def test_what_is_not_there(tmp_path: Path) -> None:
+    data = write_json_lines(tmp_path / "colours.jsonl", rows_of(choice_row))
     error = refusal(tmp_path / "colors.jsonl")
     assert (error.exit_code, "did you mean colours.jsonl?" in error.why) == (5, True)
-    (tmp_path / "data.xlsx").write_bytes(b"x")
-    assert "ends in '.xlsx'; known: .jsonl" in refusal(tmp_path / "data.xlsx").why
-    (tmp_path / "empty.jsonl").write_text("\n")
-    assert "hold no row" in refusal(tmp_path / "empty.jsonl").what
     (tmp_path / "empty").mkdir()
     assert "no file in it ends in" in refusal(tmp_path / "empty").why
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
-    assert "not readable Parquet" in refusal(tmp_path / "bad.parquet").what
-    assert "no split 'val'" in refusal(tmp_path / "colours.jsonl", split="val").what
-    assert "no task 'vqa'" in refusal(tmp_path / "colours.jsonl", tasks=["vqa"]).what
-    with pytest.raises(ConfigError, match="no dataset 'vcrr'"):
-        open_dataset("vcrr", split="train")
-
-
-def test_lines_that_cannot_be_parsed(tmp_path: Path) -> None:
-    good = json.dumps(class_row(0)).encode()
-    write_pictures(tmp_path / "pictures")
-    data = tmp_path / "data.jsonl"
-    data.write_bytes(b"\xef\xbb\xbf" + good + b"\n\n" + good[:-3] + b"\n")
-    assert refusal(data).where == f"{data}:3"
-    table = tmp_path / "data.csv"
-    table.write_bytes(b"image,text,label\npictures/red.png,x,1\npictures/red.png,y\npictures/red.png,\xff,1\n")
-    problems = open_dataset(str(table), split="train", on_error="list").skipped
-    assert [(item.line, item.why) for item in problems] == [
-        (3, "the line has 2 cells, the header has 3"),
-        (4, "the line is not UTF-8"),
-    ]
-    table.write_text('image,"text"x,label\nred.png,x,1\n')
-    error = refusal(table, on_error="skip")
-    assert (error.what, error.where) == ("The header of the file cannot be read.", f"{table}:1")
-    table.write_text("image,image,text,label\n")
-    assert "Two columns" in refusal(table).what
-    table.write_text('image,text,choices\npictures/red.png,x,"[1,"\n')
-    assert "field 'choices' begins like JSON and is none" in refusal(table).why
+    assert "no split 'val'" in refusal(data, split="val").what
+    assert "no task 'vqa'" in refusal(data, tasks=["vqa"]).what
+    assert "no dataset 'vcrr'" in refusal("vcrr").what
 
 
 def test_a_bad_quote_costs_the_rows_that_it_takes(tmp_path: Path) -> None:
@@ -142,27 +84,56 @@ def test_a_bad_quote_costs_the_rows_that_it_takes(tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     rows = ["red.png,first,yes", 'red.png,"a"b,no', 'blue.png,"two\nlines",no', 'red.png,"a,no', "red.png,last,yes"]
     data.write_text("\n".join(["image,text,label", *rows]))
-    assert refusal(data).where == f"{data}:3"
     rest = open_dataset(str(data), split="train", on_error="skip")
     assert [rest[place].candidates[0].text for place in range(2)] == ["first", "two lines"]
     problems = [(problem.line, problem.why.partition(":")[0]) for problem in rest.skipped]
     assert problems == [(3, "not CSV, nor are lines 3 to 3"), (6, "not CSV, nor are lines 6 to 7")]
 
 
-def test_a_class_that_is_a_number_is_read_as_the_card_says(tmp_path: Path) -> None:
-    """Grades from 1: the label 1 is the class "1", or the first but one; the label 3 fits one way alone."""
-    rows = [class_row(number, label=label) for number, label in enumerate([1, "3"])]
-    grades = 'labels = ["1", "2", "3"]\n'
-    for form, label in (("index", 1), ("text", 0)):
-        assert labels_of(train_of(tmp_path, rows, f'{grades}label_is = "{form}"\n')) == [label, 2]
-    # Both ways lead to one class.
-    assert labels_of(train_of(tmp_path, rows, 'labels = ["0", "1", "2", "3"]\n')) == [1, 3]
+AMBIGUOUS = choice_row(0, answers="red")
 
 
-def test_a_class_goes_by_a_letter_only_where_the_card_says_so(tmp_path: Path) -> None:
-    rows, names = [class_row(number, label=label) for number, label in enumerate("AB")], 'labels = ["no", "yes"]\n'
-    assert refusal(data_of(tmp_path, rows, names)).where.endswith(":1")
-    assert labels_of(train_of(tmp_path, rows, f'{names}label_is = "letter"\n')) == [0, 1]
+@pytest.mark.parametrize(
+    ("card", "why"),
+    [
+        ("", "they fit choice (image, question, choices, label) and answers"),
+        ('task = "classes"\n', "column 'text' is missing, the card says that the task is classes"),
+        ('task = "choice"\n[columns]\nimage = "picture"\n', "column 'picture', which the card gives as 'image'"),
+    ],
+)
+def test_columns_that_fit_several_kinds_or_not_the_card(tmp_path: Path, card: str, why: str) -> None:
+    assert why in refusal(data_of(tmp_path, [AMBIGUOUS], card)).why
+    assert find_dataset(data_of(tmp_path, [AMBIGUOUS], 'task = "choice"\n')).tasks == ("choice",)
+
+
+OF_A_FILE, OF_THE_HUB = "files = 'a.jsonl'\n", "files = 'hf:a/b'\n"
+JOINED = OF_THE_HUB + "join = {{key = 'a', on = 'a', columns = [], files = {}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("task = 5", "cannot be 5"),
+        ("files = [", "not valid TOML"),
+        ("files = {}", "does not say which files"),
+        ("files = '../a.jsonl'", "a file outside its folder"),
+        (f"{OF_A_FILE}tasks = 'choice'", "Unknown key 'tasks'"),
+        (f"{OF_A_FILE}format = 'vcr'", "Unknown key 'format'"),
+        (f"{OF_A_FILE}labels = ['a', 'a']", "named twice"),
+        (f"{OF_A_FILE}min_answer_count = 0", "must be at least 1"),
+        (f"{OF_A_FILE}num_rows = 3", "what is done for datasets of the hub alone"),
+        (f"{OF_A_FILE}[columns]\nimages = 'x'", "Unknown column 'images'"),
+        (f"{OF_THE_HUB}[[items]]\npicture = 'a'", "Unknown column 'picture'"),
+        (f"{OF_THE_HUB}[join]\nkey = 'a'", "missing"),
+        (JOINED.format("['hf:c/d', 'hf:e/f']"), "expected hf:NAME, or a table split -> hf:NAME$"),
+    ],
+)
+def test_cards_that_cannot_be_used(tmp_path: Path, text: str, why: str) -> None:
+    card = tmp_path / "card.toml"
+    card.write_text(text)
+    with pytest.raises(ConfigError, match=why) as caught:
+        open_dataset(str(card), split="train")
+    assert str(card) in caught.value.where
 
 
 def test_a_value_of_a_row_that_cannot_be_kept_names_its_column(
@@ -198,19 +169,14 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"hypothesis": "It is red.", "gold_label": "yes"}, "It is red."),
         ({"caption": "x", "question": "Red?", "options": ["yes", "no"], "correct_choice_idx": 0}, "Red? yes"),
         ({"question": "Red?", "direct_answers": ["yes"]}, "Red?"),
+        # An answer beside choices is their label.
+        ({"question": "Red?", "choices": ["yes", "no"], "answer": "yes"}, "Red? yes"),
     ],
 )
 def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path, row: dict[str, Any], text: str) -> None:
     """Names of public datasets whose meaning is not certain are named, all at once, for one kind of task."""
-    rows = [row | {"file_name": "pictures/red.png"}]
-    match = re.search(r"a card renames columns: \[columns\] (.*)", refusal(data_of(tmp_path, rows)).why)
+    rows = [{"image" if "answer" in row else "file_name": "pictures/red.png"} | row]
+    match = re.search(r"\[columns\] (.*)", refusal(data_of(tmp_path, rows)).why)
     assert match is not None
-    example = train_of(tmp_path, rows, "[columns]\n" + match[1].replace(" and ", "\n") + "\n")[0]
-    assert (example.candidates[0].text, example.label) == (text, 0)
-
-
-def test_an_answer_beside_choices_is_named_as_their_label(tmp_path: Path) -> None:
-    rows = [choice_row(0, split="train", label=..., answer="red")]
-    advice = 'where the answer is the right one of the choices: [columns] label = "answer"'
-    assert advice in refusal(data_of(tmp_path, rows)).why
-    assert labels_of(train_of(tmp_path, rows, '[columns]\nlabel = "answer"\n')) == [0]
+    train = train_of(tmp_path, rows, "[columns]\n" + match[1].replace(" and ", "\n") + "\n")
+    assert (train[0].candidates[0].text, labels_of(train)) == (text, [0])

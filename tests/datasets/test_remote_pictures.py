@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import random
 import re
@@ -18,7 +17,6 @@ import pytest
 
 pytest.importorskip("datasets")
 
-from commands import exit_code
 from hub_server import serve_hub
 from hub_twins import Sample, colour_samples, write_twin
 
@@ -135,32 +133,27 @@ def test_pictures_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Mon
     assert "same command again" in caught.value.next_command
 
 
-def test_a_low_shot_extraction_fetches_its_part_from_the_hub(tmp_path: Path) -> None:
-    """Over HTTP, as the libraries of the hub ask; then the same from a copy: the same subset, the same cache."""
+PART = """
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.views import Selected
+
+train = open_dataset("snli-ve-hf", split="train")
+Selected(train, nested_subset(train, 4, 0)).image_units()
+"""
+
+
+def test_a_subset_fetches_its_part_from_the_hub(tmp_path: Path) -> None:
+    """Over HTTP, as the libraries of the hub ask; `test_public_sets_end_to_end.py` does by commands."""
     write_twin(tmp_path / "copy", "snli-ve-hf", large_samples(200), group_rows=GROUP_ROWS)
-    words = ["extract", "--teacher", "minilm-l6", "--dataset", "snli-ve-hf", "--shots", "4", "--no-confidence"]
-    near = [*words, "--output", str(tmp_path / "near"), "--data-root", str(tmp_path / "copy")]
-    assert exit_code(*near) == 0
-    far = [*words, "--output", str(tmp_path / "far"), "--data-root", str(tmp_path / "nothing")]
-    files = {
-        path.relative_to(tmp_path / "copy/sedrickkeh/snli-ve").as_posix(): path.read_bytes()
-        for path in (tmp_path / "copy/sedrickkeh/snli-ve").rglob("*.parquet")
-    }
+    copy = tmp_path / "copy/sedrickkeh/snli-ve"
+    files = {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*.parquet")}
     with serve_hub() as hub:
         hub.repositories["datasets/sedrickkeh/snli-ve"] = files
         hub.commits[str(load_card("snli-ve-hf").facts["files"]).partition("@")[2]] = files
         # The libraries of the hub read where it is once, when they are imported.
-        done = subprocess.run(
-            [sys.executable, "-c", f"from advl_cli.main import main; main({far!r})"],
-            env=os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        home = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "ADVL_DATA": str(tmp_path / "data")}
+        subprocess.run([sys.executable, "-c", PART], env=os.environ | home, check=True)
         sent = sum(count for path, count in hub.sent.items() if path.endswith(".parquet"))
-    whole = sum(map(len, files.values()))
-    assert 4 * PICTURE_BYTES < sent < 0.25 * whole, (sent, whole)
-    assert len(list((tmp_path / "nothing").rglob("pictures/*"))) <= 4 * GROUP_ROWS
-    identities = [json.loads((tmp_path / name / "identity.json").read_text()) for name in ("far", "near")]
-    assert identities[0] == identities[1]
+    assert 4 * PICTURE_BYTES < sent < 0.25 * sum(map(len, files.values()))
+    assert len(list((tmp_path / "data").rglob("pictures/*"))) <= 4 * GROUP_ROWS

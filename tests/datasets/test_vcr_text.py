@@ -67,17 +67,25 @@ def test_visualbert_words_are_the_official_ones(mode: str, prefix: str) -> None:
     assert compared == 20
 
 
-def test_uniter_names_persons_by_index_and_clamps() -> None:
-    (candidate,) = word_candidates("uniter", OBJECTS, [QUESTION], [[[4], "."]])
-    assert candidate.text == "Why is person_1 pointing at person_0 person_2 ? dog ."
-    (crowd,) = word_candidates("uniter", ["person"] * 90, [[[80], [81], "?"]], [["."]])
-    assert crowd.text == "person_80 person_80 ? ."
-
-
-def test_vl_bert_counts_persons_anew_in_each_item_and_says_and() -> None:
-    objects = ["dog", *["person"] * 14]
-    (candidate,) = word_candidates("vl-bert", objects, [[[1, 2], "see", [0], "?"]], [[[11], [14], "."]])
-    assert candidate.text == "Casey and Riley see dog ? Frankie Casey ."
+@pytest.mark.parametrize(
+    ("style", "objects", "question", "answer", "text"),
+    [
+        ("uniter", OBJECTS, QUESTION, [[4], "."], "Why is person_1 pointing at person_0 person_2 ? dog ."),
+        # Persons are counted to 80.
+        ("uniter", ["person"] * 90, [[80], [81], "?"], ["."], "person_80 person_80 ? ."),
+        # Counted anew in each item; "and" between the tags of one list.
+        (
+            "vl-bert",
+            ["dog", *["person"] * 14],
+            [[1, 2], "see", [0], "?"],
+            [[11], [14], "."],
+            "Casey and Riley see dog ? Frankie Casey .",
+        ),
+    ],
+)
+def test_names_of_persons(style: TextStyle, objects: list[str], question: Any, answer: Any, text: str) -> None:
+    (candidate,) = word_candidates(style, objects, [question], [answer])
+    assert candidate.text == text
 
 
 def test_indexed_counts_from_one_and_spans_cover_class_and_number() -> None:

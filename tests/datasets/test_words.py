@@ -83,19 +83,3 @@ def test_two_tokenisations_pool_to_the_same_words() -> None:
         assert present.all()
         pooled.append(values)
     torch.testing.assert_close(*pooled)
-
-
-def test_pooling_against_a_loop_and_padding_changes_nothing() -> None:
-    generator = torch.Generator().manual_seed(2)
-    states = torch.randn(3, 7, 4, generator=generator)
-    index = torch.randint(-1, 5, (3, 7), generator=generator)
-    values, present = pool_to_words(states, index, 5)
-    for n in range(3):
-        for w in range(5):
-            members = [states[n, t] for t in range(7) if index[n, t] == w]
-            assert bool(present[n, w]) == bool(members)
-            expected = torch.stack(members).mean(0) if members else torch.zeros(4)
-            torch.testing.assert_close(values[n, w], expected)
-    padded_states = torch.cat([states, torch.full((3, 2, 4), 99.0)], dim=1)
-    padded_index = torch.cat([index, torch.full((3, 2), -1)], dim=1)
-    torch.testing.assert_close(pool_to_words(padded_states, padded_index, 5)[0], values)

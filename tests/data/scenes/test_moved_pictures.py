@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from commands import exit_code as advl
 from PIL import Image
-from safetensors.torch import load_file
 
 from advl_data.scenes.moved_pictures import MIN_SEEN, Move, MovedPictures, draw_moves, moved_example
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
@@ -93,20 +90,3 @@ def test_moves_are_drawn_within_their_strength_and_alike_from_one_seed() -> None
     assert 1 / largest <= scales.min() < 1 / 1.2
     assert 0.24 < np.abs(shifts).max() <= 0.25
     assert np.allclose(draw_moves(4, 0.0, torch.Generator().manual_seed(3))[0].scale, 1)
-
-
-def test_a_student_over_patches_learns_from_moved_pictures(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = ("--warmup-steps", "1", "--joint-steps", "0", "--batch-size", "8", "--data-root", small_corpus.data_root)
-    pretrain = ("scenes", "pretrain", *steps, "--move-pictures", "0.5")
-    assert advl(*pretrain, "--student", "scenes-vilt", "--output", tmp_path / "vilt") == 0
-    still = (*pretrain[:-1], "0", "--student", "scenes-vilt", "--output", tmp_path / "still")
-    assert advl(*still) == 0
-    moved, stayed = (load_file(tmp_path / name / "model.safetensors") for name in ("vilt", "still"))
-    assert not all(torch.equal(moved[key], value) for key, value in stayed.items())
-    assert advl(*pretrain, "--student", "scenes-small", "--output", tmp_path / "small") == 2
-    error = capsys.readouterr().err
-    assert "scenes-small sees what is in a box" in error
-    assert "--move-pictures 0" in error
-    assert not (tmp_path / "small").exists()

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import exit_code
 from safetensors.torch import load_file, save_file
 
 from advl_data.scenes.config import PretrainConfig, Pretraining
 from advl_data.scenes.objectives import PretrainHeads, phrase_targets, region_questions
-from advl_data.scenes.pretrain import pretrain_identity, run_pretrain
+from advl_data.scenes.pretrain import PretrainResult, pretrain_identity, run_pretrain
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words, read_known_words
+from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.signals.teaching import _known_words
 
@@ -29,7 +32,7 @@ STUDENTS = ("scenes-small", "scenes-efficientnet", "scenes-uniter", "scenes-vilt
 
 
 def settings(small_corpus: Any, output: Path, **changes: Any) -> PretrainConfig:
-    short = {"warmup_steps": 1, "joint_steps": 2, "batch_size": 8}
+    short = {"warmup_steps": 1, "joint_steps": 1, "batch_size": 4}
     return PretrainConfig(**{"data_root": small_corpus.data_root, "output": output, **short, **changes})
 
 
@@ -37,29 +40,52 @@ def captions_of(small_corpus: Any) -> Any:
     return small_corpus.dataset(name="scenes-captions", task="captions")
 
 
+Pretrain = Callable[[str], PretrainResult]
+
+
 @pytest.fixture(scope="module")
-def pretrained(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("students") / "scenes-small"
-    run_pretrain(settings(small_corpus, folder))
-    return folder
+def pretrain(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pretrain:
+    """Pretrain a student, once for all tests."""
+    folder = tmp_path_factory.mktemp("students")
+    return functools.cache(lambda name: run_pretrain(settings(small_corpus, folder / name, student=name)))
+
+
+@pytest.fixture
+def pretrained(pretrain: Pretrain) -> Path:
+    """A pretrained `scenes-small`."""
+    return pretrain("scenes-small").output
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_every_small_student_is_pretrained_by_all_objectives(small_corpus: Any, tmp_path: Path, name: str) -> None:
-    config = settings(small_corpus, tmp_path, student=name)
-    result = run_pretrain(config)
+def test_every_small_student_is_pretrained_by_all_objectives(
+    small_corpus: Any, pretrain: Pretrain, name: str
+) -> None:
+    result = pretrain(name)
+    config, folder = settings(small_corpus, result.output, student=name), result.output
     assert set(result.losses) == {"contrast", "words", "matching", "naming"}
     assert all(0 < value < 20 for value in result.losses.values())
     torch.manual_seed(0)
-    before, after = build_student(name).state_dict(), build_student(name, weights=tmp_path).state_dict()
+    before, after = build_student(name).state_dict(), build_student(name, weights=folder).state_dict()
     assert any(not torch.equal(before[key], value) for key, value in after.items())
     # Where nothing is asked for, it is made as suits it.
-    made = read_description(tmp_path)["origin"]["pretraining"]
+    made = read_description(folder)["origin"]["pretraining"]
     usual = (3e-3, 0.25) if name == "scenes-vilt" else (1e-3, None)
     assert (made["learning_rate"], made.get("move_pictures")) == usual
     assert run_pretrain(config).reused
     with pytest.raises(IdentityMismatch, match="pretrained otherwise"):
-        run_pretrain(settings(small_corpus, tmp_path, student=name, seed=1))
+        run_pretrain(settings(small_corpus, folder, student=name, seed=1))
+
+
+def test_a_student_over_patches_learns_from_moved_pictures(
+    small_corpus: Any, pretrain: Pretrain, tmp_path: Path
+) -> None:
+    words = ("--warmup-steps", 1, "--joint-steps", 1, "--batch-size", 4, "--move-pictures", 0)
+    place = ("--data-root", small_corpus.data_root, "--output", tmp_path / "still")
+    assert exit_code("scenes", "pretrain", "--student", "scenes-vilt", *words, *place) == 0
+    moved, still = (
+        load_file(folder / "model.safetensors") for folder in (pretrain("scenes-vilt").output, tmp_path / "still")
+    )
+    assert not all(torch.equal(moved[key], value) for key, value in still.items())
 
 
 def test_a_student_of_a_shape_that_is_no_longer_built_is_not_taken_for_a_newer_one(
@@ -176,12 +202,16 @@ def test_the_words_of_the_captions_are_kept_with_their_counts(small_corpus: Any,
     assert expected["a"] > 1
 
 
-def test_known_words_are_in_lower_case(tmp_path: Path) -> None:
+def test_known_words_are_in_lower_case_and_a_list_wins_over_what_pretraining_recorded(tmp_path: Path) -> None:
     assert known_words(tmp_path) is None
     assert known_words(tmp_path / "uniter-base.pt") is None
-    table = tmp_path / "words.json"
-    table.write_text('{"Cat": 2, "cat": 1, "café": 0}', encoding="utf-8")
-    assert read_known_words(table) == {"cat": 3, "café": 0}
+    (tmp_path / KNOWN_WORDS_FILE).write_text('{"Cat": 2, "cat": 1, "café": 0}', encoding="utf-8")
+    listed = tmp_path / "given.json"
+    listed.write_text('{"dog": 3}', encoding="utf-8")
+    config = FinetuneConfig(dataset="scenes-vcr", output=tmp_path / "run", init=tmp_path)
+    assert _known_words(config) == {"cat": 3, "café": 0}
+    assert _known_words(replace(config, known_words=listed)) == {"dog": 3}
+    assert _known_words(replace(config, init=None)) is None
 
 
 @pytest.mark.parametrize("text", ['{"cat": -1}', '{"cat": true}', '{"cat"', "cat\t3\n", "[1]"])
@@ -193,25 +223,20 @@ def test_a_damaged_list_of_words_is_named(tmp_path: Path, text: str) -> None:
     assert refused.value.where == str(path)
 
 
-def test_a_published_student_is_not_pretrained_here(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="brings its own pretraining"):
-        run_pretrain(settings(small_corpus, tmp_path / "out", student="lxmert-tiny"))
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"student": "lxmert-tiny"}, "brings its own pretraining"),
+        ({"dataset": "scenes-snli-ve"}, "No caption says which box"),
+        ({"dataset": "scenes-vcr"}, "Only captions are pretrained on"),
+        # It sees what is in a box, wherever that is moved.
+        ({"student": "scenes-small", "move_pictures": 0.5}, "scenes-small sees what is in a box"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_refused(
+    small_corpus: Any, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_pretrain(settings(small_corpus, tmp_path / "out", **changes))
+    assert why in str(refused.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_captions_that_name_no_box_are_refused(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No caption says which box"):
-        run_pretrain(settings(small_corpus, tmp_path / "out", dataset="scenes-snli-ve"))
-    with pytest.raises(ConfigError, match="Only captions are pretrained on"):
-        run_pretrain(settings(small_corpus, tmp_path / "out", dataset="scenes-vcr"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_list_of_known_words_wins_over_what_pretraining_recorded(tmp_path: Path) -> None:
-    recorded, listed = tmp_path / KNOWN_WORDS_FILE, tmp_path / "given.json"
-    recorded.write_text('{"cat": 1}', encoding="utf-8")
-    listed.write_text('{"dog": 3}', encoding="utf-8")
-    config = FinetuneConfig(dataset="scenes-vcr", output=tmp_path / "run", init=tmp_path)
-    assert _known_words(config) == {"cat": 1}
-    assert _known_words(replace(config, known_words=listed)) == {"dog": 3}
-    assert _known_words(replace(config, init=None)) is None

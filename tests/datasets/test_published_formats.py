@@ -1,0 +1,308 @@
+"""Published sets read as downloaded, by their names: VCR, VQA v2 and VQA-CP v2, SNLI-VE, and those of the corpus."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_mirrors import (
+    vcr_record,
+    write_captions,
+    write_lines,
+    write_picture,
+    write_snli_ve,
+    write_vcr,
+    write_vqa,
+    write_vqa_cp,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from own_rows import refusal
+
+from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.datasets.cards import card_names, load_card
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.registry import dataset_names, find_dataset, open_dataset
+from advl_pipeline.datasets.roots import index_folder, is_safe_name
+from advl_pipeline.datasets.vqa_answers import (
+    answer_scores,
+    build_vocabulary,
+    parse_annotation,
+    read_vocabulary,
+    soft_target,
+)
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder for datasets, in whose name are spaces and other letters."""
+    return tmp_path / "my däta 数据"
+
+
+# Names and places.
+
+
+def test_indices_lie_with_the_data_or_where_the_variable_says(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snli_ve(root)
+    elsewhere = tmp_path / "elsewhere"
+    monkeypatch.setenv("ADVL_INDEX", str(elsewhere))
+    open_dataset("snli-ve", split="test", data_root=root)
+    assert not (root / ".index").exists()
+    assert any(elsewhere.rglob("*.arrow"))
+    monkeypatch.delenv("ADVL_INDEX")
+    open_dataset("snli-ve", split="test", data_root=root)
+    assert any((root / ".index").rglob("*.arrow"))
+    assert index_folder(root, root / "a" / "vcr") != index_folder(root, root / "b" / "vcr")
+
+
+@given(parts=st.lists(st.sampled_from(["a", "b.jpg", "..", "", ".", "c@3.jpg", "é"]), min_size=1, max_size=5))
+def test_safe_names_stay_inside(parts: list[str]) -> None:
+    name, root = "/".join(parts), Path("/data/vcr")
+    assert not is_safe_name(name) or (root / name).resolve().is_relative_to(root)
+    assert not any(map(is_safe_name, ["", "/a", "../a", "a/../b", "a/..", "C:/a", "a\\b", "a\0b", ".."]))
+
+
+def test_every_dataset_lists_splits_and_every_official_one_has_files() -> None:
+    for name in dataset_names():
+        card = load_card(name) if name in card_names() else None
+        assert "train" in find_dataset(name).splits or (card and card.facts["evaluate_only"])
+    for name in ("vcr", "vqa-v2", "vqa-cp-v2", "vqa-vs", "snli-ve"):
+        for split, facts in load_card(name).splits.items():
+            assert facts.get("annotations") or facts.get("questions"), f"{name} {split}"
+
+
+def test_a_dataset_that_is_not_there_says_where_it_belongs_and_how_to_get_it(root: Path) -> None:
+    assert refusal("scenes-vqa", data_root=root).next_command == "advl scenes build"
+    for _ in range(2):
+        error = refusal("vcr", data_root=root)
+        assert (error.exit_code, str(root / "vcr") in error.where) == (5, True)
+        assert "advl datasets card vcr" in error.next_command
+        (root / "vcr").mkdir(parents=True, exist_ok=True)
+
+
+# VCR and SNLI-VE.
+
+
+def open_vcr(root: Path, split: str = "val", **options: Any) -> IndexedDataset:
+    return open_dataset("vcr", split=split, data_root=root, **options)
+
+
+def records() -> list[dict[str, Any]]:
+    return [vcr_record(number) for number in range(12)]
+
+
+def test_the_digest_depends_on_what_is_read_and_not_on_the_tasks_or_the_order_of_classes(root: Path) -> None:
+    write_vcr(root, records())
+    restricted = open_vcr(root, tasks=["vcr-q2a"])
+    assert restricted.tasks == ("vcr-q2a",)
+    assert restricted.content_digest() == open_vcr(root).content_digest()
+    assert restricted.content_digest() != open_vcr(root, text_style="uniter").content_digest()
+    write_snli_ve(root)
+    uniter, meter = (
+        open_dataset("snli-ve", split="test", data_root=root, label_order=order) for order in ("uniter", "meter")
+    )
+    assert uniter.content_digest() == meter.content_digest()
+    assert all("premise" not in unit.text for unit in uniter.text_units())
+
+
+def test_the_digest_follows_content_not_place_or_time(root: Path) -> None:
+    for name in ("a", "b"):
+        write_vcr(root / name, records())
+    digests = [open_vcr(root / name).content_digest() for name in "ab"]
+    assert digests[0] == digests[1]
+    picture = root / "b" / "vcr" / "vcr1images" / records()[0]["img_fn"]
+    write_picture(picture, shade=200)
+    digests.append(open_vcr(root / "b").content_digest())
+    metadata = picture.with_suffix(".json")
+    metadata.write_text(metadata.read_text().replace("0.9", "0.8"))
+    digests.append(open_vcr(root / "b").content_digest())
+    assert len({*digests}) == 3
+
+
+def test_an_opened_dataset_can_be_sent_to_another_process(root: Path) -> None:
+    write_vcr(root, records())
+    dataset = open_vcr(root)
+    expected, copy = dataset[7], pickle.loads(pickle.dumps(dataset))
+    assert copy[7].candidates == expected.candidates
+    assert copy[7].image.unit_id == expected.image.unit_id
+
+
+def test_a_shortcut_set_uses_the_same_pictures(root: Path) -> None:
+    write_vcr(root, records())
+    changed = records()
+    changed[0]["question"] = ["Why", [10001], "[MASK]", "?"]
+    write_vcr(root, changed, file="shortcut/adversarial_based/val_adv_rmtop1.jsonl")
+    shifted = open_vcr(root, split="adv-rmtop1")
+    assert shifted[0].candidates[0].text.startswith("Why [MASK] [MASK] ?")
+    assert shifted[0].image.unit_id == open_vcr(root)[0].image.unit_id
+    assert shifted.example_ids == open_vcr(root).example_ids
+
+
+# VQA.
+
+
+def open_vqa(root: Path, split: str, **options: Any) -> IndexedDataset:
+    return open_dataset("vqa-v2", split=split, data_root=root, **options)
+
+
+def test_the_published_list_counts_the_splits_that_the_published_models_count(root: Path) -> None:
+    write_vqa(root, split="train", count=40)
+    write_vqa(root, split="val", count=30)
+    # 8 questions per main answer in train, too few, and 6 in val.
+    with pytest.raises(DatasetError, match="no answer vocabulary") as caught:
+        open_vqa(root, "train").label_names("vqa")
+    assert "--answers" in caught.value.next_command
+    published = open_vqa(root, "train", answer_list="published")
+    assert set(published.label_names("vqa")) == {"yes", "no", "2", "red", "t shirt"}
+    with pytest.raises(ConfigError, match="--answers gives the list"):
+        open_vqa(root, "train", answers=("yes",), answer_list="published")
+    with pytest.raises(ConfigError, match="no published answer list"):
+        open_dataset("snli-ve", split="train", data_root=root, answer_list="published")
+
+
+def test_test_has_no_answers_and_something_must_be_left_of_it(root: Path) -> None:
+    write_vqa(root, split="test", count=9)
+    dataset = open_vqa(root, "test")
+    assert (dataset[0].label, dataset[0].soft_label) == (None, ())
+    assert dataset[0].image.path.parent.name == "test2015"
+    with pytest.raises(DatasetError, match="no public answers"):
+        dataset.ground_truth(dataset.example_ids[0])
+    file = root / "vqa-v2" / "v2_OpenEnded_mscoco_test2015_questions.json"
+    file.write_text(re.sub(r'"Is it number \d+\?"', '""', file.read_text()))
+    error = refusal("vqa-v2", "test", data_root=root, on_error="skip")
+    assert ("no usable item" in error.what, "9 items were skipped" in error.why) == (True, True)
+
+
+def test_parts_of_val_by_published_lists(root: Path) -> None:
+    write_vqa(root, split="val", count=30)
+    folder = root / "vqa-v2"
+    (folder / "minival.json").write_text(json.dumps([{"question_id": 2000000, "sent": ""}, {"question_id": 2003001}]))
+    (folder / "counterexamples.json").write_text("[2000001, 2000002]")
+    (folder / "hard.json").write_text("[2000002, 2001000]")
+    assert open_vqa(root, "minival").example_ids == ("2000000", "2003001")
+    assert len(open_vqa(root, "nominival")) == 28
+    assert open_vqa(root, "ce-counterexamples").example_ids == ("2000001", "2000002")
+    assert len(open_vqa(root, "ce-easy")) == 27
+    (folder / "hard.json").write_text('{"a": 1}')
+    assert "malformed" in refusal("vqa-v2", "ce-hard", data_root=root).what
+
+
+BAD_ITEMS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "questions": [
+        ({"question_id": "7"}, "not a whole number"),
+        ({"question_id": 2000000}, "occurs twice"),
+        ({"image_id": None}, "'image_id'"),
+        ({"question": " "}, "'question'"),
+    ],
+    "annotations": [
+        ({"question_id": 1}, "has no question"),
+        ({"answers": []}, "not a list of 10 answers"),
+        ({"answers": [{"answer": 3}]}, "an answer has no text"),
+        ({"answer_type": "colour"}, "answer_type 'colour' is unknown"),
+    ],
+}
+
+
+@pytest.mark.parametrize("key", BAD_ITEMS)
+def test_bad_items_are_named_or_skipped(root: Path, key: str) -> None:
+    write_vqa(root, split="val", count=30)
+    (file,) = (root / "vqa-v2").glob(f"*{key}.json")
+    document, changes = json.loads(file.read_text()), BAD_ITEMS[key]
+    # Each spoils another item, and costs its question.
+    for item, (change, _) in zip(document[key][5:], changes, strict=False):
+        item.update(change)
+    file.write_text(json.dumps(document))
+    assert str(root / "vqa-v2") in refusal("vqa-v2", "val", data_root=root).where
+    skipping = open_vqa(root, "val", on_error="skip")
+    assert len(skipping) == 30 - len(changes)
+    for _, why in [*changes, (None, "has no annotation" if key == "annotations" else "has no question")]:
+        assert any(why in problem.why for problem in skipping.skipped), why
+
+
+def test_vqa_cp_refuses_an_unknown_picture_folder(root: Path) -> None:
+    write_vqa_cp(root, count=6)
+    file = root / "vqa-cp-v2" / "vqacp_v2_test_questions.json"
+    file.write_text(file.read_text().replace("train2014", "../../secret"))
+    assert "coco_split" in refusal("vqa-cp-v2", "test", data_root=root).why
+
+
+def test_vocabulary_and_targets_match_the_published_program() -> None:
+    expected = json.loads((ASSETS / "vqa_vocab" / "expected_butd_vocab_targets.json").read_text())
+    file = ASSETS / "vqa_eval" / "v2_mscoco_synthetic_annotations.json"
+    annotations = [parse_annotation(item) for item in json.loads(file.read_text())["annotations"]]
+    for name, wanted in expected.items():
+        most_common = [(answer, 1) for _, answer, _ in annotations]
+        names = build_vocabulary(most_common, min_occurrences=int(name.removeprefix("min_occ_")))
+        assert sorted(names) == wanted["vocab_sorted"]
+        index_of = {answer: label for label, answer in enumerate(names)}
+        for question_id, _, truth in annotations:
+            target = soft_target(answer_scores(Counter(truth.answers)), index_of)
+            assert {names[label]: score for label, score in target} == wanted["targets"][str(question_id)]
+
+
+def test_vocabulary_is_read_in_the_order_of_its_file(root: Path, tmp_path: Path) -> None:
+    write_vqa(root, split="val", count=3)
+    file = tmp_path / "answers.json"
+    for content in (["no", "yes", "red"], {"red": 2, "no": 0, "yes": 1}, {"1": "yes", "0": "no", "2": "red"}):
+        file.write_text(json.dumps(content))
+        assert read_vocabulary(file) == ("no", "yes", "red")
+    assert open_vqa(root, "val", answers=file)[0].label == 1
+    for content in ([], {"a": 0, "b": 0}, {"a": 0, "b": 2}, ["a", "a"], ["a", 3], 5):
+        file.write_text(json.dumps(content))
+        with pytest.raises(DatasetError):
+            read_vocabulary(file)
+
+
+def test_duplicate_entries_count_as_one_annotator(root: Path) -> None:
+    write_vqa(root, split="train", count=3)
+    file = root / "vqa-v2" / "v2_mscoco_train2014_annotations.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["answers"][1] = document["annotations"][0]["answers"][0]
+    file.write_text(json.dumps(document))
+    assert open_vqa(root, "train").ground_truth("1000000").entries == (0, 0, 2, 3, 4, 5, 6, 7, 8, 9)
+
+
+# The built-in corpus.
+
+
+def test_captions_with_phrases_and_boxes(root: Path) -> None:
+    write_captions(root)
+    dataset = open_dataset("scenes-captions", split="train", data_root=root)
+    assert (len(dataset), len(dataset.image_units()), len(dataset.text_units())) == (6, 3, 1)
+    example = dataset[1]
+    named = [(example.candidates[0].text[tag.start : tag.end], tag.box) for tag in example.candidates[0].tags]
+    assert named == [("cat", 0), ("red dog", 1)]
+    assert example.image.boxes_R4.tolist() == [[1, 2, 11, 12], [20, 3, 30, 13]]
+    assert example.label is None
+    np.testing.assert_array_equal(dataset.question_table().cells, np.zeros(6))
+
+
+def test_the_boxes_of_a_picture_must_be_there(root: Path) -> None:
+    write_snli_ve(root / "scenes", name="test", count=4)
+    boxes = root / "scenes" / "snli-ve" / "boxes_test.jsonl"
+    lines = [
+        {"image": f"flickr30k_images/100000000{picture}.jpg", "width": 64, "height": 48, "boxes": [[0, 0, 5, 5]]}
+        for picture in (1, 2)
+    ]
+    write_lines(boxes, lines)
+    dataset = open_dataset("scenes-snli-ve", split="test", data_root=root)
+    assert [len(unit.boxes_R4) for unit in dataset.image_units()] == [1, 1]
+    for spoilt, where, why in (
+        (lines[:1], "", "no line in the file of boxes"),
+        ([*lines, lines[0]], f"{boxes}:3", "a second line"),
+        ([lines[0] | {"image": "/etc/x.jpg"}], f"{boxes}:1", "leaves the dataset's folder"),
+    ):
+        write_lines(boxes, spoilt)
+        error = refusal("scenes-snli-ve", "test", data_root=root)
+        assert why in error.why
+        assert where in ("", error.where)
