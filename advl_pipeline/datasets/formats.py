@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,100 +22,102 @@ from advl_pipeline.datasets.vqa import Part, kept_rows, vocabulary_of, vqa_readi
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Files of a dataset below the folder of the datasets, as its card names them."""
+class SplitFiles(NamedTuple):
+    """Files of a split below the folder of the datasets, as its card names them."""
 
     card: Card
+    split: str
     data_root: Path | None
 
     @property
-    def root(self) -> Path:
-        return resolve_data_root(self.data_root)
+    def facts(self) -> Mapping[str, Any]:
+        return self.card.split(self.split)
 
     @property
     def folder(self) -> Path:
-        return require_there(self.root / str(self.card.facts["folder"]), dataset=self.card.name)
+        return require_there(
+            resolve_data_root(self.data_root) / str(self.card.facts["folder"]), dataset=self.card.name
+        )
 
     @property
     def pictures(self) -> Path:
-        return self.root / str(self.card.facts["pictures_folder"])
+        return resolve_data_root(self.data_root) / str(self.card.facts["pictures_folder"])
 
-    def named(self, name: str) -> Path:
-        return require_there(self.folder / name, dataset=self.card.name)
+    def named(self, fact: str) -> Path:
+        """Return the file that a fact of the split names."""
+        return require_there(self.folder / self.facts[fact], dataset=self.card.name)
 
-    def index_of(self, rows: RowSource, split: str) -> Index:
-        """Return the index of a split's rows, with the boxes of a file of boxes, which some corpora have."""
-        if boxes := self.card.split(split).get("boxes"):
+    def index_of(self, rows: RowSource) -> Index:
+        """Return the index of the split's rows, with the boxes of a file of boxes, which some corpora have."""
+        if boxes := self.facts.get("boxes"):
             rows = with_boxes(rows, self.folder / boxes)
-        return open_index(
-            rows, dataset=self.card.name, folder=index_folder(self.root, self.folder), is_published=True
-        )
+        folder = index_folder(resolve_data_root(self.data_root), self.folder)
+        return open_index(rows, dataset=self.card.name, folder=folder, is_published=True)
 
 
-def _open_vcr(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    files, facts = _Files(card, data_root), card.split(split)
-    rows = vcr_source(files.named(facts["annotations"]), labelled=facts["labelled"], pictures=files.pictures)
+def _read_vcr(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
+    is_labelled = files.facts["labelled"]
+    rows = vcr_source(files.named("annotations"), labelled=is_labelled, pictures=files.pictures)
     reading = vcr_reading(
         options.tasks,
         # Nobody knows the right answers of a split without labels.
-        every_answer=options.every_answer or not facts["labelled"],
-        style=options.text_style or card.facts["text_style"],
+        every_answer=options.every_answer or not is_labelled,
+        style=options.text_style or files.card.facts["text_style"],
     )
-    return IndexedDataset(files.index_of(rows, split), reading, split=split, on_error=options.on_error)
+    return IndexedDataset(files.index_of(rows), reading, split=files.split, on_error=options.on_error)
 
 
-def _open_vqa(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    files = _Files(card, data_root)
+def _read_vqa(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
+    card = files.card
 
-    def part(part_name: str) -> Part:
-        facts = card.split(part_name)
-        names = [facts[name] for name in ("questions", "annotations") if name in facts]
-        rows = vqa_source(*map(files.named, names), subtype=facts.get("subtype"), pictures=files.pictures)
-        index = files.index_of(rows, part_name)
-        return index, kept_rows(index, files.folder, card.name, facts)
+    def part(split: str) -> Part:
+        of_split = files._replace(split=split)
+        named = [of_split.named(fact) for fact in ("questions", "annotations") if fact in of_split.facts]
+        rows = vqa_source(*named, subtype=of_split.facts.get("subtype"), pictures=files.pictures)
+        index = of_split.index_of(rows)
+        return index, kept_rows(index, files.folder, card.name, of_split.facts)
 
     def built() -> tuple[str, ...]:
         lists = card.facts["answer_lists"]
         # A run that trains on all that the published models count knows all of their answers.
         counted = lists["published" if [*options.together] == lists.get("published") else options.answer_list]
         return vocabulary_of(
-            [part(part_name) for part_name in counted],
+            [part(split) for split in counted],
             min_occurrences=card.facts.get("min_occurrences", MIN_OCCURRENCES),
-            where=", ".join(
-                str(files.folder / str(card.split(part_name).get("annotations"))) for part_name in counted
-            ),
+            where=", ".join(str(files.folder / str(card.split(split).get("annotations"))) for split in counted),
         )
 
-    index, rows = part(split)
-    return IndexedDataset(
-        index, vqa_reading(options.answers, built), split=split, on_error=options.on_error, rows=rows
-    )
+    index, rows = part(files.split)
+    reading = vqa_reading(options.answers, built)
+    return IndexedDataset(index, reading, split=files.split, on_error=options.on_error, rows=rows)
 
 
-def _open_snli_ve(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    files, facts = _Files(card, data_root), card.split(split)
-    annotations = files.named(facts["annotations"])
-    listed = pairs_of(files.named(facts["ids"])) if "ids" in facts else None
-    index = files.index_of(snli_ve_source(annotations, pictures=files.pictures), split)
+def _read_snli_ve(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
+    annotations = files.named("annotations")
+    listed = pairs_of(files.named("ids")) if "ids" in files.facts else None
+    index = files.index_of(snli_ve_source(annotations, pictures=files.pictures))
+    rows, selected = None, ""
+    if listed is not None:
+        rows = np.flatnonzero(index.file.is_in("id", listed))
+        selected = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
     reading = snli_ve_reading(options.label_order)
-    if listed is None:
-        return IndexedDataset(index, reading, split=split, on_error=options.on_error)
-    rows = np.flatnonzero(index.file.is_in("id", listed))
-    selected = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
-    return IndexedDataset(index, reading, split=split, on_error=options.on_error, rows=rows, selected=selected)
+    return IndexedDataset(index, reading, split=files.split, on_error=options.on_error, rows=rows, selected=selected)
 
 
 class Format(NamedTuple):
-    """A published format: tasks that a dataset in it is opened for unless fewer are asked for, and what opens it."""
+    """A published format: tasks that a dataset in it is opened for unless fewer are asked for, and what reads it."""
 
     tasks: tuple[Task, ...]
-    open: Callable[[Card, str, Path | None, ReadOptions], IndexedDataset]
+    read: Callable[[SplitFiles, ReadOptions], IndexedDataset]
+
+    def open(self, card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+        """Open a split that a card describes."""
+        return self.read(SplitFiles(card, split, data_root), options)
 
 
 FORMATS: Mapping[str, Format] = {
-    "vcr": Format(("vcr-q2a", "vcr-qa2r"), _open_vcr),
-    "vqa": Format(("vqa",), _open_vqa),
-    "snli-ve": Format(("snli-ve",), _open_snli_ve),
+    "vcr": Format(("vcr-q2a", "vcr-qa2r"), _read_vcr),
+    "vqa": Format(("vqa",), _read_vqa),
+    "snli-ve": Format(("snli-ve",), _read_snli_ve),
 }
-"""Format of a card -> how it is opened."""
+"""Format of a card -> how it is read."""

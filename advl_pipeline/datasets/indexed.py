@@ -72,7 +72,7 @@ class IndexedDataset:
         if not index.is_published:
             rows = index.rows_of(split)
         rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
-        self._pictures = IndexedPictures(index, rows, split=split, locate=reading.locate, held=reading.held)
+        self._pictures = IndexedPictures(index, rows, split=split, reading=reading)
         problems = index.problems_of(None if index.is_published else split)
         if on_error == "fail" and problems:
             raise refuse(self.name, split, problems)

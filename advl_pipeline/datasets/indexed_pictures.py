@@ -21,9 +21,9 @@ from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.index_files import PICTURES_FOLDER
 from advl_pipeline.datasets.own.hub_files import lies_inside
-from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
+from advl_pipeline.datasets.reading import Reading
 from advl_pipeline.datasets.records import ImageUnit, image_unit_id
 from advl_pipeline.datasets.rows import HELD
 
@@ -35,21 +35,13 @@ class IndexedPictures:
         index: of all rows.
         rows: positions of the split's rows.
         split: named in errors.
-        locate: as `Reading` has it.
-        held: as `Reading` has it.
+        reading: says where pictures lie.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        rows: npt.NDArray[np.int64],
-        *,
-        split: str,
-        locate: Callable[[Path, str], str] | None,
-        held: HeldPictures | None,
-    ) -> None:
+    def __init__(self, index: Index, rows: npt.NDArray[np.int64], *, split: str, reading: Reading) -> None:
         self.rows = rows
-        self._index, self._split, self._locate, self._fetched = index, split, locate, held
+        self._index, self._split = index, split
+        self._locate, self._fetched = reading.locate, reading.held
         self._home = index.source.pictures
         self._files = FileDigests(self._home, index.folder)
         self._units: dict[int, ImageUnit] = {}

@@ -32,13 +32,13 @@ def known_dataset(name: str) -> DatasetSpec | None:
         tasks, splits = tuple(card.facts["tasks"]), tuple(card.splits)
         return DatasetSpec(name=name, card=card, tasks=tasks, splits=splits, open=partial(open_rows, name))
     if card.name and card.format in FORMATS:
-        tasks, opener = FORMATS[card.format]
+        form = FORMATS[card.format]
         return DatasetSpec(
             name=name,
             card=card,
-            tasks=tasks,
+            tasks=form.tasks,
             splits=tuple(card.splits),
-            open=partial(opener, card),
+            open=partial(form.open, card),
             labelled=tuple(
                 split for split, facts in card.splits.items() if facts.get("labelled", "annotations" in facts)
             ),

@@ -7,7 +7,7 @@ the object in row `box`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,19 +16,12 @@ from advl_data.scenes.generator import paths
 from advl_pipeline.base.errors import advise
 from advl_pipeline.datasets.boxes import SizedBoxes, parse_boxes
 from advl_pipeline.datasets.cards import Card, load_card
-from advl_pipeline.datasets.formats import FORMATS, Format
-from advl_pipeline.datasets.index import open_index
+from advl_pipeline.datasets.formats import FORMATS, Format, SplitFiles
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.records import ObjectTag, parse_tagged
-from advl_pipeline.datasets.roots import (
-    DatasetMissing,
-    index_folder,
-    is_safe_name,
-    require_there,
-    resolve_data_root,
-)
+from advl_pipeline.datasets.roots import DatasetMissing, is_safe_name, resolve_data_root
 from advl_pipeline.datasets.row_files import text_field
 from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
@@ -73,34 +66,26 @@ def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
     return tag
 
 
-def _open(
-    opener: Callable[[Card, str, Path | None, ReadOptions], IndexedDataset],
-    card: Card,
-    split: str,
-    data_root: Path | None,
-    options: ReadOptions,
-) -> IndexedDataset:
+def _open(form: Format, card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
     corpus = resolve_data_root(data_root) / paths.FOLDER
     if not corpus.is_dir():
         what, remedy = "The built-in corpus has not been built.", advise(["advl", "scenes", "build"])
         raise DatasetMissing(what, where=str(corpus), next_command=remedy)
-    return opener(card, split, data_root, options)
+    return form.open(card, split, data_root, options)
 
 
-def _open_captions(card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    root = resolve_data_root(data_root)
-    home = root / str(card.facts["folder"])
-    annotations = require_there(home / card.split(split)["annotations"], dataset=card.name)
+def _read_captions(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
+    annotations = files.named("annotations")
     rows = RowSource(
         rows=lambda: checked_rows(annotations, partial(_item, known={})),
-        pictures=home,
+        pictures=files.pictures,
         files=(annotations,),
         version="captions",
         kind="classes",
     )
-    index = open_index(rows, dataset=card.name, folder=index_folder(root, home), is_published=True)
     # Captions carry no labels, and are worded as they are written.
-    return IndexedDataset(index, Reading(variants=(RowVariant("captions"),)), split=split, on_error=options.on_error)
+    reading = Reading(variants=(RowVariant("captions"),))
+    return IndexedDataset(files.index_of(rows), reading, split=files.split, on_error=options.on_error)
 
 
 def _common_name(split: str, question: str) -> str:
@@ -130,7 +115,7 @@ def _part(
         card=corpus,
         tasks=form.tasks,
         splits=tuple(splits),
-        open=partial(_open, form.open, Card(name=name, facts=facts)),
+        open=partial(_open, form, Card(name=name, facts=facts)),
         labelled=tuple(splits),
         common_name=_common_name,
     )
@@ -171,7 +156,7 @@ SNLI_VE = _part(
     },
 )
 CAPTIONS = _part(
-    Format(("captions",), _open_captions),
+    Format(("captions",), _read_captions),
     paths.CAPTIONS_FOLDER,
     {split: {"annotations": paths.captions(split).name} for split in paths.CAPTION_SPLITS},
 )

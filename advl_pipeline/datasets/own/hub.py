@@ -87,32 +87,34 @@ def _folder_of_pictures(files: Any, card: Card, root: Path) -> Path:
 
 
 def _opened(files: Any, card: Card, root: Path) -> RowSource:
-    loaded = _parts(files, card, root)
-    joined = _parts(card.join.files, replace(card, num_rows=None), root) if card.join else None
+    loaded = _loaded(files, card, root)
+    joined = _loaded(card.join.files, replace(card, num_rows=None), root) if card.join else []
+    here = [file for each in (*loaded, *joined) for file in each.files]
     source = library_source(
-        loaded.parts,
+        _parts(loaded),
         card,
         name=str(next(iter(hub_names(files, root).values()))),
         pictures=_folder_of_pictures(files, card, root),
-        joined=joined.parts if joined else {},
-        folders=loaded.folders,
+        joined=_parts(joined),
+        folders=[folder for each in loaded for folder in each.folders],
     )
-    here = [*loaded.files, *(joined.files if joined else ())]
     return replace(
         source,
-        version=loaded.version + (joined.version if joined else "") or source.version,
+        version="".join(each.version for each in (*loaded, *joined)) or source.version,
         state=(lambda: [stamp_of(path) for path in here]) if here else None,
         is_confined=card.pictures is None,
     )
 
 
-def _parts(files: Any, card: Card, root: Path) -> _Loaded:
-    """Return datasets by split, under our names of the splits."""
-    parts: dict[str | None, Any] = {}
-    all_loaded: list[_Loaded] = []
+def _parts(loaded: Iterable[_Loaded]) -> dict[str | None, Any]:
+    return {split: part for each in loaded for split, part in each.parts.items()}
+
+
+def _loaded(files: Any, card: Card, root: Path) -> list[_Loaded]:
+    """Return datasets, under our names of the splits."""
+    all_loaded = []
     for split, name in hub_names(files, root).items():
         loaded = _load(name, card, root)
-        all_loaded.append(loaded)
         ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in loaded.parts.items()}
         ours.pop("", None)
         if split is not None:
@@ -120,13 +122,8 @@ def _parts(files: Any, card: Card, root: Path) -> _Loaded:
                 why = f"it has {', '.join(map(str, ours))}"
                 raise DatasetError(f"The dataset has no split {split!r}.", where=str(name), why=why)
             ours = {split: ours.get(split, next(iter(ours.values())))}
-        parts |= ours
-    return _Loaded(
-        parts,
-        "".join(loaded.version for loaded in all_loaded),
-        [path for loaded in all_loaded for path in loaded.files],
-        [folder for loaded in all_loaded for folder in loaded.folders],
-    )
+        all_loaded.append(loaded._replace(parts=ours))
+    return all_loaded
 
 
 def _load(name: HubName, card: Card, root: Path) -> _Loaded:
