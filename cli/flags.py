@@ -45,27 +45,6 @@ class SectionedCommand(click.Command):
     options: Mapping[str, Declared] = MappingProxyType({})
     """Those of its configuration."""
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        parameters = super().get_params(ctx)
-        if not any(declaration.option.rare for declaration in self.options.values()):
-            return parameters
-
-        def show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-            if wanted:
-                ctx.meta[_ALL] = True
-                click.echo(ctx.get_help())
-                ctx.exit()
-
-        every = click.Option(
-            ["--help-all"],
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=show_all,
-            help="Show all options, with the rare ones, and exit.",
-        )
-        return [*parameters, every]
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         hidden = {
             name for name, declaration in self.options.items() if declaration.option.rare and not ctx.meta.get(_ALL)
@@ -121,6 +100,11 @@ def config_command(
                 command = click.argument(option, required=False, nargs=-1 if several else 1, metavar=metavar)(command)
             else:
                 command = _flag(declaration)(command)
+        if any(declaration.option.rare for declaration in options.values()):
+            show_all = "Show all options, with the rare ones, and exit."
+            command = click.option(
+                "--help-all", is_flag=True, expose_value=False, is_eager=True, callback=_show_all, help=show_all
+            )(command)
         file = click.Path(path_type=Path)
         help_text = "TOML file with defaults for these options; flags override it."
         command = click.option("--config", "config_file", type=file, help=help_text)(command)
@@ -131,6 +115,13 @@ def config_command(
         return made
 
     return decorate
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:

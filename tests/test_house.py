@@ -1,4 +1,4 @@
-"""The house keeps its order: folders import only earlier ones, and the names in docs and docstrings are there."""
+"""The house keeps its order: imports go one way and never in a circle, and names in docs and docstrings are there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,30 @@ def test_the_product_knows_the_built_in_corpus_through_its_entry_points_alone() 
     assert len(texts) > 200
     naming = [path for path, text in texts.items() if re.search(r"scenes|advl_data\.\w", text, flags=re.IGNORECASE)]
     assert not naming
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize(("folder", "lazily"), [("advl_pipeline", False), ("advl_pipeline.cache", True)])
+def test_no_circle(folder: str, lazily: bool) -> None:
+    modules = {name for name in MODULES if f"{name}.".startswith(f"{folder}.")}
+    graph: dict[str, set[str]] = {}
+    for name in modules:
+        imports = set(imported(ast.parse(MODULES[name].read_text("utf-8")), lazily=lazily, for_types=False))
+        graph[name] = modules & (imports | {module.rpartition(".")[0] for module in imports - MODULES.keys()}) - {
+            name
+        }
+    assert sum(map(len, graph.values())) > len(modules)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import commands
 import pytest
-from own_rows import answer_row, choice_row, class_row, write_csv, write_json_lines
+from own_rows import COLOURS, answer_row, choice_row, class_row, write_csv, write_json_lines, write_pictures
 
+from advl_cli.flags import print_own_data
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.registry import split_to_score
 from advl_pipeline.datasets.roots import name_in_records
 
 SHORT = ("--num-steps", "2", "--adapt-steps", "2", "--batch-size", "4", "--confidence-folds", "2")
@@ -167,3 +169,77 @@ def test_a_study_and_its_low_shot_lists_survive_a_move_of_the_file_and_no_change
     subprocess.run(message.partition("next:")[2].partition("   (")[0], shell=True, check=True)
     advl("study", "mine.toml", "--output", "again")
     assert json.loads(scores.read_text())["content_digest"] != then
+
+
+def test_a_folder_and_rows_of_pictures_have_one_cache_each_with_the_same_features(
+    advl: Callable[..., tuple[str, str]],
+) -> None:
+    """Of pictures alone nothing is learned; they are extracted and prepared."""
+    write_pictures(Path("some photos"))
+    rows = [{"image": f"some photos/{colour}.png"} for colour in sorted(COLOURS)]
+    write_json_lines(Path("mine.jsonl"), rows)
+    caches = []
+    for data in ("some photos", "mine.jsonl"):
+        out, messages = advl("datasets", "check", data, "--deep")
+        assert "5 pictures, 0 problems" in out
+        extract = ("extract", "--teacher", "efficientnet-lite0", "--data", data, "--image-tokens", "none")
+        assert "image: 5 units" in advl(*extract, "--dry-run")[0]
+        out, messages = advl(*extract)
+        assert f"{data}: pictures alone, from the columns image" in messages
+        assert "image: 5 units" in out
+        caches.append(open_cache(out.split("cache: ")[1].strip()))
+    left, right = (cache.image for cache in caches)
+    assert left is not None
+    assert right is not None
+    units = list(left.ids)
+    assert units == list(right.ids)
+    assert (left.global_features(units) == right.global_features(units)).all()
+    advl("cache", "verify", caches[0].path, "--recompute", 2)
+    out, _ = advl("prepare", "--data", "some photos", "--student", "vilt-tiny")
+    assert "image: 5 units" in out
+
+
+def test_pictures_alone_teach_no_task_and_have_no_texts(advl: Callable[..., tuple[str, str]]) -> None:
+    write_pictures(Path("some photos"))
+    _, message = advl("finetune", "--data", "some photos", "--method", "plain", "--output", "run", code=5)
+    assert "so there is nothing to learn" in message
+    _, message = advl("extract", "--teacher", "minilm-l6", "--data", "some photos", code=5)
+    assert "There is nothing to extract." in message
+    assert not Path("caches").exists()
+    # A row of pictures among rows of a task is malformed.
+    rows = [
+        {"image": "some photos/red.png", "text": "red", "label": "yes"},
+        {"image": "some photos/red.png"},
+    ]
+    Path("mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, _ = advl("datasets", "check", "mixed.jsonl", code=5)
+    assert "mixed.jsonl:2" in out
+
+
+@pytest.mark.parametrize(
+    ("labelled", "trained_on", "scored"),
+    [
+        ("train val test", "train", "test"),
+        ("train val", "train", "val"),
+        ("train dev", "train", "dev"),
+        ("train", "train", "train"),
+        ("train holdout", "train", "holdout"),
+        ("first holdout", "train", "first"),
+        ("train test dev", "train+test", "dev"),
+        ("train test dev", "test", "dev"),
+        ("train test dev", "train+test+dev", "train"),
+    ],
+)
+def test_the_next_command_scores_a_labelled_split_that_the_run_did_not_see(
+    labelled: str, trained_on: str, scored: str, tmp_path: Path
+) -> None:
+    rows = [class_row(number, split=split) for number, split in enumerate(labelled.split())]
+    data = write_json_lines(tmp_path / "mine.jsonl", [*rows, class_row(9, split="sent", label=None)])
+    assert split_to_score(str(data), None, trained_on=trained_on) == scored
+
+
+def test_known_datasets_keep_theirs_and_need_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_own_data(["vcr", "nothing-known"], None)
+    assert capsys.readouterr() == ("", "")
+    assert split_to_score("vcr", None, trained_on="train") == "val"
+    assert split_to_score("scenes-vcr", None, trained_on="train") == "test"

@@ -191,49 +191,46 @@ class Configuration:
     """
 
     def __post_init__(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        check_ranges(type(self), values)
-        _check_places(type(self), values)
+        options = declared(type(self))
+        for field in dataclasses.fields(self):
+            if field.name not in options:
+                continue  # A component has checked its own.
+            for value in _items(getattr(self, field.name)):
+                if isinstance(value, Path):
+                    _check_place(value, field.name, options[field.name].option)
+                elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                    _check_number(value, field.name, options[field.name].option)
 
 
-def _check_places(cls: type[Configuration], values: Mapping[str, Any]) -> None:
-    for name, declaration in declared(cls).items():
-        value = values.get(name)
-        for path in value if isinstance(value, tuple) else [value]:
-            if not isinstance(path, Path):
-                continue
-            try:
-                mode = path.stat().st_mode
-            except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:
-                    raise name_too_long(str(path), where=flag_of(name)) from None
-                continue
-            except ValueError:
-                continue  # What opens it says that no name holds such a character.
-            if declaration.option.output is None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                what = f"{flag_of(name)} names neither a file nor a folder."
-                raise ConfigError(what, where=str(path), why="it is a pipe or a device, which may never end")
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _items(item)
+    else:
+        yield value
 
 
-def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: str = "") -> None:
-    """Refuse numbers outside the ranges that a configuration declares.
+def _check_place(path: Path, name: str, option: Option) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise name_too_long(str(path), where=flag_of(name)) from None
+        return
+    except ValueError:
+        return  # What opens it says that no name holds such a character.
+    if option.output is None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        what = f"{flag_of(name)} names neither a file nor a folder."
+        raise ConfigError(what, where=str(path), why="it is a pipe or a device, which may never end")
 
-    Args:
-        values: field name -> value; names that are no fields are passed over.
 
-    Raises:
-        ConfigError: with the option, its range and the number.
-    """
-    for name, declaration in declared(cls).items():
-        option = declaration.option
-        shown = flag_of(name) if option.help else name
-        for value in _numbers(values.get(name)):
-            if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-                why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
-                raise ConfigError(f"{shown} is too large a number.", where=where, why=why)
-            if not option.allows(value):
-                what = f"{shown} must be {option.bounds or 'a finite number'}."
-                raise ConfigError(what, where=where, why=f"got {value!r}")
+def _check_number(value: float, name: str, option: Option) -> None:
+    shown = flag_of(name) if option.help else name
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
+        raise ConfigError(f"{shown} is too large a number.", why=why)
+    if not option.allows(value):
+        raise ConfigError(f"{shown} must be {option.bounds or 'a finite number'}.", why=f"got {value!r}")
 
 
 def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identity) -> dict[str, Any]:
@@ -294,17 +291,7 @@ def require_effect(config: Any, facts: Mapping[str, str]) -> None:
         raise ineffective(*map(flag_of, reasons), why="; ".join(dict.fromkeys(reasons.values())))
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, tuple):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield value
-
-
 COMMAND_LINE = "command line"
-
-_NO_FLAGS: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[str, tuple[str, Any]]:
@@ -335,7 +322,7 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
 
 
 def build_config(
-    cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "", flags: Mapping[str, Any] = _NO_FLAGS
+    cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "", flags: Mapping[str, Any] | None = None
 ) -> ConfigT:
     """Build a configuration dataclass from mappings, later ones winning.
 
@@ -349,7 +336,7 @@ def build_config(
     """
     options = declared(cls)
     values: dict[str, Any] = {}
-    for layer, place in (*((layer, where) for layer in layers), (flags, COMMAND_LINE)):
+    for layer, place in (*((layer, where) for layer in layers), (flags or {}, COMMAND_LINE)):
         for name, (key, value) in by_field(cls, layer, where=place).items():
             values[name] = _coerce(value, options[name].hint, key=key, where=place)
     missing = [

@@ -26,11 +26,13 @@ class Advice(str):
     note: str
 
 
-def advise(*commands: Sequence[str], note: str = "", again: Sequence[str] | None = None) -> Advice:
+def advise(
+    *commands: Sequence[str], note: str = "", again: Sequence[str] | None = None, left_out: Sequence[str] = ()
+) -> Advice:
     """Return an advice of commands, each given by its words."""
     shown = " && ".join(map(shlex.join, commands))
     advice = Advice(f"{shown}   ({note})" if shown and note else shown or note)
-    advice.commands, advice.left_out = tuple(map(tuple, commands)), ()
+    advice.commands, advice.left_out = tuple(map(tuple, commands)), tuple(left_out)
     advice.note, advice.again = note, None if again is None else tuple(again)
     return advice
 
@@ -42,9 +44,7 @@ def again(note: str, *added: str) -> Advice:
 
 def leave_out(*flags: str) -> Advice:
     """Return the advice to give the user's own command again without some options."""
-    advice = again(f"leave out {' and '.join(flags)}")
-    advice.left_out = flags
-    return advice
+    return advise(note=f"leave out {' and '.join(flags)}", again=(), left_out=flags)
 
 
 class AdvlError(Exception):

@@ -18,7 +18,7 @@ from typing import Any
 
 from advl_pipeline.base.atomic import require_no_folder, writing
 from advl_pipeline.base.configuration import Configuration, Output, declared, flag_of, option, option_values
-from advl_pipeline.base.errors import ConfigError, StorageError, again
+from advl_pipeline.base.errors import ConfigError, StorageError, advise, again
 from advl_pipeline.base.folders import CACHE_NOTES, cache_note, folder_kind, may_note, require_folder, require_outside
 from advl_pipeline.base.locations import Location
 
@@ -132,8 +132,7 @@ def _require_writable(folder: Path, *, option: str) -> None:
         why = f"{above}: {os.strerror(number)}"
     else:
         return
-    elsewhere = again(f"give another {option}", option, "ELSEWHERE")
-    elsewhere.left_out = (option,)
+    elsewhere = advise(note=f"give another {option}", again=(option, "ELSEWHERE"), left_out=(option,))
     raise StorageError("The output could not be written.", where=str(folder), why=why, next_command=elsewhere)
 
 

@@ -61,7 +61,7 @@ def plugin_error(point: EntryPoint, what: str, error: BaseException) -> ConfigEr
 
 @cache
 def _data_homes() -> tuple[dict[Path, EntryPoint | None], tuple[ConfigError, ...]]:
-    """Return the folders of facts with the plug-in of each, and the errors of plug-ins that have none."""
+    """Return the folders of facts, ours first, with the plug-in of each; and the errors of plug-ins without one."""
     homes: dict[Path, EntryPoint | None] = {Path(str(resources.files(OWN_DATA))): None}
     broken = []
     for point in sorted(entry_points(group=DATA_GROUP), key=lambda point: point.value):
@@ -72,18 +72,13 @@ def _data_homes() -> tuple[dict[Path, EntryPoint | None], tuple[ConfigError, ...
     return homes, tuple(broken)
 
 
-def data_folders() -> tuple[Path, ...]:
-    """Return the folders of facts, ours first; a plug-in whose folder cannot be found has none."""
-    return tuple(_data_homes()[0])
-
-
 def missing_data() -> str:
     """Return which plug-ins' facts cannot be found, for the error of a name that may be among them; "" for none."""
     return "".join(f"; {error.what} It is the {error.where}; {error.next_command}" for error in _data_homes()[1])
 
 
 def read_data_file(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file in one of the `data_folders`.
+    """Return the tables of a TOML file in one of the folders of facts.
 
     Raises:
         ConfigError: a plug-in's is damaged.
@@ -100,7 +95,7 @@ def read_data_file(path: Path) -> dict[str, Any]:
 def data_files(folder: str) -> dict[str, Path]:
     """Return the TOML files of a folder in `data/` and in the plug-ins' folders of that name: stem -> file."""
     files: dict[str, Path] = {}
-    for home in data_folders():
+    for home in _data_homes()[0]:
         for path in sorted((home / folder).glob("*.toml")):
             files.setdefault(path.stem, path)
     return dict(sorted(files.items()))
@@ -109,7 +104,7 @@ def data_files(folder: str) -> dict[str, Path]:
 def read_tables(name: str) -> dict[str, Any]:
     """Return the tables of a TOML file in `data/` and of the files of that name that plug-ins bring undamaged."""
     tables: dict[str, Any] = {}
-    for path in (home / name for home in data_folders()):
+    for path in (home / name for home in _data_homes()[0]):
         if path.is_file():
             # Whose names are in a damaged file meets names that are not known.
             with suppress(ConfigError):

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import queue
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's `mallopt`."""
 
-_LOOK_SECONDS = 0.01
-"""Between two looks at a thread that is to end."""
+_END = object()
+"""Comes after the last item."""
 
 Item = TypeVar("Item")
 Plan = TypeVar("Plan")
@@ -84,58 +81,45 @@ class Prefetcher(Generic[Item]):
 
     Args:
         make_items: called, and iterated over, in the thread.
-        limit: of the items that are ready and not taken yet.
+        limit: of the items that are ready and not taken yet; the thread makes one more.
     """
 
     def __init__(
         self, make_items: Callable[[], Iterator[Item]], *, limit: int = 4, name: str = "advl-prefetch"
     ) -> None:
-        self._make_items = make_items
-        self._ready: queue.Queue[Future[Item] | None] = queue.Queue(limit)
-        """What was made, or the error in its place, and None at the end."""
-        self._is_left = False
-        self._thread = threading.Thread(target=self._produce, name=name, daemon=True)
+        self._make_items, self._limit = make_items, limit
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._coming: deque[Future[Any]] = deque()
         self.seconds_waited = 0.0
 
     def __enter__(self) -> Self:
         # Preparing makes many small objects: the collector would look through all that is loaded again and again.
         gc.freeze()
         keep_freed_memory()
-        self._thread.start()
+        self._items = self._produce()
+        for _ in range(self._limit + 1):
+            self._ask()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_left = True
-        while self._thread.is_alive():
-            # It may wait for room.
-            with suppress(queue.Empty):
-                self._ready.get_nowait()
-            self._thread.join(timeout=_LOOK_SECONDS)
+        self._pool.shutdown(cancel_futures=True)
+        self._items.close()
         gc.unfreeze()
 
     def __iter__(self) -> Iterator[Item]:
         while True:
             before = time.perf_counter()
-            made = self._ready.get()
+            item = self._coming.popleft().result()
             self.seconds_waited += time.perf_counter() - before
-            if made is None:
+            if item is _END:
                 return
-            yield made.result()
+            self._ask()
+            yield item
 
-    def _produce(self) -> None:
-        made: Future[Item]
-        try:
-            for item in self._make_items():
-                made = Future()
-                made.set_result(item)
-                self._ready.put(made)
-                if self._is_left:
-                    return
-        except BaseException as error:
-            # Whatever stopped the producer belongs to the consumer's thread.
-            made = Future()
-            made.set_exception(error)
-            self._ready.put(made)
-        self._ready.put(None)
+    def _produce(self) -> Generator[Item]:
+        yield from self._make_items()
+
+    def _ask(self) -> None:
+        self._coming.append(self._pool.submit(next, self._items, _END))

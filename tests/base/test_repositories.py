@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, served_models
 
+from advl_pipeline.base import locations
 from advl_pipeline.base.errors import WeightsUnavailable
 from advl_pipeline.base.repositories import fetch, is_at_hand, pinned
 
@@ -142,6 +143,9 @@ def test_a_hub_that_cannot_be_reached_serves_what_was_fetched(hub: Hub, monkeypa
     hub.repositories[KEY] = sharded()
     folder = take()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(locations, "getproxies", lambda: {"https": "http://a-proxy-that-is-trusted"})
+    assert locations.hub_obstacle() == ""
+    monkeypatch.setattr(locations, "getproxies", dict)
     assert take() == folder
     with pytest.raises(WeightsUnavailable, match=r"127\.0\.0\.1 cannot be reached") as missing:
         take("lab/other@v2")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-import subprocess
-import sys
 import typing
 from pathlib import Path
 
@@ -179,34 +175,3 @@ def test_predictions_take_the_place_of_predictions(form: str, things: Path) -> N
     with pytest.raises(ConfigError, match="did not write"):
         require_outputs(PredictConfig(run=things / "run", output=path))
     require_outputs(PredictConfig(run=things / "run", output=path, replace=True))
-
-
-def test_a_folder_that_cannot_be_written_is_told_before_the_work(things: Path) -> None:
-    """On a file system that is mounted to be read, as root or not."""
-    command_lines = [
-        ["datasets", "subset", "data.jsonl", "--shots", "4", "--output", "locked/list.json"],
-        ["report", "run", "--output", "locked/page.html"],
-        ["cache", "export", "cache", "--output", "locked/features"],
-        ["cache", "prune", "locked/cache", "--all"],
-        ["predict", "run", "--output", "locked/predictions.csv"],
-        ["extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--output", "locked/new"],
-    ]
-    shutil.copytree(things / "cache", things / "locked" / "cache")
-    program = (
-        "import json, sys\n"
-        "from advl_cli.main import main\n"
-        "for words in json.loads(sys.argv[1]):\n"
-        "    try: main(words)\n"
-        "    except SystemExit as stop: print(json.dumps(stop.code))\n"
-    )
-    mounted = 'mount --bind locked locked && mount -o remount,ro,bind locked && exec "$@"'
-    shell = ["unshare", "-rm", "sh", "-c", mounted, "sh"]
-    done = subprocess.run(
-        [*shell, sys.executable, "-c", program, json.dumps(command_lines)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "unshare" in done.stderr or "mount" in done.stderr.partition("\n")[0]:
-        pytest.skip(f"no mount of one's own here: {done.stderr}")
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [7] * len(command_lines), done.stderr

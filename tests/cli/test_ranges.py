@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from aimed_outputs import configurations
-from commands import complaint
 
 from advl_data.scenes.config import ScenesConfig
 from advl_pipeline.base.configuration import Configuration, Option, build_config, declared, option, with_options
@@ -32,27 +31,6 @@ def test_every_numeric_option_declares_its_range() -> None:
         }
         assert all(numeric.values()), f"{command}: {numeric}"
         assert issubclass(cls, Configuration)
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "allowed"),
-    [
-        ("--learning-rate", "-1", "above 0"),
-        ("--learning-rate", "nan", "above 0"),
-        ("--learning-rate", "inf", "above 0"),
-        ("--seed", "-1", "at least 0"),
-        ("--confidence-folds", "1", "at least 2"),
-    ],
-)
-def test_finetune_refuses_a_number_outside_its_range(
-    flag: str, value: str, allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start = ("finetune", "--dataset", "scenes-vcr", "--output", tmp_path / "run")
-    code, message = complaint(capsys, *start, flag, value)
-    assert code == 2
-    assert f"{flag} must be {allowed}." in message
-    assert value in message
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_configuration_made_in_python_keeps_the_ranges_too() -> None:

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 import transformers as hf
 from commands import completed
 from tiny_extraction import TinyTextTower
 
-from advl_pipeline.base import locations
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.teachers import teacher_check
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
@@ -103,12 +101,3 @@ def test_check_finds_what_is_wrong(flaw: str, complaint: str, monkeypatch: pytes
     result = run_check_teacher(CheckTeacherConfig(name="flawed"))
     assert not result["is_good"]
     assert any(complaint in problem for problem in result["towers"][0]["problems"])
-
-
-def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(locations, "getproxies", dict)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "127.0.0.1" in locations.hub_obstacle()
-    monkeypatch.setattr(locations, "getproxies", lambda: {"https": "http://proxy"})
-    assert locations.hub_obstacle() == ""

@@ -11,17 +11,13 @@ import pytest
 import torch
 import transformers as hf
 from closeness import assert_near
-from commands import printed
 from hub_repositories import PUBLISHED, SMALL, bert, modernbert, multilingual_e5, saved, weights
 from hub_server import Hub, served_models
 from hub_tokenizers import Files, as_json, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
-from own_rows import choice_row, rows_of, write_json_lines
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import text_unit
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.teachers.interface import TextTower
 from advl_pipeline.teachers.registry import CATALOGUE, open_teacher
 
@@ -109,16 +105,6 @@ KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Fi
     "mean": (lambda: bert("x"), "mean normalize", {}, dict),
     "first token": (lambda: bert("x"), "cls normalize", {}, dict),
     "mean, older": (lambda: bert("x"), "mean", {}, as_before_5_4),
-    "first token, older": (lambda: bert("x"), "cls normalize", {}, as_before_5_4),
-    "last token of Qwen 3": (
-        qwen3,
-        "lasttoken normalize",
-        {"prompts": {"query": "Instruct: find\nQuery:"}},
-        as_before_5_4,
-    ),
-    "layers and prompts of EmbeddingGemma": (gemma3, "mean dense dense normalize", {"prompts": PROMPTS}, dict),
-    "mean of XLM-R": (multilingual_e5, "mean normalize", {}, as_before_5_4),
-    "first token of ModernBERT": (lambda: modernbert("x"), "cls", {}, as_before_5_4),
     "another width": (lambda: bert("x"), "mean dense", {}, dict),
     "a prompt of all": (
         lambda: bert("x"),
@@ -127,6 +113,19 @@ KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Fi
         dict,
     ),
 }
+NAMED: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Files], Files]]] = {
+    "bge-l": (lambda: bert("x"), "cls normalize", {}, as_before_5_4),
+    "qwen3-embedding": (
+        qwen3,
+        "lasttoken normalize",
+        {"prompts": {"query": "Instruct: find\nQuery:"}},
+        as_before_5_4,
+    ),
+    "embeddinggemma": (gemma3, "mean dense dense normalize", {"prompts": PROMPTS}, dict),
+    "multilingual-e5-l": (multilingual_e5, "mean normalize", {}, as_before_5_4),
+    "gte-modernbert": (lambda: modernbert("x"), "cls", {}, as_before_5_4),
+}
+"""Sentence encoders by name, in the form in which they are published."""
 
 
 def opened(name: str = "hf:lab/net", **settings: Any) -> TextTower:
@@ -136,19 +135,24 @@ def opened(name: str = "hf:lab/net", **settings: Any) -> TextTower:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", KINDS)
-def test_embeddings_are_those_of_the_library(kind: str, hub: Hub, tmp_path: Path) -> None:
-    base, stages, settings, written = KINDS[kind]
+@pytest.mark.parametrize("kind", [*KINDS, *NAMED])
+def test_embeddings_are_those_of_the_library(
+    kind: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, stages, settings, written = (KINDS | NAMED)[kind]
     made, files = encoder(tmp_path, base(), stages, **settings)
-    hub.repositories["models/lab/net"] = written(files)
+    card = CATALOGUE.get(kind)
+    name = kind if card else "hf:lab/net"
+    hub.repositories[f"models/{card.source_id if card else 'lab/net'}"] = written(files)
     prompts = settings.get("prompts", {})
     prompt = settings.get("default_prompt_name") or ("document" if "document" in prompts else None)
-    expected = made.encode(TEXTS, prompt_name=prompt, convert_to_tensor=True)
-    tower = opened()
+    before = card.prompt if card else ""
+    expected = made.encode([before + text for text in TEXTS], prompt_name=prompt, convert_to_tensor=True)
+    tower = opened(name)
     prepared = tower.prepare([text_unit(text) for text in TEXTS])
     encoded = tower.encode(prepared)
     assert tower.global_dim == expected.shape[1]
-    assert_near(encoded.global_ND, expected, dtype=torch.bfloat16 if "Qwen" in kind else None)
+    assert_near(encoded.global_ND, expected, dtype=torch.bfloat16 if "qwen" in kind else None)
     # Tokens are those of the text, each with its characters.
     assert [rows.shape for rows in encoded.token_values] == [(unit.num_tokens, 32) for unit in prepared]
     for text, unit in zip(TEXTS, prepared, strict=True):
@@ -156,46 +160,16 @@ def test_embeddings_are_those_of_the_library(kind: str, hub: Hub, tmp_path: Path
         assert {place for place, letter in enumerate(text) if not letter.isspace()} == covered - {
             place for place, letter in enumerate(text) if letter.isspace()
         }
-    assert ("prompt" in tower.describe()["tokenizer"]) == (prompt is not None)
-    control = opened("random:hf:lab/net")
+    assert ("prompt" in tower.describe()["tokenizer"]) == bool(prompt or before)
+    control = opened(f"random:{name}")
     assert control.describe()["parameters"] != tower.describe()["parameters"]
     assert control.global_dim == tower.global_dim
-
-
-NAMED = {
-    "qwen3-embedding": "last token of Qwen 3",
-    "embeddinggemma": "layers and prompts of EmbeddingGemma",
-    "bge-l": "first token, older",
-    "gte-modernbert": "first token of ModernBERT",
-    "multilingual-e5-l": "mean of XLM-R",
-}
-"""Sentence encoders by name -> the kind that they are published as."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert opened(name).describe() == tower.describe()
 
 
 def test_every_teacher_by_name_is_opened_from_its_published_layout() -> None:
     assert {name for name, card in CATALOGUE.items() if card.repository not in PUBLISHED} == set(NAMED)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", NAMED)
-def test_sentence_encoders_by_name_are_extracted(
-    name: str, hub: Hub, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
-    base, stages, settings, written = KINDS[NAMED[name]]
-    made, files = encoder(tmp_path, base(), stages, **settings)
-    hub.repositories[f"models/{CATALOGUE[name].source_id}"] = written(files)
-    data = write_json_lines(tmp_path / "mine.jsonl", rows_of(choice_row))
-    words = ("extract", "--teacher", name, "--data", data, "--dtype", "float32", "--no-confidence", "--output")
-    printed(capsys, *words, tmp_path / "first")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    printed(capsys, *words, tmp_path / "again")
-    assert tree_bytes(tmp_path / "again") == tree_bytes(tmp_path / "first")
-    units = open_dataset(str(data), split="train").text_units()
-    stored = open_cache(tmp_path / "first").stores()["text"].global_features([unit.unit_id for unit in units])
-    prompt = "document" if "document" in settings.get("prompts", {}) else None
-    texts = [CATALOGUE[name].prompt + unit.text for unit in units]
-    expected = made.encode(texts, prompt_name=prompt, convert_to_tensor=True)
-    assert_near(stored.copy(), expected, dtype=torch.bfloat16 if "qwen" in name else None)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
