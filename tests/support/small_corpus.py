@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import FinetuneResult, run_finetune
 from advl_pipeline.training.signals.stored_signals import SignalSource
@@ -65,6 +67,10 @@ class SmallCorpus:
             file.write_text("".join(map(_toml_line, tables)), encoding="utf-8")
             changes |= {"recipe": str(file)}
         return build_config(FinetuneConfig, settings, changes)
+
+    def command(self, output: Path, **changes: Any) -> list[str]:
+        """Return the words of `advl finetune` that ask for this configuration."""
+        return shlex.split(finetune_command(self.config(output, **changes)))[1:]
 
     def run(self, output: Path, **changes: Any) -> FinetuneResult:
         """Finetune by the configuration of a short run with these changes."""

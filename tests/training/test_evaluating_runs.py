@@ -166,7 +166,7 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
 
 
 def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: Path) -> None:
-    """Trained and evaluated on other pictures it is the same student with the same answers."""
+    """It has the same answers about other pictures; that they change nothing in training, `test_leaks.py` tells."""
     small_corpus.run(tmp_path / "run", method="plain", cache=(), hide_picture=True, student="scenes-small")
     assert "use_of_vision" not in small_corpus.evaluate(tmp_path / "run")["test"]
     finished, examples = load_finished(tmp_path / "run"), small_corpus.examples("test")
@@ -174,13 +174,6 @@ def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: P
     swapped = [replace(example, image=others[example.image.unit_id]) for example in examples]
     as_shown, as_swapped = (score_matrices(finished, items, 4)[0] for items in (examples, swapped))
     np.testing.assert_allclose(as_shown, as_swapped, atol=1e-5)
-    visual = [name for name in finished.student.state_dict() if name.startswith(("patch_encoder", "box_encoder"))]
-    torch.manual_seed(0)
-    untrained = build_student("scenes-small")
-    for name in visual:
-        # Weight decay alone moved them.
-        ratio = finished.student.state_dict()[name] / untrained.state_dict()[name]
-        assert ratio.nan_to_num(1.0).std() < 1e-5, name
 
 
 def test_scores_that_are_not_numbers_are_refused(small_corpus: Any, trained: Path, tmp_path: Path) -> None:

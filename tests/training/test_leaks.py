@@ -1,4 +1,4 @@
-"""What a run may know: the labelled subset and inputs without labels, of its split and of those it is given."""
+"""What a run may know: the labelled subset, unlabelled inputs of the splits it is given, and no hidden picture."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import pytest
 import torch
 from altered_dataset import alter_examples, with_wrong_label
 from dataset_mirrors import write_vqa, write_vqa_cp
+from first_step import first_terms
 from run_logs import load_json, losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 
 from advl_data.scenes.students.lookup import LookupHead
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.views import Concatenated
 from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.studies.config import SHIPPED
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
@@ -167,19 +173,8 @@ def other_caches(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) ->
     )
 
 
-def test_inputs_of_another_split_join_the_adapt_step_and_their_labels_do_not(
-    small_corpus: Any, other_caches: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caches = (*small_corpus.caches, *other_caches)
-    options = {"cache": caches, "adapt_on": ("inputs", OTHER), "shots": 4}
-    assert small_corpus.run(tmp_path / "joined", **options).summary["num_adapt_inputs"] == 16 + 8
-    alter_examples(monkeypatch, with_wrong_label, opened_by="open_dataset")
-    small_corpus.run(tmp_path / "wrong", **options)
-    assert losses(tmp_path / "wrong") == losses(tmp_path / "joined")
-
-
-@pytest.mark.parametrize("more", [{"answer_weight": 1.0}, {"distance": "mse"}])
-def test_inputs_of_another_split_need_no_labels(
+@pytest.mark.parametrize("more", [{"answer_weight": 1.0}, {"distance": "mse", "shots": 4}])
+def test_inputs_of_another_split_join_the_adapt_step_and_need_no_labels(
     small_corpus: Any,
     other_caches: tuple[Path, ...],
     known: Path,
@@ -188,8 +183,7 @@ def test_inputs_of_another_split_need_no_labels(
     more: dict[str, Any],
 ) -> None:
     options = {"cache": (*small_corpus.caches, *other_caches), "adapt_on": ("inputs", OTHER), "known_words": known}
-    small_corpus.run(tmp_path / "labelled", **options, **more)
-
+    assert small_corpus.run(tmp_path / "labelled", **options, **more).summary["num_adapt_inputs"] == 16 + 8
     alter_examples(monkeypatch, lambda example: replace(example, label=None), opened_by="open_dataset")
     small_corpus.run(tmp_path / "bare", **options, **more)
     assert losses(tmp_path / "bare") == losses(tmp_path / "labelled")
@@ -232,3 +226,49 @@ def test_a_joined_teacher_gives_each_unit_what_its_own_cache_gives(
             if tower == "text":
                 spans = [source.char_spans([unit]) for source, unit in zip(sources, mixed, strict=True)]
                 np.testing.assert_array_equal(both.char_spans(mixed), np.concatenate(spans))
+
+
+TEXT_ALONE = {"pathway": "text", "selection": "prior", "adapt_objective": "distil-only"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({"method": "plain", "hide_picture": True}, True),
+        ({"hide_picture": True, **TEXT_ALONE}, True),
+        ({"hide_picture": True, **TEXT_ALONE, "steps": "one", "distill_layer": "fused"}, True),
+        (TEXT_ALONE, False),
+    ],
+    ids=["plain", "two steps", "one step", "shown"],
+)
+def test_other_pictures_change_nothing_in_training(
+    changes: dict[str, Any], is_same: bool, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Folds go by the pictures' ids, and confidences that the first run stored would serve the second one.
+    monkeypatch.setattr("advl_pipeline.confidence.estimators.read_confidence", lambda *unused: None)
+    monkeypatch.setattr("advl_pipeline.confidence.estimators.write_confidence", lambda *unused: None)
+    monkeypatch.setattr(
+        "advl_pipeline.confidence.estimators.assign_folds",
+        lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
+    )
+    unswapped = first_terms(small_corpus.config(tmp_path / "own", **changes))
+    others = swapped_pictures(small_corpus.dataset().image_units(), seed=0)
+    alter_examples(monkeypatch, lambda example: with_picture(example, others[example.image.unit_id]))
+    swapped = first_terms(small_corpus.config(tmp_path / "swapped", **changes))
+    assert (swapped == pytest.approx(unswapped, rel=1e-4, abs=1e-6)) == is_same
+
+
+def hidden(**changes: Any) -> FinetuneConfig:
+    common: dict[str, Any] = {"dataset": "scenes-vcr", "output": Path("run"), "cache": (Path("cache"),)}
+    return build_config(FinetuneConfig, common, {"hide_picture": True}, changes)
+
+
+def test_the_remedies_of_what_is_refused_are_enough() -> None:
+    for allowed in (
+        TEXT_ALONE,
+        {**TEXT_ALONE, "distance": "mse", "selection": "random"},
+        {**TEXT_ALONE, "weighting": "uniform", "confidence": "zero-shot"},
+        {"method": "naive-kd", "pathway": "text"},
+        {"method": SHIPPED["plain-no-picture"].method, **SHIPPED["plain-no-picture"].training},
+    ):
+        assert resolve_method(hidden(**allowed)).uses_teachers == (allowed.get("method") != "plain")

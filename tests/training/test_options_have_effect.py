@@ -130,6 +130,30 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
     assert "obeyed" in outcomes, f"--{name} is never obeyed"
 
 
+PROJECTED = {"projector": "frozen", "pathway": "vision", "distance": "cosine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(
+            ("projector", {**PROJECTED, "method": "naive-kd", **changes})
+            for changes in (
+                {"distance": "relational"},
+                {"pathway": "text"},
+                {"method": "plain", "cache": ()},
+                {"distill_weight": 0.0},
+            )
+        ),
+        ("answers_of", {"answers_of": "student", "steps": "one"}),
+        ("answers_of", {"answers_of": "student", "answer_weight": 0.0}),
+    ],
+)
+def test_an_option_that_nothing_reads_is_told(name: str, options: dict[str, Any]) -> None:
+    config = build_config(FinetuneConfig, {"dataset": "d", "output": "o", "cache": (Path("caches/a"),)}, options)
+    assert name in unused_options(config, facts_of_run(config))
+
+
 def test_what_is_said_to_be_read_somewhere_is_read_there() -> None:
     for name, module in READ_AT.items():
         assert re.search(rf"\b{name}\b", (PACKAGE / module).read_text(encoding="utf-8")), f"{module} reads no {name}"

@@ -1,105 +1,119 @@
-"""Recipes: every number has a source and takes effect, an option wins over it; schedules at their ends."""
+"""Every number of a run has a source: an option, a recipe or a default. Its length follows from the labels."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from commands import complaint
+from own_rows import choice_row, write_json_lines
 from run_logs import load_json, metrics
-from safetensors.torch import load_file
 
 from advl_pipeline.base.configuration import build_config, config_to_dict
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.packages import data_files, read_data_file
-from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.batch_order import TokenOrder
-from advl_pipeline.training.config import FinetuneConfig, Optimiser, TrainingSettings
-from advl_pipeline.training.landmarks.census import StudentAtStart
-from advl_pipeline.training.optimiser import (
-    BertAdam,
-    BertAdamW,
-    build_optimizer,
-    linear_warmup_decay,
-    parameter_groups,
-    rate_factor,
-)
-from advl_pipeline.training.recipes import (
-    choose_recipe,
-    load_recipe,
-    resolve_settings,
-)
-from advl_pipeline.training.resolved import resolve_method
+from advl_pipeline.training import recipes
+from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
+from advl_pipeline.training.identity import run_record
+from advl_pipeline.training.inputs import open_run_inputs
+from advl_pipeline.training.optimiser import rate_factor
+from advl_pipeline.training.recipes import choose_recipe, load_recipe, resolve_settings
+from advl_pipeline.training.resolved import finetune_steps, resolve_run
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.step import FinetuneModel
-
-
-def config(student: str = "uniter-base", **changes: Any) -> FinetuneConfig:
-    return build_config(FinetuneConfig, {"dataset": "vcr", "output": "run", "student": student}, changes)
 
 
 def settle(student: str, task: str, *, num_labelled: int = 425_846, **changes: Any) -> TrainingSettings:
-    options = config(student, **changes)
-    return resolve_settings(
-        options, choose_recipe(student, task, options.optimisation.recipe), task=task, num_labelled=num_labelled
-    )
+    options = build_config(FinetuneConfig, {"dataset": "vcr", "output": "run", "student": student}, changes)
+    chosen = choose_recipe(student, task, options.optimisation.recipe)
+    return resolve_settings(options, chosen, task=task, num_labelled=num_labelled)
 
 
-def test_uniters_numbers_are_the_runs() -> None:
+UNITER, VL_BERT = ("uniter-base", "vcr"), ("vl-bert-base", "vcr")
+WEIGHTS = Path("weights")
+
+DECIDED: list[tuple[tuple[str, str], dict[str, Any], dict[str, Any]]] = [
+    (
+        UNITER,
+        {},
+        {
+            "optimiser": "bert-adamw",
+            "learning_rate": 6e-5,
+            "betas": (0.9, 0.98),
+            "eps": 1e-6,
+            "batch_unit": "tokens",
+            "batch_size": 4000,
+            "accumulate": 20,
+            "num_steps": 8000,
+            "warmup": 0.1,
+            "clip_norm": 2.0,
+            "max_text_tokens": 220,
+            "task_loss": "two-way-choice",
+            "loss_scale": 5.0,
+            "adversarial": None,
+        },
+    ),
+    (
+        UNITER,
+        {"batch_size": 32},
+        {"batch_unit": "examples", "batch_size": 32, "accumulate": 1, "loss_scale": 1.0, "max_text_tokens": 0},
+    ),
+    # A batch holds no example twice, and every micro-batch of every process still has one.
+    (UNITER, {"num_labelled": 16, "batch_size": 4096}, {"batch_size": 16, "accumulate": 1}),
+    (UNITER, {"num_labelled": 3, "batch_size": 4096, "accumulate": 8}, {"batch_size": 8, "accumulate": 8}),
+    # Few labels and data of one's own have no published budget, in steps or in epochs.
+    (UNITER, {"num_labelled": 200, "shots": 100}, {"num_steps": 300}),
+    (UNITER, {"num_labelled": 200, "shots": 100, "num_steps": 77}, {"num_steps": 77}),
+    (UNITER, {"num_labelled": 6400, "dataset": "mine.jsonl"}, {"num_steps": 300}),
+    (VL_BERT, {"num_labelled": 6400, "dataset": "mine.jsonl"}, {"num_steps": 300}),
+    (VL_BERT, {"num_labelled": 20, "shots": 10}, {"batch_size": 20}),
+    (VL_BERT, {"num_labelled": 6400}, {"batch_size": 64, "num_steps": 2000, "optimiser": "sgd", "momentum": 0.9}),
+    (("visualbert", "vqa"), {}, {"clip_each": 1.0, "clip_norm": 0.0, "eps": 1e-6}),
+    # Without a recipe numbers are ADVL's own; a pretrained student without a family's rate learns slowly.
+    (
+        ("modernvbert", "vcr"),
+        {},
+        {"optimiser": "adamw", "no_decay": None, "task_loss": "softmax-choice", "learning_rate": 5e-4},
+    ),
+    (("modernvbert", "vcr"), {"init": WEIGHTS}, {"learning_rate": 5e-5}),
+    (("modernvbert", "vcr"), {"init": WEIGHTS, "recipe": "none"}, {"learning_rate": 5e-5}),
+    (("vilt", "vcr"), {"init": WEIGHTS}, {"learning_rate": 1e-4}),
+]
+
+
+@pytest.mark.parametrize(("run", "options", "decided"), DECIDED)
+def test_a_number_is_the_options_the_recipes_or_the_default(
+    run: tuple[str, str], options: dict[str, Any], decided: dict[str, Any]
+) -> None:
+    made = settle(*run, **options)
+    assert {key: getattr(made, key) for key in decided} == decided
+
+
+def test_every_number_says_where_it_comes_from() -> None:
     made = settle("uniter-base", "vcr")
-    assert (made.optimiser, made.learning_rate, made.betas, made.eps) == ("bert-adamw", 6e-5, (0.9, 0.98), 1e-6)
-    assert (made.batch_unit, made.batch_size, made.accumulate) == ("tokens", 4000, 20)
-    assert (made.num_steps, made.warmup, made.clip_norm, made.max_text_tokens) == (8000, 0.1, 2.0, 220)
-    assert (made.task_loss, made.loss_scale, made.adversarial) == ("two-way-choice", 5.0, None)
-    assert all(
-        "UNITER" in source or "not stated" in source for key, source in made.sources.items() if key != "adversarial"
-    )
-
-
-def test_options_win_and_say_so() -> None:
-    made = settle("uniter-base", "vcr", learning_rate=6e-5, batch_size=32)
-    assert (made.batch_unit, made.batch_size, made.accumulate, made.loss_scale) == ("examples", 32, 1, 1.0)
-    assert made.max_text_tokens == 0
+    followed = {source for key, source in made.sources.items() if key != "adversarial"}
+    assert all("UNITER" in source or "not stated" in source for source in followed)
     # Given at the recipe's own value, it is given all the same.
+    made = settle("uniter-base", "vcr", learning_rate=6e-5, batch_size=32)
     assert made.sources["learning_rate"] == "--learning-rate"
     for flag in ("--learning-rate 6e-05", "--batch-size 32"):
         assert flag in made.line()
     described = made.to_dict()["settings"]
     assert described["optimiser"] == {"value": "bert-adamw", "source": made.sources["optimiser"]}
-
-
-def test_a_batch_holds_no_example_twice_and_says_so() -> None:
-    made = settle("uniter-base", "vcr", num_labelled=16, batch_size=4096)
-    assert (made.batch_size, made.accumulate) == (16, 1)
-    assert "--batch-size 4096, cut to the 16 examples there are" in made.line()
-    assert "--batch-size 16" in settle("uniter-base", "vcr", num_labelled=16, batch_size=16).line()
-    # Every micro-batch of every process still has one.
-    many = settle("uniter-base", "vcr", num_labelled=3, batch_size=4096, accumulate=8)
-    assert (many.batch_size, many.accumulate) == (8, 8)
-
-
-def test_low_shot_runs_keep_the_users_budget_and_epochs_become_steps() -> None:
-    assert settle("uniter-base", "vcr", shots=100, num_labelled=200).num_steps == 300
-    assert settle("uniter-base", "vcr", shots=100, num_labelled=200, num_steps=77).num_steps == 77
-    made = settle("vl-bert-base", "vcr", num_labelled=6400)
-    assert (made.batch_size, made.num_steps, made.optimiser, made.momentum) == (64, 2000, "sgd", 0.9)
-    assert settle("vl-bert-base", "vcr", shots=10, num_labelled=20).batch_size == 20
-    # Data of one's own have no published budget, in steps or in epochs.
-    for student in ("uniter-base", "vl-bert-base"):
-        assert settle(student, "vcr", num_labelled=6400, dataset="mine.jsonl").num_steps == 300
+    cut = settle("uniter-base", "vcr", num_labelled=16, batch_size=4096)
+    assert "--batch-size 4096, cut to the 16 examples there are" in cut.line()
+    slow = settle("modernvbert", "vcr", init=WEIGHTS)
+    assert slow.sources["learning_rate"] == "ADVL's default for a student that starts from --init"
 
 
 def test_no_recipe_is_advls_own_numbers() -> None:
-    plain = settle("modernvbert", "vcr")
-    asked = settle("uniter-base", "vcr", recipe="none")
-    for key, value in config_to_dict(plain).items():
-        if key not in ("note", "sources"):
-            assert config_to_dict(asked)[key] == value, key
-    assert (plain.optimiser, plain.no_decay, plain.task_loss) == ("adamw", None, "softmax-choice")
+    plain, asked = (
+        config_to_dict(settle(student, "vcr", recipe=recipe)) | {"note": "", "sources": {}}
+        for student, recipe in (("modernvbert", "auto"), ("uniter-base", "none"))
+    )
+    assert asked == plain
     assert settle("modernvbert", "vqa").note == "no recipe is published for modernvbert on vqa"
 
 
@@ -127,17 +141,6 @@ def test_a_family_lends_its_rates_with_their_optimiser_and_nothing_else(
     assert settle(student, task, learning_rate=3e-5).learning_rate == 3e-5
 
 
-def test_a_pretrained_student_without_a_familys_rate_learns_slowly() -> None:
-    for recipe in ("auto", "none"):
-        made = settle("modernvbert", "vcr", init=Path("weights"), recipe=recipe)
-        assert (made.learning_rate, made.sources["learning_rate"]) == (
-            5e-5,
-            "ADVL's default for a student that starts from --init",
-        )
-    assert settle("modernvbert", "vcr").learning_rate == 5e-4
-    assert settle("vilt", "vcr", init=Path("weights")).learning_rate == 1e-4
-
-
 def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('learning_rate = 1e-3\nloss = "softmax-choice"\n', encoding="utf-8")
@@ -150,9 +153,6 @@ def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Unknown key") as wrong:
         settle("uniter-base", "vcr", recipe=str(file))
     assert "learning_rate" in wrong.value.why
-    file.write_text("no_decay = 5\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="no_decay must be str, not int"):
-        settle("uniter-base", "vcr", recipe=str(file))
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,18 @@ def test_a_wrong_pattern_or_scale_is_refused_by_name(key: str, value: str, named
     assert wrong.value.why.startswith(f"{key} {named}")
 
 
-def test_wrong_numbers_of_a_recipe_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text('schedule = "steps"\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match="milestones"):
-        settle("uniter-base", "vcr", recipe=str(file))
-    file.write_text("clip_norm = -1.0\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="clip_norm must be at least 0"):
-        settle("uniter-base", "vcr", recipe=str(file))
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no_decay = 5", "no_decay must be str, not int"),
+        ('schedule = "steps"', "milestones"),
+        ("clip_norm = -1.0", "clip_norm must be at least 0"),
+    ],
+)
+def test_a_wrong_value_of_a_recipe_is_refused(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(line, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        settle("uniter-base", "vcr", recipe=str(tmp_path / "mine.toml"))
 
 
 def test_villas_numbers_are_its_recipes() -> None:
@@ -198,94 +202,6 @@ def test_villas_numbers_are_its_recipes() -> None:
     assert (published.text_learning_rate, published.visual_learning_rate, published.num_steps) == (1e-3, 0.0, 3)
     assert of_vcr.visual_learning_rate > 0
     assert load_recipe("uniter", "vqa", "base").adversarial == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("adamw", torch.optim.AdamW), ("bert-adamw", BertAdamW), ("bert-adam", BertAdam), ("sgd", torch.optim.SGD)],
-)
-def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
-    name: Optimiser, kind: type[torch.optim.Optimizer]
-) -> None:
-    student = build_student("uniter-tiny")
-    method = resolve_method(config(method="plain"))
-    distiller = Distiller(method.settings, {}, hidden_size=student.hidden_size, pooled_size=student.pooled_size)
-    heads = {"vqa": student.build_head("vqa", 5)}
-    start = StudentAtStart(student=student, heads=heads, settings=method.settings)
-    model = FinetuneModel(start, distiller, task_loss="soft-target-bce")
-    settings = dataclasses.replace(settle("uniter-base", "vqa"), optimiser=name)
-    optimiser = build_optimizer(settings, model)
-    assert type(optimiser) is kind
-    rate_of = {id(p): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]}
-    named = dict(model.named_parameters())
-    assert len(rate_of) == len(named)
-    assert rate_of[id(named["heads.vqa.2.weight"])] == (pytest.approx(8e-4), 0.01)
-    assert rate_of[id(named["student.model.img_embeddings.img_layer_norm.weight"])] == (8e-5, 0.01)
-    assert rate_of[id(named["student.model.embeddings.LayerNorm.weight"])] == (8e-5, 0.0)
-    slow = build_optimizer(dataclasses.replace(settings, head_lr_scale=1.0), model, student_scale=0.1)
-    assert sum(len(group["params"]) for group in slow.param_groups) == len(named)
-    slow_rate_of = {id(p): group["lr"] for group in slow.param_groups for p in group["params"]}
-    assert slow_rate_of[id(named["heads.vqa.2.weight"])] == 8e-5
-    assert slow_rate_of[id(named["student.model.embeddings.LayerNorm.weight"])] == pytest.approx(8e-6)
-
-
-def test_rates_warm_up_and_fall_as_the_recipe_says() -> None:
-    uniter = settle("uniter-base", "vcr")
-    assert [rate_factor(uniter, step, num_steps=1000) for step in (0, 49, 99)] == pytest.approx([0.01, 0.5, 1.0])
-    assert rate_factor(uniter, 549, num_steps=1000) == pytest.approx(0.5)
-    steps = settle("vl-bert-base", "vcr", num_labelled=64_000)
-    factors = [rate_factor(steps, step, num_steps=20_000) for step in (499, 5000, 13_999, 18_000)]
-    assert factors == pytest.approx([0.5, 1.0, 0.1, 0.01])
-    # A budget shorter than VL-BERT's 1000 steps of warming up spends a tenth of it.
-    assert rate_factor(steps, 9, num_steps=100) == pytest.approx(1.0)
-
-
-def test_token_batches_are_no_more_than_there_are_examples_and_hold_the_longest() -> None:
-    sizes = [int(value) for value in np.random.default_rng(0).integers(5, 60, 100)]
-    assert TokenOrder(sizes, max_tokens=300, accumulate=10_000, seed=1).accumulate < 100
-    with pytest.raises(ConfigError, match="longer than a batch"):
-        TokenOrder(sizes, max_tokens=30, accumulate=1, seed=1)
-
-
-def test_visualberts_gradients_are_clipped_parameter_by_parameter(small_corpus: Any, tmp_path: Path) -> None:
-    """A bound far below its optimiser's eps leaves no step; the bound of 1 that the recipe states does."""
-    moved = {}
-    for name, recipe in (("recipe", {}), ("held", {"clip_each": 1e-12})):
-        small_corpus.run(
-            tmp_path / name,
-            student="visualbert-tiny",
-            method="plain",
-            cache=(),
-            num_steps=2,
-            batch_size=2,
-            learning_rate=1e-3,
-            recipe={"weight_decay": 0.0, **recipe},
-        )
-        torch.manual_seed(0)
-        start = build_student("visualbert-tiny").state_dict()
-        trained = load_file(tmp_path / name / "model.safetensors")
-        moved[name] = max(float((trained[key] - value).abs().max()) for key, value in start.items())
-    assert moved["held"] < 1e-7 < 1e-4 < moved["recipe"]
-    settings = settle("visualbert", "vqa")
-    assert (settings.clip_each, settings.clip_norm, settings.eps) == (1.0, 0.0, 1e-6)
-
-
-def test_the_run_folder_says_where_numbers_come_from(
-    small_corpus: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    options = small_corpus.config(
-        tmp_path / "run", student="villa-tiny", method="plain", cache=(), num_steps=2, batch_size=None, task=()
-    )
-    result = run_finetune(options)
-    written = load_json(tmp_path / "run" / "settings.json")
-    assert written["settings"]["num_steps"] == {"value": 2, "source": "--num-steps"}
-    assert "train-vcr-base-4gpu-adv.json" in written["settings"]["learning_rate"]["source"]
-    assert written["settings"]["adversarial"]["value"]["num_steps"] == 3
-    assert written["heads"] == {"vcr": {"origin": "fresh", "why": "no checkpoint is given"}}
-    assert "recipe villa vcr base" in capfd.readouterr().err
-    assert "adversarial (3 passes)" in result.summary["recipe"]
-    logged = metrics(tmp_path / "run")
-    assert all(record["raw/divergence"] >= 0 for record in logged)
 
 
 RECIPES = [
@@ -309,47 +225,91 @@ def test_every_recipe_loads_and_names_its_sources(student: str, task: str, size:
     assert rate_factor(settings, round(end_of_warmup) - 1, num_steps=20_000) == pytest.approx(1.0)
 
 
-def groups_by_name(student: str, settings: TrainingSettings) -> dict[str, tuple[float, float]]:
-    """Return, by parameter of a tiny student and its head, the scale of its rate and its weight decay."""
-    built = build_student(student)
-    head = {f"head.{name}": value for name, value in built.build_head("vqa", 11).named_parameters()}
-    encoder = dict(built.named_parameters())
-    name_of = {id(value): name for name, value in (encoder | head).items()}
-    groups = parameter_groups(encoder, head, settings)
-    scale_and_decay = {
-        name_of[id(value)]: (round(group["lr"] / settings.learning_rate, 6), group["weight_decay"])
-        for group in groups
-        for value in group["params"]
-    }
-    assert sorted(scale_and_decay) == sorted(encoder | head)
-    return scale_and_decay
-
-
-def test_meter_has_three_learning_rates_and_decays_clips_norms() -> None:
-    groups = groups_by_name("meter-tiny", settle("meter", "vqa"))
-    assert set(groups.values()) == {(scale, decay) for scale in (1.0, 5.0, 50.0) for decay in (0.0, 0.01)}
-    assert groups["vision.post_layernorm.weight"][1] == 0.01
-    assert groups["text.embeddings.LayerNorm.weight"][1] == 0.0
-    assert groups["cross_modal.token_type_embeddings.weight"][0] == 1.0
-    assert groups["cross_modal.cross_modal_text_pooler.dense.weight"][0] == 5.0
-
-
-def test_vilt_spares_the_transformers_norms_and_decays_the_heads() -> None:
-    groups = groups_by_name("vilt-tiny", settle("vilt", "vqa"))
-    assert groups["model.encoder.layer.0.layernorm_before.weight"][1] == 0.0
-    assert groups["model.layernorm.weight"][1] == 0.0
-    assert groups["head.1.weight"][1] == 0.01
-
-
-@pytest.mark.parametrize(("num_steps", "warmup_fraction"), [(1, 0.1), (10, 0.0), (20, 0.25), (300, 0.1)])
-def test_the_learning_rate_rises_to_its_peak_and_falls_but_never_rests(
-    num_steps: int, warmup_fraction: float
+def test_the_run_folder_says_where_numbers_come_from(
+    small_corpus: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    factors = [
-        linear_warmup_decay(step, num_steps=num_steps, warmup_fraction=warmup_fraction) for step in range(num_steps)
-    ]
-    peak = max(1, round(num_steps * warmup_fraction)) - 1
-    assert factors[peak] == 1.0 == max(factors)
-    assert min(factors) > 0
-    assert factors[: peak + 1] == sorted(factors[: peak + 1])
-    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    options = small_corpus.config(
+        tmp_path / "run", student="villa-tiny", method="plain", cache=(), num_steps=2, batch_size=None, task=()
+    )
+    result = run_finetune(options)
+    written = load_json(tmp_path / "run" / "settings.json")
+    assert written["settings"]["num_steps"] == {"value": 2, "source": "--num-steps"}
+    assert "train-vcr-base-4gpu-adv.json" in written["settings"]["learning_rate"]["source"]
+    assert written["settings"]["adversarial"]["value"]["num_steps"] == 3
+    assert written["heads"] == {"vcr": {"origin": "fresh", "why": "no checkpoint is given"}}
+    assert "recipe villa vcr base" in capfd.readouterr().err
+    assert "adversarial (3 passes)" in result.summary["recipe"]
+    logged = metrics(tmp_path / "run")
+    assert all(record["raw/divergence"] >= 0 for record in logged)
+
+
+def configured(**options: Any) -> FinetuneConfig:
+    fixed = {"dataset": "mine.jsonl", "method": "plain", "student": "scenes-small", "output": Path("run")}
+    return build_config(FinetuneConfig, fixed | options)
+
+
+def settings(num_labelled: int, **options: Any) -> TrainingSettings:
+    return resolve_run(configured(**options), kind="vqa", num_labelled=num_labelled).settings
+
+
+@pytest.mark.parametrize(
+    ("num_labelled", "options", "num_steps"),
+    [
+        (100, {}, 300),
+        (1600, {}, 300),
+        (1601, {}, 301),
+        (38_575, {}, 7233),
+        (38_575, {"batch_size": 64}, 1809),
+        (100, {"epochs": 2}, 13),
+        (100, {"epochs": 0.01}, 1),
+        (38_575, {"epochs": 0.5, "batch_size": 64}, 302),
+        (38_575, {"num_steps": 300}, 300),
+    ],
+)
+def test_steps_grow_with_the_labels_unless_they_are_given(
+    num_labelled: int, options: dict[str, Any], num_steps: int
+) -> None:
+    decided = settings(num_labelled, **options)
+    assert decided.num_steps == num_steps
+    assert decided.epochs == pytest.approx(num_steps * decided.batch_size / num_labelled)
+    expected = f"--epochs {options['epochs']}" if "epochs" in options else "--num-steps"
+    expected = expected if {"epochs", "num_steps"} & options.keys() else "ADVL's default"
+    assert decided.sources["num_steps"] == decided.sources["epochs"] == expected
+    # It is forecast before the data are opened.
+    shots = {"shots": num_labelled, **options}
+    assert finetune_steps(configured(**shots)) == settings(num_labelled, **shots).num_steps
+
+
+def test_a_published_budget_stays_and_an_option_wins_over_it() -> None:
+    published = settings(4000, dataset="vqa-v2", student="vilt")
+    assert published.epochs == pytest.approx(10, rel=0.01)
+    asked = settings(4000, dataset="vqa-v2", student="vilt", epochs=1)
+    assert asked.num_steps == math.ceil(4000 / asked.batch_size)
+
+
+def test_epochs_are_refused_beside_steps_and_where_batches_count_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("finetune", "--dataset", "scenes-vcr", "--method", "plain", "--output", "run")
+    code, message = complaint(capsys, *words, "--epochs", 3, "--num-steps", 9)
+    assert (code, "--epochs and --num-steps exclude each other" in message) == (2, True)
+    code, message = complaint(capsys, *words, "--num-epochs", 3)
+    assert code == 2
+    assert "--epochs 3" in message
+    with pytest.raises(ConfigError, match="no fixed number of steps where batches count tokens"):
+        settings(4000, dataset="vcr", student="uniter-base", epochs=1)
+    assert settings(4000, dataset="vcr", student="uniter-base").epochs is None
+
+
+def test_a_run_of_the_default_length_is_known_by_it_where_there_are_many_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_json_lines(tmp_path / "mine.jsonl", [choice_row(number, split="train") for number in range(16)])
+
+    def length(**options: Any) -> Any:
+        config = configured(dataset=str(data), batch_size=16, **options)
+        inputs = open_run_inputs(config, [])
+        run = resolve_run(config, kind="vcr", num_labelled=len(inputs.labelled))
+        return run_record(run, inputs, [], []).get("num_steps")
+
+    assert length() is None
+    monkeypatch.setattr(recipes, "DEFAULT_EPOCHS", 1000)  # As if there were many.
+    assert (length(), length(num_steps=1000), length(epochs=1000)) == (1000, None, None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch
+from advl_pipeline.base.errors import AdvlError, ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.training import run as run_module
 
 PLAIN: dict[str, Any] = {"method": "plain", "cache": ()}
@@ -21,9 +21,16 @@ FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "disti
 RECIPE = {"optimiser": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "loss": "softmax-choice"}
 ADVERSARIAL = {"recipe": {**RECIPE, "adversarial": {"text_learning_rate": 1e-3}}}
 OTHER = "scenes-vcr/train-shift"
+TEXT, MISSING = "the cache of the text teacher", Path("missing")
 
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"cache": ()}, ("needs a teacher cache",)),
+    ({"cache": (Path(__file__).parent,)}, ("no cache",)),
+    ({"cache": (TEXT, TEXT)}, ("same teacher",)),
+    ({"student": "uniter-tny"}, ("uniter-tny",)),
+    ({"task": ("vcr-q2b",)}, ("vcr-q2b",)),
+    ({"recipe": str(MISSING)}, ("missing",)),
+    ({"student_option": ("num_layer=3",)}, ("num_layer",)),
     ({"weight_shuffle": True, "accumulate": 4}, ("a micro-batch has one",)),
     ({"log_with": "neptune"}, ("no tracker 'neptune'",)),
     ({**PLAIN, "student_option": ("num_layers",)}, ("KEY=VALUE", "'num_layers'")),
@@ -42,6 +49,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({**RECORD, "weighting": "oracle"}, ("control of studies", "--weighting oracle")),
     (OWN_ANSWERS, ("no bridge", "--answers-of student")),
     ({"teacher_control": "own-tokens", "pathway": "text"}, ("none is distilled", "--pathway text")),
+    ({"teacher_control": "own-tokens", "cache": (TEXT,)}, ("no cache is of a vision teacher",)),
+    ({"teacher_control": "shift-grid"}, ("no grid whose cells",)),
+    ({"teacher_control": "shift-grid", "cache": (TEXT,)}, ("no teacher has a grid of several cells",)),
+    ({"teacher_control": "shift-grid", "cache": (TEXT,), "vision_target": "image"}, ("no loss reads",)),
     ({"hide_picture": True, "method": "plain-two-step"}, ("see none", "contrast", "--steps one")),
     ({**HIDDEN, "adapt_objective": "contrastive"}, ("see none", "contrast", "--adapt-objective distil-only")),
     ({**HIDDEN, "pathway": "vision"}, ("see none", "visual states", "--pathway text")),
@@ -73,13 +84,32 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "phrases"), REFUSED, ids=lambda value: str(value)[:60])
+OTHERWISE: list[tuple[dict[str, Any], tuple[str, ...], type[AdvlError]]] = [
+    ({"split": "val"}, ("another dataset", "split", "advl extract"), IdentityMismatch),
+    ({**PLAIN, "init": MISSING}, ("missing",), WeightsUnavailable),
+    ({"student": "uniter-tiny", "tokenizer": str(MISSING)}, ("missing",), WeightsUnavailable),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrases", "kind"),
+    [*((*row, ConfigError) for row in REFUSED), *OTHERWISE],
+    ids=lambda value: str(value)[:60],
+)
 def test_what_does_not_go_together_is_refused(
-    changes: dict[str, Any], phrases: tuple[str, ...], small_corpus: Any, known: Path, tmp_path: Path
+    changes: dict[str, Any],
+    phrases: tuple[str, ...],
+    kind: type[AdvlError],
+    small_corpus: Any,
+    known: Path,
+    tmp_path: Path,
 ) -> None:
-    record = {"known_words": known} if "known_words" in changes else {}
-    with pytest.raises(ConfigError) as refused:
-        small_corpus.run(tmp_path / "run", **{**changes, **record})
+    there = {RECORD["known_words"]: known, TEXT: small_corpus.caches[0]}
+    given = {name: there.get(value, value) if isinstance(value, str) else value for name, value in changes.items()}
+    if "cache" in given:
+        given["cache"] = tuple(there.get(cache, cache) for cache in given["cache"])
+    with pytest.raises(kind) as refused:
+        small_corpus.run(tmp_path / "run", **given)
     for words in phrases:
         assert words in str(refused.value)
     assert not (tmp_path / "run").exists()
@@ -97,12 +127,4 @@ def test_batches_that_cannot_be_filled_are_refused_before_teachers_are_opened(
             recipe={"batch_unit": "tokens", "batch_size": 99},
         )
     assert "--batch-size" in refused.value.next_command
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_cache_of_another_split_is_refused(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(IdentityMismatch, match="another dataset") as other:
-        small_corpus.run(tmp_path / "run", split="val")
-    assert "advl extract" in other.value.next_command
-    assert "split" in other.value.why
     assert not (tmp_path / "run").exists()

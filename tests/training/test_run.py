@@ -1,11 +1,9 @@
-"""Runs: resumed after a kill, with live teachers in place of caches, what is logged, refusals."""
+"""A run as a user gives it: killed, with live teachers, scored on the way, and what it leaves besides its student."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-import signal
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,47 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from altered_dataset import alter_examples
-from commands import complaint, printed
+from commands import printed
 from first_step import first_terms
 from live_teacher import teachers_run
-from real_processes import start_advl
-from run_logs import losses
-from safetensors.torch import load_file
+from own_rows import choice_row, write_json_lines
+from run_logs import load_json, metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.training.checks import finetune_command
+from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.packages import install_extra
+from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.runs import names
+from advl_pipeline.runs.run_folder import RunFolder
+from advl_pipeline.runs.trackers import scalars
+from advl_pipeline.training import loop
+from advl_pipeline.training.batches import TrainingBatch
+from advl_pipeline.training.config import config_of_run
 from advl_pipeline.training.run import run_finetune
-
-
-def test_a_killed_run_resumes_to_the_same_result(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = small_corpus.config(tmp_path / "whole", num_steps=4, adapt_steps=2, checkpoint_every=1)
-    run_finetune(config)
-
-    def killed(*caches: Path) -> list[str]:
-        return shlex.split(finetune_command(replace(config, output=tmp_path / "killed", cache=caches)))[1:]
-
-    process = start_advl(*killed(*config.cache))
-    log = tmp_path / "killed" / "metrics.jsonl"
-    while not log.exists() or len(log.read_text().splitlines()) < 3:
-        assert process.is_running(), "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "result.json").exists()
-    environment = json.loads((tmp_path / "killed" / "environment.json").read_text())
-    assert shlex.split(environment["command"])[1:] == killed(*config.cache), "it is written when the run begins"
-    # On another machine the caches lie elsewhere.
-    moved = [shutil.copytree(path, tmp_path / f"moved-{number}") for number, path in enumerate(config.cache)]
-    code, stderr = complaint(capsys, *killed(*moved[::-1]))
-    assert code == 3, stderr
-    assert "cache.1." in stderr
-    printed(capsys, *killed(*moved))
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+from advl_pipeline.training.step import FinetuneModel
+from advl_pipeline.training.validation import is_due
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +44,6 @@ def opened() -> dict[str, Any]:
     "changes",
     [
         {"method": "advl"},
-        {"method": "naive-kd"},
         {"adapt_objective": "contrastive", "selection": "prior", "distance": "cosine"},
         {"distance": "mse", "distill_layer": "fused"},
     ],
@@ -93,3 +70,163 @@ def test_a_split_without_labels_is_refused_before_anything_is_written(
         with pytest.raises(DatasetError, match="nothing to learn"):
             small_corpus.run(run, dataset=dataset, task=(), method="plain", cache=())
         assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "due"),
+    [
+        (24, []),
+        (30, [29]),
+        (60, [29, 59]),
+        (300, list(range(29, 300, 30))),
+        (1085, [108, 216, 325, 433, 542, 650, 759, 867, 976, 1084]),
+    ],
+)
+def test_a_run_is_scored_ten_times_at_most_and_at_its_end(num_steps: int, due: list[int]) -> None:
+    assert [step for step in range(num_steps) if is_due(step, num_steps)] == due
+
+
+def test_what_is_logged_is_what_evaluate_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    splits = ("train", "train", "val")
+    write_json_lines(Path("mine.jsonl"), [choice_row(number, split=splits[number % 3]) for number in range(24)])
+    words = ("finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--method", "plain", "--batch-size", 2)
+    _, message = printed(capsys, *words, "--num-steps", 50, "--output", "run")
+    first, last = (record for record in metrics(Path("run")) if "val/task" in record)
+    assert (first["step"], last["step"]) == (24, 49)
+    assert f"step 50: loss {last['val/task']:.3f}, {100 * last['val/correct']:.1f} % right of 8 examples" in message
+    printed(capsys, "evaluate", "run", "--on", "val", "--probe", "none")
+    scored = json.loads(Path("run/evaluation/val.json").read_text(encoding="utf-8"))
+    assert last["val/correct"] == pytest.approx(scored["metrics"]["choice"] / 100)
+    unseen = config_of_run(load_json(Path("run/config.json")), output=Path("unseen"))
+    run_finetune(unseen, is_cell=True)
+    losses, alone = ([record["raw/task"] for record in metrics(Path(run))] for run in ("run", "unseen"))
+    assert losses == alone
+    assert not any("val/task" in record for record in metrics(Path("unseen")))
+
+
+def tensorboard_of(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / names.TENSORBOARD), size_guidance={"scalars": 0})
+    events.Reload()
+    return events
+
+
+def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_get(
+    small_corpus: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    small_corpus.run(run, num_steps=2, log_with="tensorboard")
+    chosen = load_json(run / names.SELECTED_WORDS)
+    assert set(chosen) == set(small_corpus.dataset().example_ids)
+    for example in small_corpus.examples():
+        for candidate, spans in zip(example.candidates, chosen[example.example_id], strict=True):
+            words = [list(span) for span in word_spans(candidate.text)]
+            assert [span for span in words if span in spans] == spans
+            # A third of the words, rounded up; words that no token of the student stands for cannot be selected.
+            assert len(spans) <= -(-3 * len(words) // 10)
+            assert spans
+    events, logged = tensorboard_of(run), metrics(run)
+    tags = {"raw/text", "raw/task", "learning_rate", "lambda", "weights/text/mean", "weights/text/max"}
+    assert tags <= set(events.Tags()["scalars"])
+    for name in events.Tags()["scalars"]:
+        expected = [(record["step"], scalars(record)[name]) for record in logged if name in scalars(record)]
+        tracked = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in tracked] == [step for step, _ in expected]
+        assert [value for _, value in tracked] == pytest.approx([value for _, value in expected], rel=1e-5)
+    for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
+        small_corpus.run(tmp_path / name, num_steps=1, steps="one", **changes)
+        assert not (tmp_path / name / names.SELECTED_WORDS).exists()
+
+
+def test_words_are_selected_of_no_more_examples_than_a_micro_batch_has(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, find = list[int](), FinetuneModel.distillation_terms
+
+    def watched(model: FinetuneModel, batch: TrainingBatch, *others: Any, **named: Any) -> Any:
+        sizes.append(len(batch.example_ids))
+        return find(model, batch, *others, **named)
+
+    monkeypatch.setattr(FinetuneModel, "distillation_terms", watched)
+    small_corpus.run(tmp_path / "run", num_steps=1, steps="one", batch_size=4, accumulate=2)
+    assert max(sizes) == 2
+    assert set(load_json(tmp_path / "run" / names.SELECTED_WORDS)) == set(small_corpus.dataset().example_ids)
+
+
+def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) -> None:
+    PartialState()
+    for first, value in ((0, 1.0), (2, 7.0)):
+        folder = RunFolder(tmp_path)
+        folder.open_trackers(["tensorboard"], first_step=first)
+        folder.log([{"step": step, "phase": "finetune", "raw/task": value} for step in range(first, first + 4)])
+        folder.close()
+        time.sleep(1.1)  # Event files are named by the second.
+    logged = [(event.step, event.value) for event in tensorboard_of(tmp_path).Scalars("raw/task")]
+    assert logged == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
+
+
+def test_a_run_that_goes_on_is_the_same_to_a_tracker_and_one_that_starts_over_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Started:
+        def __init__(self, *names: Any, **options: Any) -> None:
+            asked.append(options["id"])
+
+        def start(self) -> None:
+            pass
+
+    monkeypatch.setattr("accelerate.tracking.WandBTracker", Started)
+    for resume in (True, True, False):
+        folder = RunFolder(tmp_path)
+        folder.begin({}, config={}, command="", settings={}, caches=[], computed_on={}, resume=resume)
+        folder.open_trackers(["wandb"], first_step=0)
+    assert asked[0] == asked[1] != asked[2]
+
+
+@pytest.mark.filterwarnings("ignore")  # Of the packages themselves.
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_other_trackers_need_no_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    PartialState()
+    folder = RunFolder(tmp_path)
+    folder.open_trackers([name], first_step=0)
+    folder.log([{"step": step, "phase": "finetune", "raw/task": 1.0 + step} for step in range(2)])
+    folder.close()
+    if name == "mlflow":
+        import mlflow
+
+        (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+        assert run.data.metrics == {"raw/task": 2.0}
+    else:
+        assert list((tmp_path / names.WANDB).glob("offline-run-*/*.wandb"))
+
+
+def test_a_tracker_that_is_absent_is_told_before_the_run_begins(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    with pytest.raises(ConfigError, match="wandb is not installed") as refused:
+        small_corpus.run(tmp_path / "run", log_with="wandb")
+    assert install_extra("wandb") in refused.value.next_command
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_keep_to_one_order_where_asked(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    take, flags = loop.OptimiserSteps.take, list[tuple[bool, bool]]()
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        flags.append((torch.are_deterministic_algorithms_enabled(), "CUBLAS_WORKSPACE_CONFIG" in os.environ))
+        return take(*arguments, **options)
+
+    monkeypatch.setattr(loop.OptimiserSteps, "take", watched)
+    small_corpus.run(tmp_path / "run", method="plain", cache=(), num_steps=2, deterministic=True)
+    assert flags == [(True, True)] * 2
+    assert not torch.are_deterministic_algorithms_enabled()

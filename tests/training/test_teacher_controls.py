@@ -15,13 +15,10 @@ from run_logs import load_json, losses
 from small_corpus import SmallCorpus
 from tiny_extraction import tiny_extract
 
-from advl_pipeline.base.configuration import unused_options
-from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.signal import Features, TeacherSignal, VisionSignal
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.checks import facts_of_run
 from advl_pipeline.training.landmarks import bridge
 from advl_pipeline.training.signals.controls import OwnTokens, shuffled_features
 from advl_pipeline.training.signals.teacher_features import UnitFeatures, cached_teacher
@@ -101,14 +98,6 @@ def test_own_answers_are_the_bridge_over_the_students_own_states(
     assert torch.equal(student_landmarks.states_KH, student_landmarks.features_KD)
 
 
-@pytest.mark.parametrize("changes", [{"steps": "one"}, {"answer_weight": 0.0}])
-def test_own_answers_that_nobody_learns_change_nothing(
-    changes: dict[str, Any], small_corpus: Any, tmp_path: Path
-) -> None:
-    config = small_corpus.config(tmp_path / "run", answers_of="student", **changes)
-    assert "answers_of" in unused_options(config, facts_of_run(config))
-
-
 @dataclass(frozen=True)
 class TwoPictures:
     first_B = torch.tensor([0, 2])
@@ -151,11 +140,6 @@ def test_a_run_follows_its_own_tokens_and_not_the_vision_teacher(
         assert own_terms[f"{phase}/raw/vision"] != other[f"{phase}/raw/vision"]
     if distance == "relational":  # Projections of another width draw others after them.
         assert own_terms["adapt/raw/text"] == pytest.approx(other["adapt/raw/text"], rel=1e-5)
-
-
-def test_own_tokens_stand_in_for_a_vision_teacher(small_corpus: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no cache is of a vision teacher"):
-        small_corpus.run(tmp_path / "run", teacher_control="own-tokens", cache=small_corpus.caches[:1])
 
 
 @pytest.fixture(name="towers")

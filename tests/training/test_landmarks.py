@@ -1,8 +1,9 @@
-"""What a record of the student's words serves for: landmarks, the bridge, and weights that follow it."""
+"""Landmarks: the readout of what a student relates and names, the bridge to answers, and weights that follow it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,19 +14,170 @@ import pytest
 import torch
 from altered_dataset import alter_examples, with_wrong_label
 from first_step import first_terms, open_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from real_processes import start
 from run_logs import load_json, losses, metrics
+from small_corpus import SmallCorpus, signals_of
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation import distiller, relational
 from advl_pipeline.distillation.relational import TEMPERATURE, Landmarks
+from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import load_study
 from advl_pipeline.studies.plan import build_plan
-from advl_pipeline.training.landmarks import bridge
+from advl_pipeline.training.landmarks import bridge, readout
 from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
+from advl_pipeline.training.landmarks.naming import NamingGate, naming_gate
+from advl_pipeline.training.landmarks.readout import effective_rank, mean_by_group, readout_share, take_readout
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import confidences
+
+
+def nodes(count: int = 300, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(count, width, generator=generator)
+    rotation, _ = torch.linalg.qr(torch.randn(20, 20, generator=generator))
+    student = torch.nn.functional.pad(teacher, (0, 20 - width)) @ rotation
+    return student, teacher
+
+
+def share(student: torch.Tensor, teacher: torch.Tensor, **changes: torch.Tensor) -> float:
+    count = len(student)
+    settings = {
+        "asked_X": torch.ones(count, dtype=torch.bool),
+        "offered_X": torch.ones(count, dtype=torch.bool),
+        "group_X": torch.arange(count),
+        **changes,
+    }
+    agreed = readout_share(student, teacher, **settings)  # type: ignore[arg-type]
+    return agreed["share"]
+
+
+def test_a_student_with_the_teacher_s_relations_agrees_and_a_stranger_does_by_chance() -> None:
+    student, teacher = nodes()
+    assert share(student, teacher) == 1.0
+    assert share(5 * student + 3, teacher) == 1.0
+    assert share(student[torch.randperm(300)], teacher) == pytest.approx(0.25, abs=0.08)
+
+
+def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
+    student, teacher = nodes(8)
+    offered = torch.arange(8) < 5
+    agreed = readout_share(
+        student,
+        teacher,
+        asked_X=~offered,
+        offered_X=offered,
+        group_X=torch.arange(8),
+    )
+    assert agreed == {"share": 1.0, "num_asked": 3, "chance": 0.25}
+    # Two groups, so that all that may be chosen besides the best are of its own group.
+    few = readout_share(
+        student,
+        teacher,
+        asked_X=torch.ones(8, dtype=torch.bool),
+        offered_X=torch.ones(8, dtype=torch.bool),
+        group_X=torch.arange(8) % 4 // 2,
+    )
+    assert few is None
+
+
+def test_occurrences_of_a_word_are_averaged() -> None:
+    states = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    means, groups = mean_by_group(states, torch.tensor([7, 2, 7]))
+    assert groups.tolist() == [2, 7]
+    assert means.tolist() == [[0.0, 1.0], [2.0, 0.0]]
+
+
+@pytest.mark.parametrize("tasks", [("vcr-q2a",), ("vcr-q2a", "vcr-qa2r")])
+def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
+    tasks: tuple[Any, ...], small_corpus: SmallCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds, draw = list[int](), readout.some_of
+
+    def watched(place_X: torch.Tensor, most: int, generator: Any) -> torch.Tensor:
+        bounds.append(most)
+        return draw(place_X, most, generator)
+
+    monkeypatch.setattr(readout, "some_of", watched)
+    monkeypatch.setattr(readout, "MAX_REGIONS", 32)
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=tasks)
+    take_readout(build_student("scenes-small"), dataset, range(len(dataset)), signals_of(small_corpus.caches[1]))
+    assert 24 <= sum(bounds) <= 32
+
+
+def test_a_student_that_sees_no_region_has_no_names_to_keep() -> None:
+    student, teacher = nodes(4)
+    ones_X, none_X = torch.ones(4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+    placed = readout.Readout(
+        words={"t": (student, teacher, torch.arange(4), ones_X)},
+        texts={},
+        regions={"t": (student[:0], teacher[:0], none_X, none_X.bool())},
+        teachers=("t",),
+    )
+    assert placed.names() is None
+
+
+@given(rank=st.integers(1, 6), more=st.integers(0, 5), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_effective_rank_counts_equal_directions_and_no_others(rank: int, more: int, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.linalg.qr(torch.randn(12, 12, generator=generator).double())[0] for _ in range(2))
+    equal = scale * left[:, :rank] @ right[:rank]
+    assert effective_rank(equal) == pytest.approx(rank, rel=1e-6)
+    fading = (
+        scale * left[:, : rank + more] @ torch.diag(0.5 ** torch.arange(rank + more).double()) @ right[: rank + more]
+    )
+    assert 1 - 1e-9 <= effective_rank(fading) <= rank + more + 1e-9
+    assert effective_rank(fading) == pytest.approx(effective_rank(fading @ right.T), rel=1e-6)
+    assert effective_rank(torch.cat([fading, fading])) == pytest.approx(effective_rank(fading), rel=1e-6)
+    assert effective_rank(0 * equal) == 1
+
+
+NUM_NAMES, WIDTH, NUM_CANDIDATES = 12, 16, 4
+
+
+def gate_of(
+    region_of: Callable[[torch.Tensor, torch.Generator], torch.Tensor], num_pictures: int = 200
+) -> NamingGate:
+    """Return the gate of questions about one of some names, whose region is a function of its name's state."""
+    generator = torch.Generator().manual_seed(0)
+    names_KH = torch.randn(NUM_NAMES, WIDTH, generator=generator)
+    questions = []
+    for number in range(200):
+        chosen_C = torch.randperm(NUM_NAMES, generator=generator)[:NUM_CANDIDATES]
+        label = int(torch.randint(NUM_CANDIDATES, (), generator=generator))
+        region_H = region_of(names_KH[chosen_C[label]], generator)
+        questions.append((region_H.expand(NUM_CANDIDATES, -1), names_KH[chosen_C], label, f"picture {number}"))
+    gate = naming_gate(questions)
+    assert gate is not None
+    return gate
+
+
+def test_names_that_lie_in_the_regions_under_another_map_can_be_gained() -> None:
+    turn_HH = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)))[0]
+    gate = gate_of(lambda name_H, _: name_H @ turn_HH)
+    assert gate.num_asked == 200
+    assert gate.chance == 25
+    assert gate.as_it_is < 45
+    assert gate.own_names < 60
+    assert gate.true_names > 95
+    assert gate.is_worth_running
+
+
+def test_regions_without_names_gain_nothing_and_neither_do_those_that_are_named_already() -> None:
+    noise = gate_of(lambda name_H, generator: torch.randn(name_H.shape, generator=generator))
+    named = gate_of(lambda name_H, _: name_H)
+    assert max(noise.as_it_is, noise.own_names, noise.true_names) < 45
+    assert named.as_it_is == named.true_names == 100
+    assert not named.is_worth_running
+
+
+def test_pictures_of_one_fold_are_no_gate() -> None:
+    assert naming_gate([(torch.ones(4, 3), torch.ones(4, 3), 0, "one")] * 40) is None
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -87,16 +239,12 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
 def test_what_the_adapt_step_learns_of_answers_reads_no_label(
     small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"known_words": known, "answer_weight": 1.0, "num_steps": 1, "confidence": "none"}
-
-    def adapt_losses(run: Path) -> list[float]:
-        small_corpus.run(run, **options)
-        return [record["raw/answers"] for record in losses(run) if record["phase"] == "adapt"]
-
-    answer_losses = adapt_losses(tmp_path / "own")
-    assert len(answer_losses) == 2
+    options = {"known_words": known, "answer_weight": 1.0, "confidence": "none"}
+    terms = first_terms(small_corpus.config(tmp_path / "own", **options))
     alter_examples(monkeypatch, with_wrong_label)
-    assert adapt_losses(tmp_path / "others") == answer_losses
+    others = first_terms(small_corpus.config(tmp_path / "others", **options))
+    assert others["adapt/raw/answers"] == terms["adapt/raw/answers"] > 0
+    assert others["finetune/raw/task"] != terms["finetune/raw/task"]
 
 
 @pytest.mark.parametrize("outranked", [1.0, 0.5])
@@ -120,15 +268,6 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
     verb = "learns how" if outranked == 1.0 else "does not learn how"
     assert f"the adapt step {verb} the text teacher would answer: AUC {outranked:.2f}" in capsys.readouterr().err
     assert ("adapt/raw/answers" in terms) == (outranked == 1.0)
-
-
-def test_without_a_bridge_a_run_says_what_its_student_starts_from_and_nothing_of_answers(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    open_run(small_corpus.config(tmp_path / "run"))
-    messages = capsys.readouterr().err
-    assert "text teacher" not in messages
-    assert "starts from random weights" in messages
 
 
 def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
@@ -209,23 +348,20 @@ def test_weights_are_one_where_the_bridge_is_right_by_the_label(
     ]
 
 
-def test_inputs_without_labels_are_refused(
+def test_inputs_without_labels_or_without_a_bridge_are_refused(
     small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = small_corpus.dataset().example_ids[0]
     alter_examples(
         monkeypatch, lambda example: replace(example, label=None) if example.example_id == first else example
     )
-    options = {"known_words": known, "weighting": "oracle", "adapt_steps": 8, "shots": 8}
-    with pytest.raises(ConfigError, match="need the label of every input") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", **options), is_control=True)
-    assert "1 have none" in str(refused.value.why)
-
-
-def test_without_a_bridge_it_is_refused(small_corpus: Any, tmp_path: Path) -> None:
+    options = {"weighting": "oracle", "adapt_steps": 8, "shots": 8}
     with pytest.raises(ConfigError, match="no bridge") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", weighting="oracle"), is_control=True)
+        run_finetune(small_corpus.config(tmp_path / "run", **options), is_control=True)
     assert refused.value.where == "--weighting oracle"
+    with pytest.raises(ConfigError, match="need the label of every input") as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", known_words=known, **options), is_control=True)
+    assert "1 have none" in str(refused.value.why)
 
 
 def test_known_words_are_landmarks_and_are_not_distilled(

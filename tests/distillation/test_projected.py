@@ -1,4 +1,4 @@
-"""Projectors of visual states against loops, what they learn, and what is refused."""
+"""Projections of states against loops: distances, projectors, what they learn, and what runs take of them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from first_step import first_terms
 from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.base.configuration import unused_options
-from advl_pipeline.distillation.projected import Projections, projected_vision
-from advl_pipeline.distillation.settings import Projector
-from advl_pipeline.distillation.signal import Features, VisionSignal
+from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.distillation.projected import Projections, distance, projected_vision
+from advl_pipeline.distillation.settings import DistillationSettings, Projector
+from advl_pipeline.distillation.signal import Features, VisionSignal, standardise
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training.checks import facts_of_run
+
+KINDS = ("mse", "l1", "cosine", "smooth-l1")
+
+
+def layer_norm_by_loop(values: np.ndarray) -> np.ndarray:
+    out = np.empty_like(values)
+    for row in range(len(values)):
+        mean = sum(values[row]) / len(values[row])
+        variance = sum((x - mean) ** 2 for x in values[row]) / len(values[row])
+        out[row] = [(x - mean) / np.sqrt(variance + 1e-5) for x in values[row]]
+    return out
+
+
+def distance_by_loop(a: np.ndarray, b: np.ndarray, kind: str) -> list[float]:
+    out = []
+    for x, y in zip(layer_norm_by_loop(a), layer_norm_by_loop(b), strict=True):
+        if kind == "cosine":
+            out.append(1 - float(x @ y) / float(np.linalg.norm(x) * np.linalg.norm(y)))
+            continue
+        total = 0.0
+        for u, v in zip(x, y, strict=True):
+            gap = abs(u - v)
+            total += {"mse": gap**2, "l1": gap, "smooth-l1": 0.5 * gap**2 if gap < 1 else gap - 0.5}[kind]
+        out.append(total / len(x))
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_loop(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(5, 12)), rng.normal(size=(5, 12)) * 3 + 1
+    found = distance(torch.tensor(a), torch.tensor(b), kind)
+    np.testing.assert_allclose(found.numpy(), distance_by_loop(a, b, kind), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_the_student_only(kind: str) -> None:
+    a = torch.randn(3, 8, requires_grad=True)
+    b = torch.randn(3, 8, requires_grad=True)
+    distance(a, b, kind).sum().backward()
+    assert a.grad.abs().sum() > 0
+    assert b.grad is None
+
+
+def test_standardise_gives_mean_zero_and_variance_one_and_silences_constant_dimensions() -> None:
+    values = torch.randn(400, 5, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 10, 0.1, 3, 0]) + 7
+    scaled = standardise(values, values.mean(0), values.var(0, unbiased=False))
+    # The third dimension has the mean 7 and the deviation 0.1.
+    assert_near(scaled.mean(0), torch.zeros(5), roundings=16, scale=70)
+    assert_near(scaled[:, :4].var(0, unbiased=False), torch.ones(4), roundings=16, scale=70)
+    assert scaled[:, 4].abs().max() == 0
+
 
 N, R, H, D = 3, 4, 6, 5
 
@@ -33,6 +88,15 @@ class Batch:
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def projections_of(kind: Projector) -> Projections:
+    """Return the maps to a vision teacher that a run of this option has."""
+    torch.manual_seed(0)
+    settings = DistillationSettings(projector=kind, distance="cosine")
+    made = Distiller(settings, {"t": {"image": D, "region": D}}, hidden_size=H, pooled_size=H).vision["t"]
+    assert isinstance(made, Projections)
+    return made
 
 
 def targets() -> VisionSignal:
@@ -70,9 +134,8 @@ def expected_loss(project: Any, states_NRH: torch.Tensor, signal: VisionSignal) 
 
 @pytest.mark.parametrize("kind", get_args(Projector))
 def test_image_tokens_follow_by_the_formula(kind: Projector) -> None:
-    torch.manual_seed(0)
-    projections, signal, batch = Projections(kind, region=(H, D)), targets(), Batch()
-    given: Any = batch
+    projections, signal = projections_of(kind), targets()
+    given: Any = Batch()
     states = [draw(N, R, H, seed=number) for number in (5, 6, 7)]
     layers = states[1:] if kind == "shared" else []
     found_N = projected_vision(projections, output(states[0], *layers), given, signal, "regions", "cosine")
@@ -94,10 +157,8 @@ def test_image_tokens_follow_by_the_formula(kind: Projector) -> None:
 
 @pytest.mark.parametrize("kind", get_args(Projector))
 def test_states_get_gradients_and_a_frozen_projector_none(kind: Projector) -> None:
-    torch.manual_seed(0)
-    projections = Projections(kind, image=(H, D), region=(H, D))
-    states_NRH, batch = draw(N, R, H, seed=5).requires_grad_(), Batch()
-    given: Any = batch
+    projections, states_NRH = projections_of(kind), draw(N, R, H, seed=5).requires_grad_()
+    given: Any = Batch()
     projected_vision(projections, output(states_NRH), given, targets(), "both", "cosine").sum().backward()
     assert float(states_NRH.grad.abs().sum()) > 0
     learned = [parameter.grad is not None for parameter in projections.parameters()]
@@ -105,7 +166,6 @@ def test_states_get_gradients_and_a_frozen_projector_none(kind: Projector) -> No
 
 
 FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "distill_layer": "fused"}
-
 
 CHAT = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2}
 
@@ -127,26 +187,12 @@ def test_at_weight_zero_a_run_is_plain_and_else_gradients_reach_the_image_tower(
     assert any(not torch.equal(taught[name], plain[name]) for name in tower)
 
 
-def test_every_projector_gives_other_terms(small_corpus: Any, tmp_path: Path) -> None:
-    found = {}
-    for kind in get_args(Projector):
-        config = small_corpus.config(tmp_path / kind, **CHAT, **FIELD, projector=kind)
-        found[kind] = first_terms(config)["finetune/raw/vision"]
-    # A frozen one is an mlp that stays as it starts.
-    assert found.pop("frozen") == found["mlp"]
-    assert len(set(found.values())) == len(found)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"distance": "relational"}, {"pathway": "text"}, {"method": "plain", "cache": ()}, {"distill_weight": 0.0}],
-    ids=["relations", "texts", "no teacher", "weight 0"],
-)
-def test_a_projector_that_projects_nothing_is_told(
-    changes: dict[str, Any], small_corpus: Any, tmp_path: Path
-) -> None:
-    config = small_corpus.config(tmp_path / "run", **{**FIELD, **changes}, projector="frozen")
-    assert "projector" in unused_options(config, facts_of_run(config))
+def test_a_shared_projector_follows_other_layers(small_corpus: Any, tmp_path: Path) -> None:
+    one, several = (
+        first_terms(small_corpus.config(tmp_path / kind, **CHAT, **FIELD, projector=kind))["finetune/raw/vision"]
+        for kind in ("mlp", "shared")
+    )
+    assert one != several
 
 
 def test_layers_lie_from_half_to_three_quarters_of_the_depth(small_corpus: Any) -> None:
