@@ -131,7 +131,6 @@ checkpoint_every = 1000
 name = "small"
 dataset = "scenes-vcr"
 tasks = ["vcr-q2a"]
-metrics = ["q2a"]
 student = "scenes-small"
 test_sets = ["val"]
 """
