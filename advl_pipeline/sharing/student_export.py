@@ -5,6 +5,7 @@ The tokenizer and the picture reader are as transformers has them: they lay out 
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     ViltForQuestionAnswering,
     ViltProcessor,
-    VisualBertForMultipleChoice,
     VisualBertForQuestionAnswering,
     VisualBertForVisualReasoning,
     ViTImageProcessor,
@@ -142,7 +142,7 @@ class Family:
         if not self.models:
             made: PreTrainedModel = type(student.model)(student.model.config)
             return made
-        config = student.library_config()
+        config = copy.deepcopy(student.model.config)
         if self.head:
             config.update({self.size: num_classes})
         return self.models[task if task in self.models else ""](config)
@@ -189,7 +189,6 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "visualbert": Family(
         models={
-            "vcr": VisualBertForMultipleChoice,
             "vqa": VisualBertForQuestionAnswering,
             "snli-ve": VisualBertForVisualReasoning,
         },

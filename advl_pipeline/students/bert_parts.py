@@ -17,12 +17,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from advl_pipeline.base.configuration import Configuration
 from advl_pipeline.students.presets import library_config
 
 if TYPE_CHECKING:
     from transformers import BertConfig
-
-    from advl_pipeline.students.text_student import TextStudentConfig
 
 TEXT, VISUAL, PADDING = 0, 1, -1
 """Kinds of a position in a single-stream sequence."""
@@ -31,7 +30,7 @@ _MASKED = torch.finfo(torch.float16).min
 """What a softmax gives no weight. Autocast rounds masks to fp16 or bf16, where the lowest fp32 would be infinite."""
 
 
-def bert_config(config: TextStudentConfig, **other: Any) -> BertConfig:
+def bert_config(config: Configuration, **other: Any) -> BertConfig:
     """Return transformers' configuration of a student's BERT layers, which attend as `run_layers` has them do.
 
     Args:

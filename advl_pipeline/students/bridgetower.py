@@ -43,13 +43,8 @@ class BridgeTower(TwoStreams, PixelStudent):
     def __init__(self, name: str, config: BridgeTowerConfig) -> None:
         super().__init__(name, config)
         self.pooled_size = 2 * config.hidden_size
-        self.model = BridgeTowerModel(self.library_config())
-
-    def library_config(self) -> HfBridgeTowerConfig:
-        """Return transformers' configuration of the same architecture."""
         padding = {"pad_token_id": self.tokenizer.pad_id}
-        made: HfBridgeTowerConfig = library_config(HfBridgeTowerConfig, self.config, text_config=padding)
-        return made
+        self.model = BridgeTowerModel(library_config(HfBridgeTowerConfig, config, text_config=padding))
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)

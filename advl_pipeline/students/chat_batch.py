@@ -10,7 +10,7 @@ row, M picture tokens of all rows, Q foretold tokens, K answers, H width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -27,6 +27,9 @@ from advl_pipeline.students.interface import StudentBatch
 
 COMMON, PADDING = -1, -2
 """Whose a token of a row is, where it is no candidate's own."""
+
+TOKENS_AT_ONCE = 512
+"""Tokens of answers behind a sequence; longer lists of answers take several passes."""
 
 MASK_ALIGNMENT = 8
 """Places of which a row of an attention mask holds a multiple: kernels copy another mask for each layer."""
@@ -271,6 +274,19 @@ class ChatBatch(StudentBatch):
     def last_states(self, states_BWH: torch.Tensor) -> torch.Tensor:
         """Return (N, H): the state of each sequence's last token."""
         return self.of_sequences(states_BWH, self.length_N[:, None] - 1)[:, 0]
+
+
+def parts_of_list(answers: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, Sequence[int]]]]:
+    """Cut a list of answers into parts of at most `TOKENS_AT_ONCE` tokens; every answer keeps its number."""
+    part: list[tuple[int, Sequence[int]]] = []
+    size = 0
+    for number, ids in enumerate(answers):
+        if part and size + len(ids) > TOKENS_AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append((number, ids))
+        size += len(ids)
+    yield part
 
 
 Positions = Callable[[torch.Tensor, npt.NDArray[np.int64], Sequence[Sequence[int]]], torch.Tensor]

@@ -1,4 +1,4 @@
-"""The settings of a chat model."""
+"""What a chat model is set to, and what is known of its type."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from advl_pipeline.base.configuration import Configuration, option
-
-PICTURE_SETTINGS = ("min_pixels", "max_pixels", "longest_edge", "image_splitting")
-"""Settings of a student that its processor of pictures heeds."""
+from advl_pipeline.base.packages import read_tables
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,3 +43,27 @@ class GenerativeConfig(Configuration):
     max_pixels: int | None = option(
         None, help="Pixels to which a larger picture is scaled down [default: the processor's].", minimum=1
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FamilyFacts:
+    """What a type of transformers' chat models does otherwise than most; `data/chat_models.toml` says it by type.
+
+    A type that is not proven is tried out before it is used.
+    """
+
+    patches: Literal["", "colours-first", "colours-last"] = ""
+    both_ways: Literal["nothing", "picture", "question"] = "nothing"
+    tiles: bool = False
+    whole: Literal["", "first", "last"] = ""
+    first_position: int = 0
+    template: str = ""
+    processor: str = "AutoProcessor"
+    lora: Mapping[str, Any]
+    is_proven: bool
+
+
+def family_facts(model_type: str) -> FamilyFacts:
+    """Return the facts of a type, the usual ones for a type that the table does not name."""
+    table = read_tables("chat_models.toml")
+    return FamilyFacts(**{**table["default"], **table.get(model_type, {})}, is_proven=model_type in table)

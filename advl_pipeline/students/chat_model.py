@@ -1,7 +1,7 @@
 """What a chat model of transformers is made of: its configuration, weights, pictures' features, and layers.
 
 Shapes: B rows, W tokens of a row, V tokens of all pictures, U tiles, M picture tokens of all rows, D features of one,
-Q foretold tokens, H width.
+Q foretold tokens, N sequences, K answers, H width.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -22,6 +23,9 @@ from advl_pipeline.students.chat_batch import Rows
 from advl_pipeline.students.chat_pictures import GRID
 from advl_pipeline.students.checkpoints import LoadReport, unreadable_weights
 from advl_pipeline.students.weight_files import required_weights
+
+ROWS_AT_ONCE = 2048
+"""States whose words are scored at once: 400 MB in float32 for 49,280 words."""
 
 MASKED_LAYERS = ("full_attention", "sliding_attention")
 RECURRENT_LAYERS = ("linear_attention", "conv")
@@ -156,6 +160,29 @@ def picture_features(
     output = parts.get_image_features(**inputs, **laid_out, return_dict=True)
     depths = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     return torch.stack([_flat(features) for features in depths], dim=1)
+
+
+def answer_likelihoods(
+    model: Any, final_BWH: torch.Tensor, rows: Rows, num_sequences: int, num_answers: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-likelihoods (N, K) of answers, float32, and how many tokens (N, K) each is a sum over.
+
+    Args:
+        final_BWH: last states of rows that foretell the answers.
+        num_sequences: N.
+        num_answers: K.
+    """
+    states_QH = final_BWH.flatten(0, 1).index_select(0, rows.source_Q)
+    log_likelihoods = [states_QH.new_zeros(0, dtype=torch.float32)]
+    for first in range(0, len(states_QH), ROWS_AT_ONCE):
+        at = slice(first, first + ROWS_AT_ONCE)
+        logits = word_logits(model, states_QH[at]).float()
+        log_likelihoods.append(-functional.cross_entropy(logits, rows.target_Q[at], reduction="none"))
+    total = states_QH.new_zeros(num_sequences * num_answers, dtype=torch.float32)
+    number = torch.zeros_like(total, dtype=torch.int64)
+    total = total.index_put((rows.answer_Q,), torch.cat(log_likelihoods), accumulate=True)
+    number = number.index_put((rows.answer_Q,), torch.ones_like(rows.answer_Q), accumulate=True)
+    return total.view(num_sequences, num_answers), number.view(num_sequences, num_answers)
 
 
 def word_logits(model: Any, states_QH: torch.Tensor) -> torch.Tensor:

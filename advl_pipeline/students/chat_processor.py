@@ -1,38 +1,54 @@
-"""The processor of a chat model: loaded, set as asked, and held against the model that it is for."""
+"""The processor of a chat model: loaded, set as asked, and held against the model that it is for.
+
+Models of small sizes that have no published one get a processor over the embedded vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
-from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.base.repositories import fetch
 from advl_pipeline.runs.names import TOKENIZER
-from advl_pipeline.students.chat_pictures import GRID, FamilyFacts
-from advl_pipeline.students.embedded_chat import embedded_processor
-from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER
+from advl_pipeline.students.chat_config import FamilyFacts, GenerativeConfig
+from advl_pipeline.students.chat_pictures import GRID
+from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, embedded_tokenizer_file
+
+PICTURE_SETTINGS = ("min_pixels", "max_pixels", "longest_edge", "image_splitting")
+"""Settings of a student that its processor of pictures heeds."""
 
 
-def load_processor(name: str, model: Any, facts: FamilyFacts) -> Any:
+def load_processor(config: GenerativeConfig, model: Any, facts: FamilyFacts) -> Any:
+    """Load the processor that a student names, and set what it is asked for of pictures.
+
+    Args:
+        config: of the student.
+        model: transformers' configuration of its model.
+        facts: of the model's type.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had. ConfigError: it has no such setting, or the settings
+            contradict one another.
+    """
+    if config.tokenizer == EMBEDDED_TOKENIZER:
+        processor = embedded_processor(model)
+    else:
+        processor = _published_processor(config.tokenizer, facts)
+    _set_pictures(processor.image_processor, config)
+    return processor
+
+
+def _published_processor(name: str, facts: FamilyFacts) -> Any:
     """Load a processor from a folder, or by its name on the hub.
 
     Its tokenizer cuts texts as its `tokenizer.json` says: transformers rebuilds some from their class, and leaves
     out what that does not know.
-
-    Args:
-        name: folder or hub name; that of the embedded vocabulary stands for a processor over it.
-        model: transformers' configuration of the model that it is for.
-        facts: of the model's type.
-
-    Raises:
-        WeightsUnavailable: it is neither here nor to be had.
     """
-    if name == EMBEDDED_TOKENIZER:
-        return embedded_processor(model)
     folder = Path(name)
     if not folder.is_dir():
         folder = fetch(name, what="files of the student's processor", option="--tokenizer", weights=())
@@ -54,30 +70,25 @@ def load_processor(name: str, model: Any, facts: FamilyFacts) -> Any:
     return processor
 
 
-def set_pictures(pictures: Any, asked: Mapping[str, Any], *, where: str) -> None:
-    """Set what a student was asked for on its processor of pictures.
-
-    Args:
-        asked: settings by name; None leaves one as the processor has it.
-        where: of the processor, for errors.
-
-    Raises:
-        ConfigError: it has no such setting, or the settings contradict one another.
-    """
-    size = dict(pictures.size or {})
+def _set_pictures(pictures: Any, config: GenerativeConfig) -> None:
+    size, where = dict(pictures.size or {}), config.tokenizer
     is_counted = GRID in pictures.model_input_names
     keys = {"longest_edge": "longest_edge"}
     if is_counted:
         keys = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = {name: getattr(config, name) for name in PICTURE_SETTINGS if getattr(config, name) is not None}
     for name, value in given.items():
         if name == "image_splitting" and hasattr(pictures, "do_image_splitting"):
             pictures.do_image_splitting = value
         elif size.get(keys.get(name, "")):
             size[keys[name]] = value
         else:
-            why, following = f"it is set by {', '.join(size)}", f"leave out --student-option {name}"
-            raise ConfigError(f"The processor has no setting {name}.", where=where, why=why, next_command=following)
+            raise ConfigError(
+                f"The processor has no setting {name}.",
+                where=where,
+                why=f"it is set by {', '.join(size)}",
+                next_command=f"leave out --student-option {name}",
+            )
     if is_counted and size.get("shortest_edge", 0) > size.get("longest_edge", 0):
         raise ConfigError(
             "Pictures cannot be scaled to what is asked.",
@@ -102,9 +113,12 @@ def require_fit(processor: Any, model: Any, num_rows: int, facts: FamilyFacts, *
     """
     why = _misfit(processor, model, num_rows, facts)
     if why:
-        following = "--tokenizer FOLDER that holds the processor of the same model"
-        what = "The processor does not belong to these weights."
-        raise ConfigError(what, where=where, why=why, next_command=following)
+        raise ConfigError(
+            "The processor does not belong to these weights.",
+            where=where,
+            why=why,
+            next_command="--tokenizer FOLDER that holds the processor of the same model",
+        )
 
 
 def _misfit(processor: Any, model: Any, num_rows: int, facts: FamilyFacts) -> str:
@@ -137,3 +151,94 @@ def smaller_pictures(pictures: Any) -> str:
     if hasattr(pictures, "do_image_splitting"):
         return "image_splitting=false gives a picture fewer tokens"
     return "instruction=... with fewer words; this model's pictures have one size"
+
+
+MAX_SPLITS = 6
+"""Rows and columns of tiles that SmolVLM's published vocabulary names."""
+
+TILES_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""Renders what SmolVLM's published template does."""
+
+PATCHES_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Renders what Qwen3-VL's published template does for pictures and texts."""
+
+FEWEST_PIXELS, MOST_PIXELS = 32 * 32, 64 * 64
+
+
+def embedded_processor(model: Any) -> Any:
+    """Return a processor over the embedded vocabulary, with the marks and a template of a published one.
+
+    Args:
+        model: transformers' configuration of the model.
+
+    Raises:
+        ConfigError: no such processor is made for a type.
+    """
+    if model.model_type in ("smolvlm", "idefics3"):
+        return _of_tiles(model)
+    if model.model_type == "qwen3_vl":
+        return _of_patches(model.vision_config)
+    raise ConfigError(
+        f"A model of the type {model.model_type} has no processor over the embedded vocabulary.",
+        next_command=advise(["advl", "students", "list"]),
+    )
+
+
+def _of_tiles(model: Any) -> Any:
+    edge = model.vision_config.image_size
+    side = edge // model.vision_config.patch_size // model.scale_factor
+    numbers = range(1, MAX_SPLITS + 1)
+    marks = ["<image>", "<global-img>", *(f"<row_{row}_col_{column}>" for row in numbers for column in numbers)]
+    tokenizer = _tokenizer(
+        ["<fake_token_around_image>", *marks], bos_token="<|im_start|>", eos_token="<end_of_utterance>"
+    )
+    pictures = transformers.Idefics3ImageProcessor(
+        size={"longest_edge": 4 * edge}, max_image_size={"longest_edge": edge}
+    )
+    return transformers.Idefics3Processor(pictures, tokenizer, image_seq_len=side**2, chat_template=TILES_TEMPLATE)
+
+
+def _of_patches(vision: Any) -> Any:
+    marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = _tokenizer(marks, eos_token="<|im_end|>")
+    sizes = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "size": {"shortest_edge": FEWEST_PIXELS, "longest_edge": MOST_PIXELS},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    return transformers.Qwen3VLProcessor(
+        transformers.Qwen2VLImageProcessor(**sizes),
+        tokenizer,
+        transformers.Qwen3VLVideoProcessor(**sizes),
+        chat_template=PATCHES_TEMPLATE,
+    )
+
+
+def _tokenizer(marks: list[str], **special: str) -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer of the embedded vocabulary for a size that has no published one.
+
+    Args:
+        marks: tokens of the template and of pictures.
+        special: what the library knows by name, such as `eos_token`.
+    """
+    words = Tokenizer.from_file(str(embedded_tokenizer_file()))
+    words.no_padding()
+    words.no_truncation()
+    # A conversation has the template's marks and no others.
+    words.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", additional_special_tokens=marks, **special
+    )

@@ -7,7 +7,6 @@ tensors differently; `read_checkpoint` takes the wrapping off and `map_keys` ren
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
@@ -244,16 +243,14 @@ def _files_of(path: Path) -> list[Path]:
     """Return the files of a checkpoint: the file itself, or those of a folder saved by transformers or by us."""
     if path.is_file():
         return [path]
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (path / name).is_file():
-            index: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8"))
-            # An index is data: only names inside the folder are taken from it.
-            return [path / Path(part).name for part in sorted(set(index["weight_map"].values()))]
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (path / name).is_file():
-            return [path / name]
-    following = "give --init a .pt, .bin, .ckpt or .safetensors file, or a folder that holds one"
-    raise WeightsUnavailable("The checkpoint is not there.", where=str(path), next_command=following)
+    for pattern in ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"):
+        if files := sorted(path.glob(pattern)):
+            return files
+    raise WeightsUnavailable(
+        "The checkpoint is not there.",
+        where=str(path),
+        next_command="give --init a .pt, .bin, .ckpt or .safetensors file, or a folder that holds one",
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:

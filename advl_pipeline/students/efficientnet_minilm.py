@@ -20,26 +20,18 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
-from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.bert_parts import (
-    TokenGrid,
-    bert_config,
-    initialise_bert,
-    norm_first_head,
-    run_layers,
-    token_kinds,
-)
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, norm_first_head
 from advl_pipeline.students.frozen_towers import TowerStudent, efficientnet_lite0
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
-from advl_pipeline.students.text_student import SingleStream
+from advl_pipeline.students.text_student import BertStream
 
 DEPTHS = (1, 2, 3, 4)
 """Maps of the vision tower that are read, at 1/4, 1/8, 1/16 and 1/32 of the picture's side."""
 TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
-class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
+class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
     """Runs the two towers and the fusion."""
 
     config: PixelStudentConfig
@@ -70,11 +62,6 @@ class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
             initialise_bert(part)
         self.hold_towers()
 
-    def collate(self, examples: Sequence[Example]) -> PixelBatch:
-        batch = super().collate(examples)
-        batch.grid = TokenGrid.of_kinds(token_kinds(batch.token_mask_NL, batch.visual_mask_NR))
-        return batch
-
     @property
     def fusion_layers(self) -> Sequence[Any]:
         return list(self.encoder.layer)
@@ -82,12 +69,6 @@ class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
     def embed(self, batch: PixelBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
         cells_BRH = self.cell_projection(self._cells(batch)) + self.place_embedding.weight
         return self.text_projection(self._words(batch)), batch.per_sequence(cells_BRH)
-
-    def run_layers(
-        self, x_NSH: torch.Tensor, batch: PixelBatch, **how: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kinds_NS = token_kinds(batch.token_mask_NL, batch.visual_mask_NR)
-        return run_layers(self.fusion_layers, x_NSH, kinds_NS, grid=batch.grid, **how)
 
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
         pooled_NH: torch.Tensor = self.pooler(text_NLH)
@@ -104,13 +85,12 @@ class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
             states = self.text(input_ids=ids_NL, token_type_ids=types_NL, attention_mask=mask_NL)
             return cast(torch.Tensor, states.last_hidden_state)
 
-        kept = self.kept_states("text", ids_NL)
-        if kept is None:
+        if not self.keeps_states("text", ids_NL):
             return read(ids_NL, types_NL, mask_NL.long())
         text_NLD = torch.zeros(*ids_NL.shape, TEXT_TOWER["hidden_size"], dtype=next(self.parameters()).dtype)
         for row, length in enumerate(mask_NL.sum(1).tolist()):
             ids_1L, types_1L = ids_NL[row : row + 1, :length], types_NL[row : row + 1, :length]
-            text_NLD[row, :length] = kept.of(read, ids_1L, types_1L)[0]
+            text_NLD[row, :length] = self.kept("text", read, ids_1L, types_1L)[0]
         return text_NLD
 
     def _cells(self, batch: PixelBatch) -> torch.Tensor:
@@ -126,7 +106,7 @@ class EfficientNetMiniLm(TowerStudent, SingleStream, PixelStudent):
         def read_one(pixels_3SS: torch.Tensor) -> torch.Tensor:
             return read(self.normalised(replace(batch, pixels_B3SS=pixels_3SS[None])))
 
-        kept = self.kept_states("vision", batch.pixels_B3SS, read_as=f"{side} x {side}")
-        if kept is None:
+        if not self.keeps_states("vision", batch.pixels_B3SS):
             return cast(torch.Tensor, self.per_picture(batch, read))
-        return torch.cat([kept.of(read_one, pixels) for pixels in batch.pixels_B3SS])
+        grid = f"{side} x {side}"
+        return torch.cat([self.kept("vision", read_one, pixels, read_as=grid) for pixels in batch.pixels_B3SS])

@@ -8,7 +8,7 @@ is kept, so that runs of one process, as those of a study's worker, compute it o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from hashlib import blake2b
 from typing import Any, ClassVar, Final, Self
 
@@ -20,30 +20,18 @@ from advl_pipeline.base.batch_norms import fold_batch_norms
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import RecentlyUsed
 
-KEPT_BYTES: Final = 1 << 30
-"""How much of one network's states stays in memory."""
+KEPT_BYTES: Final = 2 << 30
+"""How much of all networks' states stays in memory."""
 
-
-class FrozenStates(RecentlyUsed[torch.Tensor]):
-    """States by the content of what was read; the least recently used ones are dropped."""
-
-    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
-        super().__init__(max_bytes)
-
-    def of(self, read: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-        """Return what `read` makes of the inputs, in the precision of the network's weights."""
-        content = blake2b(digest_size=16)
-        for tensor in inputs:
-            content.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            content.update(tensor.contiguous().numpy().tobytes())
-        return self.get(content.hexdigest(), partial(_computed, read, *inputs))
+kept_states: RecentlyUsed[torch.Tensor] = RecentlyUsed(KEPT_BYTES)
+"""States by the content of weights and inputs; the least recently used ones are dropped."""
 
 
 class TowerStudent(Student):
     """A student with parts whose weights are those of other networks: `tower_parts`, in the order of `towers`."""
 
     tower_parts: ClassVar[tuple[str, ...]]
-    _kept_states: dict[str, FrozenStates]
+    _tower_digests: dict[str, str]
 
     def hold_towers(self) -> None:
         """Freeze the towers; a class calls it when it has built them."""
@@ -68,28 +56,30 @@ class TowerStudent(Student):
             tower.eval()
         return self
 
-    def kept_states(self, part: str, inputs: torch.Tensor, *, read_as: str = "") -> FrozenStates | None:
-        """Return what is kept of a tower's states; None where it is trained or its inputs are not on a CPU.
+    def keeps_states(self, part: str, inputs: torch.Tensor) -> bool:
+        """Say whether a tower's states are kept: on a CPU, where nothing of it is trained."""
+        parameters = self.get_submodule(part).parameters()
+        return inputs.device.type == "cpu" and not any(parameter.requires_grad for parameter in parameters)
+
+    def kept(
+        self, part: str, read: Callable[..., torch.Tensor], *inputs: torch.Tensor, read_as: str = ""
+    ) -> torch.Tensor:
+        """Return what a tower makes of inputs, in the precision of its weights; it is computed once while it is kept.
 
         Args:
+            read: runs the tower.
             read_as: what the states depend on besides weights and inputs, such as a grid that maps are averaged to.
         """
-        tower = self.get_submodule(part)
-        if not keeps_states(tower, inputs):
-            return None
-        if part not in self._kept_states:
-            self._kept_states[part] = _states_of(tower, read_as)
-        return self._kept_states[part]
+        if part not in self._tower_digests:
+            state = self.get_submodule(part).state_dict()
+            self._tower_digests[part] = _digest(" ".join(state), *state.values())
+        name = _digest(f"{self._tower_digests[part]} {read_as}", *inputs)
+        return kept_states.get(name, partial(_computed, read, *inputs))
 
 
 def _forget(student: TowerStudent, *_: object) -> None:
-    """Drop the kept states, which are those of other weights."""
-    student._kept_states = {}
-
-
-def keeps_states(network: nn.Module, inputs: torch.Tensor) -> bool:
-    """Say whether a network's states are kept: on a CPU, where nothing of it is trained."""
-    return inputs.device.type == "cpu" and not any(parameter.requires_grad for parameter in network.parameters())
+    """Forget which weights the towers have: they are others from now on."""
+    student._tower_digests = {}
 
 
 def efficientnet_lite0(**settings: Any) -> Any:
@@ -104,20 +94,13 @@ def efficientnet_lite0(**settings: Any) -> Any:
     return folded.to(memory_format=torch.channels_last)
 
 
-def _states_of(network: nn.Module, read_as: str) -> FrozenStates:
-    """Return what is kept of the states of networks with these weights, for the last few of them."""
-    weights = blake2b(read_as.encode(), digest_size=16)
-    for name, tensor in network.state_dict().items():
-        weights.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        values = tensor.cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
-        weights.update(values.view(torch.uint8).numpy().tobytes())
-    return _by_weights(weights.hexdigest())
-
-
-# As many networks as a student has towers.
-@lru_cache(maxsize=2)
-def _by_weights(digest: str) -> FrozenStates:
-    return FrozenStates()
+def _digest(text: str, *tensors: torch.Tensor) -> str:
+    """Return the digest of a text and of the types, shapes and values of tensors."""
+    state = blake2b(text.encode(), digest_size=16)
+    for tensor in tensors:
+        state.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 @torch.no_grad()

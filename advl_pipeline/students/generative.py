@@ -2,7 +2,7 @@
 
 A sequence is a conversation: the picture, the question and, where there are choices, a candidate as its answer. Word
 and picture states are those of one layer, `align_layer`. Tasks are answered by the language model itself: an answer's
-score is its likelihood (`answers.py`), and no head is trained. Layers are causal and the picture comes first, so that
+score is its likelihood, and no head is trained. Layers are causal and the picture comes first, so that
 picture states never depend on the text; two families see more, and `data/chat_models.toml` says which.
 
 Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R of them picture, W tokens of a row,
@@ -30,12 +30,12 @@ from transformers import AutoModelForImageTextToText
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit
 from advl_pipeline.runs import names
-from advl_pipeline.students.answers import parts_of_list, sum_likelihoods
 from advl_pipeline.students.chat import INSTRUCTIONS, Chat, ChatRow
-from advl_pipeline.students.chat_batch import ChatBatch, Rows, chat_batch
-from advl_pipeline.students.chat_config import PICTURE_SETTINGS, GenerativeConfig
+from advl_pipeline.students.chat_batch import ChatBatch, Rows, chat_batch, parts_of_list
+from advl_pipeline.students.chat_config import GenerativeConfig, family_facts
 from advl_pipeline.students.chat_model import (
     add_inner_features,
+    answer_likelihoods,
     is_recurrent,
     last_states,
     model_config,
@@ -44,10 +44,9 @@ from advl_pipeline.students.chat_model import (
     read_published,
     require_parts,
     states_of,
-    word_logits,
 )
-from advl_pipeline.students.chat_pictures import GRID, Picture, family_facts, keeps_bytes, normalised, read_picture
-from advl_pipeline.students.chat_processor import load_processor, require_fit, set_pictures, smaller_pictures
+from advl_pipeline.students.chat_pictures import GRID, Picture, PictureReader
+from advl_pipeline.students.chat_processor import load_processor, require_fit, smaller_pictures
 from advl_pipeline.students.chat_trial import require_same_likelihood
 from advl_pipeline.students.checkpoints import LoadReport
 from advl_pipeline.students.interface import (
@@ -145,23 +144,16 @@ class GenerativeStudent(Student):
     @cached_property
     def processor(self) -> Any:
         """Loaded when it is first asked for: a student may be described or filled where its processor is not."""
-        where = self.config.tokenizer
-        processor = load_processor(where, self.model.config, self.facts)
-        asked = {name: getattr(self.config, name) for name in PICTURE_SETTINGS}
-        set_pictures(processor.image_processor, asked, where=where)
-        return processor
+        return load_processor(self.config, self.model.config, self.facts)
 
     @cached_property
     def chat(self) -> Chat:
-        return Chat(
-            self.processor,
-            image_token_id=self.model.config.image_token_id,
-            where=self.config.tokenizer,
-        )
+        return Chat(self.processor, image_token_id=self.model.config.image_token_id, where=self.config.tokenizer)
 
     @cached_property
-    def _as_bytes(self) -> bool:
-        return keeps_bytes(self.processor, self.facts)
+    def picture_reader(self) -> PictureReader:
+        wanted = [name for name in picture_inputs(self.model) if name != "pixel_values"]
+        return PictureReader(self.processor, self.facts, image_token_id=self.chat.image_token_id, wanted=wanted)
 
     def require_inputs(self) -> None:
         where, num_rows = self.config.tokenizer, self.decoder.config.vocab_size
@@ -219,16 +211,8 @@ class GenerativeStudent(Student):
         return np.full(len(row.token_ids_S), -1)
 
     def read_picture(self, unit: ImageUnit) -> Picture:
-        """Read a picture as the processor does; raises as `chat_pictures.read_picture`."""
-        image_token = self.processor.tokenizer.convert_ids_to_tokens(self.chat.image_token_id)
-        return read_picture(
-            unit,
-            self.processor,
-            self.facts,
-            image_token=image_token,
-            wanted=[name for name in picture_inputs(self.model) if name != "pixel_values"],
-            as_bytes=self._as_bytes,
-        )
+        """Read a picture as the processor does; raises as `PictureReader.read`."""
+        return self.picture_reader.read(unit)
 
     @property
     def _both_ways(self) -> str:
@@ -374,7 +358,7 @@ class GenerativeStudent(Student):
 
     def _vision_inputs(self, batch: ChatBatch) -> dict[str, torch.Tensor]:
         """Return what the vision encoder takes for the pictures of a batch."""
-        pixels = normalised(batch.pixels, self.processor.image_processor, self.facts, self.model.dtype)
+        pixels = self.picture_reader.normalised(batch.pixels, self.model.dtype)
         # Where the numbers of patches are needed, the device would make the host wait for them.
         grids = {GRID: torch.tensor(batch.grids)} if batch.grids else {}
         return {"pixel_values": pixels[None] if self.facts.tiles else pixels, **batch.inputs, **grids}
@@ -459,12 +443,10 @@ class GenerativeStudent(Student):
         if not batch.passes:
             self._run(batch.rows, x_BWH, batch, shown_MDH, mask_visual)
             return None
-        words, total = partial(word_logits, self.model), list[tuple[torch.Tensor, torch.Tensor]]()
+        total = []
         for rows in batch.passes:
             final_BWH = self._run(rows, x_BWH, batch, shown_MDH, mask_visual)
-            states_QH = final_BWH.flatten(0, 1).index_select(0, rows.source_Q)
-            sizes = batch.num_sequences, batch.num_answers
-            total.append(sum_likelihoods(states_QH, rows.target_Q, rows.answer_Q, words, *sizes))
+            total.append(answer_likelihoods(self.model, final_BWH, rows, batch.num_sequences, batch.num_answers))
         return Answered(
             log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
             num_tokens_NK=torch.stack([number for _, number in total]).sum(0),

@@ -44,12 +44,7 @@ class Lxmert(TwoStreams, RegionStudent):
 
     def __init__(self, name: str, config: LxmertConfig) -> None:
         super().__init__(name, config)
-        self.model = LxmertModel(self.library_config())
-
-    def library_config(self) -> HfLxmertConfig:
-        """Return transformers' configuration of the same architecture."""
-        made: HfLxmertConfig = library_config(HfLxmertConfig, self.config)
-        return made
+        self.model = LxmertModel(library_config(HfLxmertConfig, config))
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return widening_head(self.hidden_size, num_classes)

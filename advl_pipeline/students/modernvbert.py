@@ -47,17 +47,11 @@ class ModernVBert(SingleStream, PixelStudent):
 
     def __init__(self, name: str, config: ModernVBertConfig) -> None:
         super().__init__(name, config)
-        self.model = ModernVBertModel(self.library_config())
-
-    def library_config(self) -> HfModernVBertConfig:
-        """Return transformers' configuration of the same architecture."""
-        tokenizer, image_id = self.tokenizer, self.config.vocab_size - 1
+        tokenizer = self.tokenizer
         ids = {"pad_token_id": tokenizer.pad_id, "cls_token_id": tokenizer.cls_id, "bos_token_id": tokenizer.cls_id}
         ids |= {"sep_token_id": tokenizer.sep_id, "eos_token_id": tokenizer.sep_id}
-        made: HfModernVBertConfig = library_config(
-            HfModernVBertConfig, self.config, image_token_id=image_id, text_config=ids
-        )
-        return made
+        settings = {"image_token_id": config.vocab_size - 1, "text_config": ids}
+        self.model = ModernVBertModel(library_config(HfModernVBertConfig, config, **settings))
 
     @property
     def num_visual(self) -> int:

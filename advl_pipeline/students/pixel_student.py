@@ -20,7 +20,6 @@ import torch
 from advl_pipeline.base.configuration import option
 from advl_pipeline.base.geometry import grid_rectangles
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students.bert_parts import TokenGrid
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.text_student import TextBatch, TextStudent, TextStudentConfig
 
@@ -60,8 +59,6 @@ class PixelBatch(TextBatch):
     pixels_B3SS: torch.Tensor
     are_alike: bool = False
     """Whether all pictures are one and the same, as their names say."""
-    grid: TokenGrid | None = None
-    """Of text and patches, where the student computes no padding."""
 
     def without_picture(self) -> Self:
         """Return the batch with black pictures."""

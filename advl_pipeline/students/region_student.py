@@ -16,10 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from advl_pipeline.base.configuration import option
 from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students.bert_parts import TokenGrid, run_layers, token_kinds
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.picture_source import PixelRegions, Regions, RegionSource
-from advl_pipeline.students.text_student import SingleStream, TextBatch, TextStudent, TextStudentConfig
+from advl_pipeline.students.text_student import BertStream, TextBatch, TextStudent, TextStudentConfig
 
 PIXELS_CAVEAT = "regions are small crops through a random projection, not a detector's features"
 
@@ -48,8 +47,6 @@ class RegionBatch(TextBatch):
 
     features_BRF: torch.Tensor
     positions_BR7: torch.Tensor
-    grid: TokenGrid | None = None
-    """Of text and regions, where the student computes no padding."""
     tags_NL: torch.Tensor | None = None
     alignment_NRA: torch.Tensor | None = None
     """Of students that read it, as `tags_NL`."""
@@ -152,27 +149,12 @@ def collate_regions(
     )
 
 
-class RegionStream(SingleStream, RegionStudent):
-    """A single stream over BERT's layers, whose configuration is made with `attention=ATTENTION`."""
-
-    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
-        """Return (N, S): what each position is that the layers read, as `token_kinds` does."""
-        return token_kinds(text_mask_NL, visual_mask_NR)
-
-    def collate(self, examples: Sequence[Example]) -> RegionBatch:
-        batch = super().collate(examples)
-        batch.grid = TokenGrid.of_kinds(self.kinds(batch.token_mask_NL, batch.visual_mask_NR))
-        return batch
+class RegionStream(BertStream, RegionStudent):
+    """A single stream of words and regions over BERT's layers."""
 
     @property
     def fusion_layers(self) -> Sequence[Any]:
         return list(self.model.encoder.layer)
-
-    def run_layers(
-        self, x_NSH: torch.Tensor, batch: RegionBatch, **how: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kinds_NS = self.kinds(batch.token_mask_NL, batch.visual_mask_NR)
-        return run_layers(self.fusion_layers, x_NSH, kinds_NS, grid=batch.grid, **how)
 
 
 def tags_in(batch: StudentBatch, examples: Sequence[Example]) -> Iterator[tuple[int, torch.Tensor, int]]:

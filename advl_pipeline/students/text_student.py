@@ -21,6 +21,7 @@ from advl_pipeline.base.configuration import Configuration, option
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
 from advl_pipeline.runs import names
+from advl_pipeline.students.bert_parts import TokenGrid, run_layers, token_kinds
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.tokenizer import (
     EMBEDDED_TOKENIZER,
@@ -147,6 +148,8 @@ class TextBatch(StudentBatch):
     pool_index_N: torch.Tensor
     whole_first: bool = True
     """Whether the first visual token of every sequence stands for the whole picture."""
+    grid: TokenGrid | None = None
+    """Of text and picture, where the student computes no padding."""
 
     @abstractmethod
     def without_picture(self) -> Self:
@@ -318,6 +321,24 @@ class SingleStream(TextStudent):
             image_state_NH=visual_NRH[:, 0] if batch.whole_first and visual_NRH.shape[1] else None,
             relevance_NL=relevance_NL,
         )
+
+
+class BertStream(SingleStream):
+    """A single stream over BERT's layers of a `bert_config`, which compute no padding."""
+
+    def kinds(self, batch: TextBatch) -> torch.Tensor:
+        """Return (N, S): what each position is that the layers read, as `token_kinds` does."""
+        return token_kinds(batch.token_mask_NL, batch.visual_mask_NR)
+
+    def collate(self, examples: Sequence[Example]) -> Any:
+        batch: Any = super().collate(examples)  # type: ignore[safe-super]  # Texts and pictures are the other base's.
+        batch.grid = TokenGrid.of_kinds(self.kinds(batch))
+        return batch
+
+    def run_layers(
+        self, x_NSH: torch.Tensor, batch: TextBatch, **how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return run_layers(self.fusion_layers, x_NSH, self.kinds(batch), grid=batch.grid, **how)
 
 
 States = Sequence[torch.Tensor]

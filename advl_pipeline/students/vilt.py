@@ -43,12 +43,7 @@ class Vilt(SingleStream, PixelStudent):
 
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
-        self.model = ViltModel(self.library_config())
-
-    def library_config(self) -> ViltConfig:
-        """Return transformers' configuration of the same architecture."""
-        made: ViltConfig = library_config(ViltConfig, self.config)
-        return made
+        self.model = ViltModel(library_config(ViltConfig, config))
 
     @property
     def fusion_layers(self) -> Sequence[Any]:

@@ -42,7 +42,8 @@ class VisualBertModel(nn.Module):
     def __init__(self, config: RegionStudentConfig) -> None:
         super().__init__()
         bert = bert_config(config)
-        self.embeddings = VisualBertEmbeddings(library_config(VisualBertConfig, config))
+        self.config = library_config(VisualBertConfig, config)
+        self.embeddings = VisualBertEmbeddings(self.config)
         self.encoder = BertEncoder(bert)
         self.pooler = BertPooler(bert)
         initialise_bert(self)
@@ -79,17 +80,12 @@ class VisualBert(RegionStream):
         super().__init__(name, config)
         self.model = VisualBertModel(config)
 
-    def library_config(self) -> VisualBertConfig:
-        """Return transformers' configuration of the same architecture."""
-        made: VisualBertConfig = library_config(VisualBertConfig, self.config)
-        return made
-
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; VQA is `[CLS] q [MASK] [SEP]`."""
         return pair_row(parts, self.tokenizer, masked=task == "vqa")
 
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
-        batch = super().collate(examples)
+        batch: RegionBatch = super().collate(examples)
         region_words: dict[tuple[int, int], list[int]] = {}
         for row, tokens_L, box in tags_in(batch, examples):
             for region in regions_of_box(batch, row, box).tolist():

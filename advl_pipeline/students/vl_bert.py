@@ -27,7 +27,7 @@ from advl_pipeline.students.checkpoints import KeyRules, published_keys
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
-from advl_pipeline.students.text_student import TextRow
+from advl_pipeline.students.text_student import TextBatch, TextRow
 from advl_pipeline.students.tokenizer import TokenPart
 
 OBJECT_TYPE = 2
@@ -163,9 +163,9 @@ class VlBert(RegionStream):
     def regions_of(self, unit: ImageUnit) -> Regions:
         return with_whole_picture(super().regions_of(unit))
 
-    def kinds(self, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+    def kinds(self, batch: TextBatch) -> torch.Tensor:
         # [END] belongs to the picture's side: it closes the list of objects.
-        return token_kinds(text_mask_NL, nn.functional.pad(visual_mask_NR, (0, 1), value=True))
+        return token_kinds(batch.token_mask_NL, nn.functional.pad(batch.visual_mask_NR, (0, 1), value=True))
 
     @property
     def fusion_layers(self) -> Sequence[Any]:
@@ -192,7 +192,7 @@ class VlBert(RegionStream):
         return x_NSH[:, :num_text], x_NSH[:, num_text:]
 
     def run_layers(
-        self, x_NSH: torch.Tensor, batch: RegionBatch, **how: Any
+        self, x_NSH: torch.Tensor, batch: TextBatch, **how: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         x_NSH, relevance_NL = super().run_layers(x_NSH, batch, **how)
         return x_NSH[:, :-1], relevance_NL

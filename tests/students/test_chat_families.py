@@ -12,7 +12,7 @@ import torch
 from closeness import assert_near
 from made_examples import inverted, picture, question
 from PIL import Image
-from tiny_chat_models import BUILDERS, write_tiny
+from tiny_chat_models import FAMILIES, write_tiny
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.errors import ConfigError
@@ -20,7 +20,7 @@ from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.sharing.student_export import family_for, transformers_model
 from advl_pipeline.students import generative
 from advl_pipeline.students.chat_batch import ChatBatch
-from advl_pipeline.students.chat_pictures import family_facts
+from advl_pipeline.students.chat_config import family_facts
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import AnswerHead
 from advl_pipeline.students.memory import add_lora, merge_lora
@@ -86,7 +86,7 @@ class Family:
         return log_probabilities[prompt - 1 : end - 1].gather(1, ids[prompt:end, None]).sum(), end - prompt
 
 
-@pytest.fixture(scope="module", params=list(BUILDERS))
+@pytest.fixture(scope="module", params=list(FAMILIES))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     return Family(request.param, tmp_path_factory.mktemp(request.param))
 

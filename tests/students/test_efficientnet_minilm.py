@@ -43,7 +43,7 @@ def networks() -> list[Any]:
 
 def forget_states() -> None:
     """Drop what students of equal weights have left in this process."""
-    frozen_towers._by_weights.cache_clear()
+    frozen_towers.kept_states = frozen_towers.RecentlyUsed(frozen_towers.KEPT_BYTES)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ That tokens, states, likelihoods and texts are transformers' own is held by `tes
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students import answers as answers_module
+from advl_pipeline.students import chat_batch, chat_model
 from advl_pipeline.students.chat_model import model_config
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.registry import build_student
@@ -107,8 +106,8 @@ def test_a_long_list_is_scored_in_parts(
     names = [f"{word} {other}" for word in ("red", "green", "two") for other in ("dogs", "children", "of them")]
     asked = words.collate(hypotheses)
     whole = words.encode(words.with_answers(asked, "vqa", names))
-    monkeypatch.setattr(answers_module, "TOKENS_AT_ONCE", 5)
-    monkeypatch.setattr(answers_module, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(chat_batch, "TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(chat_model, "ROWS_AT_ONCE", 7)
     parts = words.with_answers(asked, "vqa", names)
     assert len(parts.passes) > 3
     in_parts = words.encode(parts)
@@ -203,46 +202,25 @@ def test_what_cannot_be_read_is_refused_by_name(case: str, tmp_path: Path) -> No
     assert said in str(refused.value)
 
 
-def smaller_tiles(processor: Any) -> None:
-    processor.image_processor.max_image_size = {"longest_edge": 64}
-
-
-def fewer_tokens(processor: Any) -> None:
-    processor.image_seq_len = 9
-
-
-def other_patches(processor: Any) -> None:
-    processor.image_processor.patch_size = 14
-
-
-def mute(processor: Any) -> None:
-    processor.chat_template = ""
-
-
-def one_sided(processor: Any) -> None:
-    processor.chat_template = "{{ messages[0]['content'][1]['text'] }}"
-
-
 @pytest.mark.parametrize(
-    ("name", "family", "change", "what"),
+    ("name", "family", "of", "changed", "what"),
     [
-        ("smolvlm-tiny", "smolvlm", None, "does not belong to these weights"),
-        ("chat", "smolvlm", smaller_tiles, "does not belong to these weights"),
-        ("chat", "smolvlm", fewer_tokens, "does not belong to these weights"),
-        ("chat", "qwen3_vl", other_patches, "does not belong to these weights"),
-        ("chat", "llava", mute, "no chat template"),
-        ("chat", "llava", one_sided, "once each"),
+        ("smolvlm-tiny", "smolvlm", None, {}, "does not belong to these weights"),
+        ("chat", "smolvlm", "image_processor", {"max_image_size": {"longest_edge": 64}}, "does not belong"),
+        ("chat", "smolvlm", None, {"image_seq_len": 9}, "does not belong"),
+        ("chat", "qwen3_vl", "image_processor", {"patch_size": 14}, "does not belong"),
+        ("chat", "llava", None, {"chat_template": ""}, "no chat template"),
+        ("chat", "llava", None, {"chat_template": "{{ messages[0]['content'][1]['text'] }}"}, "once each"),
     ],
 )
 def test_a_processor_of_another_model_is_refused(
-    name: str, family: str, change: Callable[[Any], None] | None, what: str, tmp_path: Path
+    name: str, family: str, of: str | None, changed: dict[str, Any], what: str, tmp_path: Path
 ) -> None:
     processor = write_tiny(family, tmp_path)
-    if change is not None:
-        change(processor)
-        for file in tmp_path.glob("chat_template*"):
-            file.unlink()
-        processor.save_pretrained(tmp_path)
+    vars(getattr(processor, of) if of else processor).update(changed)
+    for file in tmp_path.glob("chat_template*"):
+        file.unlink()
+    processor.save_pretrained(tmp_path)
     student = build_student(
         name, weights=tmp_path if name == "chat" else None, overrides={"tokenizer": str(tmp_path)}
     )

@@ -1,26 +1,28 @@
-"""ViLT, BridgeTower and ModernVBERT equal transformers' own models; METER's vision equals OpenAI's formulation."""
+"""Students of pixels equal transformers' models, and METER's vision OpenAI's; where pictures and crops are from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from closeness import assert_near
+from made_examples import unit
+from PIL import Image
 from references import require_complete
 from torch import nn
-from transformers import (
-    BridgeTowerForImageAndTextRetrieval,
-    ModernVBertForSequenceClassification,
-    ViltForQuestionAnswering,
-)
 
 from advl_data.scenes.students.scenes_vilt import PatchStem
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.students.bridgetower import BridgeTower
+from advl_pipeline.sharing.student_export import family_for, transformers_model
 from advl_pipeline.students.checkpoints import load_into
 from advl_pipeline.students.meter import Meter
-from advl_pipeline.students.modernvbert import ModernVBert
+from advl_pipeline.students.picture_source import CropRegions, RecentlyUsed
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.vilt import Vilt
@@ -56,23 +58,33 @@ def inputs_of(student: PixelStudent, batch: PixelBatch) -> dict[str, torch.Tenso
     }
 
 
-def test_vilt_and_its_head_equal_transformers() -> None:
-    student = build_student("vilt-tiny").eval()
-    config = student.library_config()
-    config.num_labels = 11
-    theirs = ViltForQuestionAnswering(config).eval()
-    state = theirs.state_dict()
-    require_complete(load_into(student, state, Vilt.rules, source="transformers"))
-    head = student.build_head("vqa", 11)
-    require_complete(load_into(head, state, Vilt.head_rules("vqa"), source="transformers"))
+@pytest.mark.parametrize(
+    ("name", "task", "num_classes"),
+    [("vilt-tiny", "vqa", 11), ("bridgetower-tiny", "vqa", 11), ("modernvbert-tiny", "snli-ve", 3)],
+)
+def test_a_student_and_its_head_equal_the_model_of_transformers(name: str, task: str, num_classes: int) -> None:
+    student: Any = build_student(name).eval()
+    head = student.build_head(task, num_classes)
+    theirs: Any = transformers_model(family_for(student), student, head, task)
+    require_complete(load_into(student, theirs.state_dict(), student.rules, source="transformers"))
+    if rules := student.head_rules(task):
+        require_complete(load_into(student.build_head(task, num_classes), theirs.state_dict(), rules, source="head"))
     batch = batch_for(student)
     inputs = inputs_of(student, batch)
+    if name == "modernvbert-tiny":
+        # The picture's tokens follow the first of the text's.
+        image = torch.full((3, student.num_visual), student.config.vocab_size - 1)
+        for key, between in (("input_ids", image), ("attention_mask", torch.ones_like(image))):
+            inputs[key] = torch.cat([inputs[key][:, :1], between, inputs[key][:, 1:]], dim=1)
+        inputs["pixel_values"] = inputs["pixel_values"][:, None]
     with torch.no_grad():
-        ours, expected = student.encode(batch), theirs(**inputs).logits
-        states = theirs.vilt(**inputs).last_hidden_state
-    assert_near(head(ours.pooled_NP), expected)
-    text = batch.token_mask_NL
-    assert_near(ours.text_states_NLH[text], states[:, :9][text])
+        ours, output = student.encode(batch), theirs(**inputs, output_hidden_states=True)
+        # Of BridgeTower transformers has no head of classes.
+        expected = head(output.pooler_output) if name == "bridgetower-tiny" else output.logits
+        assert_near(head(ours.pooled_NP), expected)
+        if name == "vilt-tiny":
+            text, last = batch.token_mask_NL, theirs.vilt.layernorm(output.hidden_states[-1])
+            assert_near(ours.text_states_NLH[text], last[:, :9][text])
 
 
 def test_vilt_takes_a_checkpoint_of_another_image_size() -> None:
@@ -80,42 +92,6 @@ def test_vilt_takes_a_checkpoint_of_another_image_size() -> None:
     state = {key.replace("model.", "vilt.", 1): value for key, value in small.state_dict().items()}
     report = require_complete(load_into(large, state, Vilt.rules, source="small"))
     assert report.resized == ("model.embeddings.position_embeddings ((1, 17, 32) -> (1, 37, 32))",)
-
-
-def test_bridgetower_equals_transformers() -> None:
-    student = build_student("bridgetower-tiny").eval()
-    theirs = BridgeTowerForImageAndTextRetrieval(student.library_config()).eval()
-    require_complete(load_into(student, theirs.state_dict(), BridgeTower.rules, source="transformers"))
-    batch = batch_for(student)
-    with torch.no_grad():
-        ours, expected = student.encode(batch), theirs(**inputs_of(student, batch)).logits
-    assert_near(theirs.itm_score(ours.pooled_NP), expected)
-
-
-def test_modernvbert_and_its_head_equal_transformers() -> None:
-    student = build_student("modernvbert-tiny").eval()
-    config = student.library_config()
-    config.num_labels = 3
-    theirs = ModernVBertForSequenceClassification(config).eval()
-    require_complete(load_into(student, theirs.state_dict(), ModernVBert.rules, source="transformers"))
-    head = student.build_head("snli-ve", 3)
-    sources = (theirs.head.dense.weight, theirs.head.norm.weight, theirs.classifier.weight, theirs.classifier.bias)
-    with torch.no_grad():
-        for parameter, source in zip(head.parameters(), sources, strict=True):
-            parameter.copy_(source)
-    batch = batch_for(student)
-    num_visual = student.num_visual
-    image = torch.full((3, num_visual), student.config.vocab_size - 1)
-    ids = torch.cat([batch.token_ids_NL[:, :1], image, batch.token_ids_NL[:, 1:]], dim=1)
-    mask = torch.cat([batch.token_mask_NL[:, :1], batch.visual_mask_NR, batch.token_mask_NL[:, 1:]], dim=1)
-    with torch.no_grad():
-        ours = student.encode(batch)
-        expected = theirs(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            pixel_values=batch.per_sequence(student.normalised(batch))[:, None],
-        ).logits
-    assert_near(head(ours.pooled_NP), expected)
 
 
 class OpenAiBlock(nn.Module):
@@ -207,3 +183,25 @@ def test_a_token_of_the_small_vilt_sees_its_own_patch() -> None:
 def test_the_small_vilt_reads_whole_patches(sizes: Mapping[str, int]) -> None:
     with pytest.raises(ConfigError, match="whole patches of 16 pixels"):
         build_student("scenes-vilt", overrides=sizes)
+
+
+@pytest.mark.parametrize("box", [[64.2, 4, 64.9, 20], [-0.9, -0.8, -0.1, -0.2], [4, 48.1, 20, 48.9]])
+def test_a_box_in_the_tolerated_rim_is_the_nearest_pixel(tmp_path: Path, box: list[float]) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    crops = CropRegions(8).crops(unit(tmp_path / "a.png", 64, 48, [box]))
+    assert crops.shape == (2, 8, 8, 3)
+    assert (crops[1] == [255, 0, 0]).all()
+
+
+def test_what_is_kept_is_bounded_by_its_bytes() -> None:
+    kept: RecentlyUsed[npt.NDArray[np.uint8]] = RecentlyUsed(250)
+    made: list[str] = []
+
+    def read(name: str) -> npt.NDArray[np.uint8]:
+        made.append(name)
+        return np.zeros(100, dtype=np.uint8)
+
+    for name in "abacab":
+        kept.get(name, partial(read, name))
+    # The third one took the place of the second, which had not been asked for again.
+    assert made == ["a", "b", "c", "b"]

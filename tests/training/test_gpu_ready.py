@@ -27,7 +27,7 @@ from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
-from advl_pipeline.students import frozen_towers
+from advl_pipeline.students.frozen_towers import TowerStudent
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training import batches, loop
 from advl_pipeline.training import run as run_module
@@ -98,7 +98,7 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         # Batches wait on the host for the thread whose device is posed.
         mock.patch.object(batches, "in_pinned_memory", lambda batch: batch),
         # On a CPU alone, which the device still is.
-        mock.patch.object(frozen_towers, "keeps_states", return_value=False),
+        mock.patch.object(TowerStudent, "keeps_states", return_value=False),
         mock.patch.object(batches, "send_ahead", _waiting),
         mock.patch.object(loop, "received", lambda sent, device: [batch.to(device) for batch in sent[0]]),
     ):

@@ -33,7 +33,7 @@ from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students import generative
-from advl_pipeline.students.chat_pictures import family_facts
+from advl_pipeline.students.chat_config import family_facts
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.image_tower import PixelImageTower

@@ -64,12 +64,11 @@ class ScenesEfficientNet(TowerStudent, ScenesSmall):
             return cast(torch.Tensor, self.vision(normalised))
 
         visible_BR = batch.visible_BR
-        kept = self.kept_states("vision", batch.features_BRF)
-        if kept is None:
-            seen_XF = read(batch.features_BRF[visible_BR])
+        if self.keeps_states("vision", batch.features_BRF):
+            shown = [crops_RP[is_R] for crops_RP, is_R in zip(batch.features_BRF, visible_BR, strict=True)]
+            seen_XF = torch.cat([self.kept("vision", read, crops_RP) for crops_RP in shown])
         else:
-            of_pictures = zip(batch.features_BRF, visible_BR, strict=True)
-            seen_XF = torch.cat([kept.of(read, crops_RP[is_there_R]) for crops_RP, is_there_R in of_pictures])
+            seen_XF = read(batch.features_BRF[visible_BR])
         seen_BRF = seen_XF.new_zeros(*visible_BR.shape, seen_XF.shape[-1])
         seen_BRF[visible_BR] = seen_XF
         return seen_BRF

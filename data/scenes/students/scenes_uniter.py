@@ -62,7 +62,7 @@ class ScenesUniter(AgreementStream, Uniter):
         x_NSH, _ = run_layers(
             super().fusion_layers[:NUM_SEPARATE_LAYERS],
             torch.cat([text_NLH, regions_NRH], dim=1),
-            self.kinds(batch.token_mask_NL, batch.visual_mask_NR),
+            self.kinds(batch),
             num_text=num_text,
             grid=batch.grid,
             separate=True,
