@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_tokenizers import KINDS, save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_examples import unit
-from tiny_tokenizers import SPECIALS, build_tokenizer
 
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, normalise_text, text_unit
 from advl_pipeline.datasets.words import NO_WORD, assign_tokens_to_words, word_spans
@@ -27,7 +27,6 @@ from advl_pipeline.teachers.word_pieces import WordPieces
 STUDENTS = ("uniter-tiny", "visualbert-tiny", "meter-tiny")
 """One of each layout. A generative student speaks by a chat template: `test_generative.py` compares its tokens."""
 
-TEACHERS = tuple(SPECIALS)
 LABELS = ("person", "dog", "person")
 
 PHRASES = [
@@ -142,13 +141,13 @@ def test_a_students_tokens_name_their_characters_whole_and_cut(
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[WordPieces, Any]]:
     @cache
     def build(kind: str) -> tuple[WordPieces, Any]:
-        tokenizer = build_tokenizer(kind, tmp_path_factory.mktemp(kind))
+        tokenizer = save_tokenizer(kind, tmp_path_factory.mktemp(kind))
         return WordPieces(tokenizer), tokenizer
 
     return build
 
 
-@pytest.mark.parametrize("kind", TEACHERS)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, deadline=None)
 @given(context=parts, answer=parts)
 def test_a_teachers_tokens_meet_the_students_at_the_same_words(
@@ -162,7 +161,7 @@ def test_a_teachers_tokens_meet_the_students_at_the_same_words(
     for token, (start, end) in zip(ids_M.tolist(), spans_M2.tolist(), strict=True):
         decoded = tokenizer.decode([token], clean_up_tokenization_spaces=False)
         piece = tokenizer.convert_ids_to_tokens(token)
-        if piece not in SPECIALS[kind] and "\ufffd" not in decoded:
+        if piece not in tokenizer.all_special_tokens and "\ufffd" not in decoded:
             bare = decoded.removeprefix("##").removeprefix("\u2581").removesuffix("</w>")
             check_piece(bare, text, (start, end))
     students = [span for _, span in rows(student_of("uniter-tiny"), candidate)]

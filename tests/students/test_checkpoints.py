@@ -14,7 +14,7 @@ from references import require_complete
 from safetensors.torch import save_file
 from torch import nn
 
-from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.errors import AdvlError, ConfigError, WeightsUnavailable
 from advl_pipeline.students import checkpoints
 from advl_pipeline.students.checkpoints import KeyRules
 
@@ -109,29 +109,26 @@ def test_hyper_parameters_of_lightning_are_inert(tmp_path: Path, monkeypatch: py
     torch.testing.assert_close(state, {"dense.bias": torch.ones(2)})
 
 
-@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04 cut"])
+REFUSED: dict[str, tuple[bytes | dict[str, torch.Tensor] | None, type[AdvlError], str]] = {
+    "nothing": (None, WeightsUnavailable, "not there"),
+    "an empty file": (b"", WeightsUnavailable, "cannot be read"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", WeightsUnavailable, "cannot be read"),
+    "a part": (b"PK\x03\x04 cut", WeightsUnavailable, "cannot be read"),
+    "another model": ({"conv.weight": torch.zeros(3)}, ConfigError, "No key"),
+    "two of one name": ({"uniter.a": torch.zeros(1), "a": torch.zeros(1)}, ConfigError, "map to one"),
+}
+
+
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
-def test_broken_files_are_weights_unavailable(tmp_path: Path, content: bytes, name: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsUnavailable, match="cannot be read") as caught:
-        checkpoints.read_checkpoint(tmp_path / name)
-    assert caught.value.exit_code == 6
-
-
-def test_nothing_there_is_weights_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailable, match="not there"):
-        checkpoints.read_checkpoint(tmp_path / "absent.pt")
-
-
-def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
-    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ConfigError, match="No key"):
-        checkpoints.load_file(tiny_module(), tmp_path / "other.pt", RULES)
-
-
-def test_colliding_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="map to one"):
-        checkpoints.map_keys({"uniter.a": torch.zeros(1), "a": torch.zeros(1)}, RULES)
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_checkpoint_of_the_model_is_refused(tmp_path: Path, case: str, name: str) -> None:
+    content, kind, match = REFUSED[case]
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        (save_file if name.endswith("tensors") else torch.save)(content, tmp_path / name)
+    with pytest.raises(kind, match=match):
+        checkpoints.load_file(tiny_module(), tmp_path / name, RULES)
 
 
 def test_tables_grow_and_grids_interpolate() -> None:

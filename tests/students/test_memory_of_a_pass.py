@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.lxmert.modeling_lxmert import LxmertLayer
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.students.bert_parts import PADDING, TEXT, VISUAL, attention_bias
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import build_student, student_names
 
@@ -125,3 +126,14 @@ def test_a_layer_keeps_no_more_than_some_states_of_its_tokens_and_no_row_of_a_ma
         assert saved.by_layer
         assert max(saved.by_layer) <= MOST_STATES, saved.by_layer
         assert name in STEP_BY_STEP or len(saved.squares) <= MASKS.get(name, 1)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_mask_that_autocast_rounds_hides_as_before(half: torch.dtype, separate: bool) -> None:
+    kinds_NS = torch.tensor([[TEXT, TEXT, VISUAL, PADDING], [TEXT, VISUAL, PADDING, PADDING]])
+    bias = attention_bias(kinds_NS, separate=separate, dtype=torch.float32)
+    rounded = bias.to(half)
+    assert bool(rounded.isfinite().all())
+    full = bias.expand(2, 1, 4, 4)
+    assert torch.equal(rounded.expand_as(full).float().softmax(-1), full.softmax(-1))

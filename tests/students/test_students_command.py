@@ -11,8 +11,6 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 from commands import completed
-from hub_server import served_models
-from tiny_extraction import tree_bytes
 
 from advl_pipeline.base import repositories
 from advl_pipeline.base.errors import WeightsUnavailable
@@ -99,17 +97,3 @@ def test_a_student_whose_tokenizer_is_out_of_reach_is_described_and_says_what_to
     shown = advl("show", "meter-tiny", "--tokenizer", "minilm-l6", "--json")
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout)["config"]["tokenizer"] == "minilm-l6"
-
-
-def test_load_check_takes_a_repository_of_the_hub(
-    advl: Advl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its weights and, for a chat model, its architecture come from there."""
-    published = build_student("smolvlm-tiny")
-    published.model.save_pretrained(tmp_path / "files")
-    published.processor.save_pretrained(tmp_path / "files")
-    with served_models(tmp_path / "hub", monkeypatch) as hub:
-        hub.repositories["models/lab/smol"] = tree_bytes(tmp_path / "files")
-        checked = advl("load-check", "chat", "hf:lab/smol")
-    assert checked.returncode == 0, checked.stderr
-    assert "fills chat" in checked.stdout

@@ -25,6 +25,7 @@ from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 from advl_pipeline.students.text_student import TextStudent
+from advl_pipeline.students.weight_files import located
 
 PUBLISHED_NAMES = read_json(ASSETS / "published_names.json")
 
@@ -41,6 +42,9 @@ STUDENTS = {
     "Qwen/Qwen3-VL-4B-Instruct": ("qwen3-vl-4b", "qwen3-vl-2b"),
 }
 """Repository -> the student, and whose list of published names its own are held against."""
+
+AGAIN = ("dandelin/vilt-b32-mlm", "HuggingFaceTB/SmolVLM-256M-Instruct")
+"""One of words in classes and one in words, which are finetuned once more where there is no network."""
 
 TEXT = "How  many   12 dogs\n\n34 are there in picture 3, isn't it? person_1"
 
@@ -98,14 +102,19 @@ def test_from_an_empty_cache_and_without_a_network(
         near = finetune(small_corpus, repository, files, tmp_path / "near")
     assert read_json(tmp_path / "near" / "config.json")["init"] == f"hf:{repository}@{commit}"
     go_offline(monkeypatch)
-    far = finetune(small_corpus, repository, files, tmp_path / "far")
-    after = far.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in near.state_dict().items())
+    if repository in AGAIN:
+        far = finetune(small_corpus, repository, files, tmp_path / "far")
+        after = far.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in near.state_dict().items())
+    assert located(Path(f"hf:{repository}")).name == commit
+    if isinstance(near, GenerativeStudent):
+        checked = completed("students", "load-check", near.name, f"hf:{repository}")
+        assert f"fills {near.name}" in checked.stdout, checked.stderr
     if "tokenizer.json" in files:
         published = Tokenizer.from_buffer(files["tokenizer.json"])
         # Texts of data have single spaces; those of a chat template need not.
-        text = TEXT if isinstance(far, GenerativeStudent) else text_unit(TEXT).text
-        assert pieces(far, text) == published.encode(text, add_special_tokens=False).ids
+        text = TEXT if isinstance(near, GenerativeStudent) else text_unit(TEXT).text
+        assert pieces(near, text) == published.encode(text, add_special_tokens=False).ids
     if listed := STUDENTS[repository][1]:
         (folder,) = (tmp_path / "hub").glob("models--*/snapshots/*")
         names = read_checkpoint(folder)
