@@ -1,7 +1,7 @@
 """Extract two teachers and train a student from their caches: python examples/extract_and_train.py FOLDER
 
-The data are twenty pictures that are drawn here, so that this takes a minute: it shows the calls, not a gain. Each
-step is skipped or resumed where it was done before.
+It draws twenty pictures as data and takes a minute: it shows the calls, not a gain. Finished steps are skipped, and
+interrupted ones resume.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""easy-vqa (`pip install easy-vqa`: 5,000 drawn pictures, 48,248 questions, 13 answers), learned and scored.
+"""Train and score on easy-vqa (`pip install easy-vqa`: 5,000 drawn pictures, 48,248 questions, 13 answers).
 
 python examples/learn_easy_vqa.py FOLDER [PICTURES [EPOCHS]]
 
-It writes FOLDER/easy-vqa.jsonl, of so many pictures of train or all 4,000, every tenth of them as val. The default
-student learns of them as often as it does of any data, or so many epochs, and is scored on the official test.
+It writes FOLDER/easy-vqa.jsonl with PICTURES pictures of train (default: all 4,000), every tenth of them as val. It
+trains the default student, for EPOCHS epochs or the default number, and scores it on the official test.
 """
 
 import json

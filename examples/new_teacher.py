@@ -1,8 +1,8 @@
-"""A teacher of one's own, checked and extracted: python examples/new_teacher.py DATA_ROOT CACHE
+"""Add a teacher, check it and extract its features: python examples/new_teacher.py DATA_ROOT CACHE
 
-It knows the colours of a picture and nothing else: the mean and the spread of each channel, of the whole picture and
-of every cell of a grid. A plug-in returns such a `Teacher` from the function that its entry point in the group
-`advl.teachers` names; then `--teacher colours` works everywhere.
+The teacher knows only the colours of a picture: the mean and standard deviation of each channel, over the picture and
+over every cell of a grid. To make it a plug-in, return such a `Teacher` from a function and register it as an entry
+point of the group `advl.teachers`; then `--teacher colours` works everywhere.
 """
 
 import sys

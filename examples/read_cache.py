@@ -9,14 +9,14 @@ import zarr
 
 
 def open_whole(cache):
-    """Return the record that is written last, once every file has the size that it states."""
+    """Return the final record of a cache, after comparing the size of every file with it."""
     record = cache / "records" / "complete.json"
     if not record.is_file():
         raise SystemExit(f"{cache} is no finished cache: {record.name} is missing")
     complete = json.loads(record.read_text())
     for name, (num_bytes, _) in complete["files"].items():
-        if (cache / name).stat().st_size != num_bytes:  # A shard that is missing would read as zeros.
-            raise SystemExit(f"{cache / name} has not {num_bytes} bytes")
+        if (cache / name).stat().st_size != num_bytes:  # A missing shard would read as zeros.
+            raise SystemExit(f"{cache / name} does not have {num_bytes} bytes")
     return complete
 
 
@@ -30,11 +30,11 @@ class Features:
         self.is_coded = (cache / modality / "tokens" / "scales").is_dir()
 
     def vector(self, unit_id):
-        """Return the vector of a whole unit, (D,)."""
+        """Return the global feature of a unit, (D,)."""
         return self.group["global"][self.row_of[unit_id]]
 
     def tokens(self, unit_id):
-        """Return a vector for each word piece, box or cell of a grid, (T, D), where the teacher gave some."""
+        """Return a vector for each word piece, box or cell of a grid, (T, D), if the teacher gave any."""
         row = self.row_of[unit_id]
         start = int(self.group["tokens/starts"][row])
         rows = slice(start, start + int(self.group["tokens/lengths"][row]))
