@@ -20,11 +20,10 @@ import pytest
 import torch
 from commands import exit_code
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
+from hub_repositories import write_repository
 from own_rows import choice_row, write_json_lines
 from region_mirrors import write_butd_tsv
-from small_clip import save_small_clip
 from small_corpus import SmallCorpus
-from small_roberta import save_small_roberta
 
 from advl_cli.advice import command_of
 from advl_cli.main import group
@@ -161,8 +160,8 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         save_student(Path("students/scenes-small"), build_student("scenes-small"), origin={})
         torch.save(build_student("uniter-tiny", overrides={"tokenizer": "minilm-l6"}).state_dict(), "uniter-base.pt")
         torch.save(build_student("vilt-tiny").state_dict(), "vilt.pt")
-        save_small_clip(Path("small-clip"))
-        save_small_roberta(Path("small-roberta"))
+        write_repository("openai/clip-vit-base-patch16", Path("small-clip"))
+        write_repository("FacebookAI/roberta-base", Path("small-roberta"))
         short = ["--method", "plain", "--num-steps", 2, "--batch-size", 2, "--shots", 4]
         for name, run in (("vcr", "vcr-advl"), ("vqa-v2", "vqa-advl"), ("snli-ve", "ve")):
             advl(["finetune", "--dataset", name, "--output", f"runs/{run}", *short])

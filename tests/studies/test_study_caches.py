@@ -6,11 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import transformers as hf
 from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_vcr
-from small_clip import EYES
-from small_roberta import save_small_roberta
+from hub_repositories import write_repository
 
 from advl_pipeline.base.errors import InUse
 from advl_pipeline.cache.reader import open_cache
@@ -66,9 +64,8 @@ def test_each_teacher_has_its_own_weights_and_texts_and_a_finished_cache_asks_fo
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A teacher of pictures has no use for a choice of texts."""
-    hf.Dinov2Model(hf.Dinov2Config(**EYES)).save_pretrained("dino")
-    hf.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained("dino")
-    save_small_roberta(Path("roberta"))
+    write_repository("facebook/dinov2-base", Path("dino"))
+    write_repository("FacebookAI/roberta-base", Path("roberta"))
     study = write_study(tmp_path, weights='{ dinov2-b = "dino", roberta-l = "roberta" }')
     assert call("study", study) == 0
     assert open_cache("caches/dinov2-b/vcr/train").image is not None

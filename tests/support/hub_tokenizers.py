@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import (
@@ -22,6 +23,7 @@ from tokenizers import (
     processors,
     trainers,
 )
+from transformers import PreTrainedTokenizerFast
 
 Files = dict[str, bytes]
 
@@ -209,6 +211,9 @@ def gemma_tokenizer(*, frame: str, max_length: int) -> Files:
     }
 
 
+siglip_tokenizer = functools.partial(gemma_tokenizer, frame="$A <eos>", max_length=64)
+
+
 def unigram(special: list[str], unknown: str) -> list[tuple[str, float]]:
     """Return pieces and scores, special tokens first."""
     core = Tokenizer(models.Unigram())
@@ -295,3 +300,25 @@ def deberta_tokenizer() -> Files:
 
 def vocabulary_size(tokenizer: Files) -> int:
     return int(Tokenizer.from_str(tokenizer["tokenizer.json"].decode()).get_vocab_size())
+
+
+KINDS: Mapping[str, tuple[Callable[[], Files], Mapping[str, str]]] = {
+    "wordpiece": (
+        wordpiece_tokenizer,
+        {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
+    ),
+    "bytes": (roberta_tokenizer, {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}),
+    "unigram": (t5_tokenizer, {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}),
+    "clip": (clip_tokenizer, {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"}),
+}
+"""Kinds of tokenizers: one of each, and what its special tokens are for."""
+
+
+def save_tokenizer(kind: str, folder: Path) -> Any:
+    """Save a tokenizer of a kind into a folder as its library saves one; returns it."""
+    make, roles = KINDS[kind]
+    core = Tokenizer.from_buffer(make()["tokenizer.json"])
+    named = {f"{role}_token": token for role, token in roles.items()}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=1_000_000, **named)
+    tokenizer.save_pretrained(folder)
+    return tokenizer

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hub_tokenizers import save_tokenizer
 from PIL import Image
-from tiny_tokenizers import build_tokenizer
 
 from advl_pipeline.datasets.records import ImageUnit
 
@@ -28,7 +28,7 @@ def text_folder(tmp_path: Path) -> Callable[..., tuple[Path, Any, Any]]:
 
     def build(model_class: Any, config: Any, tokenizer_kind: str) -> tuple[Path, Any, Any]:
         folder = tmp_path / model_class.__name__
-        tokenizer = build_tokenizer(tokenizer_kind, folder)
+        tokenizer = save_tokenizer(tokenizer_kind, folder)
         torch.manual_seed(0)
         model = model_class(config).eval()
         model.save_pretrained(folder)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_clip import save_small_clip
+from hub_repositories import write_repository
+from transformers import CLIPModel
 
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.base.packages import package_folder
@@ -106,7 +107,8 @@ def test_a_plug_in_whose_random_control_is_itself_is_refused(
 
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
-    pair, _ = save_small_clip(tmp_path / "clip-folder")
+    write_repository("openai/clip-vit-base-patch16", tmp_path / "clip-folder")
+    pair = CLIPModel.from_pretrained(tmp_path / "clip-folder")
     with pytest.raises(WeightsUnavailable, match=r"type 'clip'.* of type 'roberta'") as caught:
         open_teacher("roberta-l", weights=tmp_path / "clip-folder")
     words = caught.value.next_command.split()

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_repositories import write_repository
 from run_logs import load_json, losses, metrics
-from small_clip import save_small_clip
+from transformers import CLIPModel
 
 from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
@@ -37,7 +38,8 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
-    model, _ = save_small_clip(folder / "clip")
+    write_repository("openai/clip-vit-base-patch16", folder / "clip")
+    model = CLIPModel.from_pretrained(folder / "clip").eval()
     path = small_corpus.extract(folder / "cache", teacher="hf:local/pair", weights=folder / "clip", confidence=False)
     return Pair(
         model=model, folder=folder / "clip", path=path, cache=open_cache(path), dataset=small_corpus.dataset()
