@@ -8,25 +8,14 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import transformers
 from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import (
-    BridgeTowerModel,
-    LxmertForQuestionAnswering,
-    ModernVBertForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ViltForQuestionAnswering,
-    ViltProcessor,
-    VisualBertForQuestionAnswering,
-    VisualBertForVisualReasoning,
-    ViTImageProcessor,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ViltProcessor, ViTImageProcessor
 
 from advl_pipeline.base.atomic import give_usual_mode, replacing
 from advl_pipeline.base.compute import drawing
@@ -46,6 +35,7 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.modernvbert import ModernVBert
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.registry import families
 from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.weight_files import run_files
 
@@ -120,51 +110,39 @@ OURS = "advl_pipeline.load_run"
 """What loads a folder that transformers does not."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How one family of students is laid out in transformers.
+def form_of(student: Student) -> Mapping[str, Any] | None:
+    """Return how a student becomes a model of transformers; None where transformers has no such model.
 
-    `models` are the classes by task, "" for all others; none where the student has its model itself. `size` is what
-    their configuration calls the number of classes. `body` replaces "model." in the student's names;
-    `head` maps starts of the head's names to theirs, and is empty where transformers has no such head: it is kept in
-    a file next to the model. What a user types is in `usage.py.jinja`, by the family and by what it `reads`.
+    `data/students.toml` says it by family. `model` names the class, or one for each head; "" where the student
+    holds that model. `size` is what its configuration calls the number of classes. `body` replaces "model." in the
+    student's names. `head` maps starts of the head's names to theirs; it is left out where transformers has no such
+    head, which is then kept in a file next to the model. `types` says whether the model takes token types. What a
+    user types is in `usage.py.jinja`, by the family and by what it `reads`: pictures, regions or words.
     """
-
-    models: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
-    reads: Literal["pictures", "regions", "words"]
-    size: str = "num_labels"
-    body: str = ""
-    head: Mapping[str, str] = field(default_factory=dict)
-    types: bool = True
-
-    def empty_model(self, student: Any, task: str, num_classes: int) -> PreTrainedModel:
-        """Return the model that a student of the family fills."""
-        if not self.models:
-            made: PreTrainedModel = type(student.model)(student.model.config)
-            return made
-        config = copy.deepcopy(student.model.config)
-        if self.head:
-            config.update({self.size: num_classes})
-        return self.models[task if task in self.models else ""](config)
+    form: Mapping[str, Any] | None = families().get(family_of(student.name), {}).get("transformers")
+    return form
 
 
-def family_for(student: Student) -> Family | None:
-    """Return how a student becomes a model of transformers; None where transformers has no such model."""
-    return FAMILIES.get(family_of(student.name))
-
-
-def transformers_model(family: Family, student: Student, head: nn.Module, task: str) -> PreTrainedModel:
+def transformers_model(form: Mapping[str, Any], student: Any, head: nn.Module, task: str) -> PreTrainedModel:
     """Return the model with the weights of the student and of its head.
+
+    Args:
+        form: as `form_of` gives it.
 
     Raises:
         ConfigError: the weights do not fill it.
     """
-    weights = {family.body + key.removeprefix("model."): value for key, value in student.state_dict().items()}
+    kind = form["model"] if isinstance(form["model"], str) else form["model"][task]
+    config, names_of_head = copy.deepcopy(student.model.config), form.get("head", {})
+    if names_of_head:
+        config.update({form.get("size", "num_labels"): num_classes_of(head)})
+    model: PreTrainedModel = (getattr(transformers, kind) if kind else type(student.model))(config)
+    body = form.get("body", "")
+    weights = {body + key.removeprefix("model."): value for key, value in student.state_dict().items()}
     for key, value in head.state_dict().items():
         weights |= {
-            theirs + key.removeprefix(ours): value for ours, theirs in family.head.items() if key.startswith(ours)
+            theirs + key.removeprefix(ours): value for ours, theirs in names_of_head.items() if key.startswith(ours)
         }
-    model = family.empty_model(student, task, num_classes_of(head))
     try:
         model.load_state_dict({key: value.float() for key, value in weights.items()})
     except RuntimeError as error:
@@ -177,39 +155,7 @@ def num_classes_of(head: nn.Module) -> int:
     return next((int(part.out_features) for part in reversed([*head.modules()]) if isinstance(part, nn.Linear)), 0)
 
 
-FAMILIES: Mapping[str, Family] = {
-    "vilt": Family(models={"": ViltForQuestionAnswering}, reads="pictures", body="vilt.", head={"": "classifier."}),
-    "bridgetower": Family(models={"": BridgeTowerModel}, reads="pictures", types=False),
-    "modernvbert": Family(
-        models={"": ModernVBertForSequenceClassification},
-        reads="pictures",
-        body="model.",
-        head={"0.": "head.dense.", "2.": "head.norm.", "3.": "classifier."},
-        types=False,
-    ),
-    "visualbert": Family(
-        models={
-            "vqa": VisualBertForQuestionAnswering,
-            "snli-ve": VisualBertForVisualReasoning,
-        },
-        reads="regions",
-        body="visual_bert.",
-        head={"1.": "cls."},
-    ),
-    "lxmert": Family(
-        models={"": LxmertForQuestionAnswering},
-        reads="regions",
-        size="num_qa_labels",
-        body="lxmert.",
-        head={"": "answer_head.logit_fc."},
-    ),
-    **dict.fromkeys(("chat", "smolvlm", "qwen3-vl"), Family(reads="words")),
-}
-"""Family of students -> how it becomes a model of transformers. One more family is one more entry."""
-
-
 Write = Callable[[Path], object]
-
 
 Prepared = tuple[str, str, Sequence[Write]]
 """What loads an export, the code of its card, and what is to be written."""
@@ -261,11 +207,11 @@ def run_export(config: ExportRunConfig) -> tuple[str, str | None]:
 
 def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | None:
     """Return why no class of transformers computes what the run does; None where one does."""
-    student = finished.student
-    family = family_for(student)
-    if family is None:
-        what, why = f"transformers has no class for {student.name}.", f"it has one for {', '.join(FAMILIES)}"
-    elif family is FAMILIES["visualbert"] and "vcr" in finished.heads:
+    student, form = finished.student, form_of(finished.student)
+    if form is None:
+        what = f"transformers has no class for {student.name}."
+        why = f"it has one for {', '.join(name for name, facts in families().items() if 'transformers' in facts)}"
+    elif not isinstance(form["model"], str) and not finished.heads.keys() <= form["model"].keys():
         what = "transformers' class would not compute what this run does."
         why = "a run on VCR places each tagged region at the words that name it, and that class cannot"
     else:
@@ -277,10 +223,10 @@ def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
     student: Any = finished.student
     ((name, head),) = finished.heads.items()
     is_choice = name == "vcr"
-    family = family_for(student)
-    assert family is not None
+    form = form_of(student)
+    assert form is not None
     with drawing():
-        model: Any = transformers_model(family, student, head, name)
+        model: Any = transformers_model(form, student, head, name)
     labels = finished.label_names[name]
     if labels:
         model.config.id2label = dict(enumerate(labels))
@@ -289,10 +235,10 @@ def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
         reader: Any = student.processor
     else:
         in_text = (student.config.vocab_size - 1,) * student.num_visual if isinstance(student, ModernVBert) else ()
-        tokenizer = shared_tokenizer(student, name, image_tokens=in_text, types=family.types)
+        tokenizer = shared_tokenizer(student, name, image_tokens=in_text, types=form.get("types", True))
         reader = shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
     writes: list[Write] = [model.save_pretrained, reader.save_pretrained]
-    has_own_head = not family.head and bool(head.state_dict())
+    has_own_head = "head" not in form and bool(head.state_dict())
     if has_own_head:
         writes.append(lambda folder: save_tensors(folder / HEAD_FILE, head.state_dict()))
     words: dict[str, Any] = {}
@@ -308,7 +254,7 @@ def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
     kind = type(model).__name__
     usage = render_card(
         "usage.py",
-        reads=family.reads,
+        reads=form["reads"],
         model=kind,
         family=family_of(student.name),
         has_own_head=has_own_head,

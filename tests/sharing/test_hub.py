@@ -109,10 +109,6 @@ def test_a_pushed_cache_names_no_path_of_the_machine_that_made_it(hub: Hub, advl
     )
     given = (*made[:4],)
     assert "sound: nothing to repair" in advl("cache", "repair", tmp_path / "pulled", *given)[0]
-    # An earlier push is replaced, and nothing goes twice.
-    hub.asked.clear()
-    advl("cache", "push", home / "cache", "lab/pets")
-    assert not [line for line in hub.asked if line.startswith("PUT /blob/")]
 
 
 def test_a_push_again_sends_nothing_twice_and_removes_what_is_gone(
@@ -200,19 +196,18 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
     [
         ({}, "wrong", "does not know you, or no such repository (HTTP 401)"),
         ({"POST /api/repos/create": 403}, TOKEN, "may not do that (HTTP 403)"),
-        ({"POST /api/models/lab/vilt/commit": 404}, TOKEN, "not there, or private and not yours (HTTP 404)"),
+        ({"POST /api/datasets/lab/b/commit": 404}, TOKEN, "not there, or private and not yours (HTTP 404)"),
         ({"POST /api/repos/create": 400}, TOKEN, "answers HTTP 400"),
         (None, TOKEN, "cannot be reached"),
     ],
 )
-def test_a_hub_that_refuses_is_one_message_and_nothing_is_written(
+def test_a_hub_that_refuses_is_one_message(
     refuses: dict[str, int] | None,
     token: str,
     wording: str,
     hub: Hub,
     advl: Command,
-    run: Path,
-    tmp_path: Path,
+    small_corpus: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -222,11 +217,16 @@ def test_a_hub_that_refuses_is_one_message_and_nothing_is_written(
             monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
     else:
         hub.refuses = refuses
-    _, message = advl("export", run, "--output", tmp_path / "out", "--push-to-hub", "lab/vilt", code=7)
+    _, message = advl("cache", "push", small_corpus.caches[0], "lab/b", code=7)
     assert wording in message
     assert "next:" in message
-    assert not list(tmp_path.iterdir())
     assert all(files.keys() <= {".gitattributes"} for files in hub.repositories.values())
+
+
+def test_what_the_hub_does_not_take_is_not_written_here(hub: Hub, advl: Command, run: Path, tmp_path: Path) -> None:
+    hub.refuses["POST /api/models/lab/vilt/commit"] = 403
+    advl("export", run, "--output", tmp_path / "out", "--push-to-hub", "lab/vilt", code=7)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_that_is_none_is_refused(hub: Hub, advl: Command, small_corpus: Any, tmp_path: Path) -> None:

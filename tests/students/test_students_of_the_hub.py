@@ -44,7 +44,7 @@ STUDENTS = {
 """Repository -> the student, and whose list of published names its own are held against."""
 
 AGAIN = ("dandelin/vilt-b32-mlm", "HuggingFaceTB/SmolVLM-256M-Instruct")
-"""One of words in classes and one in words, which are finetuned once more where there is no network."""
+"""One that scores classes and one that answers in words: both are finetuned once more, without a network."""
 
 TEXT = "How  many   12 dogs\n\n34 are there in picture 3, isn't it? person_1"
 

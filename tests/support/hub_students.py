@@ -16,9 +16,9 @@ import hub_tokenizers
 import torch
 import transformers as hf
 from hub_repositories import FORMS, Form, page, saved, shards, weights
-from hub_tokenizers import Files, as_json, byte_level, fast, merges_file, vocabulary_size
+from hub_tokenizers import Files, as_json, byte_core, byte_level, fast, merges_file, vocabulary_size
 from tiny_chat_models import TEMPLATES, WIDTHS, resolved
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
 from advl_pipeline.students.registry import build_student
 
@@ -43,15 +43,6 @@ def preset(name: str) -> Files:
     return {"config.json": as_json(described)} | tokenizer | FORMS[facts.get("form", "pickled")](state)
 
 
-def bytes_tokenizer(marks: tuple[str, ...]) -> Tokenizer:
-    """Return a tokenizer of bytes with marks."""
-    vocabulary, merges = byte_level()
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split()) for pair in merges]))
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
-    return core
-
-
 def chat_model(
     name: str, cut: Callable[[Tokenizer], None], *, kind: str = "", form: Form = weights, is_jinja: bool = False,
     **changes: Any,
@@ -68,9 +59,9 @@ def chat_model(
     facts = json.loads(json.dumps(FACTS[name]).replace("KIND", kind))
     tiles = (f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
     marks = (*facts["marks"].replace("TILES", " ".join(tiles)).split(),)
-    core = bytes_tokenizer(marks)
-    cut(core)
     vocabulary, merges = byte_level()
+    core = byte_core(vocabulary, merges, [AddedToken(mark, special=True, normalized=False) for mark in marks])
+    cut(core)
     template, image = facts["template"]
     rendered = TEMPLATES[template].replace("IMAGE", image)
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}

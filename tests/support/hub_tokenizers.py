@@ -55,6 +55,15 @@ def byte_level(vocabulary: int = 420) -> tuple[dict[str, int], list[str]]:
     return learned["vocab"], merges
 
 
+def byte_core(vocabulary: dict[str, int], merges: list[str], marks: Iterable[str | AddedToken]) -> Tokenizer:
+    """Return a tokenizer of byte-level BPE with special tokens."""
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split()) for pair in merges]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(list(marks))
+    return core
+
+
 def merges_file(merges: list[str]) -> bytes:
     return ("#version: 0.2\n" + "\n".join(merges) + "\n").encode()
 
@@ -67,11 +76,9 @@ def fast(core: Tokenizer) -> Files:
 def roberta_tokenizer() -> Files:
     vocabulary, merges = byte_level()
     vocabulary["<mask>"] = len(vocabulary)
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split()) for pair in merges]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
+    mask = AddedToken("<mask>", lstrip=True, special=True)
+    core = byte_core(vocabulary, merges, ["<s>", "<pad>", "</s>", "<unk>", mask])
     core.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    core.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, special=True)])
     return fast(core) | {
         "vocab.json": as_json(vocabulary),
         "merges.txt": merges_file(merges),
@@ -81,13 +88,9 @@ def roberta_tokenizer() -> Files:
 
 @functools.cache
 def modernbert_tokenizer() -> Files:
-    vocabulary, merges = byte_level()
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split()) for pair in merges]))
-    core.normalizer = normalizers.NFC()
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
     names = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
-    core.add_special_tokens([AddedToken(name, special=True) for name in names])
+    core = byte_core(*byte_level(), names)
+    core.normalizer = normalizers.NFC()
     frame = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     roles = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), names, strict=True))
