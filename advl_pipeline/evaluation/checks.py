@@ -10,7 +10,7 @@ from advl_pipeline.base.configuration import command_words, config_to_dict, requ
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.registry import find_dataset, require_names
-from advl_pipeline.datasets.roots import recorded_paths, refused_paths, set_name
+from advl_pipeline.datasets.roots import DatasetMissing, is_location, recorded_paths, refused_paths, set_name
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS
 from advl_pipeline.runs.names import is_finished
@@ -85,7 +85,13 @@ def check_scoring(run: Path, test_sets: Sequence[str], data_root: Path | None) -
     trained_on = require_finished(run)
     for test_set in test_sets:
         name, split = set_name(test_set, trained_on["dataset"])
-        require_names(name, split=split, data_root=moved_to(data_root, trained_on))
+        try:
+            require_names(name, split=split, data_root=moved_to(data_root, trained_on))
+        except DatasetMissing as error:
+            if name == trained_on["dataset"] and is_location(name) and not Path(name).exists():
+                # A run stays valid when its data move.
+                error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
+            raise
 
 
 def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -13,7 +12,6 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Dataset, Example, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.roots import DatasetMissing, is_location
 from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
@@ -66,13 +64,7 @@ def open_as_trained(
     Raises:
         ConfigError: the run has no head for its tasks and classes. DatasetError: it is missing or malformed.
     """
-    try:
-        opened = open_with_classes(config, finished, trained_on, dataset=dataset, split=split, **options)
-    except DatasetMissing as error:
-        if dataset == trained_on["dataset"] and is_location(dataset) and not Path(dataset).exists():
-            # A run stays valid when its data move.
-            error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
-        raise
+    opened = open_with_classes(config, finished, trained_on, dataset=dataset, split=split, **options)
     for task in opened.tasks if needs_head else ():
         head = head_name(task)
         fits = head in finished.label_names

@@ -104,10 +104,9 @@ class FinishedRun:
         computed from one reading of the example.
 
         Args:
-            others: picture by picture id, the one that is shown in its place in the view "swapped".
+            others: picture by picture id, the one that is shown in its place in the view "swapped"; none without it.
         """
-        swaps = others if "swapped" in views else NO_OTHERS
-        with Prefetcher(lambda: self._batches(examples, batch_size, swaps)) as batches:
+        with Prefetcher(lambda: self._batches(examples, batch_size, others)) as batches:
             for task, is_choice, batch, swapped in batches:
                 shown = {"swapped": swapped} if swapped is not None else {}
                 shown = {view: seen.to(self.device) for view, seen in ({"shown": batch} | shown).items()}

@@ -34,7 +34,7 @@ from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.open_sets import example_parts, open_as_trained
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
-from advl_pipeline.evaluation.score_parts import score_matrices
+from advl_pipeline.evaluation.score_parts import score_matrices, texts_of
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import moved_to, read_config
 
@@ -171,13 +171,8 @@ def _predicted(
     """Return example id -> the place of its answer among classes or choices, and its text."""
     ids = [example.example_id for example in examples]
     if config.generate and examples[0].task == "vqa":
-        texts = finished.generated(examples, batch_size=config.batch_size)
-        return {name: (0, text) for name, text in zip(ids, texts, strict=True)}
-    chosen = first_maximum(score_matrices(finished, examples, config.batch_size)[0], ids).tolist()
-    if label_names:
-        return {name: (place, label_names[place]) for name, place in zip(ids, chosen, strict=True)}
-    answers = [example.candidates[place] for example, place in zip(examples, chosen, strict=True)]
-    return {
-        name: (place, answer.text[answer.answer_start :])
-        for name, place, answer in zip(ids, chosen, answers, strict=True)
-    }
+        chosen, texts = [0] * len(ids), list(finished.generated(examples, batch_size=config.batch_size))
+    else:
+        chosen = first_maximum(score_matrices(finished, examples, config.batch_size)[0], ids).tolist()
+        texts = texts_of(examples, chosen, label_names)
+    return {name: (place, text) for name, place, text in zip(ids, chosen, texts, strict=True)}

@@ -105,12 +105,13 @@ def score_parts(
         if not examples:
             continue
         kept.add(examples)
+        if measures:
+            kept.facets += [_facets(example, dataset, measures) for example in examples]
         began = time.perf_counter()
         if is_lettered:
             values = _score_written(finished, examples, dataset, config.batch_size, kept, mode)
             kept.seconds += time.perf_counter() - began
             kept.worth[TRUE_PICTURE] += values
-            kept.facets += [_facets(example, dataset, measures) for example in examples]
             continue
         matrices = score_matrices(finished, examples, config.batch_size, views, others)
         kept.seconds += time.perf_counter() - began
@@ -120,9 +121,9 @@ def score_parts(
         kept.labels += [example.label for example in examples]
         for view, matrix in zip((TRUE_PICTURE, *views[1:]), matrices, strict=True):
             chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
+            texts = texts_of(examples, chosen, kept.tally.label_names)
             # VQA is scored officially, other answers by their soft labels, the rest by the label.
             if task == "vqa":
-                texts = [finished.label_names["vqa"][choice] for choice in chosen]
                 values = score_texts(examples, texts, dataset=dataset, mode=mode)
             elif task in MULTIPLE_CHOICE_TASKS:
                 values = score_ties(examples, chosen, matrix, dataset.card.ties)
@@ -132,8 +133,7 @@ def score_parts(
             if view == TRUE_PICTURE:
                 kept.tally.add(examples, chosen)
             if view == TRUE_PICTURE and measures:
-                kept.facets += [_facets(example, dataset, measures) for example in examples]
-                _keep_answers(kept, dataset, examples, _texts_of(examples, chosen, kept.tally.label_names))
+                _keep_answers(kept, dataset, examples, texts)
     return scored
 
 
@@ -165,11 +165,11 @@ def _score_written(
     kept.num_beyond += read.count(BEYOND)
     chosen = [BEYOND if place is None else place for place in read]
     kept.tally.add(examples, chosen)
-    _keep_answers(kept, dataset, examples, _texts_of(examples, chosen))
+    _keep_answers(kept, dataset, examples, texts_of(examples, chosen))
     return score_labels(examples, chosen)
 
 
-def _texts_of(examples: Sequence[Example], chosen: Sequence[int], classes: Sequence[str] = ()) -> list[str]:
+def texts_of(examples: Sequence[Example], chosen: Sequence[int], classes: Sequence[str] = ()) -> list[str]:
     """Return the chosen answers as texts: of the classes, else of the choices of each; "" for none."""
     places = zip(examples, chosen, strict=True)
     return ["" if place < 0 else (classes or options_of(example))[place] for example, place in places]
@@ -180,7 +180,7 @@ def _keep_answers(
 ) -> None:
     """Keep the right and the given answers of choices and of open questions, which measures are taken over."""
     if examples[0].task in MULTIPLE_CHOICE_TASKS:
-        kept.right += _texts_of(examples, [example.label or 0 for example in examples])
+        kept.right += texts_of(examples, [example.label or 0 for example in examples])
     elif examples[0].task == "answers":
         worth = (dataset.answers_of(example.example_id) for example in examples)
         kept.right += [max(of_each, key=of_each.__getitem__, default="") for of_each in worth]

@@ -16,7 +16,7 @@ Shapes: N questions of the original set, M of the shifted one, n that both hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,19 +59,20 @@ def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
     original, shifted = (_items(config.run, name) for name in (original_set, config.on))
     drops = {}
     for metric in (name for name in original if name in shifted):
-        original_items, shifted_items = original[metric], shifted[metric]
-        match = match_questions(dataset, original_set, original_items["item"], config.on, shifted_items["item"])
-        drops[metric] = shift_drop(original_items["score"], shifted_items["score"], match)
+        before, after = original[metric], shifted[metric]
+        match = match_questions(dataset, original_set, before["item"], config.on, after["item"])
+        drops[metric] = shift_drop(before["score"].to_numpy(), after["score"].to_numpy(), match)
     return {"original_set": original_set, "shifted_set": config.on, "drops": drops}
 
 
-def _items(run: Path, name: str) -> dict[str, Mapping[str, Any]]:
-    """Return the columns of an evaluated set's items, with the true pictures, by metric."""
+def _items(run: Path, name: str) -> dict[str, Any]:
+    """Return the items of an evaluated set with the true pictures, by metric."""
     evaluation = read_evaluation(run, name)
     if evaluation is None:
         advice = advise(["advl", "evaluate", str(run), "--on", name])
         raise ConfigError(f"The run was not scored on the set {name}.", where=str(run), next_command=advice)
-    return {columns["metric"]: columns for columns in evaluation.columns if columns["view"] == ""}
+    by_metric: Any = evaluation.items[evaluation.items["view"] == ""].groupby("metric", sort=False)
+    return dict(iter(by_metric))
 
 
 def shift_drop(

@@ -6,10 +6,9 @@ Shapes: N items of a test set, C candidates or classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,30 +25,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """The scores of one run on one test set.
-
-    `columns` has, for each metric and view, the columns of `items`; metric and view are the same for all of them.
-    """
+    """The scores of one run on one test set."""
 
     summary: Mapping[str, Any]
-    columns: Sequence[Mapping[str, Any]]
+    items: pd.DataFrame
+    """A tidy table, a row for each score.
+
+    Its columns are `metric`, `view` ("" for the true picture, else how it was replaced), `item`, its `picture` and
+    question `type` ("" where the evaluation did not write them), and `score`, which lies in [0, 1].
+    """
     scores: Mapping[str, npt.NDArray[np.floating]]
     """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
-
-    @cached_property
-    def items(self) -> pd.DataFrame:
-        """A tidy table, a row for each score.
-
-        Its columns are `metric`, `view` ("" for the true picture, else how it was replaced), `item`, its `picture`
-        and question `type` ("" where the evaluation did not write them), and `score`, which lies in [0, 1].
-        """
-        import pandas as pd
-
-        names = ["metric", "view", "item", "picture", "type", "score"]
-        parts = [pd.DataFrame(columns) for columns in self.columns]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
 
 
 @contextmanager
@@ -163,7 +151,9 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     arrays_path = evaluation_file(run, test_set, ".npz")
     if not summary_path.exists():
         return None
-    summary, parts = read_json(summary_path), list[Mapping[str, Any]]()
+    import pandas as pd
+
+    summary, parts = read_json(summary_path), list[pd.DataFrame]()
     again_by = advise(["advl", "evaluate", str(run), "--on", test_set])
     with _undamaged("The item scores of a run cannot be read.", str(arrays_path), again_by):
         arrays = read_array_archive(arrays_path)
@@ -180,9 +170,11 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
             table: dict[str, Any] = {"metric": metric, "view": group[len("item_") :], "item": ids}
             for column, kind in (("picture", "pictures"), ("type", "strata")):
                 table[column] = arrays[f"{kind}/{metric}"].tolist() if f"{kind}/{metric}" in arrays else ""
-            parts.append(table | {"score": array.astype(np.float64)})
+            parts.append(pd.DataFrame(table | {"score": array.astype(np.float64)}))
         scores = {name.removeprefix("scores/"): array for name, array in arrays.items() if name.startswith("scores/")}
-        return Evaluation(summary=summary, columns=parts, scores=scores)
+        columns = ["metric", "view", "item", "picture", "type", "score"]
+        items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        return Evaluation(summary=summary, items=items, scores=scores)
 
 
 def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:

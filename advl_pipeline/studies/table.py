@@ -170,33 +170,8 @@ class Table:
         """Return the in-domain test set of a place's setting, which is its first."""
         return self.study.setting(place.setting).reference
 
-    def accuracy(self, place: Place, method: str, view: str = WITH_PICTURE) -> Scores | None:
-        return self.scores.get((place, method, view))
-
-    def sides(self, place: Place, method: str, view: str = WITH_PICTURE) -> Sides | None:
-        """Compare a method with the true picture and with another one or none, on the same items.
-
-        Without a view it is compared on the shifted set of a place and on the in-domain set. Both are over the common
-        questions where those are asked otherwise, else each is over its whole set.
-        """
-        reference = self.reference(place)
-        origin = self.accuracy(place if view else place._replace(test_set=reference), method)
-        other = self.accuracy(place, method, view)
-        questions: Questions | None = None
-        if origin is None or other is None or not (both := paired(origin, other)):
-            return None
-        before, after = (side.sets[0] for side in both)
-        if view:
-            lost: tuple[Contribution, ...] = (
-                Contribution(values_SN=before.values_SN - after.values_SN, groups=before.groups),
-            )
-        else:
-            dataset = self.study.setting(place.setting).dataset
-            match = match_questions(dataset, reference, origin.ids, place.test_set, other.ids)
-            questions = match[0]
-            before, after, lost = lost_to_shift(before, after, match)
-        sides = (Scores(seeds=both[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
-        return Sides(questions, *sides)
+    def accuracy(self, place: Place, method: str) -> Scores | None:
+        return self.scores.get((place, method, WITH_PICTURE))
 
 
 def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
@@ -359,14 +334,31 @@ def _trends(table: Table) -> Iterator[Number]:
 
 
 def _losses(table: Table) -> Losses:
+    """Return what each method loses with another picture or none, and on each shifted set.
+
+    Both test sets are over the common questions where those are asked otherwise, else each is over its whole set.
+    """
     losses: Losses = {}
-    for place, method, view in table.scores:
+    for (place, method, view), other in table.scores.items():
         reference = table.reference(place)
-        if view == WITH_PICTURE and place.test_set == reference:
+        origin = table.accuracy(place if view else place._replace(test_set=reference), method)
+        if origin is other or origin is None or not (both := paired(origin, other)):
             continue
-        quantity, against = ("drop", reference) if view == WITH_PICTURE else ("use", view)
-        if (sides := table.sides(place, method, view)) is not None:
-            losses.setdefault((quantity, place, against), {})[method] = sides
+        before, after = (side.sets[0] for side in both)
+        questions: Questions | None = None
+        if view:
+            quantity, against = "use", view
+            lost: tuple[Contribution, ...] = (
+                Contribution(values_SN=before.values_SN - after.values_SN, groups=before.groups),
+            )
+        else:
+            quantity, against = "drop", reference
+            dataset = table.study.setting(place.setting).dataset
+            match = match_questions(dataset, reference, origin.ids, place.test_set, other.ids)
+            questions = match[0]
+            before, after, lost = lost_to_shift(before, after, match)
+        sides = (Scores(seeds=both[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
+        losses.setdefault((quantity, place, against), {})[method] = Sides(questions, *sides)
     return losses
 
 

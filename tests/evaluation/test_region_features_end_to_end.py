@@ -72,7 +72,7 @@ def test_what_cannot_be_imported_is_named_and_leaves_no_cache(
         assert not (tmp_path / "cache").exists()
 
 
-def test_raw_files_are_refused_with_the_command_that_imports_them(
+def test_raw_files_are_refused_with_the_command_that_imports_what_a_run_holds_by_its_content(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,33 +86,20 @@ def test_raw_files_are_refused_with_the_command_that_imports_them(
     printed(capsys, *shlex.split(advice)[1:])
     regions = shlex.split(note.rstrip(")"))[1]
     printed(capsys, *finetune(root, tmp_path / "run", regions))
-    # What is no cache of regions at all.
+    # What is no cache of regions at all, and a teacher's features that are regions.
     _, err = printed(capsys, *finetune(root, tmp_path / "other", "nothing/{split}"), code=2)
     assert "there is nothing here" in err
-    _, err = printed(
-        capsys,
-        *finetune(root, tmp_path / "other", regions),
-        "--cache",
-        regions.format(dataset="vqa-v2", split="train"),
-        "--method",
-        "advl",
-        code=2,
-    )
+    cache = regions.format(dataset="vqa-v2", split="train")
+    words = (*finetune(root, tmp_path / "other", regions), "--cache", cache, "--method", "advl")
+    _, err = printed(capsys, *words, code=2)
     assert "no teacher's features" in err
-
-
-def test_a_run_holds_its_regions_by_their_content(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
-    assert advl(capsys, *importing(root, regions, tmp_path / "cache"))[0] == 0
-    assert advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"))[0] == 0
-    (tmp_path / "cache").rename(tmp_path / "moved")
-    assert advl(capsys, *finetune(root, tmp_path / "run", tmp_path / "moved"))[0] == 0
-    shutil.rmtree(regions)
-    write_npz(regions, pictures(root, "train"), features=np.ones((3, FEATURE_SIZE), np.float32))
-    assert advl(capsys, *importing(root, regions, tmp_path / "cache"))[0] == 0
-    _, err = printed(capsys, *finetune(root, tmp_path / "run", tmp_path / "cache"), code=3)
+    # A run holds its regions by their content: they may move, and may not change.
+    Path("caches").rename("moved")
+    printed(capsys, *finetune(root, tmp_path / "run", regions.replace("caches", "moved", 1)))
+    shutil.rmtree("train2014")
+    write_butd_tsv(Path("train2014"), pictures(root, "train"), features=np.ones((3, FEATURE_SIZE), np.float32))
+    printed(capsys, *shlex.split(advice)[1:])
+    _, err = printed(capsys, *finetune(root, tmp_path / "run", regions), code=3)
     assert "content_digest" in err
 
 

@@ -17,7 +17,6 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
-from advl_pipeline.evaluation.open_sets import open_as_trained
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.evaluation.predict_files import write_vcr_submission
 from advl_pipeline.students.registry import build_student
@@ -49,12 +48,6 @@ def test_scores_that_are_not_finite_are_never_submitted(tmp_path: Path) -> None:
     assert not (tmp_path / "vcr.csv").exists()
 
 
-def untrained() -> FinishedRun:
-    return FinishedRun(
-        student=build_student("scenes-small"), heads=nn.ModuleDict(), label_names={}, device=torch.device("cpu")
-    )
-
-
 @pytest.mark.parametrize(
     ("learned", "written"),
     [(["choice"], {"choice"}), ([], {"choice", "rationale"}), (["vcr-q2a"], {"choice", "rationale"})],
@@ -69,13 +62,16 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     (tmp_path / "run" / "config.json").write_text(json.dumps(trained_on))
     (tmp_path / "run" / "result.json").write_text("{}")
 
+    student = build_student("scenes-small")
+    untrained = FinishedRun(student=student, heads=nn.ModuleDict(), label_names={}, device=torch.device("cpu"))
+
     def opened(*_: Any, dataset: str, split: str, **options: Any) -> IndexedDataset:
         return open_dataset(dataset, split=split, **options)
 
     for name, stand_in in {
         "check_scoring": lambda *_: None,
         "read_config": lambda _: trained_on,
-        "load_finished": lambda *_, **__: untrained(),
+        "load_finished": lambda *_, **__: untrained,
         "open_as_trained": opened,
         "score_matrices": lambda _, examples, __: [np.array([[0.0] * len(item.candidates) for item in examples])],
     }.items():
@@ -85,16 +81,3 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     assert {name.partition(":")[2] for name in ids} == written
     with pytest.raises(ConfigError, match="in place of a folder"):
         predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu", output=tmp_path))
-
-
-def test_data_of_ones_own_that_moved_are_asked_for(tmp_path: Path) -> None:
-    gone = str(tmp_path / "data.jsonl")
-    with pytest.raises(DatasetError) as caught:
-        open_as_trained(
-            PredictConfig(run=tmp_path, device="cpu"),
-            untrained(),
-            {"dataset": gone},
-            dataset=gone,
-            split="test",
-        )
-    assert "PATH/test in place of test" in caught.value.next_command

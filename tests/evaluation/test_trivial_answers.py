@@ -103,6 +103,8 @@ def test_the_commonest_training_answer_to_the_same_words_stands_next_to_a_score(
     # Where its training data are gone, the prior is not known.
     write_json_lines(tmp_path / "test.jsonl", [row for row in rows if row["split"] == "test"])
     data.unlink()
+    _, refused = printed(capsys, "evaluate", run, "--on", "test", code=5)
+    assert "PATH/test in place of test" in refused
     out, _ = printed(capsys, "evaluate", run, "--on", f"{tmp_path / 'test.jsonl'}/test", "--probe", "none")
     assert "caution: the prior of the question is not known" in out
     (elsewhere,) = (run / "evaluation").glob("*--test.json")

@@ -45,7 +45,7 @@ def test_a_report_of_hostile_data_is_inert(folder: Path, capsys: pytest.CaptureF
         *("finetune", "--data", folder / "data.jsonl", "--method", "plain", "--student", "vilt-tiny"),
         *("--recipe", "none", "--num-steps", "1", "--batch-size", "4", "--output", run),
     )
-    printed(capsys, "evaluate", run, "--on", "test")
+    printed(capsys, "evaluate", run, "--on", "test", "--probe", "none")
     printed(capsys, "predict", run, "--on", "test", "--output", folder / "report.predictions")
     for form in ("items", "csv", "md", "html", "json"):
         printed(capsys, "report", run, "--to", form, "--output", folder / f"report.{form}")

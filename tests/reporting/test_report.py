@@ -14,7 +14,7 @@ from typing import get_args
 import pandas as pd
 import pytest
 from page_reader import Element, drawings, is_beside, read_page
-from synthetic_runs import NUM_ITEMS, made_up_result, run_trial
+from synthetic_runs import NUM_ITEMS, TINY, made_up_result, run_trial
 
 from advl_pipeline.base.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval, summarise
@@ -339,18 +339,18 @@ def test_texts_of_users_never_become_markup() -> None:
 
 
 def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
-    result = run_trial(tmp_path, num_seeds=2)
-    for run in [cell["run"] for cell in result.cells][3:]:
-        shutil.rmtree(result.runs / run)
+    result = run_trial(tmp_path, **TINY)
+    runs = [result.runs / cell["run"] for cell in result.cells]
+    shutil.rmtree(runs.pop())
     partial = gather_study(result.folder)
     page = read_page(page_of(partial, data_root=tmp_path / "nowhere"))
-    assert "13 of 16 runs are not finished" in page.text
+    assert "1 of 4 runs are not finished" in page.text
     assert "cannot be shown" in page.find("section", id="examples")[0].text
     written = as_markdown(partial)
-    assert "13 of 16 cells are not finished" in written
+    assert "1 of 4 cells are not finished" in written
     assert ", 1 seed" in written
-    for run in [cell["run"] for cell in result.cells][:3]:
-        shutil.rmtree(result.runs / run)
+    for run in runs:
+        shutil.rmtree(run)
     page = read_page(page_of(gather_study(result.folder), data_root=None))
     assert not page.find("table", class_="main")
     assert {badge.text for badge in page.find("p", class_="badge")} == {"undecided at this size"}
@@ -422,8 +422,7 @@ def test_the_tidy_table_holds_the_score_of_every_item(vcr: tuple[StudyResult, Pa
 
 
 def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(tmp_path: Path) -> None:
-    lines = {"methods": '["plain", "advl"]', "shots": "[100]", "test_sets": '["test"]'}
-    folder = run_trial(tmp_path, num_seeds=1, **lines).folder
+    folder = run_trial(tmp_path, num_seeds=1, **TINY).folder
     pages = []
     written = tmp_path / "page"
     for form in (*get_args(ReportFormat), "html"):

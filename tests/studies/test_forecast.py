@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from small_corpus import SmallCorpus
-from synthetic_runs import run_trial, write_json, write_study_file
+from synthetic_runs import TINY, run_trial, write_json, write_study_file
 
 from advl_data.scenes.packaged_teachers import EFFICIENTNET_LITE0, MINILM
 from advl_pipeline.base.errors import ConfigError
@@ -50,19 +50,19 @@ def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Pat
 
 
 def test_finished_cells_tell_what_the_others_take(tmp_path: Path) -> None:
-    path = write_study_file(tmp_path, num_seeds=2)
+    path = write_study_file(tmp_path, num_seeds=2, **TINY)
     fresh = forecast(tmp_path, path)
     assert (fresh["cell_seconds"], fresh["cell_bytes"], fresh["seconds_left"]) == (None, None, None)
     assert "unknown until the first cell of each method is done: --first-seeds 1" in forecast_as_text(fresh)
-    run_trial(tmp_path, output="studies/mine", seeds="[0]")
+    run_trial(tmp_path, output="studies/mine", **TINY, seeds="[0]")
     for cell in (tmp_path / "cells").iterdir():
         write_json(cell / "environment.json", {"bytes_by_part": {"frozen_weights": 2_000_000, "gradients": 500_000}})
-    rest = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
+    rest = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, **TINY))
     # Each of the finished cells took 30 s and each of the others has as many steps; scoring was not timed.
-    assert (rest["num_measured"], rest["num_left"]) == (8, 8)
-    assert rest["cell_seconds"] == pytest.approx(8 * 30.0)
+    assert (rest["num_measured"], rest["num_left"]) == (2, 2)
+    assert rest["cell_seconds"] == pytest.approx(2 * 30.0)
     text = forecast_as_text(rest)
-    assert "as 8 finished ones took" in text
+    assert "as 2 finished ones took" in text
     assert (
         "memory of scenes-small: 2 MB before the states of its layers (frozen weights 2 MB, gradients 500 KB)" in text
     )
@@ -74,14 +74,14 @@ def test_finished_cells_tell_what_the_others_take(tmp_path: Path) -> None:
 
 
 def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
-    run_trial(tmp_path, output="studies/mine", num_seeds=1)
+    run_trial(tmp_path, output="studies/mine", num_seeds=1, **TINY)
     for file in (tmp_path / "caches").rglob("identity.json"):
         file.unlink()
     done = forecast(tmp_path, tmp_path / "trial.toml")
     assert (done["num_left"], done["caches"], done["seconds_left"], done["bytes_left"]) == (0, [], 0, 0)
-    more = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
+    more = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, **TINY))
     assert len(more["caches"]) == 2
-    assert more["seconds_left"] == pytest.approx(8 * 30.0 + 2 * 7.0)
+    assert more["seconds_left"] == pytest.approx(2 * 30.0 + 2 * 7.0)
 
 
 def test_plans_are_those_of_real_extractions(tmp_path: Path, small_corpus: SmallCorpus) -> None:

@@ -21,10 +21,9 @@ from advl_pipeline.studies.gather import gather_study
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_stops_the_study(workers: int, tmp_path: Path) -> None:
+def test_an_error_stops_the_study(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"scenes-1\.png") as caught:
-        run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, options={"workers": workers}, **TINY)
+        run_trial(tmp_path, executor=synthetic_runs.fail_first_seed, **TINY)
     assert caught.value.next_command == "restore it"
 
 
@@ -94,13 +93,14 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     assert gather_study(tmp_path / "study").num_finished == 12
 
 
-def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
-    result = run_trial(
-        tmp_path, seeds="[1, 2, 3]", executor=synthetic_runs.fail_first_seed, options={"workers": 2}, **TINY
-    )
-    assert (result.num_finished, len(result.cells)) == (6, 6)
+def test_workers_run_cells_side_by_side_in_processes_of_their_own_until_one_fails(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"scenes-1\.png"):
+        run_trial(
+            tmp_path, seeds="[1, 2, 3, 0]", executor=synthetic_runs.fail_first_seed, options={"workers": 2}, **TINY
+        )
     seen = [path.read_text().split() for path in (tmp_path / "cells").rglob("seen-*")]
-    assert len(seen) == 6
+    assert len(seen) >= 5, "the last of six may have been stopped"
+    assert gather_study(tmp_path / "study").num_finished >= 5
     assert {int(pid) for pid, _ in seen}.isdisjoint({os.getpid()})
     assert {threads for _, threads in seen} == {str(max(1, num_cores() // 2))}
 

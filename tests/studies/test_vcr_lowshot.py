@@ -10,7 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from commands import advl
+from commands import printed
 from dataset_mirrors import vcr_record, write_vcr
 
 from advl_pipeline.base.errors import ConfigError
@@ -71,20 +71,14 @@ def test_the_shipped_study_says_which_student_it_takes_and_why(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    code, out, err = advl(
-        capsys, "study", "vcr-lowshot", "--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path
-    )
-    assert code == 0, err
+    words = ("study", "vcr-lowshot", "--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path)
+    out, err = printed(capsys, *words)
     assert "student: bridgetower from hf:BridgeTower/bridgetower-base, which sees pixels" in err
     assert "since no regions of a detector are given" in err
     assert "pretrained student missing" not in out
     assert "on one process on cpu (" in out or "on one process on cuda" in out
-    code, out, err = advl(
-        capsys,
-        *("study", "vcr-lowshot", "--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path),
-        *("--regions", root / "caches" / "{dataset}" / "{split}", "--init", root / "uniter.pt"),
-    )
-    assert code == 0, err
+    regions = ("--regions", root / "caches" / "{dataset}" / "{split}", "--init", root / "uniter.pt")
+    _, err = printed(capsys, *words, *regions)
     assert f"student: uniter-base from {root}/uniter.pt, on the regions in {root}/caches" in err
 
 
@@ -98,8 +92,7 @@ def test_the_study_runs_on_pixels_and_on_regions_whose_content_makes_its_cells(
     with_regions = (["--regions", place / "{dataset}" / "{split}"] for place in (root / "caches", tmp_path / "copy"))
     cases: list[list[object]] = [[], *with_regions]
     for given in cases:
-        code, out, err = advl(capsys, *words, *given)
-        assert code == 0, err
+        out, _ = printed(capsys, *words, *given)
         assert "Q→A accuracy in percent" in out
         assert PIXELS_CAVEAT not in out
         runs = [path.parent for path in (tmp_path / "cells").glob("*/run.json")]
@@ -110,8 +103,7 @@ def test_the_study_runs_on_pixels_and_on_regions_whose_content_makes_its_cells(
         for run in runs:
             document = json.loads((run / "evaluation" / "val.json").read_text(encoding="utf-8"))
             assert set(document["use_of_vision"]["q2a"]) == {"swapped"}
-    code, _, err = advl(capsys, *words, "--regions", root / "features" / "{split}")
-    assert code == 2
+    _, err = printed(capsys, *words, "--regions", root / "features" / "{split}", code=2)
     assert f"advl cache import '{root}/features/{{split}}' --name regions --dataset vcr --split train" in err
 
 
