@@ -10,7 +10,7 @@ whose files do not fit the record that it read finds another record, or none, un
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -50,13 +50,7 @@ def confidence_record_path(key: str) -> str:
     return f"records/confidence-{key}.json"
 
 
-def write_confidence(
-    location: Location,
-    identity: Mapping[str, Any],
-    example_ids: Sequence[str],
-    probability: npt.NDArray[np.float32],
-    outranked: npt.NDArray[np.float32],
-) -> None:
+def write_confidence(location: Location, identity: Mapping[str, Any], confidences: ConfidenceSet) -> None:
     """Add a set of confidences; one that is there, and sound, stays as it is, whoever wrote it.
 
     Runs that begin together estimate the same set; on other processors its last bits may differ, so that their files
@@ -64,21 +58,17 @@ def write_confidence(
 
     Args:
         identity: what the numbers depend on, as plain JSON types.
-        example_ids: n distinct ids.
-        probability: (n,) float32 in [0, 1].
-        outranked: (n,) float32 in [0, 1] or NaN.
+        confidences: of distinct examples.
 
     Raises:
         StorageError: the store failed.
     """
-    probability, outranked = (np.ascontiguousarray(values, np.float32) for values in (probability, outranked))
-    shapes = {probability.shape, outranked.shape, (len(set(example_ids)),)}
-    if shapes != {(len(example_ids),)} or not len(example_ids):
+    names, probability_N, outranked_N = confidences
+    if not len(names) or {probability_N.shape, outranked_N.shape, (len(set(names)),)} != {(len(names),)}:
         raise ValueError("one probability and one share are needed for each of some distinct examples")
-    if not ((probability >= 0) & (probability <= 1)).all():
-        raise ValueError("probabilities lie in [0, 1]")
-    if not ((outranked >= 0) & (outranked <= 1) | np.isnan(outranked)).all():
-        raise ValueError("shares lie in [0, 1]")
+    is_share_N = (outranked_N >= 0) & (outranked_N <= 1) | np.isnan(outranked_N)
+    if not ((probability_N >= 0) & (probability_N <= 1) & is_share_N).all():
+        raise ValueError("probabilities and shares lie in [0, 1]")
     store, key = open_store(location), confidence_key(identity)
     try:
         if _read(store, identity) is not None:
@@ -86,22 +76,16 @@ def write_confidence(
     except CorruptCache:
         store.delete(confidence_record_path(key))
         store.delete_under(f"{_FOLDER}/{key}")
-    _write(store, identity, example_ids, probability, outranked)
+    _write(store, identity, confidences)
 
 
-def _write(
-    store: Store,
-    identity: Mapping[str, Any],
-    example_ids: Sequence[str],
-    probability: npt.NDArray[np.float32],
-    outranked: npt.NDArray[np.float32],
-) -> None:
+def _write(store: Store, identity: Mapping[str, Any], confidences: ConfidenceSet) -> None:
     key = confidence_key(identity)
-    encoded = [example_id.encode() for example_id in example_ids]
+    encoded = [example_id.encode() for example_id in confidences.example_ids]
     text = np.frombuffer(b"".join(encoded), np.uint8)
     content: dict[str, npt.NDArray[Any]] = {
-        "probability": probability,
-        "outranked": outranked,
+        "probability": np.ascontiguousarray(confidences.probability_N, np.float32),
+        "outranked": np.ascontiguousarray(confidences.outranked_N, np.float32),
         "example_id_utf8": text,
         "example_id_lengths": np.array([len(item) for item in encoded], np.int32),
     }
@@ -116,7 +100,7 @@ def _write(
     files[own_group] = store.put(own_group, [group_metadata({"identity": dict(identity)})])
     record = {
         "identity": dict(identity),
-        "num_examples": len(example_ids),
+        "num_examples": len(encoded),
         "num_bytes": len(text),
         "files": files,
     }

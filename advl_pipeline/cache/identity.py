@@ -10,13 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Mapping
 from typing import Any
 
 from advl_pipeline.base.errors import Advice, IdentityMismatch, advise
 from advl_pipeline.base.locations import Location
-from advl_pipeline.base.packages import installed_versions
 from advl_pipeline.cache.store import Readable, read_metadata
 
 SCHEMA_VERSION = 1
@@ -41,8 +39,6 @@ _UNSAID = {"grid_side": 12, "seed": [0], "ids": [], "shard_rows": 32768, "on_err
 
 Difference = tuple[str, str, str]
 """One setting that differs: its dotted path, and what was expected and found, as canonical JSON or `ABSENT`."""
-
-_LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -144,16 +140,6 @@ def _short(text: str, width: int) -> str:
         return text
     half = (width - 3) // 2
     return text[:half] + "..." + text[-half:]
-
-
-def describe_extraction(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
-    """Return library versions, device and the configuration of the run; no times, so that equal runs are equal."""
-    return {
-        "config": dict(config),
-        "device": device,
-        "python": platform.python_version(),
-        "libraries": installed_versions(_LIBRARIES, absent="absent"),
-    }
 
 
 def extract_command(

@@ -250,6 +250,19 @@ def index_specs(modality: str, num_readable: int) -> dict[str, ArraySpec]:
     }
 
 
+def array_specs(modality: str, plan: PlanRecord, *, num_rows: int, num_readable: int) -> list[ArraySpec]:
+    """All arrays of a modality but for the statistics that only some teachers give."""
+    num_units = plan.modalities[modality].num_units
+    return [
+        *plan_specs(modality, num_units).values(),
+        global_spec(modality, plan),
+        stat_spec(modality, "norm", num_units),
+        *token_specs(modality, plan, num_rows).values(),
+        *moment_specs(modality, plan).values(),
+        *index_specs(modality, num_readable).values(),
+    ]
+
+
 def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
     # The largest power of two that divides the shard, of about the target size and no more than hold all rows.
     inner = 1

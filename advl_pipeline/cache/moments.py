@@ -1,10 +1,11 @@
 """Mean and variance of stored rows, by sums that are added up block by block in float64.
 
-Shapes: M rows, D columns.
+Shapes: N units, M rows, D columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,26 @@ def sums(values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None = 
     return total_2D
 
 
-def mean_and_variance(
-    total_2D: npt.NDArray[np.float64], *, count: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Turn the `sums` of all rows into population mean and variance (D,).
+def moments_of(
+    sums_of: Mapping[str, npt.NDArray[np.float64]],
+    readable_N: npt.NDArray[np.bool_],
+    lengths_N: npt.NDArray[np.int32],
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return population mean and variance (D,), such as "token_mean", of the readable units' features.
 
     Without any row the mean is 0 and the variance 1, which leaves targets as they are.
+
+    Args:
+        sums_of: "global" and, where there are token features, "token" -> the `sums` of all rows.
+        readable_N: False for units that could not be read.
+        lengths_N: token rows of each unit.
     """
-    width = total_2D.shape[1]
-    if count == 0:
-        return np.zeros(width, np.float32), np.ones(width, np.float32)
-    mean_D = total_2D[0] / count
-    variance_D = np.maximum(total_2D[1] / count - mean_D**2, 0.0)
-    return mean_D.astype(np.float32), variance_D.astype(np.float32)
+    counts = {"global": int(readable_N.sum()), "token": int(lengths_N[readable_N].sum(dtype=np.int64))}
+    moments: dict[str, npt.NDArray[np.float32]] = {}
+    for kind, total_2D in sums_of.items():
+        mean_D, variance_D = np.zeros(total_2D.shape[1]), np.ones(total_2D.shape[1])
+        if count := counts[kind]:
+            mean_D = total_2D[0] / count
+            variance_D = np.maximum(total_2D[1] / count - mean_D**2, 0.0)
+        moments |= {f"{kind}_mean": mean_D.astype(np.float32), f"{kind}_variance": variance_D.astype(np.float32)}
+    return moments

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.errors import AdvlError
-from advl_pipeline.cache.commit_records import ModalityRecord
-from advl_pipeline.cache.layout import ArraySpec, ShardPlan
+from advl_pipeline.cache.commit_records import PlanRecord
+from advl_pipeline.cache.layout import ShardPlan, global_spec, token_specs
 from advl_pipeline.cache.moments import sums
-from advl_pipeline.cache.quantise import StoredDtype, clip_to_float16, is_finite, to_float16, to_int8, wide_dtype
+from advl_pipeline.cache.quantise import clip_to_float16, is_finite, to_float16, to_int8
 
 
 class ShardBuffer:
@@ -24,29 +24,22 @@ class ShardBuffer:
     `tokens` holds the rows of the token arrays: "values", "scales" and what goes with them.
     """
 
-    def __init__(
-        self,
-        *,
-        placement: ShardPlan,
-        shard: int,
-        shape: ModalityRecord,
-        stored: StoredDtype,
-        token_specs: Mapping[str, ArraySpec],
-    ) -> None:
+    def __init__(self, plan: PlanRecord, modality: str, placement: ShardPlan, shard: int) -> None:
         self.shard = shard
         self.units = placement.units_of(shard)
         self.clipped = 0
         self.quarantined: dict[str, str] = {}
-        self._stored = stored
+        self._stored = plan.stored_dtype
         self._first_row_N = placement.starts_N[self.units.start : self.units.stop] - shard * placement.shard_rows
         self._length_N = placement.lengths_N[self.units.start : self.units.stop]
         self._filled_N = np.zeros(len(self.units), np.bool_)
         self._stats: dict[str, npt.NDArray[np.float32]] = {}
         rows = int(placement.rows_used_S[shard])
-        wide = np.dtype(wide_dtype(stored))
-        self._global_ND = np.zeros((len(self.units), shape.global_dim), wide)
+        table = global_spec(modality, plan)
+        self._global_ND = np.zeros((len(self.units), *table.shape[1:]), table.dtype)
         self.tokens: dict[str, npt.NDArray[Any]] = {
-            name: np.zeros((rows, *spec.shape[1:]), spec.dtype) for name, spec in token_specs.items()
+            name: np.zeros((rows, *spec.shape[1:]), spec.dtype)
+            for name, spec in token_specs(modality, plan, placement.num_rows).items()
         }
 
     def put(

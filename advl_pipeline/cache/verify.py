@@ -13,6 +13,7 @@ Shapes: N units, Q units looked at, M token rows, D feature width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from advl_pipeline.cache.commit_records import (
 )
 from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
 from advl_pipeline.cache.identity import digest
-from advl_pipeline.cache.moments import mean_and_variance, sums
+from advl_pipeline.cache.moments import moments_of, sums
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.store import (
@@ -67,6 +68,8 @@ _NORM_TOLERANCE = 1e-2
 
 _ROUNDING = 1e-9
 """Of a moment, for a mean of 1."""
+
+_FEATURES = re.compile(r"(image|text)/(global|tokens/(?!starts/|lengths/)\w+)/c/.+")
 
 Content = TypeVar("Content")
 
@@ -143,14 +146,7 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
 
 def is_bulk(name: str) -> bool:
     """Whether a file is a shard of features, which is what a cache mostly consists of."""
-    array = name.partition("/c/")[0].split("/", 1)
-    return "/c/" in name and array[0] in MODALITIES and array[-1] in _FEATURES
-
-
-_FEATURES = (
-    *("global", "tokens/values", "tokens/scales", "tokens/char_spans", "tokens/kept"),
-    *(f"tokens/{name}" for name in layout.REGION_COLUMNS),
-)
+    return _FEATURES.fullmatch(name) is not None
 
 
 def describe_findings(report: VerifyReport) -> CorruptCache:
@@ -232,7 +228,7 @@ class StoredNumbers:
         self._writer = CacheWriter(store)
         self._complete = load_complete(store)
         self._shards: dict[str, tuple[MappedArray, int]] = {}
-        self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        self._sums: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
         self._norms: dict[str, npt.NDArray[np.float32]] = {}
         for modality, shape in self._writer.plan.modalities.items():
             norm = layout.stat_spec(modality, "norm", shape.num_units)
@@ -265,8 +261,8 @@ class StoredNumbers:
         return None
 
     def _add(self, modality: str, kind: str, added_2D: npt.NDArray[np.float64]) -> None:
-        key = f"{modality}/{kind}"
-        self._sums[key] = self._sums.get(key, np.zeros_like(added_2D)) + added_2D
+        sums_of = self._sums.setdefault(modality, {})
+        sums_of[kind] = sums_of.get(kind, np.zeros_like(added_2D)) + added_2D
 
     def senseless(self) -> dict[str, str]:
         """Return the files that contradict the plan, the units or the records of the shards."""
@@ -297,18 +293,13 @@ class StoredNumbers:
                     expect(is_varied, spec.path, "all features are alike: their variance is zero")
                 readable_N = self._readable(modality)
                 index = dict(zip(("prefix", "unit"), build_index(writer.unit_ids(modality), readable_N), strict=True))
-                index_specs = layout.index_specs(modality, int(readable_N.sum()))
-                for spec in (
-                    *planned.values(),
-                    *writer.row_specs(modality),
-                    *moments.values(),
-                    *index_specs.values(),
-                ):
+                num_rows, num_readable = placement.num_rows, int(readable_N.sum())
+                for spec in layout.array_specs(modality, writer.plan, num_rows=num_rows, num_readable=num_readable):
                     is_planned = store.get(spec.metadata_path) == spec.metadata()
                     expect(is_planned, spec.metadata_path, "it is not what the plan says")
                     is_listed = set(spec.shard_paths()) <= complete.files.keys()
                     expect(is_listed, COMPLETE_RECORD, f"it does not list all of {spec.path}")
-                for name, spec in index_specs.items():
+                for name, spec in layout.index_specs(modality, num_readable).items():
                     is_index = np.array_equal(MappedArray(store, spec).whole(), index[name])
                     expect(is_index, spec.path, "it is not the index of the units")
         except AdvlError as error:
@@ -322,20 +313,15 @@ class StoredNumbers:
     def wrong_moments(self) -> dict[str, str]:
         """Return the moments that are not those of the features; every shard must have been looked at."""
         findings = {}
-        for modality in self._writer.plan.modalities:
-            readable_N = self._readable(modality)
+        for modality, sums_of in self._sums.items():
             lengths_N = self._writer.placement(modality).lengths_N
-            counts = {"global": int(readable_N.sum()), "token": int(lengths_N[readable_N].sum(dtype=np.int64))}
-            specs = layout.moment_specs(modality, self._writer.plan)
-            for kind in (name.removesuffix("_mean") for name in specs if name.endswith("_mean")):
-                moments = mean_and_variance(self._sums[f"{modality}/{kind}"], count=counts[kind])
+            moments = moments_of(sums_of, self._readable(modality), lengths_N)
+            for name, spec in layout.moment_specs(modality, self._writer.plan).items():
+                kind, moment = name.split("_")
                 # Tables are added up in other parts than the writer did, which changes the last bits of the sums.
-                rounding_D = _ROUNDING * (1 + moments[0] ** 2)
-                for moment, expected_D in zip(("mean", "variance"), moments, strict=True):
-                    spec = specs[f"{kind}_{moment}"]
-                    found_D = MappedArray(self._store, spec).whole()
-                    if not np.isclose(found_D, expected_D, atol=rounding_D).all():
-                        findings[spec.shard_path(0)] = f"it is not the {moment} of the features"
+                rounding_D = _ROUNDING * (1 + moments[f"{kind}_mean"] ** 2)
+                if not np.isclose(MappedArray(self._store, spec).whole(), moments[name], atol=rounding_D).all():
+                    findings[spec.shard_path(0)] = f"it is not the {moment} of the features"
         return findings
 
 

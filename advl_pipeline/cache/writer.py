@@ -41,7 +41,7 @@ from advl_pipeline.cache.commit_records import (
 )
 from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION
 from advl_pipeline.cache.layout import ArraySpec, ShardPlan, group_metadata, place
-from advl_pipeline.cache.moments import mean_and_variance
+from advl_pipeline.cache.moments import moments_of
 from advl_pipeline.cache.parts import remove_dead_locks
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.shard_buffer import ShardBuffer, staged_content
@@ -79,16 +79,11 @@ class CachePlan:
 
     def num_bytes(self, modality: str) -> int:
         """Return how many bytes a modality will take: whole chunks, and the metadata of arrays."""
-        num_units = self.placements[modality].num_units
-        arrays = [
-            layout.global_spec(modality, self.record),
-            layout.stat_spec(modality, "norm", num_units),
-            *layout.plan_specs(modality, num_units).values(),
-            *layout.index_specs(modality, num_units).values(),
-            *layout.moment_specs(modality, self.record).values(),
-            *layout.token_specs(modality, self.record, self.placements[modality].num_rows).values(),
-        ]
-        return sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays)
+        placement = self.placements[modality]
+        specs = layout.array_specs(
+            modality, self.record, num_rows=placement.num_rows, num_readable=placement.num_units
+        )
+        return sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in specs)
 
 
 def plan_cache(
@@ -200,13 +195,7 @@ class CacheWriter:
 
     def new_buffer(self, modality: str, shard: int) -> ShardBuffer:
         """Return an empty buffer for the content of one shard."""
-        return ShardBuffer(
-            placement=self.placement(modality),
-            shard=shard,
-            shape=self.plan.modalities[modality],
-            stored=self.stored,
-            token_specs=self.token_specs(modality),
-        )
+        return ShardBuffer(self.plan, modality, self.placement(modality), shard)
 
     def commit_shard(self, modality: str, buffer: ShardBuffer) -> None:
         """Write what a shard adds to the tables, its files, and last its record.
@@ -305,11 +294,8 @@ class CacheWriter:
         for table, part in enumerate(self._gather(modality, rows.shard_rows, content)):
             files[rows.shard_path(table)] = publish_shard(self.store, rows, table, part)
         specs = layout.moment_specs(modality, self.plan)
-        counts = {"global": int(readable_N.sum()), "token": int(placement.lengths_N[readable_N].sum(dtype=np.int64))}
-        for kind in ("global", "token"):
-            if (total_2D := content.pop(f"{kind}_sums", None)) is not None:
-                moments = mean_and_variance(total_2D, count=counts[kind])
-                content |= zip((f"{kind}_mean", f"{kind}_variance"), moments, strict=True)
+        sums_of = {kind: content.pop(f"{kind}_sums") for kind in ("global", "token") if f"{kind}_sums" in content}
+        content |= moments_of(sums_of, readable_N, placement.lengths_N)
         specs |= {
             name: layout.stat_spec(modality, name.removeprefix(_STATISTIC), shape.num_units)
             for name in content

@@ -22,7 +22,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from advl_pipeline.base.errors import ConfigError, DatasetError, StorageError
-from advl_pipeline.cache.confidence import read_confidence, write_confidence
+from advl_pipeline.cache.confidence import ConfidenceSet, read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence
 from advl_pipeline.confidence.separation import outranked_candidates
@@ -70,8 +70,7 @@ def load_or_estimate_confidence(
         DatasetError: an example without a label. StorageError: with `must_store`, a cache that cannot be written to.
     """
     confidences: dict[str, TruthConfidence] = {}
-    for view in confidence_views(caches, estimator):
-        used = _caches_of(caches, view)
+    for view, used in _caches_by_view(caches, estimator).items():
         identity = confidence_identity(
             caches=used,
             dataset=dataset,
@@ -83,12 +82,13 @@ def load_or_estimate_confidence(
         )
         stored = read_confidence(used[0].path, identity)
         if stored is not None:
-            confidences[view] = _in_order(stored.probability_N, stored.outranked_N, stored.example_ids, example_ids)
+            confidences[view] = _in_order(stored, example_ids)
             continue
         estimated = _estimate(used, dataset, example_ids, estimator, view, folds=folds, seed=seed)
         confidences[view] = estimated
         try:
-            write_confidence(used[0].path, identity, example_ids, estimated.probability_N, estimated.outranked_N)
+            estimate = ConfidenceSet(list(example_ids), estimated.probability_N, estimated.outranked_N)
+            write_confidence(used[0].path, identity, estimate)
         except StorageError as error:
             if must_store:
                 raise
@@ -96,16 +96,11 @@ def load_or_estimate_confidence(
     return confidences
 
 
-def _in_order(
-    probability_N: npt.NDArray[np.float32],
-    outranked_N: npt.NDArray[np.float32],
-    names: Sequence[str],
-    example_ids: Sequence[str],
-) -> TruthConfidence:
-    """Return the confidence of named examples in another order of them."""
-    place = {name: row for row, name in enumerate(names)}
+def _in_order(estimate: ConfidenceSet, example_ids: Sequence[str]) -> TruthConfidence:
+    """Return the confidences of a set in another order of its examples."""
+    place = {name: row for row, name in enumerate(estimate.example_ids)}
     order = [place[name] for name in example_ids]
-    return TruthConfidence(probability_N=probability_N[order], outranked_N=outranked_N[order])
+    return TruthConfidence(probability_N=estimate.probability_N[order], outranked_N=estimate.outranked_N[order])
 
 
 def _estimate(
@@ -136,23 +131,23 @@ def _estimate(
             with tqdm(total=len(data), desc=f"confidence, {view}: {task}", unit="item", delay=2) as bar:
                 of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64), progress=bar.update)
         probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
-    return _in_order(probability_N, outranked_N, names, example_ids)
+    return _in_order(ConfidenceSet(names, probability_N, outranked_N), example_ids)
 
 
-def confidence_views(caches: Sequence[TeacherCache], estimator: Estimator) -> tuple[View, ...]:
-    """Return the modalities that an estimator gives with these caches.
+def _caches_by_view(caches: Sequence[TeacherCache], estimator: Estimator) -> dict[View, list[TeacherCache]]:
+    """Return the modalities that an estimator gives with these caches, and the caches that each depends on.
 
     Raises:
         ConfigError: caches that lack what it needs.
     """
     if estimator == "zero-shot":
         _aligned_cache(caches)
-        return ("joint",)
-    views: dict[View, bool] = {
-        "vision": any(cache.image is not None for cache in caches),
-        "text": any(cache.text is not None for cache in caches),
+        return {"joint": list(caches)}
+    of_view: dict[View, list[TeacherCache]] = {
+        "vision": [cache for cache in caches if cache.image is not None],
+        "text": [cache for cache in caches if cache.text is not None],
     }
-    return tuple(view for view, present in views.items() if present)
+    return {view: used for view, used in of_view.items() if used}
 
 
 def confidence_identity(
@@ -237,12 +232,6 @@ def _aligned_cache(caches: Sequence[TeacherCache]) -> TeacherCache:
             return cache
     what = "Zero-shot confidence needs a cache of an aligned pair of towers, such as clip-vit-l."
     raise ConfigError(what, next_command="use --confidence probe")
-
-
-def _caches_of(caches: Sequence[TeacherCache], view: str) -> list[TeacherCache]:
-    if view == "joint":
-        return list(caches)
-    return [cache for cache in caches if (cache.image if view == "vision" else cache.text) is not None]
 
 
 def examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:

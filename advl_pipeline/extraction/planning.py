@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,11 +13,11 @@ from tqdm import tqdm
 
 from advl_pipeline.base.compute import AUTO
 from advl_pipeline.base.configuration import config_to_dict, options_without
+from advl_pipeline.base.packages import installed_versions
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, ModalityRecord, PlanRecord
 from advl_pipeline.cache.identity import (
     PROVENANCE_FILE,
     SCHEMA_VERSION,
-    describe_extraction,
     digest,
     extract_command,
     require_identity,
@@ -37,6 +38,8 @@ from advl_pipeline.extraction.sources import (
     open_part,
 )
 from advl_pipeline.teachers.interface import Teacher
+
+_LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")
 
 
 def build_identity(
@@ -236,10 +239,16 @@ def make_plan(
 
 
 def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, Any]:
-    grid = averaged_grid(sources)
-    return describe_extraction(recorded_options(config), device=config.device) | (
-        {"averaged_grid": grid} if grid else {}
-    )
+    """Return configuration, device and library versions; no times, so that equal runs are equal."""
+    provenance: dict[str, Any] = {
+        "config": recorded_options(config),
+        "device": config.device,
+        "python": platform.python_version(),
+        "libraries": installed_versions(_LIBRARIES, absent="absent"),
+    }
+    if grid := averaged_grid(sources):
+        provenance["averaged_grid"] = grid
+    return provenance
 
 
 def recorded_options(config: ExtractConfig) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -31,7 +30,10 @@ _SECONDS_BETWEEN_BARS_IN_A_FILE = 30.0
 
 
 class Progress:
-    """Counts units and the seconds that the loop waits for reading, encodes, and waits for writing."""
+    """Counts units and the seconds that the loop waits for reading, encodes, and waits for writing.
+
+    `close` ends the bar.
+    """
 
     def __init__(self, *, label: str, total: int, done: int) -> None:
         self.seconds: dict[str, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
@@ -46,14 +48,7 @@ class Progress:
             maxinterval=max(between, 10.0),
             dynamic_ncols=True,
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
+        self.close = self._bar.close
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:

@@ -211,10 +211,8 @@ def recover_provenance(store: Readable) -> dict[str, Any]:
 
 def _require_origin(store: Readable, identity: Mapping[str, Any]) -> None:
     copies = _copies(store, IDENTITY_FILE, "identity")
-    if identity in copies:
-        return
     with suppress(CorruptCache):
-        if load_plan(store).identity_sha256 == digest(identity):
+        if identity in copies or load_plan(store).identity_sha256 == digest(identity):
             return
     if not copies:
         raise CorruptCache("Nothing is left that says what this cache holds.", where=str(store.location))

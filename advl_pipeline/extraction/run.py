@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,6 @@ from advl_pipeline.extraction.sources import (
     Selection,
     Source,
     averaged_grid,
-    card_with_sizes,
     image_tokens_of,
     open_part,
     open_sources,
@@ -84,6 +83,7 @@ from advl_pipeline.extraction.sources import (
 )
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import PICTURES
+from advl_pipeline.teachers.registry import card_of, open_teacher
 
 FORECAST_TEXTS = 20_000
 """Texts that a forecast tokenises; of more it knows rows and bytes within an interval."""
@@ -156,8 +156,6 @@ def open_teacher_and_data(config: ExtractConfig) -> tuple[Teacher, Selection]:
 
     Class names are read before anything is encoded: VQA's come from another split's files, which may be missing.
     """
-    from advl_pipeline.teachers.registry import open_teacher
-
     dataset = open_part(config)
     if config.confidence:
         require_class_names(dataset)
@@ -177,8 +175,9 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
     try:
         teacher, dataset = opener(config)
     except WeightsUnavailable as error:
-        card = card_with_sizes(config.teacher) if config.dry_run and config.weights is None else None
-        if card is None:
+        # A control with random weights has the sizes of what it is a control of.
+        card = card_of(config.teacher.removeprefix("random:").partition("@")[0])
+        if card is None or not card.states_sizes or not config.dry_run or config.weights is not None:
             raise
         # What can be told without the weights. Whether a cache that is there is this one is not known.
         dataset = open_part(config)
@@ -296,7 +295,7 @@ def extract_held(
             if part := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
                 wanted = sum(len(placement.units_of(shard)) for shard in part)
                 total = placement.num_units
-                with Progress(label=source.modality, total=total, done=total - wanted) as progress:
+                with closing(Progress(label=source.modality, total=total, done=total - wanted)) as progress:
                     encode_shards(
                         source,
                         writer,

@@ -26,7 +26,7 @@ from advl_pipeline.extraction.imports.tower import ImportedTower
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, unknown_texts
 from advl_pipeline.teachers.open_options import ImageTokenKind
-from advl_pipeline.teachers.registry import TeacherCard, card_of
+from advl_pipeline.teachers.registry import TeacherCard
 from advl_pipeline.teachers.text_units import SelectingTextTower, covering_texts
 
 _TOKENISE_UNITS = 1024
@@ -217,21 +217,11 @@ def units_to_encode(
     return pictures, texts
 
 
-def card_with_sizes(teacher: str) -> TeacherCard | None:
-    """Return the card that states the sizes of a teacher's features; None where there is none.
-
-    Args:
-        teacher: any name that opens one; a control with random weights has the sizes of what it is a control of.
-    """
-    card = card_of(teacher.removeprefix("random:").partition("@")[0])
-    return card if card is not None and card.states_sizes else None
-
-
 def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) -> list[SizedUnits]:
     """Return the sizes of each modality as a teacher's card states them; rows of texts are told by their words.
 
     Args:
-        card: as `card_with_sizes` returns it.
+        card: that states the sizes of the teacher's features.
         dataset: what is to be extracted.
 
     Raises:

@@ -20,7 +20,7 @@ from advl_pipeline.base.configuration import config_to_dict, declared
 from advl_pipeline.base.errors import IdentityMismatch
 from advl_pipeline.cache import identity
 from advl_pipeline.cache.commit_records import PLAN_RECORD
-from advl_pipeline.cache.confidence import read_confidence, write_confidence
+from advl_pipeline.cache.confidence import ConfidenceSet, read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.store import render_json
 from advl_pipeline.cache.verify import verify_cache
@@ -105,7 +105,7 @@ def test_no_path_of_a_record_is_opened_or_written_to(
 def test_prune(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [{"seed": seed} for seed in range(2)]
     for made in sets:
-        write_confidence(cache, made, ["a"], np.array([0.5], np.float32), np.array([1], np.float32))
+        write_confidence(cache, made, ConfidenceSet(["a"], np.array([0.5], np.float32), np.array([1], np.float32)))
     assert "would remove" in printed(capsys, "cache", "prune", cache, "--all-confidences", "--dry-run")[0]
     assert all(read_confidence(cache, made) is not None for made in sets)
     (cache / ".work/tmp").mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -12,19 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from chaos import make_job
 from commands import printed
 from objects import flipped, objects, spoil, upload
-from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment, environment_of
+from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_pipeline.base.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
 from advl_pipeline.base.locations import Url, parse_location
 from advl_pipeline.cache.commands import run_info, run_prune
-from advl_pipeline.cache.confidence import confidence_key, confidence_record_path, read_confidence, write_confidence
+from advl_pipeline.cache.confidence import (
+    ConfidenceSet,
+    confidence_key,
+    confidence_record_path,
+    read_confidence,
+    write_confidence,
+)
 from advl_pipeline.cache.config import InfoConfig, PruneConfig
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
@@ -121,7 +129,7 @@ def test_shards_are_fetched_before_they_are_read(finished: Url, tmp_path: Path) 
     assert shards("text/tokens/values") == every
 
 
-def test_damage_in_the_store_is_found(finished: Url, tmp_path: Path) -> None:
+def test_damage_in_the_store_is_found(finished: Url) -> None:
     name = "text/tokens/values/c/1/0"
     content = ObjectStore(finished).get(name)
     spoil(finished, name, flipped(content))
@@ -138,12 +146,7 @@ def test_damage_in_the_store_is_found(finished: Url, tmp_path: Path) -> None:
         open_cache(finished)
     spoil(finished, name, content)
     assert verify_cache(finished).is_sound
-    values = text.token_features(list(text.ids))[0]
-    # Damage of the copy on this disk is found by the next process, and mended.
-    (copy,) = (tmp_path / "disk-cache/reading").glob(f"*/{name}")
-    copy.write_bytes(flipped(copy.read_bytes()))
-    again = open_cache(finished).text
-    np.testing.assert_array_equal(again.token_features(list(again.ids))[0], values)
+    text.token_features(list(text.ids))
 
 
 @pytest.mark.slow
@@ -185,7 +188,8 @@ def test_stores_that_cannot_be_used(
 ) -> None:
     target = url if bucket is None else parse_location(f"s3://{bucket}/cache")
     begin = time.monotonic()
-    with environment_of(client_environment(endpoint or s3_server.endpoint, ACCESS_KEY, secret)):
+    environment = client_environment(endpoint or s3_server.endpoint, ACCESS_KEY, secret)
+    with mock.patch.dict(os.environ, environment):
         for call in (lambda: open_cache(target), lambda: tiny_extract(tmp_path / "data", target)):
             with pytest.raises(StorageError, match=says) as caught:
                 call()
@@ -239,7 +243,7 @@ def numbers(writer: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def write(url: Url, writer: int) -> None:
-    write_confidence(url, IDENTITY, NAMES, numbers(writer), numbers(writer))
+    write_confidence(url, IDENTITY, ConfidenceSet(NAMES, numbers(writer), numbers(writer)))
 
 
 def removed(url: Url) -> None:

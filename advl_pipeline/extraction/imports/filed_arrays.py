@@ -8,7 +8,7 @@ Shapes: M token rows, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,60 +23,50 @@ _DAMAGED = (*DAMAGE, KeyError, MemoryError, TypeError)
 """What NumPy raises for what it cannot read, forged sizes and kinds of numbers among it."""
 
 
-class FiledArrays:
-    """Arrays by the names that they are filed under, such as cats/0.
+def filed_arrays(folder: Path, units: Iterable[ImageUnit]) -> Callable[[ImageUnit], FoundFeatures]:
+    """Find the arrays that are filed under pictures; return what reads those of a picture, (M, D) or (D,).
 
     Args:
         folder: that they lie in.
         units: the pictures; each is looked up before any array is read.
 
     Raises:
-        DatasetError: a picture has none of its own.
+        DatasetError: a picture has none of its own; when one is read, it cannot be.
     """
-
-    def __init__(self, folder: Path, units: Iterable[ImageUnit]) -> None:
-        self._folder = folder
-        files = sorted(folder.rglob("*.npy"))
-        self._files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
-        self._pictures: dict[str, Path] = {}
-        self._alike: dict[str, list[str]] = {}
-        for name in self._files:
-            self._alike.setdefault(name.rpartition("/")[2], []).append(name)
-        for unit in units:
-            self._name_of(unit)
-
-    def features(self, unit: ImageUnit) -> FoundFeatures:
-        """Read the features of a picture, rows (M, D) or one vector (D,).
-
-        Raises:
-            DatasetError: there are none, those of another picture have the same name, or they cannot be read.
-        """
-        return FoundFeatures(values=_read_values(self._files[self._name_of(unit)]))
-
-    def _name_of(self, unit: ImageUnit) -> str:
-        """Return the name of a picture's features, which no other picture may have."""
-        name = self._find(unit.path)
-        if name is None:
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.npy"))}
+    alike: dict[str, list[str]] = {}
+    for name in files:
+        alike.setdefault(name.rpartition("/")[2], []).append(name)
+    pictures: dict[str, Path] = {}
+    file_of: dict[Path, Path] = {}
+    for unit in units:
+        filed = _filed_name(unit.path, files, alike)
+        if filed is None:
             why = f"picture {unit.path.name}"
-            raise DatasetError("There are no features for a picture.", where=str(self._folder), why=why)
-        claim(self._pictures, name, unit.path)
-        return name
+            raise DatasetError("There are no features for a picture.", where=str(folder), why=why)
+        claim(pictures, filed, unit.path)
+        file_of[unit.path] = files[filed]
+    return lambda unit: FoundFeatures(values=_read_values(file_of[unit.path]))
 
-    def _find(self, picture: Path) -> str | None:
-        """Return the name that a picture's features are filed under: the one with most of its folders."""
-        parts = picture.parts[1:] if picture.is_absolute() else picture.parts
-        for first in range(len(parts)):
-            name = "/".join(parts[first:])
-            for filed in (name, name.removesuffix(picture.suffix)):
-                if filed in self._files:
-                    return filed
-        # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
-        alike = self._alike.get(picture.name) or self._alike.get(picture.stem) or []
-        if len(alike) > 1:
-            what, why = "Several features go by a picture's name, and none by its folder.", " and ".join(alike[:2])
-            advice = "file features as the pictures are: cats/0.npy for cats/0.png"
-            raise DatasetError(what, where=str(picture), why=why, next_command=advice)
-        return alike[0] if alike else None
+
+def _filed_name(picture: Path, files: Collection[str], alike: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the name that a picture's features are filed under: the one with most of its folders."""
+    parts = picture.parts[1:] if picture.is_absolute() else picture.parts
+    for first in range(len(parts)):
+        name = "/".join(parts[first:])
+        for filed in (name, name.removesuffix(picture.suffix)):
+            if filed in files:
+                return filed
+    # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
+    candidates = alike.get(picture.name) or alike.get(picture.stem) or []
+    if len(candidates) > 1:
+        raise DatasetError(
+            "Several features go by a picture's name, and none by its folder.",
+            where=str(picture),
+            why=" and ".join(candidates[:2]),
+            next_command="file features as the pictures are: cats/0.npy for cats/0.png",
+        )
+    return candidates[0] if candidates else None
 
 
 def _read_values(path: Path) -> npt.NDArray[np.float32]:

@@ -26,7 +26,7 @@ from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction.config import ImportedExtraction
-from advl_pipeline.extraction.imports.filed_arrays import FiledArrays
+from advl_pipeline.extraction.imports.filed_arrays import filed_arrays
 from advl_pipeline.extraction.imports.region_formats import (
     FoundFeatures,
     RegionFeatures,
@@ -70,7 +70,7 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
     if config.source.is_dir() and any(config.source.rglob("*.npy")):
         why = "the source holds arrays that are filed under pictures, and no regions of a detector"
         require_effect(config, {"files of a detector": why})
-        return ImportedTower(FiledArrays(config.source, units).features, units, where=where)
+        return ImportedTower(filed_arrays(config.source, units), units, where=where)
     files = partial(RegionFiles, splits=splits, first=units[0], stack=stack)
     folder = config.ground_truth_regions
     detected = files(config.source, prefix="vcr_")
