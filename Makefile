@@ -163,7 +163,7 @@ bench: $(STAMP) ## Measure every row of docs/performance.md against its goal, an
 bench-gpu: $(STAMP) ## Measure memory and speed of three teachers and three students on this machine's GPU, and write the page
 	$(BIN)/python -m benchmarks --only gpu --markdown docs/performance.md
 
-chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches, point 100 outputs at foreign files; the same bytes must come back
+chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos
 
 rehearsal: $(STAMP) ## Run a user's commands on mirrors of VCR, VQA v2 and SNLI-VE at official sizes (hours, 2 GB)

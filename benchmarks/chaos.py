@@ -1,6 +1,6 @@
 """`make chaos`: what the next command makes of what was killed, stopped, damaged or begun twice, to the byte.
 
-python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--outputs N] [--finetunes N] [--stops N]
+python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--finetunes N] [--stops N]
     [--pairs N] [--threads N] [--flips N] [--changes N] [--seed S]
 """
 
@@ -83,14 +83,6 @@ def records(folder: Path) -> Attempt:
     return lambda seed: f"{chaos.refuse_foreign_records(*jobs, f'mixed-{seed}', seed=seed)} records: refused"
 
 
-def outputs(folder: Path) -> Attempt:
-    """Aim any output of any command at a file that is not its own, or at a new one in a folder of another kind."""
-    chaos, aimed = importlib.import_module("chaos"), importlib.import_module("aimed_outputs")
-    cache = chaos.cache_to_damage(folder / "made", {"modality": "both"}).output
-    things = aimed.make_things(folder / "things", cache=cache)
-    return lambda seed: f"{aimed.aim(things, seed=seed)}: refused"
-
-
 @functools.cache
 def _finetune(folder: Path) -> tuple[Any, Any, Any, float]:
     """Return the class of finetunes that are stopped, a corpus, and what one leaves undisturbed, with its seconds."""
@@ -166,7 +158,6 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "kills": (50, "killed extractions resumed to identical bytes", kills),
     "damages": (200, "damaged caches were mended to identical bytes by the commands that were advised", damages),
     "records": (20, "repairs with records of another cache were refused, and nothing changed", records),
-    "outputs": (100, "outputs aimed at files of others were refused, and nothing changed", outputs),
     "finetunes": (20, "killed finetunes resumed to the same weights", finetunes),
     "stops": (20, "finetunes stopped by SIGTERM ended with 130 and resumed to the same weights", stops),
     "pairs": (8, "finetunes begun twice at once trained once, to the same weights", pairs),

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -129,12 +130,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Url]:
     """A place of its own in a real S3 store."""
-    from s3_server import BUCKET, environment_of
+    from s3_server import BUCKET
 
     from advl_pipeline.base.locations import Url, parse_location
 
     monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "disk-cache"))
-    with environment_of(s3_server.environment):
+    with mock.patch.dict(os.environ, s3_server.environment):
         location = parse_location(f"s3://{BUCKET}/{uuid.uuid4().hex}/cache")
         assert isinstance(location, Url)
         yield location

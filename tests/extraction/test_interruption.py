@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import re
 import signal
 from pathlib import Path
@@ -85,20 +83,6 @@ def test_what_is_no_part_is_refused(tmp_path: Path, part: str) -> None:
     with pytest.raises(ConfigError, match="no part of a cache"):
         run_extract(tiny_config(tmp_path / "cache", part=part))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_file_size_limit_in_mid_write(reference: tuple[Path, dict[str, bytes], float]) -> None:
-    folder, files, _ = reference
-    job = make_job(folder, "limited")
-    job.settings["file_size_limit"] = 1024
-    running = job.start()
-    assert running.wait() == 7, running.messages()
-    assert os.strerror(errno.EFBIG) in running.messages()
-    assert "Traceback" not in running.messages()
-    assert not list((folder / "limited" / ".work").glob("tmp/*"))
-    del job.settings["file_size_limit"]
-    job.start().finish()
-    assert tree_bytes(folder / "limited") == files
 
 
 # A file that is about to be written is a device whose writes fail: one has no space left, and the first bytes of a

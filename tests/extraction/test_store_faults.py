@@ -5,15 +5,17 @@ Nothing that is read is ever other than what was written.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import get_args
+from unittest import mock
 
 import numpy as np
 import pytest
 from objects import objects, upload
 from s3_faults import Fault, FaultyStore, serve_faults
-from s3_server import S3Server, environment_of
+from s3_server import S3Server
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.base.errors import StorageError
@@ -51,14 +53,14 @@ def require_each_fault(store: FaultyStore, least: int) -> None:
 
 
 def test_work_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Path) -> None:
-    with serve_faults(s3_server, *PASSING) as store, environment_of(store.environment):
+    with serve_faults(s3_server, *PASSING) as store, mock.patch.dict(os.environ, store.environment):
         tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
         require_each_fault(store, 10)
     assert objects(url) == tree_bytes(folder / "cache")
     local = open_cache(folder / "cache").stores()["text"]
     ids = list(local.ids)
     empty = {"ADVL_DISK_CACHE": str(tmp_path / "empty")}
-    with serve_faults(s3_server, *PASSING) as store, environment_of({**store.environment, **empty}):
+    with serve_faults(s3_server, *PASSING) as store, mock.patch.dict(os.environ, store.environment | empty):
         text = open_cache(url).stores()["text"]
         for first in range(0, len(ids), 8):
             some = ids[first : first + 8]
@@ -76,7 +78,10 @@ def test_a_store_that_stays_ill_is_named(
     if fault == "stall":
         for name, value in {"_STALLED_SECONDS": 1.5, "_RETRY_SECONDS": 1, "_TRIES_OF_STALLED_ANSWERS": 1}.items():
             monkeypatch.setattr(object_store, name, value)
-    with serve_faults(s3_server, fault, every=1, spared=10_000) as store, environment_of(store.environment):
+    with (
+        serve_faults(s3_server, fault, every=1, spared=10_000) as store,
+        mock.patch.dict(os.environ, store.environment),
+    ):
         text = open_cache(url).stores()["text"]
         store.spared = 0
         begin = time.monotonic()
@@ -91,7 +96,7 @@ def test_a_store_that_stays_ill_is_named(
 
 
 def test_extraction_stops_with_a_message_and_resumes(folder: Path, url: Url, s3_server: S3Server) -> None:
-    with serve_faults(s3_server, "503", every=1, spared=40) as store, environment_of(store.environment):
+    with serve_faults(s3_server, "503", every=1, spared=40) as store, mock.patch.dict(os.environ, store.environment):
         with pytest.raises(StorageError, match="503 Service") as caught:
             tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
         assert caught.value.exit_code == 7

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-import io
 import json
 import os
-import random
 import shutil
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from commands import exit_code
 from own_rows import choice_row, write_json_lines
-from tiny_extraction import tree_bytes
 
 from advl_cli.reference import commands
 from advl_pipeline.base.configuration import Output, declared, flag_of
@@ -90,27 +85,3 @@ def make_things(folder: Path, *, cache: Path) -> Path:
     (folder / "dangling.json").symlink_to(folder / "nothing.json")
     os.mkfifo(folder / "pipe")
     return folder
-
-
-def aim(things: Path, *, seed: int) -> str:
-    """Aim an output at a file of others, or at a new one in a folder of ours; raises AssertionError where it is hit.
-
-    Returns:
-        What was aimed at what.
-    """
-    draw = random.Random(seed)
-    option = draw.choice([candidate for candidate in OUTPUTS if candidate.output.makes in FILES])
-    thing = draw.choice(sorted(things.iterdir()))
-    files = sorted(path for path in thing.rglob("*") if path.is_file()) or [thing]
-    path = draw.choice(files)
-    if draw.random() < 0.3 and thing.is_dir() and thing.name != "pictures":
-        path = path.parent / f"new-{seed}"
-    is_of_others = path.parent in (things, things / "pictures") and path.is_file() and not path.is_symlink()
-    is_replacing = any(field.name == "replace" for field in dataclasses.fields(option.config)) and not is_of_others
-    words = words_of(option, path, *(["--replace"] if is_replacing else []))
-    before, printed = tree_bytes(things), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        code = exit_code(*words)
-    assert code == 2, f"{words}: exit code {code}: {printed.getvalue()}"
-    assert tree_bytes(things) == before, f"{words} changed what was there"
-    return f"{option} {path.relative_to(things)}"

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -88,21 +88,6 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-@contextmanager
-def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables within the block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _program() -> Path:

@@ -1,15 +1,15 @@
 """A deterministic two-tower teacher and a small dataset with real pictures, for tests of extraction and caches.
 
 `run_settings` runs one extraction from settings with the keys `folder` (of the pictures), `config` (of
-`ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), `environment`, and
-`file_size_limit` in bytes. `run_command` runs a command line in place of that.
+`ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), and `environment`. `run_command`
+runs a command line in place of that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import resource
+import re
 import sys
 import time
 import zlib
@@ -53,11 +53,7 @@ class TinyTextTower:
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
         prepared = []
         for unit in units:
-            spans, position = [], 0
-            for word in unit.text.split():
-                start = unit.text.index(word, position)
-                position = start + len(word)
-                spans.append((start, position))
+            spans = [word.span() for word in re.finditer(r"\S+", unit.text)]
             codes = [zlib.crc32(word.encode()) % 997 for word in unit.text.split()]
             prepared.append(
                 PreparedUnit(
@@ -256,9 +252,6 @@ def run_command(arguments: Sequence[str], settings: dict[str, Any]) -> None:
 def run_settings(settings: dict[str, Any]) -> None:
     """Run one extraction; the exit code tells the outcome."""
     os.environ.update(settings.get("environment", {}))
-    if "file_size_limit" in settings:
-        sys.dont_write_bytecode = True  # Or the interpreter would leave halves of its own files.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size_limit"],) * 2)
     try:
         with interruptible("The extraction", kept="every committed shard is kept"):
             extract(
