@@ -13,7 +13,7 @@ from typing import Any
 from chaos import Job
 from real_processes import Running, start, start_advl
 from run_logs import losses
-from small_corpus import SMALL_WORDS, SmallCorpus
+from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 
 ADAPT_STEPS, FINETUNE_STEPS = 6, 14
@@ -32,13 +32,8 @@ class Finetuning(Job):
     @property
     def words(self) -> list[str]:
         """What a user types behind `advl`."""
-        caches = [part for cache in self.corpus.caches for part in ("--cache", str(cache))]
-        return [
-            *("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a", "--data-root", str(self.corpus.data_root)),
-            *("--output", str(self.output), "--num-steps", str(FINETUNE_STEPS), "--adapt-steps", str(ADAPT_STEPS)),
-            *("--batch-size", "4", "--confidence-folds", "2", "--student-option", *SMALL_WORDS),
-            *("--checkpoint-every", str(self.checkpoint_every), *caches),
-        ]
+        steps = {"num_steps": FINETUNE_STEPS, "adapt_steps": ADAPT_STEPS}
+        return self.corpus.command(self.output, checkpoint_every=self.checkpoint_every, **steps)
 
     def start(self) -> Running:
         return start_advl(*self.words)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from commands import completed, exit_code
 from objects import upload
 from run_logs import losses, metrics
 from s3_faults import serve_faults
-from s3_server import BUCKET, S3Server, environment_of
+from s3_server import BUCKET, S3Server
 from tiny_extraction import tree_bytes
 from torch import nn
 
@@ -79,13 +81,13 @@ def test_verifying_finds_what_nothing_about_a_file_tells_of(cache: Path, capsys:
 def test_the_same_losses_through_faults(small_corpus: Any, s3_server: S3Server, tmp_path: Path) -> None:
     small_corpus.run(tmp_path / "local")
     urls = tuple(Url(f"s3://{BUCKET}/store-faults/{path.name}") for path in small_corpus.caches)
-    with environment_of(s3_server.environment):
+    with mock.patch.dict(os.environ, s3_server.environment):
         for url, path in zip(urls, small_corpus.caches, strict=True):
             upload(url, tree_bytes(path))
     faults = serve_faults(s3_server, "500", "cut", "503", "slow", "500 after")
     # What another test fetched of equal caches would be asked for no more.
     fetched = {"ADVL_DISK_CACHE": str(tmp_path / "fetched")}
-    with faults as store, environment_of(store.environment | fetched):
+    with faults as store, mock.patch.dict(os.environ, store.environment | fetched):
         small_corpus.run(tmp_path / "remote", cache=urls)
         assert store.met.total() > 20
     assert losses(tmp_path / "remote") == losses(tmp_path / "local")
