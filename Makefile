@@ -8,6 +8,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 ADVL := $(BIN)/python -m advl_cli
 EXTRAS := train,demo,dev,hub,uniter,lora,tensorboard,s3,ray,site
+PIP_OPTIONS := --quiet --no-compile --disable-pip-version-check
+# Half of the installed code: it is compiled when it is first imported.
+RARELY_IMPORTED := _inductor|fontTools|mypyc?|networkx|pip|pygments|ray|setuptools|sklearn|testing|tests|torchmetrics|transformers/models
 STAMP := .venv/installed
 SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 # Enough pictures for 300 questions to learn from and 600 to be tested on.
@@ -35,9 +38,12 @@ install: $(STAMP) ## Create .venv with everything that the demo and the tests ne
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@# On all cores, and only what is often imported; pip compiles everything on one. Some packages have templates that are not Python.
-	$(BIN)/python -m compileall -qq -j 0 -x '/(tests|ray|transformers/models)/' .venv/lib || true
+	@# Pip unpacks on one core: two in parallel install the locked versions. The last adds what is missing, such as what
+	@# torch for a GPU depends on, and fails where one of the two could not install what is required.
+	grep -v '^#' constraints.txt | xargs -P 2 -n 20 $(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps || true
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@# On all cores; pip compiles everything on one. Some packages have templates that are not Python.
+	$(BIN)/python -m compileall -qq -j 0 -x '/($(RARELY_IMPORTED))/' .venv/lib || true
 	@# Build leftovers in the checkout would be taken for an installed package, with entry points that grow stale.
 	rm -rf advl_pipeline.egg-info
 	@touch $(STAMP)
