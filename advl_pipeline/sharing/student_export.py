@@ -110,7 +110,7 @@ OURS = "advl_pipeline.load_run"
 """What loads a folder that transformers does not."""
 
 
-def form_of(student: Student) -> Mapping[str, Any] | None:
+def transformers_form(student: Student) -> Mapping[str, Any] | None:
     """Return how a student becomes a model of transformers; None where transformers has no such model.
 
     `data/students.toml` says it by family. `model` names the class, or one for each head; "" where the student
@@ -127,7 +127,7 @@ def transformers_model(form: Mapping[str, Any], student: Any, head: nn.Module, t
     """Return the model with the weights of the student and of its head.
 
     Args:
-        form: as `form_of` gives it.
+        form: as `transformers_form` gives it.
 
     Raises:
         ConfigError: the weights do not fill it.
@@ -207,7 +207,7 @@ def run_export(config: ExportRunConfig) -> tuple[str, str | None]:
 
 def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | None:
     """Return why no class of transformers computes what the run does; None where one does."""
-    student, form = finished.student, form_of(finished.student)
+    student, form = finished.student, transformers_form(finished.student)
     if form is None:
         what = f"transformers has no class for {student.name}."
         why = f"it has one for {', '.join(name for name, facts in families().items() if 'transformers' in facts)}"
@@ -223,7 +223,7 @@ def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
     student: Any = finished.student
     ((name, head),) = finished.heads.items()
     is_choice = name == "vcr"
-    form = form_of(student)
+    form = transformers_form(student)
     assert form is not None
     with drawing():
         model: Any = transformers_model(form, student, head, name)

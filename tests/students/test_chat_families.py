@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.sharing.student_export import form_of, transformers_model
+from advl_pipeline.sharing.student_export import transformers_form, transformers_model
 from advl_pipeline.students import generative
 from advl_pipeline.students.chat_batch import ChatBatch
 from advl_pipeline.students.chat_config import family_facts
@@ -222,7 +222,7 @@ def test_updates_lower_the_loss_and_are_merged(
 
 def test_an_export_is_opened_by_transformers(family: Family, hypotheses: list[Example], tmp_path: Path) -> None:
     student = family.student
-    exported = transformers_model(form_of(student), student, AnswerHead(), "snli-ve")
+    exported = transformers_model(transformers_form(student), student, AnswerHead(), "snli-ve")
     exported.save_pretrained(tmp_path)
     student.processor.save_pretrained(tmp_path)
     opened = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import sys
 import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
-from references import require_complete
+from references import ASSETS, require_complete
 from safetensors.torch import save_file
 from torch import nn
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, WeightsUnavailable
 from advl_pipeline.students import checkpoints
-from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.checkpoints import KeyRules, map_keys
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.weight_files import located, weights_digest
 
 
 def tiny_module() -> nn.Module:
@@ -144,3 +150,47 @@ def test_tables_grow_and_grids_interpolate() -> None:
     assert torch.equal(fitted[:1], constant[:1])
     with pytest.raises(ConfigError, match="square"):
         checkpoints.interpolate_grid(torch.zeros(8, 4), torch.empty(26, 4))
+
+
+def test_what_is_not_here_is_named_and_a_path_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsUnavailable) as missing:
+        located(Path("hf:some-one/small-vilt"))
+    assert (missing.value.where, missing.value.why) == ("hf:some-one/small-vilt", "HF_HUB_OFFLINE is set")
+    assert located(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(("name", "advised"), [("uniter-base.pt", False), ("scenes-small", True)])
+def test_only_a_student_of_ours_is_advised_to_be_pretrained(tmp_path: Path, name: str, advised: bool) -> None:
+    with pytest.raises(WeightsUnavailable) as caught:
+        weights_digest(tmp_path / name)
+    assert ("advl scenes pretrain" in caught.value.next_command) == advised
+
+
+PUBLISHED = json.loads((ASSETS / "published_names.json").read_text(encoding="utf-8"))
+"""Name of a student -> where names of parameters were taken from, and the names; # stands for numbers of a range."""
+
+
+def expanded(names: Mapping[str, list[int] | None]) -> Iterator[str]:
+    for name, numbers in names.items():
+        yield from (
+            [name.replace("#", str(number)) for number in range(numbers[0], numbers[1] + 1)] if numbers else [name]
+        )
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_published_names_fill_a_student_of_the_published_size(name: str) -> None:
+    """Names alone: every parameter has one, and every name is a parameter or set aside by rule."""
+    with torch.device("meta"):
+        student = build_student(name, overrides={} if name in CHAT else {"tokenizer": "minilm-l6"})
+    wanted = set(student.state_dict())
+    rules = KeyRules(rename=((r"^", "model."),)) if name in CHAT else student.rules
+    mapped, _ = map_keys(dict.fromkeys(expanded(PUBLISHED[name]["names"]), torch.zeros(())), rules)
+    tied = {"model.lm_head.weight"} if name in CHAT and student.model.config.tie_word_embeddings else set()
+    absent = {key for key in wanted - mapped.keys() if not any(re.search(rule, key) for rule in rules.optional)}
+    assert absent == tied
+    assert mapped.keys() <= wanted
+
+
+CHAT = ("smolvlm-256m", "qwen3-vl-2b")

@@ -46,9 +46,8 @@ def forget_states() -> None:
     frozen_towers.kept_states = frozen_towers.RecentlyUsed(frozen_towers.KEPT_BYTES)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def student(networks: list[Any]) -> Any:
-    forget_states()
     torch.manual_seed(0)
     student = build_student(NAME)
     student.take_towers(networks)
@@ -77,7 +76,10 @@ def test_the_towers_are_those_of_the_teachers(student: Any, networks: list[Any],
     assert float(theirs.abs().max()) > 0
 
 
-def test_a_frozen_tower_reads_each_picture_and_text_once(student: Any, examples: list[Example]) -> None:
+def test_a_frozen_tower_reads_each_picture_and_text_once(
+    student: Any, networks: list[Any], examples: list[Example]
+) -> None:
+    forget_states()
     batch = student.collate(examples)
     with counting(student.vision.conv_stem) as pictures, counting(student.text.encoder) as texts:
         first = student.encode(batch)
@@ -86,6 +88,7 @@ def test_a_frozen_tower_reads_each_picture_and_text_once(student: Any, examples:
         # Other weights, other states.
         student.load_state_dict({name: value * 1.5 for name, value in student.state_dict().items()})
         student.encode(batch)
+    student.take_towers(networks)
     assert pictures == [1, 1, 1, 1]
     assert first.pooled_NP.requires_grad
 
@@ -122,6 +125,7 @@ def test_training_leaves_frozen_towers_as_in_evaluation(student: Any) -> None:
     student.train()
     assert student.training
     assert not any(part.training for tower in (student.vision, student.text) for part in tower.modules())
+    student.eval()
 
 
 def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(

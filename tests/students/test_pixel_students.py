@@ -19,7 +19,7 @@ from torch import nn
 
 from advl_data.scenes.students.scenes_vilt import PatchStem
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.sharing.student_export import form_of, transformers_model
+from advl_pipeline.sharing.student_export import transformers_form, transformers_model
 from advl_pipeline.students.checkpoints import load_into
 from advl_pipeline.students.meter import Meter
 from advl_pipeline.students.picture_source import CropRegions, RecentlyUsed
@@ -65,7 +65,7 @@ def inputs_of(student: PixelStudent, batch: PixelBatch) -> dict[str, torch.Tenso
 def test_a_student_and_its_head_equal_the_model_of_transformers(name: str, task: str, num_classes: int) -> None:
     student: Any = build_student(name).eval()
     head = student.build_head(task, num_classes)
-    theirs: Any = transformers_model(form_of(student), student, head, task)
+    theirs: Any = transformers_model(transformers_form(student), student, head, task)
     require_complete(load_into(student, theirs.state_dict(), student.rules, source="transformers"))
     if rules := student.head_rules(task):
         require_complete(load_into(student.build_head(task, num_classes), theirs.state_dict(), rules, source="head"))

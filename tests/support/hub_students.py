@@ -65,7 +65,7 @@ def chat_model(
     template, image = facts["template"]
     rendered = TEMPLATES[template].replace("IMAGE", image)
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    settings = resolved(facts["tokenizer"], {"null": None})
+    settings = resolved(facts["tokenizer"], {"null": None, "words": len(vocabulary)})
     settings["added_tokens_decoder"] = {str(core.token_to_id(mark)): {"content": mark, **flags} for mark in marks}
     files = {"chat_template.jinja": rendered.encode()}
     if not is_jinja:

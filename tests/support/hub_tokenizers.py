@@ -38,38 +38,51 @@ def as_json(content: object) -> bytes:
     return json.dumps(content, indent=2).encode()
 
 
-def byte_level(vocabulary: int = 420) -> tuple[dict[str, int], list[str]]:
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
+"""What bytes are written as."""
+
+
+def merges_of(*words: str, end: str = "") -> list[tuple[str, str]]:
+    """Return the merges by which BPE makes some words, letter by letter, each word with a mark at its end."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        left, *others = [*word[:-1], word[-1] + end]
+        for letter in others:
+            merges[left, letter] = None
+            left += letter
+    return list(merges)
+
+
+def byte_level() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return vocabulary and merges of byte-level BPE, special tokens of RoBERTa first."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary, initial_alphabet=alphabet, special_tokens=special, show_progress=False
-        ),
-    )
-    learned = json.loads(core.to_str())["model"]
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learned["merges"]]
-    return learned["vocab"], merges
+    merges = merges_of("\u0120the", "\u0120red", "\u0120picture", "\u0120dog", "Which")
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS, *("".join(pair) for pair in merges)]
+    return {piece: number for number, piece in enumerate(pieces)}, merges
 
 
-def byte_core(vocabulary: dict[str, int], merges: list[str], marks: Iterable[str | AddedToken]) -> Tokenizer:
+def byte_core(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], marks: Iterable[str | AddedToken]
+) -> Tokenizer:
     """Return a tokenizer of byte-level BPE with special tokens."""
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair.split()) for pair in merges]))
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(list(marks))
     return core
 
 
-def merges_file(merges: list[str]) -> bytes:
-    return ("#version: 0.2\n" + "\n".join(merges) + "\n").encode()
+def merges_file(merges: list[tuple[str, str]]) -> bytes:
+    return "\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode()
 
 
 def fast(core: Tokenizer) -> Files:
     return {"tokenizer.json": core.to_str(pretty=True).encode()}
+
+
+def configured(core: Tokenizer, roles: Mapping[str, Any], **settings: Any) -> Files:
+    """Return a tokenizer with its settings, and what its special tokens are for."""
+    described = {"tokenizer_config.json": {**roles, **settings}, "special_tokens_map.json": roles}
+    return fast(core) | {name: as_json(content) for name, content in described.items()}
 
 
 @functools.cache
@@ -94,12 +107,8 @@ def modernbert_tokenizer() -> Files:
     frame = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     roles = dict(zip(("unk_token", "cls_token", "sep_token", "pad_token", "mask_token"), names, strict=True))
-    settings = {"clean_up_tokenization_spaces": True, "model_input_names": ["input_ids", "attention_mask"]}
-    settings |= {"model_max_length": 8192, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return fast(core) | {
-        "tokenizer_config.json": as_json(roles | settings),
-        "special_tokens_map.json": as_json(roles),
-    }
+    kind, inputs = "PreTrainedTokenizerFast", ["input_ids", "attention_mask"]
+    return configured(core, roles, model_input_names=inputs, model_max_length=8192, tokenizer_class=kind)
 
 
 @functools.cache
@@ -124,42 +133,20 @@ def wordpiece_tokenizer(*, has_json: bool = True) -> Files:
 
 @functools.cache
 def clip_tokenizer() -> Files:
-    pattern = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-    core = Tokenizer(
-        models.BPE(unk_token="<|endoftext|>", continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False)
-    )
+    merges = merges_of("the", "red", "picture", "dog", "which", end="</w>")
+    pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), *("".join(pair) for pair in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    start, end = len(pieces) - 2, len(pieces) - 1
+    marks = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>"}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<|endoftext|>", fuse_unk=False, **marks))
     core.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    pattern = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
+    words = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        [text.lower() for text in CORPUS],
-        trainers.BpeTrainer(
-            vocab_size=600, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-        ),
-    )
-    learned = json.loads(core.to_str())["model"]
-    vocabulary = dict(learned["vocab"])
-    for letter in alphabet:
-        vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split()) for pair in learned["merges"]]
-    start, end = len(vocabulary), len(vocabulary) + 1
-    vocabulary |= {"<|startoftext|>": start, "<|endoftext|>": end}
-    core.model = models.BPE(
-        vocab=vocabulary,
-        merges=merges,
-        unk_token="<|endoftext|>",
-        continuing_subword_prefix="",
-        end_of_word_suffix="</w>",
-        fuse_unk=False,
-    )
     core.post_processor = processors.RobertaProcessing(
         ("<|endoftext|>", end), ("<|startoftext|>", start), trim_offsets=False, add_prefix_space=False
     )
@@ -178,7 +165,7 @@ def clip_tokenizer() -> Files:
     settings |= {"special_tokens_map_file": "./special_tokens_map.json", "tokenizer_class": "CLIPTokenizer"}
     return fast(core) | {
         "vocab.json": as_json(vocabulary),
-        "merges.txt": merges_file([" ".join(pair) for pair in merges]),
+        "merges.txt": merges_file(merges),
         "tokenizer_config.json": as_json({**typed, "name_or_path": "openai/clip-vit-base-patch32", **settings}),
         "special_tokens_map.json": as_json(roles),
     }
@@ -202,16 +189,9 @@ def gemma_tokenizer(*, frame: str, max_length: int) -> Files:
     core.post_processor = processors.TemplateProcessing(single=frame, special_tokens=special)
     core.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     roles = {f"{name[1:-1]}_token": name for name in names}
-    settings = {
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": max_length,
-        "tokenizer_class": "GemmaTokenizer",
-    }
-    settings |= {"add_bos_token": "<bos>" in frame, "add_eos_token": "<eos>" in frame, "sp_model_kwargs": {}}
-    return fast(core) | {
-        "tokenizer_config.json": as_json(roles | settings | {"padding_side": "right"}),
-        "special_tokens_map.json": as_json(roles),
-    }
+    adds = {"add_bos_token": "<bos>" in frame, "add_eos_token": "<eos>" in frame}
+    kind = {"tokenizer_class": "GemmaTokenizer", "padding_side": "right"}
+    return configured(core, roles, clean_up_tokenization_spaces=False, model_max_length=max_length, **adds, **kind)
 
 
 siglip_tokenizer = functools.partial(gemma_tokenizer, frame="$A <eos>", max_length=64)
@@ -263,12 +243,9 @@ def t5_tokenizer() -> Files:
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     roles: dict[str, Any] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     roles["additional_special_tokens"] = extra
-    settings = {**roles, "extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
-    return fast(core) | {
-        "spiece.model": sentencepiece_model(pieces, unknown="<unk>", control=("<pad>", "</s>")),
-        "tokenizer_config.json": as_json(settings),
-        "special_tokens_map.json": as_json(roles),
-    }
+    model = sentencepiece_model(pieces, unknown="<unk>", control=("<pad>", "</s>"))
+    settings = {"extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
+    return configured(core, roles, **settings) | {"spiece.model": model}
 
 
 @functools.cache
@@ -284,12 +261,9 @@ def xlm_roberta_tokenizer() -> Files:
     )
     roles = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"}
     roles |= {"unk_token": "<unk>", "mask_token": "<mask>"}
-    settings = {**roles, "model_max_length": 512, "tokenizer_class": "XLMRobertaTokenizer"}
-    return fast(core) | {
-        "sentencepiece.bpe.model": sentencepiece_model(pieces[1:], unknown="<unk>", control=("<pad>", "</s>")),
-        "tokenizer_config.json": as_json(settings),
-        "special_tokens_map.json": as_json(roles),
-    }
+    model = sentencepiece_model(pieces[1:], unknown="<unk>", control=("<pad>", "</s>"))
+    settings = {"model_max_length": 512, "tokenizer_class": "XLMRobertaTokenizer"}
+    return configured(core, roles, **settings) | {"sentencepiece.bpe.model": model}
 
 
 @functools.cache
