@@ -48,7 +48,7 @@ _LONGEST_FILES = (
     "test_damage.py",
     "test_efficientnet_minilm.py",
     "test_leaks.py",
-    "test_remote_pictures.py",
+    "test_hub_sets.py",
     "test_page_in_browser.py",
     "test_method.py",
     "test_remote.py",
@@ -64,7 +64,6 @@ _LONGEST_FILES = (
     "test_own_data_end_to_end.py",
     "test_hub.py",
     "test_ctrl_c.py",
-    "test_corpus.py",
     "test_contract.py",
     "test_build.py",
 )

@@ -1,8 +1,12 @@
-"""Every dataset keeps what the rest of the project relies on, those of other packages too."""
+"""Every dataset keeps what the rest of the project relies on, is read as 0.2 read it, and gives the same subsets."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import pickle
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -12,17 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_mirrors import vcr_record, write_captions, write_snli_ve, write_vcr
+from dataset_mirrors import vcr_record, write_captions, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from own_rows import COLOURS, answer_row, choice_row, class_row, refusal, write_json_lines, write_pictures
 
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets import spec
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import list_datasets, run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.lowshot import nested_subset, question_order, read_id_list, write_id_list
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.records import Example, normalise_text
+from advl_pipeline.datasets.records import Example, QuestionTable, normalise_text
 from advl_pipeline.datasets.registry import dataset_names, find_dataset, open_dataset
 from advl_pipeline.datasets.rows import Item, Row, RowSource
 
@@ -76,6 +83,7 @@ def broken_promises(dataset: IndexedDataset) -> list[str]:
         ),
         "the table holds all examples once": sorted(chain.from_iterable(table.example_ids)) == sorted(ids),
         "subsets are nested": large[: len(small)] == small,
+        "it can be sent to another process": repr(list(pickle.loads(pickle.dumps(dataset)))) == repr(examples),
     }
     return [promise for promise, is_kept in kept.items() if not is_kept]
 
@@ -165,3 +173,138 @@ def test_a_benchmark_of_another_package(mirrors: Path, monkeypatch: pytest.Monke
     listed = {row["name"]: row for row in list_datasets(mirrors)}
     assert (listed["mine"]["present"], listed["mine"]["splits"]) == (True, ("only",))
     assert "no split 'val'" in refusal("mine", "val", data_root=mirrors).what
+
+
+# What 0.2 read is read the same.
+
+GOLDEN: dict[str, str] = json.loads((Path(__file__).parents[1] / "assets" / "golden_readers.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("golden")
+    write_vcr(root, [vcr_record(number) for number in range(12)])
+    write_vcr(root, [vcr_record(number, split="test", labelled=False) for number in range(5)], split="test")
+    for split, count in (("train", 60), ("val", 30), ("test", 9)):
+        write_vqa(root, split=split, count=count)
+    write_snli_ve(root, name="dev", count=12)
+    write_vqa_cp(root, count=300)
+    for kind, make in (("choice", choice_row), ("class", class_row), ("answer", answer_row)):
+        splits = ["train"] * 14 + ["val"] * 6
+        boxes = [[0, 0, 9, 9], [1, 2, 5, 6]]
+        rows = [make(number, split=split, boxes=boxes) for number, split in enumerate(splits)]
+        write_json_lines(root / f"{kind}.jsonl", rows)
+    return root
+
+
+def digest_of(dataset: IndexedDataset) -> str:
+    """Return a digest of all that a split says."""
+    table, labels = dataset.question_table(), [dataset.label_names(task) for task in dataset.tasks]
+    content: list[Any] = [list(dataset.example_ids), labels, nested_subset(dataset, 3, 0)]
+    content += [table.cells.tolist(), list(table.strata), list(table.question_ids), table.by_class]
+    content += [unit.unit_id for unit in dataset.text_units()]
+    for place in range(len(dataset)):
+        example = dataset[place]
+        content += [example.label, example.soft_label, example.stratum, example.image.path.name]
+        content += [example.image.boxes_R4.tolist(), example.image.box_labels]
+        for candidate in example.candidates:
+            tags = [(tag.start, tag.end, tag.box) for tag in candidate.tags]
+            content.append((candidate.text, candidate.context_length, candidate.question_length, tags))
+    if dataset.tasks == ("vqa",) and dataset.split != "test":
+        truths = [dataset.ground_truth(name) for name in dataset.example_ids]
+        content += [(truth.question_type, truth.answer_type, truth.answers, truth.entries) for truth in truths]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("asked", sorted(GOLDEN))
+def test_what_was_read_is_read(root: Path, asked: str) -> None:
+    name, split, *options = asked.split(" ")
+    keywords: dict[str, Any] = dict(option.split("=") for option in options)
+    here = {"data_root": root} if "." not in name else {}
+    dataset = open_dataset(str(root / name) if "." in name else name, split=split, **here, **keywords)
+    assert digest_of(dataset) == GOLDEN[asked]
+
+
+# Low-shot subsets are nested, balanced, and depend on nothing but the seed and the questions' ids.
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> QuestionTable:
+    count = draw(st.integers(1, 60))
+    cells = draw(st.lists(st.integers(0, 4), min_size=count, max_size=count))
+    strata = draw(st.lists(st.sampled_from(["a", "b", "c"]), min_size=count, max_size=count))
+    ids = [f"q{number}" for number in range(count)]
+    return QuestionTable(
+        question_ids=ids,
+        example_ids=[(name,) for name in ids],
+        cells=np.array(cells, dtype=np.int64),
+        strata=strata,
+        by_class=draw(st.booleans()),
+    )
+
+
+@given(table=tables(), seed=st.integers(0, 5))
+@settings(max_examples=60)
+def test_every_prefix_is_balanced(table: QuestionTable, seed: int) -> None:
+    order = question_order(table, seed)
+    assert sorted(order) == list(range(len(table.question_ids)))
+    sizes = Counter(table.cells.tolist())
+    taken: Counter[int] = Counter()
+    for rank, question in enumerate(order, start=1):
+        taken[int(table.cells[question])] += 1
+        if table.by_class:
+            # A cell that still has questions is never more than one behind any other.
+            waiting = [taken[cell] for cell in sizes if taken[cell] < sizes[cell]]
+            assert all(count >= max(taken.values()) - 1 for count in waiting)
+        else:
+            for cell, size in sizes.items():
+                assert abs(taken[cell] - rank * size / len(order)) <= len(sizes)
+
+
+@given(table=tables(), seed=st.integers(0, 5), shuffle=st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_the_order_of_the_file_does_not_matter(table: QuestionTable, seed: int, shuffle: object) -> None:
+    rng = np.random.default_rng(seed)
+    moved = rng.permutation(len(table.question_ids))
+    other = QuestionTable(
+        question_ids=[table.question_ids[i] for i in moved],
+        example_ids=[table.example_ids[i] for i in moved],
+        cells=table.cells[moved],
+        strata=[table.strata[i] for i in moved],
+        by_class=table.by_class,
+    )
+    first = [table.question_ids[i] for i in question_order(table, seed)]
+    assert [other.question_ids[i] for i in question_order(other, seed)] == first
+
+
+def test_vcr_subsets_hold_both_tasks_and_balance_both_labels(tmp_path: Path) -> None:
+    write_vcr(tmp_path, [vcr_record(number) for number in range(64)])
+    dataset = open_dataset("vcr", split="val", data_root=tmp_path)
+    small, large = nested_subset(dataset, 8, seed=3), nested_subset(dataset, 32, seed=3)
+    assert len(small) == 16
+    assert large[:16] == small
+    assert {example_id.rsplit(":", 1)[1] for example_id in small} == {"vcr-q2a", "vcr-qa2r"}
+    for task in ("vcr-q2a", "vcr-qa2r"):
+        labels = Counter(dataset[dataset.position(name)].label for name in small if name.endswith(task))
+        assert labels == {0: 2, 1: 2, 2: 2, 3: 2}
+    one_task = open_dataset("vcr", split="val", data_root=tmp_path, tasks=["vcr-q2a"])
+    assert nested_subset(one_task, 8, seed=3) == tuple(name for name in small if name.endswith("q2a"))
+    assert nested_subset(dataset, 8, seed=4) != small
+
+
+def test_a_subset_larger_than_the_split_is_refused(tmp_path: Path) -> None:
+    write_snli_ve(tmp_path, count=6)
+    dataset = open_dataset("snli-ve", split="test", data_root=tmp_path)
+    for shots in (0, 7):
+        with pytest.raises(ConfigError, match="cannot be drawn"):
+            nested_subset(dataset, shots, seed=0)
+
+
+def test_id_lists_come_back_and_broken_ones_are_errors(tmp_path: Path) -> None:
+    ids = ("a:vcr-q2a", "b:vcr-q2a")
+    write_id_list(tmp_path / "lists" / "two.json", {"dataset": "vcr", "split": "train", "example_ids": ids})
+    assert read_id_list(tmp_path / "lists" / "two.json") == ("vcr", "train", ids)
+    (tmp_path / "broken.json").write_text('{"dataset": "vcr"}')
+    for name in ("broken.json", "absent.json"):
+        with pytest.raises(DatasetError):
+            read_id_list(tmp_path / name)

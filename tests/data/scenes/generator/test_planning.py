@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,14 +28,6 @@ VOCABULARY = load_vocabulary()
 NUM_SCENES = 48
 SEEDS = (5, 6)
 PINNED_PLANS = "c81eb13b6465428deb09472c092c1be4b8dfc2aff072ab3981cc74d7db1d859d"
-
-
-def plan(split: str, *, unseen: bool = False, compositional: bool = False, seed: int = 5) -> list[Group]:
-    return list(
-        plan_groups(
-            VOCABULARY, seed=seed, split=split, num_scenes=NUM_SCENES, unseen=unseen, compositional=compositional
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -148,21 +139,6 @@ def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(splits: Spl
         assert checked > 0.4 * NUM_SCENES
 
 
-def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(splits: Splits) -> None:
-    for split in splits.values():
-        assert len(split.vcr) == 2 * NUM_SCENES
-        for start in range(0, len(split.vcr), 4):
-            batch = split.vcr[start : start + 4]
-            texts = [[words(choice) for choice in item["answer_choices"]] for item in batch]
-            assert all(len(set(choices)) == 4 for choices in texts)
-            assert len({frozenset(choices) for choices in texts}) == 1
-            right = {choices[item["answer_label"]] for choices, item in zip(texts, batch, strict=True)}
-            assert len(right) == 4
-            assert len({item["answer_style"] for item in batch}) == 1
-            pointing = re.compile(r"the thing (to the left of|to the right of|above|below) \[\d\]|\[\d\]")
-            assert len({pointing.sub("it", words(item["question"])) for item in batch}) == 1
-
-
 def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(splits: Splits) -> None:
     for split in splits.values():
         for item in split.vcr:
@@ -199,22 +175,6 @@ def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(splits: 
         assert not any(phrase.text in spoken[1] for phrase in kind.descriptions)
     asked_of_it = {words(item["question"]) for item in pairs[0][1] if item["answer_style"] == "described"}
     assert all("true of" in question or "say about" in question for question in asked_of_it)
-
-
-def test_each_hypothesis_about_something_being_there_has_all_three_labels(splits: Splits) -> None:
-    for split in splits.values():
-        labels: dict[tuple[str, int], list[str]] = {}
-        totals: Counter[str] = Counter()
-        for item in split.snli_ve:
-            totals[item["gold_label"]] += 1
-            if item["question_type"] != "relation":
-                group = int(item["Flickr30K_ID"]) % 1_000_000 // 4
-                labels.setdefault((item["sentence2"], group), []).append(item["gold_label"])
-        assert all(
-            sorted(gold_labels) == ["contradiction", "entailment", "neutral"] for gold_labels in labels.values()
-        )
-        assert len(set(totals.values())) == 1
-        assert sum(totals.values()) == 9 * NUM_SCENES
 
 
 def test_every_snli_ve_picture_has_every_label_equally_often(splits: Splits) -> None:
@@ -293,26 +253,3 @@ def test_vqa_answers_are_true(splits: Splits) -> None:
             assert votes[answer] >= 7
             assert sum(votes.values()) == 10
         assert len(question_types) == 9
-
-
-def test_vqa_answers_are_balanced(splits: Splits) -> None:
-    for split in splits.values():
-        counts: dict[str, Counter[str]] = {}
-        by_text: dict[tuple[int, str], Counter[str]] = {}
-        for item in split.vqa:
-            answer, question_type = item["multiple_choice_answer"], item["question_type"]
-            counts.setdefault(question_type, Counter())[answer] += 1
-            if question_type in ("name", "described", "category"):
-                group = item["image_id"] % 1_000_000 // 4
-                by_text.setdefault((group, item["question"]), Counter())[answer] += 1
-            elif question_type == "is it":
-                by_text.setdefault((0, item["question"]), Counter())[answer] += 1
-        for question_type in ("name", "described", "category"):
-            assert counts[question_type]["yes"] == counts[question_type]["no"]
-        for (_, text), answers in by_text.items():
-            slack = 1 if text.startswith("Is the thing") else 0
-            assert abs(answers["yes"] - answers["no"]) <= slack
-        assert abs(counts["relation"]["yes"] - counts["relation"]["no"]) <= 1
-        for question_type in ("where name", "where described"):
-            assert set(counts[question_type]) == {"left", "right", "top", "bottom"}
-            assert max(counts[question_type].values()) <= 0.35 * counts[question_type].total() + 4

@@ -1,7 +1,14 @@
-"""What a card says of rows, rule by rule, and what is said of sets of the hub that cannot be had."""
+"""Sets of the hub: what a card says of rows, rule by rule, what cannot be had, and pictures fetched by need."""
 
 from __future__ import annotations
 
+import io
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +18,24 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import advl, printed
+from hub_server import serve_hub
+from own_rows import choice_row, data_of, refusal
+
+from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.packages import data_files
+from advl_pipeline.datasets.cards import ROWS, card_names, load_card
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.own import card_rules, hub, remote_pictures
+from advl_pipeline.datasets.own.card_rules import split_options
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.views import Selected
+from advl_pipeline.teachers.text_units import covering_texts
 
 pytest.importorskip("datasets")
 
 import datasets
-from commands import advl, printed
-from hub_twins import TWINS, colour_samples, write_twin
-from own_rows import choice_row, data_of, refusal
-
-from advl_pipeline.datasets.cards import ROWS, card_names, load_card
-from advl_pipeline.datasets.own import card_rules, hub
-from advl_pipeline.datasets.own.card_rules import split_options
-from advl_pipeline.datasets.registry import open_dataset
+from hub_twins import TWINS, Sample, colour_samples, write_twin
 
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:
@@ -237,24 +250,44 @@ def test_a_set_that_is_not_here_says_what_would_be_fetched(
     assert not any(tmp_path.iterdir())
 
 
-def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for message, why, following in (
-        ("Dataset 'a/b' is a gated dataset on the Hub.", "accept their terms", "hf auth login"),
-        ("Revision 'abc' doesn't exist for dataset 'a/b' on the Hub.", "the revision abc is gone", "/commits/main"),
-        ("Dataset 'a/b' doesn't exist on the Hub.", "doesn't exist on the Hub", "CONFIGURATION"),
-    ):
+def builder_of(size: int) -> Any:
+    """Return what the library knows of a set that it has not downloaded."""
+    info = types.SimpleNamespace(dataset_size=size, download_size=None)
+    config = types.SimpleNamespace(data_files=None)
+    return type("Parquet", (), {"cache_dir": Path("absent"), "info": info, "config": config})()
 
-        def refuse(*_: Any, message: str = message, **__: Any) -> None:
-            raise datasets.exceptions.DatasetNotFoundError(message)
 
-        monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
-        monkeypatch.setattr(hub.hub_files, "_card_text", lambda *_: "")
-        monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-        error = refusal("hf:a/b@abc", data_root=tmp_path)
-        assert (error.exit_code, error.where) == (5, "hf:a/b@abc")
-        assert why in error.why
-        assert following in error.next_command
-        assert not any(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("name", "answer", "why", "following"),
+    [
+        ("hf:a/b@abc", "Dataset 'a/b' is a gated dataset on the Hub.", "accept their terms", "hf auth login"),
+        (
+            "hf:a/b@abc",
+            "Revision 'abc' doesn't exist for dataset 'a/b'.",
+            "the revision abc is gone",
+            "/commits/main",
+        ),
+        ("hf:a/b@abc", "Dataset 'a/b' doesn't exist on the Hub.", "doesn't exist on the Hub", "CONFIGURATION"),
+        # Pictures of a set with a revision are fetched one by one (below).
+        ("hf:a/b", builder_of(10**18), "it takes 2,000,000,000.0 GB, and ", "num_rows = 20000"),
+    ],
+)
+def test_what_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, answer: Any, why: str, following: str
+) -> None:
+    def load_builder(*_: Any, **__: Any) -> Any:
+        if isinstance(answer, str):
+            raise datasets.exceptions.DatasetNotFoundError(answer)
+        return answer
+
+    monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
+    monkeypatch.setattr(hub.hub_files, "_card_text", lambda *_: "")
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
+    error = refusal(name, data_root=tmp_path)
+    assert (error.exit_code, error.where) == (5, name)
+    assert why in error.why
+    assert following in error.next_command
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_loading_script_is_not_run_and_the_set_in_parquet_is_named(tmp_path: Path) -> None:
@@ -279,23 +312,6 @@ def test_a_column_that_has_changed_its_type(tmp_path: Path, capsys: pytest.Captu
     assert "look whether the network is there and whether the set has changed" in err
 
 
-def test_a_set_that_the_library_would_download_beyond_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pictures of a set with a revision are fetched one by one (`test_remote_pictures.py`)."""
-    info = types.SimpleNamespace(dataset_size=10**18, download_size=None)
-    config = types.SimpleNamespace(data_files=None)
-    builder = type("Parquet", (), {"cache_dir": tmp_path / "none", "info": info, "config": config})()
-    monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
-    monkeypatch.setattr(hub.hub_files, "_card_text", lambda *_: "")
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
-    error = refusal("hf:a/b", data_root=tmp_path)
-    assert error.what == "The dataset does not fit on the disk."
-    assert "it takes 2,000,000,000.0 GB, and " in error.why
-    assert "num_rows = 20000" in error.next_command
-    assert not any(tmp_path.iterdir())
-
-
 def test_every_card_of_rows_has_a_twin_and_says_what_must_be_known() -> None:
     cards: Mapping[str, Any] = {name: load_card(name) for name in card_names() if load_card(name).format == ROWS}
     assert set(cards) == set(TWINS)
@@ -306,3 +322,136 @@ def test_every_card_of_rows_has_a_twin_and_says_what_must_be_known() -> None:
         for file in [files] if isinstance(files, str) else files.values():
             assert file.startswith("hf:"), name
             assert "@" in file, f"{name}: revisions are pinned"
+
+
+# Pictures in Parquet are fetched when they are needed: a subset costs its own row groups.
+
+
+PICTURE_BYTES = 100_000
+GROUP_ROWS = 4
+
+
+def large_samples(count: int) -> list[Sample]:
+    """Return samples whose pictures are large beside their texts: noise follows what decoders read."""
+    noise = random.Random(0)
+    return [
+        Sample(sample.picture + noise.randbytes(PICTURE_BYTES), sample.question, sample.choices, sample.right)
+        for sample in colour_samples(count)
+    ]
+
+
+class Counted:
+    """Counts the bytes that are read of files of this machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_bytes = 0
+        counted = self
+
+        class File(io.FileIO):
+            def readinto(self, buffer: Any) -> int:
+                counted.num_bytes += (num_read := super().readinto(buffer) or 0)
+                return num_read
+
+            def read(self, size: int = -1) -> bytes:
+                counted.num_bytes += len(content := super().read(size) or b"")
+                return content
+
+        monkeypatch.setattr(remote_pictures, "open_file", lambda place: File(place, "rb"))
+
+
+@pytest.mark.parametrize("card", ["snli-ve-hf", "gqa"])
+def test_a_subset_reads_its_own_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: str) -> None:
+    samples = large_samples(160)
+    write_twin(tmp_path, card, samples, group_rows=GROUP_ROWS)
+    counted = Counted(monkeypatch)
+    train = open_dataset(card, split="train", data_root=tmp_path)
+    drawn = Selected(train, nested_subset(train, 3, 0))
+    train.content_digest()
+    assert counted.num_bytes < 0.1 * PICTURE_BYTES * len(samples), "rows are read without their pictures"
+    before = counted.num_bytes
+    for dataset in (train, drawn):
+        covering_texts(dataset, 0.5)
+    assert counted.num_bytes == before, "texts are chosen without a picture"
+    pictures = drawn.image_units()
+    assert {picture.path.read_bytes() for picture in pictures} <= {sample.picture for sample in samples}
+    groups = len(pictures) * GROUP_ROWS * PICTURE_BYTES
+    assert counted.num_bytes - before < 1.2 * groups < PICTURE_BYTES * len(train.question_table().question_ids) / 2
+    kept = counted.num_bytes
+    open_dataset(card, split="train", data_root=tmp_path)
+    drawn.image_units()
+    assert counted.num_bytes == kept, "what is here is not read again"
+
+
+@pytest.mark.parametrize("card", ["aokvqa-rationales", "gqa", "naturalbench", "whatsup"])
+def test_pictures_and_identity_are_those_of_the_whole_set(tmp_path: Path, card: str) -> None:
+    """As the same rows have them without a revision, which are read with their pictures."""
+    write_twin(tmp_path, card, colour_samples(24), group_rows=5)
+    whole_card = tmp_path / "whole.toml"
+    whole_card.write_text(re.sub(r"@[0-9a-f]{7,40}\"", '"', data_files("cards")[card].read_text()))
+    for split in load_card(card).splits:
+        held, whole = (open_dataset(name, split=split, data_root=tmp_path) for name in (card, str(whole_card)))
+        assert held.example_ids == whole.example_ids
+        if split == "train":
+            assert nested_subset(held, 3, 0) == nested_subset(whole, 3, 0)
+        for example, other in zip(map(held.__getitem__, range(len(held))), whole, strict=False):
+            assert (example.image.unit_id, example.label) == (other.image.unit_id, other.label)
+            assert example.candidates == other.candidates
+        assert {unit.unit_id for unit in held.image_units()} == {unit.unit_id for unit in whole.image_units()}
+
+
+def test_pictures_for_which_the_disk_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_twin(tmp_path, "cv-bench", large_samples(40), group_rows=GROUP_ROWS)
+    test = open_dataset("cv-bench", split="test", data_root=tmp_path)
+    free = 5 * GROUP_ROWS * PICTURE_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 * free, free, free))
+    with pytest.raises(DatasetError) as caught:
+        test.image_units()
+    assert (caught.value.what, caught.value.exit_code) == ("The dataset does not fit on the disk.", 5)
+    assert "--shots" in caught.value.next_command
+    assert not list(tmp_path.rglob("pictures/*")), "nothing is half written"
+    # A part of it fits, and what is here needs no more room.
+    part = Selected(test, nested_subset(test, 3, 0))
+    assert len(part.image_units()) == 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 * free, 2 * free, 0))
+    assert len(part.image_units()) == 3
+
+
+def test_pictures_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy is gone, and there is no network: rows are still known, and a picture says where it is held."""
+    write_twin(tmp_path, "cv-bench", large_samples(8), group_rows=GROUP_ROWS)
+    test = open_dataset("cv-bench", split="test", data_root=tmp_path)
+    assert test[0].image.path.is_file()
+    shutil.rmtree(tmp_path / "nyu-visionx")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DatasetError) as caught:
+        test.image_units()
+    assert caught.value.what == "Pictures of the dataset cannot be fetched."
+    assert "HF_HUB_OFFLINE is set" in caught.value.why
+    assert "test-00000-of-00001.parquet, row group" in caught.value.where
+    assert "same command again" in caught.value.next_command
+
+
+PART = """
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.views import Selected
+
+train = open_dataset("snli-ve-hf", split="train")
+Selected(train, nested_subset(train, 4, 0)).image_units()
+"""
+
+
+def test_a_subset_fetches_its_part_from_the_hub(tmp_path: Path) -> None:
+    """Over HTTP, as the libraries of the hub ask; `test_public_sets_end_to_end.py` does by commands."""
+    write_twin(tmp_path / "copy", "snli-ve-hf", large_samples(200), group_rows=GROUP_ROWS)
+    copy = tmp_path / "copy/sedrickkeh/snli-ve"
+    files = {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*.parquet")}
+    with serve_hub() as hub:
+        hub.repositories["datasets/sedrickkeh/snli-ve"] = files
+        hub.commits[str(load_card("snli-ve-hf").facts["files"]).partition("@")[2]] = files
+        # The libraries of the hub read where it is once, when they are imported.
+        home = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "ADVL_DATA": str(tmp_path / "data")}
+        subprocess.run([sys.executable, "-c", PART], env=os.environ | home, check=True)
+        sent = sum(count for path, count in hub.sent.items() if path.endswith(".parquet"))
+    assert 4 * PICTURE_BYTES < sent < 0.25 * sum(map(len, files.values()))
+    assert len(list((tmp_path / "data").rglob("pictures/*"))) <= 4 * GROUP_ROWS
