@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +13,15 @@ from advl_pipeline.datasets.boxes import with_boxes
 from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import index_folder, require_there, resolve_data_root
 from advl_pipeline.datasets.rows import RowSource
-from advl_pipeline.datasets.snli_ve import pairs_of, snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, pairs_of, snli_ve_source
 from advl_pipeline.datasets.spec import ReadOptions
 from advl_pipeline.datasets.vcr import vcr_reading, vcr_source
-from advl_pipeline.datasets.vqa import Part, kept_rows, vocabulary_of, vqa_reading, vqa_source
-from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES
+from advl_pipeline.datasets.vqa import Part, kept_rows, locate_picture, vocabulary_of, vqa_source
+from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, answer_scores
 
 
 class SplitFiles(NamedTuple):
@@ -27,7 +29,7 @@ class SplitFiles(NamedTuple):
 
     card: Card
     split: str
-    data_root: Path | None
+    root: Path
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -35,13 +37,11 @@ class SplitFiles(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        return require_there(
-            resolve_data_root(self.data_root) / str(self.card.facts["folder"]), dataset=self.card.name
-        )
+        return require_there(self.root / str(self.card.facts["folder"]), dataset=self.card.name)
 
     @property
     def pictures(self) -> Path:
-        return resolve_data_root(self.data_root) / str(self.card.facts["pictures_folder"])
+        return self.root / str(self.card.facts["pictures_folder"])
 
     def named(self, fact: str) -> Path:
         """Return the file that a fact of the split names."""
@@ -51,7 +51,7 @@ class SplitFiles(NamedTuple):
         """Return the index of the split's rows, with the boxes of a file of boxes, which some corpora have."""
         if boxes := self.facts.get("boxes"):
             rows = with_boxes(rows, self.folder / boxes)
-        folder = index_folder(resolve_data_root(self.data_root), self.folder)
+        folder = index_folder(self.root, self.folder)
         return open_index(rows, dataset=self.card.name, folder=folder, is_published=True)
 
 
@@ -88,7 +88,13 @@ def _read_vqa(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
         )
 
     index, rows = part(files.split)
-    reading = vqa_reading(options.answers, built)
+    reading = Reading(
+        variants=(RowVariant("vqa"),),
+        # Built once answers are needed.
+        classes=built if options.answers is None else partial(tuple, options.answers),
+        scores=answer_scores,
+        locate=locate_picture,
+    )
     return IndexedDataset(index, reading, split=files.split, on_error=options.on_error, rows=rows)
 
 
@@ -100,7 +106,7 @@ def _read_snli_ve(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
     if listed is not None:
         rows = np.flatnonzero(index.file.is_in("id", listed))
         selected = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
-    reading = snli_ve_reading(options.label_order)
+    reading = Reading(variants=(RowVariant("snli-ve"),), classes=lambda: LABEL_ORDERS[options.label_order])
     return IndexedDataset(index, reading, split=files.split, on_error=options.on_error, rows=rows, selected=selected)
 
 
@@ -112,7 +118,7 @@ class Format(NamedTuple):
 
     def open(self, card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
         """Open a split that a card describes."""
-        return self.read(SplitFiles(card, split, data_root), options)
+        return self.read(SplitFiles(card, split, resolve_data_root(data_root)), options)
 
 
 FORMATS: Mapping[str, Format] = {

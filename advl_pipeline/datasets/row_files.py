@@ -5,6 +5,7 @@ A row that cannot be parsed says so in its place.
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import re
@@ -36,6 +37,24 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise Malformed(f"field {name!r} is {'missing' if name not in record else 'not a text'}")
     return value
+
+
+def parsed_cell(record: Mapping[str, Any], name: str) -> Any:
+    """Return what a column holds; of a text that begins like a list or a table, JSON or as Python prints it, that.
+
+    Raises:
+        Malformed: it is none.
+    """
+    text = record[name]
+    if not isinstance(text, str) or text.lstrip()[:1] not in ("[", "{"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
 
 
 def read_table(path: Path) -> Iterator[Numbered]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import read_table, require_sound, text_field
 from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
@@ -59,11 +58,6 @@ def snli_ve_source(annotations: Path, *, pictures: Path) -> RowSource:
         version=f"snli-ve {_IMAGES}",
         kind="classes",
     )
-
-
-def snli_ve_reading(order: LabelOrder) -> Reading:
-    """Return how pairs become examples; `order` is that of the classes."""
-    return Reading(variants=(RowVariant("snli-ve"),), classes=lambda: LABEL_ORDERS[order])
 
 
 def gold_label(record: Mapping[str, Any]) -> str:

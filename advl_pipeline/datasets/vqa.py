@@ -7,7 +7,7 @@ part of its files: by published lists of ids, or by the share of train that VQA-
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,12 @@ import numpy.typing as npt
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import require_there
 from advl_pipeline.datasets.row_files import json_items, parse_json_file
 from advl_pipeline.datasets.rows import Item, Row, RowSource
 from advl_pipeline.datasets.vqa_answers import (
     ANSWER_TYPES,
     GroundTruth,
-    answer_scores,
     build_vocabulary,
     parse_annotation,
     whole_number,
@@ -58,17 +56,8 @@ def vqa_source(questions: Path, annotations: Path | None = None, *, subtype: str
     )
 
 
-def vqa_reading(answers: tuple[str, ...] | None, built: Callable[[], tuple[str, ...]]) -> Reading:
-    """Return how questions become examples.
-
-    Args:
-        answers: the vocabulary; None for the one that is built, once answers are needed.
-    """
-    classes = built if answers is None else lambda: answers
-    return Reading(variants=(RowVariant("vqa"),), classes=classes, scores=answer_scores, locate=_locate)
-
-
-def _locate(pictures: Path, name: str) -> str:
+def locate_picture(pictures: Path, name: str) -> str:
+    """Return the name of a picture's file, where its item does not say in which folder it lies."""
     if not name.startswith(EITHER_FOLDER):
         return name
     # COCO numbers its pictures across both folders, so that at most one of these files exists.

@@ -5,8 +5,6 @@ One function a rule; `columns.py` checks what comes of them.
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
@@ -19,6 +17,7 @@ from advl_pipeline.datasets.lowshot import draw_key
 from advl_pipeline.datasets.own.columns import FACETS
 from advl_pipeline.datasets.own.conversations import turns_as_questions
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.row_files import parsed_cell
 from advl_pipeline.datasets.rows import Held, Row
 
 _OPTIONS = re.compile(r"\bOptions?:", re.IGNORECASE)
@@ -138,22 +137,7 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, 
                 while cells and cells[-1] in (None, ""):
                     cells.pop()
                 fields[several] = cells
-    for name in _LISTED & fields.keys():
-        text = fields[name]
-        if isinstance(text, str) and text.lstrip()[:1] in ("[", "{"):
-            fields[name] = _parsed(name, text)
-    return fields
-
-
-def _parsed(name: str, text: str) -> Any:
-    """Return what a text holds: JSON, or a list or table as Python prints it."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
+    return fields | {name: parsed_cell(fields, name) for name in _LISTED & fields.keys()}
 
 
 def split_options(text: Any) -> tuple[Any, list[str] | None]:

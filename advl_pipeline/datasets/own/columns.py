@@ -57,23 +57,22 @@ def columns_of(kind: Kind) -> str:
     return f"{kind} ({', '.join(MADE_OF[kind])})"
 
 
-def _kinds_of(columns: Collection[str]) -> list[Kind]:
-    if "image" in columns and _OF_PICTURES.issuperset(columns):
-        return ["pictures"]
-    return [kind for kind, markers in _MARKERS.items() if any(name in columns for name in markers)]
-
-
 def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
     """Return the kind of task of a row with these columns.
 
     Args:
         columns: names, after those that a card gives were put in place of the file's own.
-        told: kind that the card names.
+        card_kind: that the card names.
 
     Raises:
         Malformed: the columns fit no kind, several, or not the one that the card names.
     """
-    kinds = [card_kind] if card_kind else _kinds_of(columns)
+    if card_kind:
+        kinds: list[Kind] = [card_kind]
+    elif "image" in columns and _OF_PICTURES.issuperset(columns):
+        kinds = ["pictures"]
+    else:
+        kinds = [kind for kind, markers in _MARKERS.items() if any(name in columns for name in markers)]
     if len(kinds) > 1:
         is_key = {"choice", "answers"} <= {*kinds} and "answer" in columns and "label" not in columns
         key = '; where the answer is the right one of the choices: [columns] label = "answer"' if is_key else ""

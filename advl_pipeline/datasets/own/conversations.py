@@ -6,11 +6,11 @@ question is asked by itself: those before it in the conversation are not shown w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advl_pipeline.datasets.problems import Malformed, unlike
+from advl_pipeline.datasets.row_files import parsed_cell
 
 TURNS = ("messages", "conversations")
 """Columns that hold the turns of a conversation; the second is the name that ShareGPT and LLaVA gave it."""
@@ -33,12 +33,7 @@ def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None
     column = next((name for name in TURNS if name in record), "")
     if not column or {"question", "text"} & record.keys():
         return None
-    turns = record[column]
-    if isinstance(turns, str) and turns.lstrip()[:1] == "[":
-        try:
-            turns = json.loads(turns)
-        except (ValueError, RecursionError) as error:
-            raise Malformed(f"field {column!r} begins like JSON and is none: {error}") from None
+    turns = parsed_cell(record, column)
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise unlike(column, turns, "a list of {role, content}")
     pictures: list[Any] = []

@@ -62,8 +62,11 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
             is_picture = isinstance(value, _PICTURES) or (column == "image" and picture is not None)
             if not is_picture:  # Other pictures than the row's own are left alone.
                 kept[column] = value.tolist() if hasattr(value, "tolist") else value
-                if why := _obstacle(kept[column]):
-                    raise _refused("A value of a row cannot be kept.", f"{place}, column {column!r}", why)
+                try:
+                    json.dumps(kept[column])
+                except (TypeError, ValueError) as error:
+                    what, where = "A value of a row cannot be kept.", f"{place}, column {column!r}"
+                    raise _refused(what, where, str(error)) from None
         if picture is not None:
             kept["image"] = hashlib.sha256(picture).hexdigest()
             keep(home / PICTURES_FOLDER / kept["image"], picture)
@@ -103,15 +106,6 @@ def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
 def _refused(what: str, where: str, why: str) -> DatasetError:
     advice = "give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}, of texts, numbers and lists"
     return DatasetError(what, where=where, why=why, next_command=advice)
-
-
-def _obstacle(value: Any) -> str:
-    """Return why a value cannot be written as JSON; "" where it can."""
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return ""
 
 
 def _bytes_of(picture: Any) -> bytes | None:

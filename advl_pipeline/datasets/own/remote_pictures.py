@@ -51,7 +51,8 @@ class HeldRows:
 
         table = pq.ParquetFile(file, pre_buffer=True)
         leaves = [table.schema.column(place).path for place in range(len(table.schema))]
-        content = {place for place, leaf in enumerate(leaves) if self._is_content(leaf)}
+        is_content = [leaf.partition(".")[0] in self.pictures and leaf.endswith(".bytes") for leaf in leaves]
+        content = {place for place, is_of_picture in enumerate(is_content) if is_of_picture}
         wanted = [leaf for place, leaf in enumerate(leaves) if place not in content]
         texts = datasets.Features({key: kind for key, kind in self.features.items() if key not in self.pictures})
         for group in range(table.num_row_groups):
@@ -68,9 +69,6 @@ class HeldRows:
                     ]
                     row[column] = held if isinstance(value, list) else held[0]
             yield from rows
-
-    def _is_content(self, leaf: str) -> bool:
-        return leaf.partition(".")[0] in self.pictures and leaf.endswith(".bytes")
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ is done; `ATTRIBUTION.md` next to it says who made what the corpus consists of.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -41,6 +41,7 @@ from advl_data.scenes.generator.vqa_items import header, vqa_items
 from advl_pipeline.base.errors import ConfigError, DatasetError, Interrupted, StorageError, again
 from advl_pipeline.base.folders import MARKERS, require_folder
 from advl_pipeline.base.packages import read_data
+from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.base.processes import worker_processes
 from advl_pipeline.datasets.roots import resolve_data_root
 
@@ -189,10 +190,8 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
         digest = hashlib.sha256(f"{digest} {json.dumps(names)} {attribution}".encode()).hexdigest()
     wanted = {"version": CORPUS_VERSION, **content, "descriptions": digest}
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / f".{paths.FOLDER}.lock").open("w") as lock:
-            # Until no other process builds below the same root.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = root / f".{paths.FOLDER}.lock"
+        with process_lock(lock, "the built-in corpus", wait=lambda who: tqdm.write(f"waits for {who}", sys.stderr)):
             record = None if config.replace else _read_record(folder)
             built = record is None
             if record is None:
