@@ -145,11 +145,7 @@ class Distiller(nn.Module):
         if known is None:
             known = self.known_regions(distilled, batch, signal)
         relations = Relations(gather=gather, generator=generator)
-        vision_N = {
-            name: self._follow_picture(name, distilled, known, batch, signal, image_ids_B, relations)
-            for name in self.teachers["vision"]
-            if name in signal.vision
-        }
+        vision_N = self._follow_pictures(distilled, known, batch, signal, image_ids_B, relations)
         text_N, selected_NW = self._follow_text(distilled, signal, relevance_NL, relations)
         terms = {
             pathway: {
@@ -218,29 +214,33 @@ class Distiller(nn.Module):
             if name in signal.vision
         }
 
-    def _follow_picture(
+    def _follow_pictures(
         self,
-        name: str,
         distilled: StudentOutput,
         known: Mapping[str, torch.Tensor],
         batch: StudentBatch,
         signal: TeacherSignal,
         image_ids_B: torch.Tensor,
         relations: Relations,
-    ) -> torch.Tensor:
-        """Return (N,): the loss of one vision teacher."""
-        part = signal.vision[name]
-        target = self.vision_targets.get(name, "image" if part.regions_BSD is None else "regions")
-        if self.settings.distance != "relational":
-            projections = self.vision[module_key(name)]
-            assert isinstance(projections, Projections)
-            by_sequence = part.of_sequences(batch.example_N)
-            return projected_vision(projections, distilled, batch, by_sequence, target, self.settings.distance)
-        landmarks, known_BS = self.region_landmarks.get(name), known.get(name)
-        loss_B = relations.of_pictures(
-            target, distilled, batch, part, image_ids_B, landmarks=landmarks, known_BS=known_BS
-        )
-        return loss_B.index_select(0, batch.example_N)
+    ) -> dict[str, torch.Tensor]:
+        """Return (N,), the loss of each vision teacher."""
+        losses, distance = {}, self.settings.distance
+        for name in self.teachers["vision"]:
+            if (part := signal.vision.get(name)) is None:
+                continue
+            target = self.vision_targets.get(name, "image" if part.regions_BSD is None else "regions")
+            if distance == "relational":
+                landmarks, known_BS = self.region_landmarks.get(name), known.get(name)
+                loss_B = relations.of_pictures(
+                    target, distilled, batch, part, image_ids_B, landmarks=landmarks, known_BS=known_BS
+                )
+                losses[name] = loss_B.index_select(0, batch.example_N)
+            else:
+                projections = self.vision[module_key(name)]
+                assert isinstance(projections, Projections)
+                by_sequence = part.of_sequences(batch.example_N)
+                losses[name] = projected_vision(projections, distilled, batch, by_sequence, target, distance)
+        return losses
 
     def _follow_text(
         self,
@@ -249,6 +249,7 @@ class Distiller(nn.Module):
         relevance_NL: torch.Tensor | None,
         relations: Relations,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Return (N,), the loss of each text teacher, and the words that are distilled."""
         if not self.teachers["text"] or not signal.text:
             return {}, None
         words = signal.words

@@ -87,7 +87,7 @@ def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> lis
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a record of metrics.jsonl; a histogram gives its mean and its largest value."""
+    """Return the numbers of a record of metrics.jsonl; weights and confidences give their mean and maximum."""
     numbers: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):

@@ -206,32 +206,19 @@ def order_examples(
         ConfigError: the student cannot count tokens, nothing is left, or a step has fewer examples than processes.
     """
     settings, world_size = run.settings, run.world_size
+    shares = {"accumulate": settings.accumulate, "seed": run.config.seed, "rank": rank, "world_size": world_size}
     if settings.batch_unit == "examples":
         if settings.batch_size < world_size:
             instead = f"--batch-size {world_size} or more, or fewer processes"
             raise ConfigError("A step has fewer examples than there are processes.", next_command=instead)
-        return indices, ExampleOrder(
-            len(indices),
-            batch_size=settings.batch_size,
-            accumulate=settings.accumulate,
-            seed=run.config.seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        return indices, ExampleOrder(len(indices), batch_size=settings.batch_size, **shares)
     sizes = count_tokens(student, dataset, indices)
     bound = settings.max_text_tokens
     kept = [row for row, (text, _) in enumerate(sizes) if not bound or text <= bound]
     if not kept:
         why = f"at most {bound} tokens, the shortest has {min(sizes)[0]}"
         raise ConfigError("Every text is longer than the recipe trains on.", why=why, next_command=BY_EXAMPLES)
-    order = TokenOrder(
-        [sum(sizes[row]) for row in kept],
-        max_tokens=settings.batch_size,
-        accumulate=settings.accumulate,
-        seed=run.config.seed,
-        rank=rank,
-        world_size=world_size,
-    )
+    order = TokenOrder([sum(sizes[row]) for row in kept], max_tokens=settings.batch_size, **shares)
     return [indices[row] for row in kept], order
 
 

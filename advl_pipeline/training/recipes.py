@@ -38,7 +38,7 @@ from advl_pipeline.training.config import (
 @functools.cache
 def load_recipe(student: str, task: str, size: str) -> Recipe:
     """Return a published recipe."""
-    document = _read(student)
+    document = _tables(student)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for table in (document["common"], document[task][size]):
@@ -67,12 +67,10 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
     return _build(student, task, size, {**values, **table}, sources, where=str(path))
 
 
-def _students() -> tuple[str, ...]:
-    return tuple(sorted(data_files("recipes")))
-
-
-def _read(student: str) -> dict[str, Any]:
-    return _parsed(data_files("recipes")[student])
+def _tables(student: str) -> dict[str, Any]:
+    """Return the tables of a student's file by name, none where there is no file."""
+    file = data_files("recipes").get(student)
+    return {} if file is None else _parsed(file)
 
 
 # Every cell of a study asks for a recipe, several times.
@@ -155,7 +153,7 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
 
 
 def _published(family: str, task: str, student_size: str) -> Recipe | None:
-    sizes = _read(family).get(task, {}) if family in _students() else {}
+    sizes = _tables(family).get(task, {})
     size = next((size for size in (student_size, FALLBACK_SIZE) if size in sizes), None)
     return load_recipe(family, task, size) if size else None
 
@@ -163,13 +161,12 @@ def _published(family: str, task: str, student_size: str) -> Recipe | None:
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
     """Return task -> every number of a student's published recipe with its source, as plain JSON types."""
     family, size = family_of(student), size_of(student)
-    tasks = _read(family) if family in _students() else {}
     return {
         task: [
             {"key": key, "value": str(getattr(recipe, key)), "source": source}
             for key, source in sorted(recipe.sources.items())
         ]
-        for task, sizes in sorted(tasks.items())
+        for task, sizes in sorted(_tables(family).items())
         if isinstance(sizes, dict) and task != "common" and size in sizes
         for recipe in [load_recipe(family, task, size)]
     }

@@ -43,7 +43,6 @@ from advl_pipeline.training.targets import (
     TaskScores,
     right_sequences,
     score_task,
-    shape_logits,
     student_confidence,
 )
 
@@ -153,11 +152,6 @@ class FinetuneModel(nn.Module):
         """
         with self.student.sharing() if perturbation is None else nullcontext():
             return self._adapt(batch, step) if step.phase == "adapt" else self._finetune(batch, step, perturbation)
-
-    def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
-        """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
-        scores = self.student.class_logits(self.heads[head_name(task)], batch)
-        return shape_logits(scores, batch.num_candidates, is_choice)
 
     def _adapt(self, batch: TrainingBatch, step: StepConditions) -> LossTerms:
         terms, signal, settings = LossTerms(), batch.signal, self.distiller.settings

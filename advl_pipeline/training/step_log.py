@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from statistics import fmean
 from typing import Any, get_args
 
 import torch
@@ -19,9 +20,6 @@ from torch import nn
 from advl_pipeline.base.errors import NotFinite, advise
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.step import LossTerms, Phase
-
-HISTOGRAM_BINS = 20
-
 
 LoggedTerms = tuple[float, bool, dict[str, list[float]]]
 """The terms of one micro-batch as plain numbers, which processes can hand one another.
@@ -117,20 +115,7 @@ def step_record(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, A
             else:
                 value = values[0] / num_examples if kind == "correct" else share * values[0]
                 record[key] = record.get(key, 0.0) + value
-    return record | {key: histogram(values) for key, values in drawn.items()}
-
-
-def histogram(values: Sequence[float]) -> dict[str, Any]:
-    """Count values in bins of equal width from 0 to the largest value, at least to 1."""
-    joined = torch.tensor(values)
-    top = max(1.0, float(joined.max()))
-    counts = torch.histc(joined, bins=HISTOGRAM_BINS, min=0.0, max=top)
-    return {
-        "mean": float(joined.mean()),
-        "max": float(joined.max()),
-        "bin_width": top / HISTOGRAM_BINS,
-        "counts": counts.long().tolist(),
-    }
+    return record | {key: {"mean": fmean(values), "max": max(values)} for key, values in drawn.items()}
 
 
 _SHOWN = 3

@@ -154,7 +154,7 @@ def test_the_number_of_workers_changes_nothing(
         return original(self, examples)
 
     monkeypatch.setattr(PixelStudent, "collate", watch)
-    for num_workers, threads in ((1, "advl-prefetch"), (2, "advl-worker"), (3, "advl-worker")):
+    for num_workers, threads in ((1, "advl-prefetch"), (3, "advl-worker")):
         config = small_corpus.config(
             tmp_path / str(num_workers),
             student="scenes-vilt",

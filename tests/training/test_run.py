@@ -18,6 +18,7 @@ from first_step import first_terms
 from live_teacher import teachers_run
 from own_rows import choice_row, write_json_lines
 from run_logs import load_json, metrics
+from small_corpus import SMALL_WORDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
@@ -93,6 +94,7 @@ def test_what_is_logged_is_what_evaluate_says(
     splits = ("train", "train", "val")
     write_json_lines(Path("mine.jsonl"), [choice_row(number, split=splits[number % 3]) for number in range(24)])
     words = ("finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--method", "plain", "--batch-size", 2)
+    words = (*words, "--student-option", *SMALL_WORDS)
     _, message = printed(capsys, *words, "--num-steps", 50, "--output", "run")
     first, last = (record for record in metrics(Path("run")) if "val/task" in record)
     assert (first["step"], last["step"]) == (24, 49)
@@ -114,10 +116,18 @@ def tensorboard_of(folder: Path) -> EventAccumulator:
 
 
 def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_get(
-    small_corpus: Any, tmp_path: Path
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sizes, find = list[int](), FinetuneModel.distillation_terms
+
+    def watched(model: FinetuneModel, batch: TrainingBatch, *others: Any, **named: Any) -> Any:
+        sizes.append(len(batch.example_ids))
+        return find(model, batch, *others, **named)
+
+    monkeypatch.setattr(FinetuneModel, "distillation_terms", watched)
     run = tmp_path / "run"
-    small_corpus.run(run, num_steps=2, log_with="tensorboard")
+    small_corpus.run(run, num_steps=2, steps="one", accumulate=2, log_with="tensorboard")
+    assert max(sizes) == 2, "words are selected of no more examples than a micro-batch has"
     chosen = load_json(run / names.SELECTED_WORDS)
     assert set(chosen) == set(small_corpus.dataset().example_ids)
     for example in small_corpus.examples():
@@ -138,21 +148,6 @@ def test_a_run_says_which_words_it_selects_and_trackers_get_what_the_json_lines_
     for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
         small_corpus.run(tmp_path / name, num_steps=1, steps="one", **changes)
         assert not (tmp_path / name / names.SELECTED_WORDS).exists()
-
-
-def test_words_are_selected_of_no_more_examples_than_a_micro_batch_has(
-    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes, find = list[int](), FinetuneModel.distillation_terms
-
-    def watched(model: FinetuneModel, batch: TrainingBatch, *others: Any, **named: Any) -> Any:
-        sizes.append(len(batch.example_ids))
-        return find(model, batch, *others, **named)
-
-    monkeypatch.setattr(FinetuneModel, "distillation_terms", watched)
-    small_corpus.run(tmp_path / "run", num_steps=1, steps="one", batch_size=4, accumulate=2)
-    assert max(sizes) == 2
-    assert set(load_json(tmp_path / "run" / names.SELECTED_WORDS)) == set(small_corpus.dataset().example_ids)
 
 
 def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone
+from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.signals.averages import TeacherGrid
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import TeacherFeatures
@@ -51,12 +52,10 @@ def grid_cache(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFacto
     return small_corpus.extract(output, teacher="efficientnet-lite0", image_tokens="grid")
 
 
-def chosen(small_corpus: SmallCorpus, cache: Path, student: Student, **settings: Any) -> tuple[Any, SignalSource]:
-    dataset = small_corpus.dataset()
-    (choice,), read = choose_vision_targets(
-        DistillationSettings(**settings), student, dataset, range(len(dataset)), signals_of(cache)
-    )
-    return choice, read
+def chosen(dataset: Any, cache: Path, student: Student, **settings: Any) -> tuple[list[Any], SignalSource]:
+    decided = DistillationSettings(**settings)
+    start = StudentAtStart(student=student, heads={}, settings=decided, source=signals_of(cache))
+    return choose_vision_targets(start, dataset, range(len(dataset)))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_targets_are_what_student_and_cache_have(
     small_corpus: SmallCorpus, grid_cache: Path, name: str, kind: str, wanted: str, target: str, places: str | None
 ) -> None:
     cache = grid_cache if kind == "grid" else small_corpus.caches[1]
-    choice, source = chosen(small_corpus, cache, build_student(name), vision_target=wanted)
+    (choice,), source = chosen(small_corpus.dataset(), cache, build_student(name), vision_target=wanted)
     assert (choice.target, choice.places) == (target, places)
     reads_places = target != "image"
     assert (source.teachers[0].image_places is not None) == reads_places
@@ -125,7 +124,7 @@ def test_what_they_do_not_have_is_refused(
         Silent(build_student("scenes-small"), says_places=False) if name == "silent" else build_student(name)
     )
     with pytest.raises(ConfigError, match=message) as refused:
-        chosen(small_corpus, cache, student, vision_target=wanted)
+        chosen(small_corpus.dataset(), cache, student, vision_target=wanted)
     assert "--vision-target" in refused.value.next_command
     if "None of" in message:
         assert "--regions CACHE, an import" in refused.value.next_command
@@ -135,7 +134,7 @@ def test_what_they_do_not_have_is_refused(
 def test_regions_that_the_teacher_did_not_see_leave_the_picture(small_corpus: SmallCorpus) -> None:
     """A detector's regions and a cache of the dataset's boxes: auto takes the picture, and says so."""
     student: Any = Silent(build_student("scenes-small"), says_places=True)
-    choice, _ = chosen(small_corpus, small_corpus.caches[1], student)
+    (choice,), _ = chosen(small_corpus.dataset(), small_corpus.caches[1], student)
     assert choice.target == "image"
     assert choice.num_targets == 0 < choice.num_places
     assert "the whole picture; 0 of" in choice.line()
@@ -183,20 +182,16 @@ def test_where_a_processor_tells_no_grid_the_whole_picture_is_followed_and_said(
     write_tiny("internvl", tmp_path)
     student = build_student("chat", weights=tmp_path)
     dataset = open_dataset(str(strips[0]), split="train")
-    source = signals_of(strips[1])
-    (choice,), read = choose_vision_targets(DistillationSettings(), student, dataset, range(len(dataset)), source)
+    (choice,), read = chosen(dataset, strips[1], student)
     assert read.teachers[0].image_places is None
     assert "the whole picture; 0 of 0 patches" in choice.line()
     with pytest.raises(ConfigError) as refused:
-        choose_vision_targets(DistillationSettings(vision_target="patches"), student, dataset, [0], source)
-    assert "it sees 0 patches in 1 pictures" in refused.value.why
+        chosen(dataset, strips[1], student, vision_target="patches")
+    assert "it sees 0 patches in " in refused.value.why
 
 
 def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:
-    dataset = small_corpus.dataset()
-    settings = DistillationSettings(pathway="text")
-    student, source = build_student("vilt-tiny"), signals_of(grid_cache)
-    choices, read = choose_vision_targets(settings, student, dataset, [0], source)
+    choices, read = chosen(small_corpus.dataset(), grid_cache, build_student("vilt-tiny"), pathway="text")
     assert choices == []
     assert read.teachers[0].image_places is None
 

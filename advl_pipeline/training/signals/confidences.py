@@ -32,16 +32,6 @@ BATCH_SIZE = 32
 
 _MISSING = -1.0
 
-_WEIGHTED = {"vision": "the vision pathway's weights", "text": "the text pathway's weights", "joint": "all weights"}
-
-
-def confidence_line(modality: str, measured: Separation, *, is_used: bool) -> str:
-    """Return one line for people: how a confidence tells right from wrong, and whether weights follow it."""
-    figures = f"confidence {modality}: {measured}"
-    if is_used:
-        return figures
-    return f"{figures}; NOT ABOVE CHANCE, so {_WEIGHTED[modality]} are uniform (--confidence-check none follows it)"
-
 
 def find_confidences(
     run: Run,

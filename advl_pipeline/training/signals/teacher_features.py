@@ -72,10 +72,15 @@ class UnitFeatures:
 
     def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
         """Return as many rows per unit as it has."""
-        rows, lent = self._rows([self._rows_of(unit) for unit in ids])
+        wanted = [self._rows_of(unit) for unit in ids]
+        if len(self.stores) == 1:
+            rows, lent = self.stores[0].token_features(wanted)
+        else:
+            each = self._gather(wanted, lambda store, units: _split(*store.token_features(units)))
+            rows, lent = np.concatenate(each), np.array([len(rows) for rows in each], dtype=np.int32)
         if self._order_of is None:
             return rows, lent
-        lengths = self._lengths(ids)
+        lengths = np.concatenate(self._gather(ids, lambda store, units: list(store.token_lengths(units)[:, None])))
         starts = np.concatenate([[0], np.cumsum(lent)[:-1]])
         of_units = zip(ids, starts, lengths.tolist(), lent.tolist(), strict=True)
         take = [start + self._order_of(unit, num_rows, others) for unit, start, num_rows, others in of_units]
@@ -99,15 +104,6 @@ class UnitFeatures:
         wanted = [self._whole_of(unit) for unit in ids]
         for store, places in zip(self.stores, self._places(wanted), strict=True):
             store.announce([wanted[place] for place in places])
-
-    def _rows(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        if len(self.stores) == 1:
-            return self.stores[0].token_features(ids)
-        units = self._gather(ids, lambda store, wanted: _split(*store.token_features(wanted)))
-        return np.concatenate(units), np.array([len(rows) for rows in units], dtype=np.int32)
-
-    def _lengths(self, ids: Sequence[str]) -> Lengths:
-        return np.concatenate(self._gather(ids, lambda store, units: list(store.token_lengths(units)[:, None])))
 
     def _gather(self, ids: Sequence[str], read: Callable[[FeatureStore, list[str]], Sequence[Array]]) -> list[Array]:
         """Return what is read of each unit, in the order of the ids."""

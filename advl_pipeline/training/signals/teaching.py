@@ -20,7 +20,7 @@ from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.confidence.separation import Separation
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
-from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
+from advl_pipeline.distillation.settings import VisionTarget
 from advl_pipeline.students.interface import PlaceKind, Student
 from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.students.weight_files import known_words, read_known_words
@@ -31,7 +31,7 @@ from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.search import FoundLandmarks, find_landmarks
 from advl_pipeline.training.process_group import computed_by_first
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.signals.confidences import confidence_line, find_confidences
+from advl_pipeline.training.signals.confidences import find_confidences
 from advl_pipeline.training.signals.controls import control_of
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import (
@@ -104,8 +104,11 @@ class Teaching:
     def lines(self) -> list[str]:
         """Return one line for people about each thing that was found."""
         texts = [choice.line() for choice in self.vision]
+        weighted = {name: f"the {name} pathway's weights" for name in ("vision", "text")} | {"joint": "all weights"}
         for modality, measured in self.confidences.items():
-            texts.append(confidence_line(modality, measured, is_used=modality in self.followed))
+            uniform = f"NOT ABOVE CHANCE, so {weighted[modality]} are uniform (--confidence-check none follows it)"
+            followed = "" if modality in self.followed else f"; {uniform}"
+            texts.append(f"confidence {modality}: {measured}{followed}")
         return texts if self.answers is None else [*texts, *self.answers.lines()]
 
 
@@ -126,10 +129,7 @@ def open_teaching(
         answers = find_answers(run, start, FoundLandmarks(), inputs)
         return Teaching(answers=answers)
     source, judge = opened
-    vision, source = choose_vision_targets(
-        run.method.settings, start.student, inputs.dataset, inputs.labelled, source
-    )
-
+    vision, source = choose_vision_targets(replace(start, source=source), inputs.dataset, inputs.labelled)
     start = replace(start, source=source)
 
     def find() -> FoundLandmarks:
@@ -194,24 +194,21 @@ def _open_sources(
 
 
 def choose_vision_targets(
-    settings: DistillationSettings,
-    student: Student,
-    dataset: Dataset,
-    positions: Sequence[int],
-    source: SignalSource,
+    start: StudentAtStart, dataset: Dataset, positions: Sequence[int]
 ) -> tuple[list[VisionChoice], SignalSource]:
     """Return each vision teacher's targets, and the source without features of places that are no target.
 
     Args:
+        start: the student, with the source of its teachers' signals.
         positions: in it, of a sample of which the pictures are looked at.
 
     Raises:
         ConfigError: what was asked for is not what student and cache have, or no place of the sample has it.
     """
-    teachers = [teacher for teacher in source.teachers if teacher.image and settings.pathway != "text"]
-    wanted = settings.vision_target
+    student, source, wanted = start.student, start.source, start.settings.vision_target
+    assert source is not None
+    teachers = [teacher for teacher in source.teachers if teacher.image and start.settings.pathway != "text"]
     kinds = {teacher.name: None if wanted == "image" else _kind(teacher, student, wanted) for teacher in teachers}
-    start = StudentAtStart(student=student, heads={}, settings=settings, source=source)
     counts = _count(start, dataset, positions, [name for name, kind in kinds.items() if kind is not None])
     choices = []
     for name, kind in kinds.items():
