@@ -21,7 +21,7 @@ def start() -> None:
             # A signal that comes while the interpreter ends, seconds with torch, leaves the outcome as it is.
             hold_back_for_good()
     except KeyboardInterrupt:
-        print("error: Interrupted before anything was done.\n  next:  give the same command again", file=sys.stderr)
+        print("error: Interrupted before anything was done.\n  next:  run the same command again", file=sys.stderr)
         sys.exit(130)
 
 

@@ -115,7 +115,7 @@ class Invocation:
         """Return the advice of the error's class, with what the user gave for the words in capitals."""
         file = re.sub(r" \[.*", "", error.where)
         if isinstance(error, ConfigError) and Path(file).suffix == ".toml":
-            return again(f"mend {file}, then give the same command again")
+            return again(f"correct {file}, then run the same command again")
 
         def completed(word: str) -> str:
             if not word.isupper():

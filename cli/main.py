@@ -186,7 +186,7 @@ def _impossible_place(error: Exception) -> ConfigError | None:
         return ConfigError(
             "The working directory is gone.",
             why="it was removed or replaced after this shell went there",
-            next_command=again("change to a folder that is there, such as by cd ~, then give the same command again"),
+            next_command=again("change to an existing folder, such as by cd ~, then run the same command again"),
         )
     return None
 

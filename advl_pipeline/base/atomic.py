@@ -60,8 +60,8 @@ def require_no_folder(path: Path) -> None:
         ConfigError: `path` is a folder.
     """
     if path.is_dir():
-        advice = again("name a file in it, then give the same command again")
-        raise ConfigError("A file cannot be written in place of a folder.", where=str(path), next_command=advice)
+        advice = again("name a file in it, then run the same command again")
+        raise ConfigError("A file cannot replace a folder.", where=str(path), next_command=advice)
 
 
 @contextmanager

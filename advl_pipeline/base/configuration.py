@@ -316,7 +316,7 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
             raise unknown_name(f"Unknown key {key!r}.", key.replace("-", "_"), options, where=where)
         if name in entries:
             why = f"{entries[name][0]} and {key} are the same"
-            raise ConfigError("An option stands there twice.", where=where, why=why)
+            raise ConfigError("An option is set twice.", where=where, why=why)
         entries[name] = key, value
     return entries
 

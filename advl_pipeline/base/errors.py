@@ -59,7 +59,7 @@ class AdvlError(Exception):
     """
 
     exit_code = 1
-    usual: ClassVar[tuple[Advice, ...]] = (again("give the same command again"),)
+    usual: ClassVar[tuple[Advice, ...]] = (again("run the same command again"),)
     """What the command line says next where an error says nothing: the first advice that can be completed.
 
     A word in capitals stands for what the user gave for the option of that name. Where none can be completed it is
@@ -143,20 +143,20 @@ class StorageError(AdvlError):
     """The disk is full or failed; what was committed before is intact and the same command resumes."""
 
     exit_code = 7
-    usual = (again("make room or mend the disk, then give the same command again: it resumes"),)
+    usual = (again("free space or repair the disk, then run the same command again: it resumes"),)
 
 
 class InUse(StorageError):
     """Another process is writing in this place; what it has written is intact."""
 
-    usual = (again("wait until it ends, or stop it, then give the same command again"),)
+    usual = (again("wait until it ends, or stop it, then run the same command again"),)
 
 
 class ClusterError(AdvlError):
     """A Ray cluster that cannot be reached, or whose workers keep dying; the same command resumes."""
 
     exit_code = 8
-    usual = (again("mend what the other process says, then give the same command again: it resumes"),)
+    usual = (again("fix the error of the other process, then run the same command again: it resumes"),)
 
 
 class NotFinite(AdvlError):
@@ -169,7 +169,7 @@ class Interrupted(AdvlError):
     """A command was stopped by a signal; the same command resumes."""
 
     exit_code = 130
-    usual = (again("give the same command again: it resumes"),)
+    usual = (again("run the same command again: it resumes"),)
 
 
 def unknown_name(

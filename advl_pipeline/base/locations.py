@@ -76,7 +76,7 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
         )
     parts = rest.rstrip("/").split("/")
     if scheme not in SCHEMES:
-        what = f"Caches cannot lie in a {scheme}:// store."
+        what = f"Caches cannot be in a {scheme}:// store."
         raise ConfigError(what, where=f"{scheme}://{rest}", why="known: s3, gs, file")
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
         raise ConfigError("The URL of a cache names a bucket and a prefix in it.", where=f"{scheme}://{rest}")

@@ -77,7 +77,7 @@ def _require_notes(cache: Path, *, option: str) -> None:
         note = cache_note(cache, ending)
         if not may_note(note) and not note.is_dir():
             raise ConfigError(
-                "Something else lies where a note next to the cache is written.",
+                "A foreign file is in the place of a note next to the cache.",
                 where=str(note),
                 why="it is a link" if note.is_symlink() else "it does not begin as this command's files do",
                 next_command=f"move it away, or give another {option}",
@@ -108,17 +108,17 @@ def _require_file(config: Any, name: str, path: Path, output: Output, *, inputs:
     if not path.exists():
         return
     if not path.is_file():
-        raise refusal("The output is no plain file.", "a device or a pipe lies there")
+        raise refusal("The output is no plain file.", "there is a device or a pipe")
     with path.open("rb") as file:
         if re.match(output.begins, file.read(_HEAD_BYTES)) is not None:
             return
     if not is_at_home and any(resolved.is_relative_to(folder.resolve()) for folder in inputs if folder.is_dir()):
-        raise refusal("The output would take the place of an input.", "it lies in a folder that the command reads")
+        raise refusal("The output would take the place of an input.", "it is in a folder that the command reads")
     if not getattr(config, "replace", False):
         raise refusal(
-            "A file lies there that this command did not write.",
+            "A file exists that this command did not write.",
             "it does not begin as this command's files do",
-            again(f"{another}, or replace what lies there", "--replace"),
+            again(f"{another}, or replace the existing file", "--replace"),
         )
 
 

@@ -114,7 +114,7 @@ def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, s
     if answer is None:
         cause = causes[-1]
         why = f"the transfer broke: {type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-        return why, again("give the same command again: what has come is kept")
+        return why, again("run the same command again: the fetched part is kept")
     status = answer.response.status_code
     page = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/{repository}"
     if isinstance(answer, GatedRepoError):
@@ -126,7 +126,7 @@ def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, s
     elif status == 403:
         why, first = "your token may not do that", "give a token that may: "
     else:
-        return f"the hub answers HTTP {status}", again("give the same command again: what has come is kept")
+        return f"the hub answers HTTP {status}", again("run the same command again: the fetched part is kept")
     return f"{why} (HTTP {status})", advise(*LOGIN.commands, note=f"{first}{LOGIN.note}", again=())
 
 

@@ -218,9 +218,9 @@ def run_prune(config: PruneConfig) -> dict[str, Any]:
                             note.unlink(missing_ok=True)
                 if left := store.list():
                     raise StorageError(
-                        "The cache could not be removed whole.",
+                        "The cache could not be removed completely.",
                         where=store.where(min(left)),
-                        next_command=again("see who may write there, then give the same command again"),
+                        next_command=again("see who may write there, then run the same command again"),
                     )
         return {"path": config.cache, "removed": ["."], "num_bytes": _size(sizes)}
     keys = [*(committed_keys(sizes) if config.all_confidences else []), *unfinished_keys(sizes)]

@@ -197,7 +197,7 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
     with _reading(store, relative):
         record = ShardRecord(**{**content, "files": files_from_json(content["files"])})
         if (record.modality, record.shard) != (modality, shard):
-            raise store.damaged("A record stands under another shard's name.", relative)
+            raise store.damaged("A record has another shard's name.", relative)
         return record
 
 

@@ -68,7 +68,7 @@ def write_confidence(location: Location, identity: Mapping[str, Any], confidence
         raise ValueError("one probability and one share are needed for each of some distinct examples")
     is_share_N = (outranked_N >= 0) & (outranked_N <= 1) | np.isnan(outranked_N)
     if not ((probability_N >= 0) & (probability_N <= 1) & is_share_N).all():
-        raise ValueError("probabilities and shares lie in [0, 1]")
+        raise ValueError("probabilities and shares are in [0, 1]")
     store, key = open_store(location), confidence_key(identity)
     try:
         if _read(store, identity) is not None:
@@ -137,7 +137,7 @@ def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
 def _read_under(store: Store, record: Mapping[str, Any], identity: Mapping[str, Any]) -> ConfidenceSet:
     key = confidence_key(identity)
     if digest(record["identity"]) != digest(identity):
-        raise store.damaged("A set of confidences stands under another's name.", f"{_FOLDER}/{key}")
+        raise store.damaged("A set of confidences has another's name.", f"{_FOLDER}/{key}")
     files: Files = files_from_json(record["files"])
 
     def rows(name: str, count: int, dtype: str) -> npt.NDArray[Any]:

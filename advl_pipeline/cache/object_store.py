@@ -293,7 +293,7 @@ class ObjectStore(Store):
         return StorageError(
             f"There is no bucket {self._url.bucket!r}.",
             where=where,
-            next_command="create the bucket, or mend the URL",
+            next_command="create the bucket, or correct the URL",
         )
 
 

@@ -319,7 +319,7 @@ class FeatureStore:
         why, advice = "the cache is of another dataset, split or wording", recorded_command(self._files)
         if unit_id in self._quarantined:
             why = f"it could not be read: {self._quarantined[unit_id]}"
-            advice = again("mend the picture and extract again, or leave its examples out")
+            advice = again("repair the picture and extract again, or leave its examples out")
         what, where = f"The {self.modality} features of a unit are not in the cache.", f"unit {unit_id}"
         raise UnknownUnit(what, where=f"{where} in {self._files.location}", why=why, next_command=advice)
 
@@ -332,7 +332,7 @@ class FeatureStore:
             outside = start_Q.min() < 0 or length_Q.min() < 0
             if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
                 where = self._files.where(f"{self.modality}/tokens")
-                raise CorruptCache("A unit's rows lie outside its shard.", where=where)
+                raise CorruptCache("A unit's rows are outside its shard.", where=where)
         return start_Q, length_Q
 
     def _joined(self, name: str, positions_Q: Positions) -> Features:

@@ -55,7 +55,7 @@ class MissingFile(CorruptCache):
 class Overtaken(StorageError):
     """Another process has written, or removed, what this one was writing."""
 
-    usual = (again("give the same command again"),)
+    usual = (again("run the same command again"),)
 
 
 class Readable(ABC):

@@ -242,7 +242,7 @@ class FolderStore(Store):
                 "More files cannot be opened.",
                 where=str(path),
                 why=f"{error.strerror}; each shard that was read stays mapped",
-                next_command=again("ulimit -n 65536, then give the same command again"),
+                next_command=again("ulimit -n 65536, then run the same command again"),
             )
         return CorruptCache(
             "A file of the cache cannot be read.",

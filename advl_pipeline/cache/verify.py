@@ -187,7 +187,7 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: dict[str, s
             continue
         files |= files_from_json(content["files"])
         if confidence_key(content["identity"]) != key:
-            findings.setdefault(name, "it stands under another set's name")
+            findings.setdefault(name, "it has another set's name")
     findings |= dict.fromkeys(map(confidence_record_path, unfinished_keys(sizes)), "it is missing")
     return files
 

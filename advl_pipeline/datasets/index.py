@@ -152,7 +152,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         batch = IndexBuilder(source, dataset, folder, is_published).build()
         if _content_of(source, dataset, folder) != before:
             what, where = "The data changed while they were read.", ", ".join(map(str, source.files)) or dataset
-            advice = again("wait until they are written, then give the same command again")
+            advice = again("wait until they are written, then run the same command again")
             raise DatasetError(what, where=where, next_command=advice)
         return batch
 

@@ -107,7 +107,7 @@ class IndexBuilder:
             return self._batch()
         if self._problems:
             problems = [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems]
-            advice = again("mend the row, or say more in a card, then give the same command again")
+            advice = again("correct the row, or say more in a card, then run the same command again")
             raise refuse(self._dataset, self._source.split, problems, next_command=advice)
         where = ", ".join(map(str, self._source.files)) or self._dataset
         raise DatasetError("The data hold no row.", where=where, next_command="put rows into it")

@@ -343,7 +343,7 @@ class IndexedDataset:
         names, codes = self._table.texts("label_name").to_pylist(), self._table.numbers("label")[self._rows]
         for code in np.unique(codes).tolist():
             if code >= 0 and names[code] not in self._class_of:
-                what = f"The split {self.split} of {self.name} has a label that is none of the classes."
+                what = f"The split {self.split} of {self.name} has a label that is not one of the classes."
                 where = self._index.where(int(self._rows[np.flatnonzero(codes == code)[0]]))
                 why = unlike("label", names[code], f"one of {', '.join(self._classes)}; a card names all classes")
                 raise DatasetError(what, where=where, why=str(why))

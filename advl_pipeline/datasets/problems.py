@@ -60,7 +60,7 @@ def unfetched(what: str, *, where: str, error: Exception) -> DatasetError:
     Args:
         what: the sentence.
     """
-    advice = "look whether the network is there and whether the set has changed, then give the same command again"
+    advice = "look whether the network is there and whether the set has changed, then run the same command again"
     return DatasetError(what, where=where, why=first_line(error), next_command=again(advice))
 
 

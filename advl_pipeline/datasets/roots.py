@@ -66,7 +66,7 @@ def index_folder(data_root: Path, dataset_folder: Path) -> Path:
 @functools.cache
 def _say_elsewhere(data: Path, folder: Path) -> None:
     """Say on stderr, once in a process, where the index of data lies that nobody may write next to."""
-    where = f"the index lies in {folder} (${INDEX_VARIABLE} names another folder)"
+    where = f"the index is in {folder} (${INDEX_VARIABLE} names another folder)"
     print(f"note: {data} cannot be written, so {where}", file=sys.stderr)
 
 

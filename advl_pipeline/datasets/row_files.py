@@ -54,7 +54,7 @@ def parsed_cell(record: Mapping[str, Any], name: str) -> Any:
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
+            raise Malformed(f"field {name!r} begins like JSON but is not: {error}") from None
 
 
 def read_table(path: Path) -> Iterator[Numbered]:

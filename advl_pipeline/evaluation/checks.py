@@ -115,7 +115,7 @@ def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:
         ("likelihoods", not by_letters, "--as letters scores by the set's own evaluator"),
         ("VQA", "vqa" in tasks, of_task),
         ("questions for letters", bool(tasks & LETTERED_TASKS), f"it asks choices and answers, and {of_task}"),
-        ("pictures to replace", not by_letters, "--as letters asks whole questions, and replaces no picture"),
+        ("pictures to replace", not by_letters, "--as letters asks complete questions, and replaces no picture"),
         ("an evaluated set", not not_evaluated, f"{', '.join(not_evaluated[:1])} is not evaluated (--on)"),
         ("a probe", replaces, "--probe none replaces no picture"),
     )

@@ -84,7 +84,7 @@ def _connect(ray: Any) -> None:
             "The Ray cluster cannot be reached.",
             where=address or "this machine",
             why=str(error).partition("\n")[0],
-            next_command="start one with `ray start --head`, mend RAY_ADDRESS, or unset it to use this machine alone",
+            next_command="start one with `ray start --head`, correct RAY_ADDRESS, or unset it to run here",
         ) from None
 
 
@@ -117,7 +117,7 @@ def _drive(
         raise ClusterError(
             "A task of the Ray cluster failed, or its workers keep dying.",
             why=str(error).strip().splitlines()[-1],
-            next_command=again("give the same command again: it resumes; with fewer --ray-tasks if memory ran out"),
+            next_command=again("run the same command again: it resumes; with fewer --ray-tasks if memory ran out"),
         ) from error
     finally:
         # A task that is cut off leaves what it committed, like any process that was killed.

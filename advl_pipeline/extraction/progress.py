@@ -75,7 +75,7 @@ def record_extraction(cache: Path, *, seconds: float, num_units: int, device: st
     line = json.dumps({"seconds": seconds, "num_units": num_units, "device": device})
     try:
         if not may_note(journal_path(cache)):
-            raise FileExistsError(errno.EEXIST, "something else lies there")
+            raise FileExistsError(errno.EEXIST, "there is something else")
         with journal_path(cache).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:

@@ -293,7 +293,7 @@ def gain_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) 
     study = result.study
     blind = {name for name in study.methods if study.variant(name).training.get("hide_picture")}
     rows = [row for row in result.find("gain along shots", setting=setting, metric=metric) if row.method not in blind]
-    remark = " The student that sees no picture stands in the table." if blind else ""
+    remark = " The student that sees no picture is in the table." if blind else ""
     return _over_shots(result, look, rows, "gain", baseline=wording.method_label(study, study.baseline), blind=remark)
 
 

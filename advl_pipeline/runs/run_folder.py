@@ -96,7 +96,7 @@ class RunFolder:
             where = str(self.identity)
             raise IdentityMismatch(what, where=where, why=str(error), next_command=_ELSEWHERE) from None
         if recorded.get("schema") != identity.get("schema"):
-            what = "The run folder holds a run of another version, which this one cannot go on with."
+            what = "The run folder has a run of another version, which this version cannot resume."
             instead = "choose another --output; a finished run can still be evaluated and predicted with"
             why = f"it has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}"
             raise IdentityMismatch(what, where=str(self.path), why=why, next_command=instead)

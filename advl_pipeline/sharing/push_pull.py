@@ -206,7 +206,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
     is_ours = kept.is_dir() and all(path == partial and not path.is_symlink() for path in kept.iterdir())
     if os.path.lexists(kept) and (kept.is_symlink() or not is_ours):
         raise ConfigError(
-            "Something else lies where the download would be kept.",
+            "There is something else in the place of the download.",
             where=str(kept),
             next_command="move it away, or give another --output",
         )
@@ -245,7 +245,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
 
 def _api(name: str) -> Any:
     if obstacle := hub_obstacle():
-        raise _refused(name, obstacle, again("mend the network, then give the same command again"))
+        raise _refused(name, obstacle, again("fix the network, then run the same command again"))
     if name.count("/") != 1:
         raise ConfigError("A repository of the hub is named ORG/NAME.", where=name)
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="advl-pipeline")

@@ -59,7 +59,7 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
         transformers_config = AutoConfig.for_model(kind, **settings)
     except (ValueError, TypeError) as error:
         why = str(error).split("\n", maxsplit=1)[0]
-        raise ConfigError("The architecture is none that transformers knows.", why=why) from None
+        raise ConfigError("transformers does not know the architecture.", why=why) from None
     transformers_config.text_config.attention_dropout = dropout
     return transformers_config
 
@@ -75,7 +75,7 @@ def require_parts(model: Any) -> None:
     if not hasattr(model.base_model, "get_image_features") or "pixel_values" not in picture_inputs(model):
         why = "transformers does not give the features of its pictures by themselves"
     elif getattr(model.config, "image_token_id", None) is None:
-        why = "no token of its texts stands for a picture"
+        why = "it has no picture token"
     elif not hasattr(decoder, "layers") or not hasattr(model, "lm_head"):
         why = "its language model is no stack of layers in front of words"
     elif strange := layer_kinds(decoder) - {*MASKED_LAYERS, *RECURRENT_LAYERS}:

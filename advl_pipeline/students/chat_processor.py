@@ -61,7 +61,7 @@ def _published_processor(name: str, facts: FamilyFacts) -> Any:
                 setattr(opened, part, getattr(published, part))
     except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
         raise WeightsUnavailable(
-            "The student's processor is not at hand.",
+            "The student's processor is not on this machine.",
             where=name,
             why=str(error).strip().split("\n", maxsplit=1)[0],
             next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
@@ -126,7 +126,7 @@ def _misfit(processor: Any, model: Any, num_rows: int, facts: FamilyFacts) -> st
     if num_tokens > num_rows:
         return f"it has {num_tokens:,} tokens, the model's word table {num_rows:,} rows: {misread}"
     if not getattr(processor, "image_token", None):
-        return "it has no token that stands for a picture"
+        return "it has no picture token"
     known = [token for token in processor.image_token_ids if token is not None]
     if model.image_token_id not in known:
         return f"a picture's token is its {known[0]}, and the model's {model.image_token_id}: {misread}"

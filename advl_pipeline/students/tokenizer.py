@@ -178,7 +178,7 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
         if isinstance(error, WeightsUnavailable):
             why, following = error.why, error.next_command
         raise WeightsUnavailable(
-            "The student's tokenizer is not at hand.",
+            "The student's tokenizer is not on this machine.",
             where=name,
             why=why,
             next_command=f"{following}, or {EMBEDDED_TOKENIZER}" if name in EMBEDDED_VOCABULARY else following,

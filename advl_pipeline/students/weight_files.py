@@ -107,7 +107,7 @@ def required_weights(path: Path) -> list[Path]:
             "The pretrained student does not exist.",
             where=str(path),
             why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
-            next_command=making_command(path.name, path) or "give --init the place where the student's weights lie",
+            next_command=making_command(path.name, path) or "pass the place of the student's weights to --init",
         )
     return files
 
@@ -123,7 +123,7 @@ def run_files(run: Path) -> dict[str, str]:
 @cache
 def _say_that_nothing_is_recorded() -> None:
     print(
-        "runs of an earlier version have no digests of their files: what lies there is taken on trust",
+        "runs of an earlier version have no digests of their files: the files are taken on trust",
         file=sys.stderr,
     )
 

@@ -241,7 +241,7 @@ def _underscored(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     keys: dict[str, str] = {}
     for key in table:
         if (other := keys.setdefault(key.replace("-", "_"), key)) != key:
-            raise ConfigError("An option stands there twice.", where=where, why=f"{other} and {key} are the same")
+            raise ConfigError("An option is set twice.", where=where, why=f"{other} and {key} are the same")
     return {name: table[key] for name, key in keys.items()}
 
 

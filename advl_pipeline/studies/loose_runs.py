@@ -188,9 +188,7 @@ def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
     values = {name: list(dict.fromkeys(run.choices[name] for run in runs)) for name in names_of_choices}
     differences = [f"{name} ({' and '.join(each)})" for name, each in values.items() if len(each) > 1]
     where = "; ".join(differences) or "their data"
-    return (
-        f"{len(runs)} runs stand in one table and differ in {where}. A study (advl study) compares runs made alike."
-    )
+    return f"{len(runs)} runs are in one table and differ in {where}. A study (advl study) compares runs made alike."
 
 
 def _settings(runs: Sequence[_Run]) -> dict[str, Setting]:

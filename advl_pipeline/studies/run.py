@@ -151,8 +151,8 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
         if then is not None and then != now:
             old = f"{shlex.quote(str(path.parents[2]))}/*/evaluation/{shlex.quote(path.name)}"
             what = f"The test set {test_set} has changed since runs were scored on it."
-            why = f"its content was {then[:12]} and is {now[:12]}, so old scores would stand next to new ones"
-            remedy = again(f"rm {old}   (the old scores), then give the same command again")
+            why = f"its content was {then[:12]} and is {now[:12]}, so old scores would be next to new ones"
+            remedy = again(f"rm {old}   (the old scores), then run the same command again")
             raise ConfigError(what, where=str(path), why=why, next_command=remedy)
 
 

@@ -230,8 +230,8 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
         raise ConfigError(
             f"The teacher {options.name!r} is {point.name!r} itself.",
             where=f"entry point {point.value}",
-            why="its plug-in does not heed `random_seed` of the options that it is opened with",
-            next_command="leave out the control, or make the plug-in heed it (docs/adding-a-teacher.md)",
+            why="its plug-in ignores `random_seed` of its options",
+            next_command="leave out the control, or make the plug-in obey it (docs/adding-a-teacher.md)",
         )
     return teacher
 

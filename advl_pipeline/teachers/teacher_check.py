@@ -83,9 +83,7 @@ def _try(
     if not all(bool(torch.isfinite(value).all()) for value in values):
         problems.append("some features are not finite")
     if largest > FLOAT16_MAX:
-        problems.append(
-            f"the largest value, {largest:.3g}, lies beyond float16 and would be clipped; store as float32"
-        )
+        problems.append(f"the largest value, {largest:.3g}, is beyond float16 and would be clipped; store as float32")
     if difference > tolerance:
         problems.append(f"a unit's features change with its batch, by {difference:.2e} of the largest value")
     if [len(value) for value in together.token_values] != [unit.num_tokens for unit in prepared]:

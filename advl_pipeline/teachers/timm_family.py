@@ -166,7 +166,7 @@ class TimmBackbone(VisionBackbone):
             cells_NMD = states[:, getattr(self.network, "num_prefix_tokens", 0) :]
             if cells_NMD.shape[1] < 2:
                 # pit's class token, which it does not call a prefix.
-                raise ValueError("its last features are of the whole picture alone")
+                raise ValueError("its last features are of the whole picture only")
             return cells_from_tokens(cells_NMD)
         is_channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
         return states if is_channels_last else states.permute(0, 2, 3, 1)

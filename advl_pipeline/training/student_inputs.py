@@ -62,7 +62,7 @@ class StudentInputs:
         """Return one line for people about each thing that may surprise."""
         lines = [self.start]
         if self.tokenizer:
-            lines.append(f"tokenizer: {self.tokenizer}, which lies with the weights")
+            lines.append(f"tokenizer: {self.tokenizer}, which is next to the weights")
         if self.num_cut:
             share = 100 * self.num_cut / self.num_texts
             lines.append(

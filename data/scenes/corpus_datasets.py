@@ -62,7 +62,7 @@ def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
         raise Malformed("a phrase is not {start, end, box}")
     tag = ObjectTag(start=item["start"], end=item["end"], box=item["box"])
     if not (0 <= tag.start < tag.end <= len(caption) and 0 <= tag.box < num_boxes):
-        raise Malformed(f"phrase {item!r} lies outside the caption or names no box")
+        raise Malformed(f"phrase {item!r} is outside the caption or names no box")
     return tag
 
 

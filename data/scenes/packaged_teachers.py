@@ -180,7 +180,7 @@ def run_install(plan: InstallPlan) -> Path:
             where=str(work),
             why=f"needed for a while: {needed // 1_000_000} MB, free: {free // 1_000_000} MB",
             next_command=again(
-                f"set {TEACHERS_VARIABLE} to a folder with more room, then give the same command again"
+                f"set {TEACHERS_VARIABLE} to a folder with more room, then run the same command again"
             ),
         )
     with tqdm(total=archive.num_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:

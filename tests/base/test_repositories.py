@@ -92,7 +92,7 @@ def test_shards_that_a_broken_download_left_out_are_fetched_by_the_same_command(
     hub.refuses[late] = 500
     with pytest.raises(WeightsUnavailable, match="HTTP 500") as broken:
         take()
-    assert "give the same command again" in broken.value.next_command
+    assert "run the same command again" in broken.value.next_command
     assert not is_at_hand("lab/net")
     with monkeypatch.context() as patched:
         offline(patched)

@@ -242,7 +242,7 @@ def test_a_value_never_goes_into_an_option_of_another_unit(
         ("init = 5", "init must be Path"),
     ],
 )
-def test_an_error_in_a_file_says_to_mend_it(
+def test_an_error_in_a_file_says_to_correct_it(
     content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "run.toml"
@@ -251,7 +251,7 @@ def test_an_error_in_a_file_says_to_mend_it(
     code, message = complaint(capsys, *words)
     assert code == 2
     assert said in message
-    assert f"mend {file}" in message
+    assert f"correct {file}" in message
     assert advised(message) == ["advl", *words]
 
 

@@ -121,7 +121,7 @@ def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
 def test_a_folder_is_no_file(command: str, things: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, message = complaint(capsys, *command.split())
     assert code == 2, message
-    assert "cannot be read" in message or "cannot be written in place of a folder" in message
+    assert "cannot be read" in message or "cannot replace a folder" in message
     assert "next:" in message
 
 

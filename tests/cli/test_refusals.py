@@ -192,7 +192,7 @@ EARLY = [
         for name in HOSTILE
         for command in ("finetune --config {}", "study {}", "datasets check {}")
     ),
-    (f"{EXTRACT.replace('mine.jsonl', 'deep.csv')}", 5, "begins like JSON and is none"),
+    (f"{EXTRACT.replace('mine.jsonl', 'deep.csv')}", 5, "begins like JSON but is not"),
     # Names that no file has.
     (f"datasets check {LONG}", 2, LONG[:40]),
     (f"datasets check hf:{LONG}", 2, LONG[:40]),

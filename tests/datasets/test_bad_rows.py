@@ -176,7 +176,7 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
             ({"images": ["../red.png"]}, "leaves the pictures' folder"),
             ({"images": ...}, "'image' is missing"),
             *(({"messages": turns}, "expected a list of {role, content}") for turns in ([], "hello")),
-            ({"messages": "[oops"}, "begins like JSON and is none"),
+            ({"messages": "[oops"}, "begins like JSON but is not"),
             ({"messages": [REPLY]}, "answers nothing"),
             ({"messages": [ASKED, {"role": "tool", "content": "x"}]}, "is of the role 'tool'"),
             ({"messages": ["What?"]}, "expected {role, content}"),

@@ -369,8 +369,7 @@ def test_the_index_of_read_only_data_lies_in_the_users_cache(
         out, messages = printed(capsys, "datasets", "check", locked / "mine.jsonl")
         assert "0 problems" in out
         assert (
-            f"note: {locked} cannot be written, so the index lies in {tmp_path / 'home' / 'advl' / 'index'}"
-            in messages
+            f"note: {locked} cannot be written, so the index is in {tmp_path / 'home' / 'advl' / 'index'}" in messages
         )
         indices.append(sorted((tmp_path / "home" / "advl" / "index").rglob("*.arrow")))
     assert len(indices[0]) == 1

@@ -142,7 +142,7 @@ def test_a_list_of_python_in_a_text_is_a_list(tmp_path: Path) -> None:
     train = open_dataset(str(card), split="train")
     assert dict(train[0].soft_label) == {train.label_names("answers").index("red"): 1.0}, "five of ten gave it"
     bad = data_of(tmp_path / "b", [{"image": "pictures/red.png", "question": "?", "answers": "['a', print(1)]"}])
-    assert "begins like JSON and is none" in refusal(bad).why
+    assert "begins like JSON but is not" in refusal(bad).why
 
 
 def test_a_row_that_is_several_items(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ UNREADABLE = [
     ("data.csv", b"image,image,text,label\n", ":1", "Two columns"),
     ("data.csv", b"image,text,label\npictures/red.png,y\n", ":2", "the line has 2 cells, the header has 3"),
     ("data.csv", b"image,text,label\npictures/red.png,\xff,1\n", ":2", "the line is not UTF-8"),
-    ("data.csv", b'image,text,choices\npictures/red.png,x,"[1,"\n', ":2", "begins like JSON and is none"),
+    ("data.csv", b'image,text,choices\npictures/red.png,x,"[1,"\n', ":2", "begins like JSON but is not"),
 ]
 
 

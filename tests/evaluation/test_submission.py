@@ -79,5 +79,5 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     path = predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu")).path
     ids = [line.partition(",")[0] for line in path.read_text().splitlines()[1:]]
     assert {name.partition(":")[2] for name in ids} == written
-    with pytest.raises(ConfigError, match="in place of a folder"):
+    with pytest.raises(ConfigError, match="replace a folder"):
         predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu", output=tmp_path))

@@ -311,7 +311,7 @@ def test_what_a_student_without_pictures_lacks_does_not_set_the_scale_of_the_gai
     assert gain is not None
     assert {row[1] for row in accuracy.rows} == {"plain", "plain, no picture", "ADVL"}
     assert {row[1] for row in gain.rows} == {"ADVL"}
-    assert "The student that sees no picture stands in the table." in gain.caption
+    assert "The student that sees no picture is in the table." in gain.caption
 
 
 def test_texts_of_users_never_become_markup() -> None:

@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, ...], str, type[AdvlErr
     "a layer": ("smolvlm-tiny", {"align_layer": 4}, (), PLAIN, ConfigError, "has no layer 4", "model has 3"),
     "bounds": ("qwen3-vl-tiny", {"max_pixels": 512}, (), PLAIN, ConfigError, "cannot be scaled", "min_pixels=512"),
     "a setting": ("smolvlm-tiny", {"max_pixels": 9}, (), PLAIN, ConfigError, "no setting max_pixels", "leave out"),
-    "mark": ("smolvlm-tiny", {}, (64, 64), "What is <image>?", DatasetError, "stands for the picture", "reword"),
+    "mark": ("smolvlm-tiny", {}, (64, 64), "What is <image>?", DatasetError, "token of the picture", "reword"),
     "tiles": (
         "smolvlm-tiny", {"image_splitting": True, "longest_edge": 64 * 8}, (200, 200), PLAIN, ConfigError,
         "names 6 x 6", "longest_edge=384",
@@ -235,7 +235,7 @@ def test_a_processor_of_another_model_is_refused(
 
 def test_a_folder_without_a_processor_is_named(tmp_path: Path) -> None:
     student = build_student("smolvlm-tiny", overrides={"tokenizer": str(tmp_path)})
-    with pytest.raises(WeightsUnavailable, match="processor is not at hand") as missing:
+    with pytest.raises(WeightsUnavailable, match="processor is not on this machine") as missing:
         student.require_inputs()
     assert missing.value.where == str(tmp_path)
 

@@ -109,7 +109,7 @@ def test_a_student_whose_tokenizer_is_out_of_reach_is_described_and_says_what_to
 ) -> None:
     monkeypatch.setattr(repositories, "hub_obstacle", lambda: "no network")
     student = build_student("lxmert-tiny", overrides={"tokenizer": "nobody/nothing"})
-    with pytest.raises(WeightsUnavailable, match="not at hand") as missing:
+    with pytest.raises(WeightsUnavailable, match="not on this machine") as missing:
         student.collate_texts([])
     assert missing.value.why == "no network"
     # RoBERTa counts its positions from the padding's id, which its tokenizer says.

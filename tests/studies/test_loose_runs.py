@@ -110,7 +110,7 @@ def test_what_several_runs_differ_in_is_said_and_they_are_not_compared(
     shown, _ = printed(capsys, "report", tmp_path / "runs", "--to", "md")
     assert told in shown
     report = (tmp_path / "runs" / "report.md").read_text(encoding="utf-8")
-    sentence = next(line for line in report.splitlines() if line.startswith("2 runs stand in one table"))
+    sentence = next(line for line in report.splitlines() if line.startswith("2 runs are in one table"))
     assert "method (advl and plain)" in sentence
     assert told in sentence
     assert "change in points" not in report

@@ -50,7 +50,7 @@ def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
             if seen and name not in seen:
                 where = f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}"
                 why = f"column {name!r}, which the card gives as {ours!r}, is missing; {suggest_names(name, seen)}"
-                advice = again("mend or remove the line of the card, then give the same command again")
+                advice = again("correct or remove the line of the card, then run the same command again")
                 what = "The card names a column that no row has."
                 raise DatasetError(what, where=where, why=why, next_command=advice)
 

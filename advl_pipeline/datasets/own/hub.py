@@ -215,7 +215,7 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
     advice: Mapping[str, tuple[str, str | Advice]] = {
         "gated dataset": (
             "its authors give it to those who accept their terms",
-            again(f"accept the terms at {page}, log in by `hf auth login`, then give the same command again"),
+            again(f"accept the terms at {page}, log in by `hf auth login`, then run the same command again"),
         ),
         "doesn't exist for dataset": (
             f"the revision {name.revision} is gone",
@@ -358,7 +358,7 @@ def _bytes_of(value: Any, column: str, folders: Sequence[Path] | None) -> Any:
     if not path.is_absolute():
         return value
     if folders is not None and not any(hub_files.lies_inside(path, folder) for folder in folders):
-        raise Malformed(f"field {column!r} names {shown(str(path))}, which lies outside of the dataset")
+        raise Malformed(f"field {column!r} names {shown(str(path))}, which is outside the dataset")
     try:
         return read_regular(path)
     except OSError as error:

@@ -148,7 +148,7 @@ def require_own_files(name: HubName, builder: Any, files: Iterable[str]) -> None
 
 def _outside(name: HubName, file: str, why: str) -> DatasetError:
     return DatasetError(
-        "The repository names a file that lies outside of it.",
+        "The repository names a file outside of it.",
         where=f"{name}, {file}",
         why=f"{why}, and nothing but the repository's own files is read",
         next_command="ask its authors; or write the rows into a .jsonl file of your own, and give that by --data",
@@ -174,7 +174,7 @@ def _require_shallow(file: IO[bytes], where: str) -> None:
             is_deep = _depth(file.read()) > _MOST_DEPTH
             break
     if is_deep:
-        why = f"more than {_MOST_DEPTH} lists lie in one another"
+        why = f"more than {_MOST_DEPTH} lists are nested"
         raise DatasetError("A file of the dataset is nested too deep.", where=where, why=why)
 
 

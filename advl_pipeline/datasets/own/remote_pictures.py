@@ -165,6 +165,6 @@ def require_space(needed: float, where: str, folder: Path) -> None:
         why = f"it takes {needed / 1e9:,.1f} GB, and {home} has {free / 1e9:,.1f} GB free"
         advice = again(
             "set ADVL_DATA to a folder on a larger disk, take fewer questions by --shots, or the first rows alone by "
-            "num_rows = 20000 in a card, then give the same command again"
+            "num_rows = 20000 in a card, then run the same command again"
         )
         raise DatasetError("The dataset does not fit on the disk.", where=where, why=why, next_command=advice)

@@ -148,7 +148,7 @@ def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSou
             advice = "write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md"
             raise DatasetError("The file is of no known format.", where=str(path), why=why, next_command=advice)
         if not path.exists():
-            advice = again("put it there, or name another one in the card, then give the same command again")
+            advice = again("put it there, or name another one in the card, then run the same command again")
             raise _missing("A file of the data is missing.", path, "", advice)
         if not path.is_file():
             raise unreadable(path, OSError("it is no regular file"), what="A file of the data")

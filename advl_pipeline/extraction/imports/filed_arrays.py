@@ -85,6 +85,6 @@ def _read_values(path: Path) -> npt.NDArray[np.float32]:
         features: npt.NDArray[np.float32] = values.astype(np.float32)
     if not np.isfinite(features).all():
         why = "some are NaN or infinite, or beyond the range of float32"
-        advice = again("make them anew by the program that wrote them, then give the same command again")
+        advice = again("make them again with the program that wrote them, then run the same command again")
         raise DatasetError("Features must be finite numbers.", where=str(path), why=why, next_command=advice)
     return features

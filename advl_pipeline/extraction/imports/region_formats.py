@@ -136,7 +136,7 @@ def regions_of(arrays: Arrays, size: tuple[int, int]) -> FoundFeatures:
     is_box = is_inside & (x1 <= x2) & (y1 <= y2)
     if not is_box.all():
         row = int(np.flatnonzero(~is_box)[0])
-        raise Malformed(f"box {row} lies outside the picture of {size[0]}x{size[1]}: {boxes_R4[row].tolist()}")
+        raise Malformed(f"box {row} is outside the picture of {size[0]}x{size[1]}: {boxes_R4[row].tolist()}")
     corners_R4 = boxes_R4 / size_4
     # In half precision the stated sides are not the differences of the corners.
     sides_R2 = boxes[:, 4:6] if is_shares and boxes.shape[1] >= 6 else corners_R4[:, 2:] - corners_R4[:, :2]

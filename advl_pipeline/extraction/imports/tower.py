@@ -285,7 +285,7 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
     folders = [path] if (path / "data.mdb").is_file() else sorted(file.parent for file in path.glob("*/data.mdb"))
     if len(folders) > 1:
         why, advice = ", ".join(folder.name for folder in folders), f"name one of them, such as {folders[0]}"
-        what = "Several LMDBs of region features lie in one folder."
+        what = "Several LMDBs of region features are in one folder."
         raise DatasetError(what, where=str(path), why=why, next_command=advice)
     if folders:
         return RegionFeatures(folders[0], uniter_entries(folders[0], stack))

@@ -95,7 +95,7 @@ def find_answers(
     landmarks, whose = found_landmarks.words, "the text teacher"
     if is_own := run.method.settings.asks_itself:
         landmarks = {} if found_landmarks.of_student is None else {THE_STUDENT: found_landmarks.of_student}
-        whose = "the student by its own likenesses"
+        whose = "the student by its own similarities"
     if why := _why_no_bridge(landmarks, inputs.adapt_dataset):
         if is_asked or is_own:
             _require_bridge(

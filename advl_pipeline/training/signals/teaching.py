@@ -257,7 +257,7 @@ def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind 
         why = "its cache holds features of the dataset's boxes"
     elif student.places is None:
         what = f"A teacher's grid cannot be laid over what {student.name} sees, which gives no `places_BR4`."
-        instead = "--vision-target image; to say where visual tokens lie: docs/adding-a-student.md, rule 4"
+        instead = "--vision-target image; to give the positions of visual tokens: docs/adding-a-student.md, rule 4"
         raise ConfigError(what, where=teacher.name, next_command=instead)
     else:
         kind = student.places

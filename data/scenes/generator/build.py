@@ -210,7 +210,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     ]
     if different:
         remedy = again("run the same command again with --replace, or choose another --data-root", "--replace")
-        what, why = "A corpus of other settings lies there.", "; ".join(different)
+        what, why = "There is a corpus of other settings.", "; ".join(different)
         raise ConfigError(what, where=str(folder), why=why, next_command=remedy)
     return ScenesResult(folder=folder, built=built, digest=record["digest"], counts=record["counts"])
 

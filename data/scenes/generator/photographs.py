@@ -101,7 +101,7 @@ def read_photographs(folder: Path, kinds: Sequence[Kind], *, seed: int) -> Photo
 def _checked(path: Path, folder: Path, seen: dict[str, Path]) -> str:
     """Decode a photograph and return the SHA-256 of its content, which no photograph in `seen` has."""
     if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
-        raise _unfit(path, "it is a link, and what it points to may change or lie outside the folder")
+        raise _unfit(path, "it is a link, whose target may change or be outside the folder")
     try:
         picture = read_rgb(path)
     except (Malformed, AdvlError) as error:

@@ -135,7 +135,7 @@ def unfit(path: Path | None, why: str) -> DatasetError:
         "The descriptions of the corpus cannot be used.",
         where=str(path or DESCRIPTIONS_FILE),
         why=why,
-        next_command=again("mend the file and run the same command again, or leave --descriptions out for ours"),
+        next_command=again("correct the file and run the same command again, or leave --descriptions out for ours"),
     )
 
 
