@@ -31,8 +31,6 @@ from advl_pipeline.teachers.registry import show_teacher
 from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import config_of_run
 
-CARD_FILE = "README.md"
-
 
 def render_card(template: str, **values: Any) -> str:
     """Return the text of a template of this folder, in which every value is given."""

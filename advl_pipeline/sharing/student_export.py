@@ -27,9 +27,9 @@ from advl_pipeline.datasets.roots import without_folders
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.sharing.card import CARD_FILE, model_card, render_card
+from advl_pipeline.sharing.card import model_card, render_card
 from advl_pipeline.sharing.config import ExportRunConfig
-from advl_pipeline.sharing.push_pull import open_repository, upload
+from advl_pipeline.sharing.push_pull import CARD_FILE, open_repository, upload
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.modernvbert import ModernVBert

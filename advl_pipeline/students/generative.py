@@ -43,11 +43,11 @@ from advl_pipeline.students.chat_model import (
     picture_inputs,
     read_published,
     require_parts,
+    require_same_likelihood,
     states_of,
 )
 from advl_pipeline.students.chat_pictures import GRID, Picture, PictureReader
 from advl_pipeline.students.chat_processor import load_processor, require_fit, smaller_pictures
-from advl_pipeline.students.chat_trial import require_same_likelihood
 from advl_pipeline.students.checkpoints import LoadReport
 from advl_pipeline.students.interface import (
     Answered,

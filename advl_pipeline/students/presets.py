@@ -8,25 +8,12 @@ from typing import Any
 from advl_pipeline.base.packages import read_tables
 
 STUDENTS: dict[str, str] = {
-    name: place
-    for place, names in {
-        "uniter:Uniter": "uniter-base uniter-large uniter-tiny villa-base villa-large villa-tiny",
-        "vl_bert:VlBert": "vl-bert-base vl-bert-large vl-bert-tiny",
-        "visualbert:VisualBert": "visualbert visualbert-vcr visualbert-tiny",
-        "lxmert:Lxmert": "lxmert lxmert-tiny",
-        "clip_vil:ClipVil": "clip-vil clip-vil-tiny",
-        "meter:Meter": "meter meter-tiny",
-        "bridgetower:BridgeTower": "bridgetower bridgetower-tiny",
-        "vilt:Vilt": "vilt vilt-tiny",
-        "modernvbert:ModernVBert": "modernvbert modernvbert-tiny",
-        "efficientnet_minilm:EfficientNetMiniLm": "efficientnet-minilm efficientnet-minilm-tiny",
-        "generative:GenerativeStudent": "chat smolvlm-256m smolvlm-500m smolvlm-2.2b smolvlm-tiny qwen3-vl-2b "
-        "qwen3-vl-4b qwen3-vl-8b qwen3-vl-tiny",
-    }.items()
-    for name in names.split()
+    name: facts["class"]
+    for facts in read_tables("students.toml").values()
+    if "class" in facts
+    for name in facts["names"].split()
 }
-"""Name -> module of this folder and class, which has presets of its names."""
-
+"""Name -> module of this folder and class, as `data/students.toml` has them."""
 
 SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")
 """What may follow a family's name; a name without a size has the size "base" in recipes."""

@@ -1,7 +1,7 @@
 """Students by name: which there are, what is known of each, whether a checkpoint fits one, and building one.
 
-A new student is one file and one entry of `STUDENTS`, or an entry point `advl.students`. What was proven of each
-family is data (`data/students.toml`, and the files of that name that plug-ins bring). Results are plain JSON types.
+A new student is one file and the facts of its family (`data/students.toml`), or an entry point `advl.students` and a
+file of that name in a plug-in's data. Results are plain JSON types.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def list_students() -> list[dict[str, Any]]:
 
 def _facts(name: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     family = family_of(name)
-    return {"name": name, "family": family, **known.get(family, {"title": "plug-in"})}
+    facts = known.get(family, {"title": "plug-in"})
+    internal = ("class", "names", "transformers")
+    return {"name": name, "family": family, **{key: facts[key] for key in facts if key not in internal}}
 
 
 def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:

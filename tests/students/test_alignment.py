@@ -15,9 +15,9 @@ import pytest
 from hub_tokenizers import KINDS, save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_examples import unit
+from made_examples import answered, unit
 
-from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, normalise_text, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, normalise_text
 from advl_pipeline.datasets.words import NO_WORD, assign_tokens_to_words, word_spans
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.text_student import TextStudent
@@ -48,16 +48,6 @@ parts = st.lists(
     min_size=1,
     max_size=8,
 ).map(lambda words: normalise_text(" ".join(words)) or "x")
-
-
-def made(context: str, answer: str) -> Candidate:
-    made_of = text_unit(f"{context} {answer}")
-    tags = []
-    for number, label in enumerate(LABELS, start=1):
-        at = made_of.text.find(f"{label}{number}")
-        if at >= 0:
-            tags.append(ObjectTag(start=at, end=at + len(label) + 1, box=number - 1))
-    return Candidate(text_unit=made_of, context_length=len(context), tags=tuple(tags))
 
 
 def example(candidate: Candidate) -> Example:
@@ -118,7 +108,7 @@ def check_words(text: str, spans: list[tuple[int, int]]) -> set[int]:
 def test_a_students_tokens_name_their_characters_whole_and_cut(
     name: str, context: str, answer: str, length: int
 ) -> None:
-    student, candidate = student_of(name, max_text_length=500, max_positions=600), made(context, answer)
+    student, candidate = student_of(name, max_text_length=500, max_positions=600), answered(context, answer)
     text, tokens = candidate.text, rows(student, candidate)
     tagged = {(tag.start, tag.end): tag.box for tag in candidate.tags}
     for token, span in tokens:
@@ -154,7 +144,7 @@ def test_a_teachers_tokens_meet_the_students_at_the_same_words(
     kind: str, context: str, answer: str, pieces: Callable[[str], tuple[WordPieces, Any]]
 ) -> None:
     read, tokenizer = pieces(kind)
-    candidate = made(context, answer)
+    candidate = answered(context, answer)
     text = candidate.text
     ((ids_M, spans_M2, _),) = read([text])
     spans = [(start, end) for start, end in spans_M2.tolist() if end > start]

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
-from made_examples import picture, question
+from made_examples import answered, picture, question
 from PIL import Image
 
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
+from advl_pipeline.datasets.records import Example, ImageUnit, ObjectTag
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.presets import family_of
@@ -61,17 +61,6 @@ def shown(path: Path, seed: int, boxes: Any) -> ImageUnit:
     return picture(path, seed=seed, boxes=boxes, labels=("person", "dog", "person")[: len(boxes)])
 
 
-def choice(context: str, answer: str, question_length: int = 0) -> Candidate:
-    text = f"{context} {answer}"
-    tags = tuple(
-        ObjectTag(start=match.start(), end=match.end(), box=int(match.group(1)) - 1)
-        for match in re.finditer(r"(?:person|dog)(\d)", text)
-    )
-    return Candidate(
-        text_unit=text_unit(text), context_length=len(context), question_length=question_length, tags=tags
-    )
-
-
 def with_pictures(examples: list[Example], folder: Path, seed: int, scale: float = 1.0) -> list[Example]:
     """The same questions about other pictures."""
     return [
@@ -99,14 +88,14 @@ def examples(folder: Path) -> list[Example]:
             example_id="q2a",
             task="vcr-q2a",
             image=first,
-            candidates=tuple(choice(question, answer) for answer in answers),
+            candidates=tuple(answered(question, answer) for answer in answers),
             label=0,
         ),
         Example(
             example_id="qa2r",
             task="vcr-qa2r",
             image=second,
-            candidates=tuple(choice(f"{alone} person1 waits.", text, len(alone)) for text in rationales),
+            candidates=tuple(answered(f"{alone} person1 waits.", text, len(alone)) for text in rationales),
             label=1,
         ),
     ]
@@ -274,7 +263,7 @@ def test_a_visual_tokens_state_is_of_its_place(student: Student, examples: list[
     """A patch or a box that is painted over changes its own token's state most, whatever the order of the boxes."""
     apart = np.array([[20, 70, 70, 115], [8, 8, 50, 50], [100, 10, 150, 55]], dtype=np.float32)
     unit = dataclasses.replace(examples[0].image, unit_id="apart", boxes_R4=apart)
-    item = dataclasses.replace(examples[0], image=unit, candidates=(choice("Is it so?", "Yes."),))
+    item = dataclasses.replace(examples[0], image=unit, candidates=(answered("Is it so?", "Yes."),))
     batch = student.collate([item])
     lies_R = ~batch.places_BR4[0].isnan().any(dim=1)
     tokens = lies_R.nonzero()[:, 0]
@@ -297,7 +286,7 @@ def test_a_tokens_state_is_of_the_characters_that_it_covers(student: Student, ex
     for word in ("big", "red"):
         start, changed = context.index(word), context.replace(word, "cat")
         items = [
-            dataclasses.replace(examples[0], candidates=(choice(text, "Yes."), choice(text, "It is small.")))
+            dataclasses.replace(examples[0], candidates=(answered(text, "Yes."), answered(text, "It is small.")))
             for text in (context, changed)
         ]
         (batch, before), (_, after) = (encode(student, [item]) for item in items)

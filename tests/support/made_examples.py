@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, Task, text_unit
 
 
 def unit(
@@ -50,6 +51,16 @@ def inverted(shown: ImageUnit, place_4: npt.NDArray[np.float32], path: Path) -> 
     pixels[top:bottom, left:right] = 255 - pixels[top:bottom, left:right]
     Image.fromarray(pixels).save(path)
     return dataclasses.replace(shown, unit_id=path.name, path=path)
+
+
+def answered(context: str, answer: str, question_length: int = 0) -> Candidate:
+    """Return an answer in its context, in which words such as dog2 are tags of boxes, counted from 1."""
+    made_of = text_unit(f"{context} {answer}")
+    tags = tuple(
+        ObjectTag(start=match.start(), end=match.end(), box=int(match[1]) - 1)
+        for match in re.finditer(r"(?:person|dog)([1-9])", made_of.text)
+    )
+    return Candidate(text_unit=made_of, context_length=len(context), question_length=question_length, tags=tags)
 
 
 def question(about: ImageUnit, text: str, task: Task, answers: Sequence[str] = ()) -> Example:
