@@ -107,16 +107,15 @@ def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:
         name, _ = set_name(test_set, trained_on["dataset"])
         tasks.update(find_dataset(name, moved_to(config.data_root, trained_on)).tasks)
     of_task = f"the task is {', '.join(sorted(tasks))}"
-    by_letters = isinstance(config, EvaluateConfig) and config.protocol == "letters"
-    probed = config.probe_on if isinstance(config, EvaluateConfig) else ()
-    replaces = isinstance(config, EvaluateConfig) and not set(config.probes) <= {"none"}
-    not_evaluated = sorted(set(probed) - set(sets))
-    facts = (
-        ("likelihoods", not by_letters, "--as letters scores by the set's own evaluator"),
-        ("VQA", "vqa" in tasks, of_task),
-        ("questions for letters", bool(tasks & LETTERED_TASKS), f"it asks choices and answers, and {of_task}"),
-        ("pictures to replace", not by_letters, "--as letters asks complete questions, and replaces no picture"),
-        ("an evaluated set", not not_evaluated, f"{', '.join(not_evaluated[:1])} is not evaluated (--on)"),
-        ("a probe", replaces, "--probe none replaces no picture"),
-    )
-    require_effect(config, {name: "" if holds else why for name, holds, why in facts})
+    facts = {"VQA": "" if "vqa" in tasks else of_task}
+    if isinstance(config, EvaluateConfig):
+        by_letters = config.protocol == "letters"
+        not_evaluated = [name for name in config.probe_on if name not in sets]
+        facts |= {
+            "likelihoods": "--as letters scores by the set's own evaluator" if by_letters else "",
+            "questions for letters": "" if tasks & LETTERED_TASKS else f"it asks choices and answers, and {of_task}",
+            "pictures to replace": "--as letters asks complete questions, and replaces no picture" if by_letters else "",
+            "an evaluated set": f"{not_evaluated[0]} is not evaluated (--on)" if not_evaluated else "",
+            "a probe": "" if set(config.probes) - {"none"} else "--probe none replaces no picture",
+        }
+    require_effect(config, facts)

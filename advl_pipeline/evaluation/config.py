@@ -28,7 +28,7 @@ class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig(AnswerOptions):
-    """It configures `advl evaluate`."""
+    """Configuration of `advl evaluate`."""
 
     run: Path = option(help="Run folder of a finished finetuning.", such_as="runs/mine")
     on: tuple[str, ...] = option(
@@ -73,7 +73,7 @@ class EvaluateConfig(AnswerOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
-    """It configures `advl readout`."""
+    """Configuration of `advl readout`."""
 
     student: Path = option(help="Folder of a pretrained student or of a finished run.")
     cache: tuple[Location, ...] = option(
@@ -93,7 +93,7 @@ class ReadoutConfig(DataRootOptions, DeviceConfig, RegionOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreVqaConfig(Configuration):
-    """It configures `advl score vqa`."""
+    """Configuration of `advl score vqa`."""
 
     questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.", such_as="questions.json")
     annotations: Path = option(help="Annotations file for these questions.", such_as="annotations.json")
@@ -107,7 +107,7 @@ class ScoreVqaConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreVcrConfig(Configuration):
-    """It configures `advl score vcr`."""
+    """Configuration of `advl score vcr`."""
 
     annotations: Path = option(help="Annotations with labels, such as val.jsonl.", such_as="val.jsonl")
     answers: Path = option(
@@ -121,7 +121,7 @@ class ScoreVcrConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSnliVeConfig(Configuration):
-    """It configures `advl score snli-ve`."""
+    """Configuration of `advl score snli-ve`."""
 
     annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.", such_as="snli_ve_test.jsonl")
     results: Path = option(
@@ -131,7 +131,7 @@ class ScoreSnliVeConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreShiftConfig(Configuration):
-    """It configures `advl score shift`."""
+    """Configuration of `advl score shift`."""
 
     run: Path = option(help="Run folder, scored by `advl evaluate` on both sets.", such_as="runs/mine")
     on: str = option(help="The shifted set, as named in `advl evaluate --on`.", such_as="rule-singular")
@@ -139,7 +139,7 @@ class ScoreShiftConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictConfig(AnswerOptions, ReplaceOptions):
-    """It configures `advl predict`."""
+    """Configuration of `advl predict`."""
 
     run: Path = option(help="Run folder of a finished finetuning.", such_as="runs/mine")
     on: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.")

@@ -5,26 +5,24 @@ The gate before a study: what a teacher knows can only help where the student co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from advl_pipeline.base.compute import open_device
 from advl_pipeline.base.errors import ConfigError, leave_out
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.evaluation.checks import cache_data, require_readable
 from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import read_config
-from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import known_words
 from advl_pipeline.training.checks import check_caches, holds, open_region_caches
 from advl_pipeline.training.landmarks.census import StudentAtStart
-from advl_pipeline.training.landmarks.naming import NamingGate, name_questions, naming_gate
+from advl_pipeline.training.landmarks.naming import name_questions, naming_gate
 from advl_pipeline.training.landmarks.readout import take_readout
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
@@ -69,20 +67,15 @@ def run_readout(config: ReadoutConfig) -> dict[str, Any]:
         known=KnownWords(counts=known_words(config.student)),
     )
     naming = None
-    if config.oracle and (naming := _naming_gate(student, dataset, positions, source)) is None:
-        raise ConfigError(
-            "Too few labelled questions ask for a name that the student's pretraining taught.",
-            where="--oracle",
-            why=f"of the {len(positions)} examples of {name}/{split} that were read; such questions are of multiple "
-            "choice, and each candidate points at boxes of its picture",
-            next_command=leave_out("--oracle"),
-        )
+    if config.oracle:
+        choosing = [position for position in positions if dataset[position].task in MULTIPLE_CHOICE_TASKS]
+        naming = naming_gate(name_questions(StudentAtStart.without_heads(student, source), dataset, choosing))
+        if naming is None:
+            raise ConfigError(
+                "Too few labelled questions ask for a name that the student's pretraining taught.",
+                where="--oracle",
+                why=f"of the {len(positions)} examples of {name}/{split} that were read; such questions are of "
+                "multiple choice, and each candidate points at boxes of its picture",
+                next_command=leave_out("--oracle"),
+            )
     return {"placement": take_readout(student, dataset, positions, source).shares(), "naming": naming}
-
-
-def _naming_gate(
-    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource
-) -> NamingGate | None:
-    start = StudentAtStart.without_heads(student, source)
-    choosing = [position for position in positions if dataset[position].task in MULTIPLE_CHOICE_TASKS]
-    return naming_gate(name_questions(start, dataset, choosing))

@@ -313,7 +313,7 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contribution:
-    """Of one set of items: what each adds, in combinations of scores in [0, 1], and which belong together."""
+    """What each item of a set adds to a combination of scores in [0, 1], and which items belong together."""
 
     values_SN: FloatArray
     groups: ItemGroups | None

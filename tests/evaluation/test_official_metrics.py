@@ -1,4 +1,4 @@
-"""Metrics equal what the official programs printed for the same files, from Python and by `advl score`."""
+"""Metrics are what the official programs printed for the same files, files for a leaderboard what they wrote."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import complaint, printed
 from dataset_mirrors import snli_ve_record, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_rows import choice_row, write_json_lines
+from torch import nn
 
-from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.vqa_answers import (
     GroundTruth,
     clean_answer,
@@ -24,9 +29,13 @@ from advl_pipeline.datasets.vqa_answers import (
     strip_punctuation,
     vocabulary_form,
 )
-from advl_pipeline.evaluation.config import ScoreVcrConfig
+from advl_pipeline.evaluation import predict_files
+from advl_pipeline.evaluation.config import PredictConfig, ScoreVcrConfig
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy, snli_ve_accuracy, vqa_accuracy
+from advl_pipeline.evaluation.predict import FinishedRun
+from advl_pipeline.evaluation.predict_files import write_vcr_submission
 from advl_pipeline.evaluation.scoring import run_score_vcr
+from advl_pipeline.students.registry import build_student
 
 ASSETS = Path(__file__).parents[1] / "assets"
 VQA = ASSETS / "vqa_eval"
@@ -239,3 +248,65 @@ def test_predictions_that_do_not_fit_are_named(
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     code, err = complaint(capsys, *arguments(task, file))
     assert (code, why in err, str(file) in err, "Traceback" in err) == (5, True, True, False), err
+
+
+# Files for a leaderboard.
+
+
+def scores_of_twenty() -> tuple[list[str], np.ndarray, np.ndarray]:
+    document = json.loads((VCR / "uniter_test_scores.json").read_text())
+    scores = np.array(list(document.values()))
+    return list(document), scores[:, :4], scores[:, 4:].reshape(-1, 4, 4)
+
+
+def test_vcr_file_is_uniters_byte_for_byte(tmp_path: Path) -> None:
+    ids, answers, rationales = scores_of_twenty()
+    write_vcr_submission(tmp_path / "vcr.csv", ids, answers, rationales)
+    assert (tmp_path / "vcr.csv").read_bytes() == (VCR / "uniter_submission_expected.csv").read_bytes()
+    write_vcr_submission(tmp_path / "half.csv", ids, answers.astype(np.float32), rationales.astype(np.float32))
+    assert (tmp_path / "half.csv").read_bytes() == (VCR / "uniter_submission_expected.csv").read_bytes()
+
+
+def test_scores_that_are_not_finite_are_never_submitted(tmp_path: Path) -> None:
+    ids, answers, rationales = scores_of_twenty()
+    answers[1, 2] = np.inf
+    with pytest.raises(DatasetError, match="not a finite number"):
+        write_vcr_submission(tmp_path / "vcr.csv", ids, answers, rationales)
+    with pytest.raises(DatasetError, match="no number"):
+        write_vcr_submission(tmp_path / "vcr.csv", ["test", *ids[1:]], rationales[:, 0], rationales)
+    assert not (tmp_path / "vcr.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("learned", "written"),
+    [(["choice"], {"choice"}), ([], {"choice", "rationale"}), (["vcr-q2a"], {"choice", "rationale"})],
+)
+def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: list[str], written: set[str]
+) -> None:
+    rationales = {"rationales": ["a", "b"], "rationale_label": 0}
+    data = write_json_lines(tmp_path / "data.jsonl", [choice_row(number, **rationales) for number in range(20)])
+    trained_on = {"dataset": str(data), "task": learned}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(trained_on))
+    (tmp_path / "run" / "result.json").write_text("{}")
+
+    student = build_student("scenes-small")
+    untrained = FinishedRun(student=student, heads=nn.ModuleDict(), label_names={}, device=torch.device("cpu"))
+
+    def opened(*_: Any, dataset: str, split: str, **options: Any) -> IndexedDataset:
+        return open_dataset(dataset, split=split, **options)
+
+    for name, stand_in in {
+        "check_scoring": lambda *_: None,
+        "read_config": lambda _: trained_on,
+        "load_finished": lambda *_, **__: untrained,
+        "open_as_trained": opened,
+        "score_matrices": lambda _, examples, __: [np.array([[0.0] * len(item.candidates) for item in examples])],
+    }.items():
+        monkeypatch.setattr(predict_files, name, stand_in)
+    path = predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu")).path
+    ids = [line.partition(",")[0] for line in path.read_text().splitlines()[1:]]
+    assert {name.partition(":")[2] for name in ids} == written
+    with pytest.raises(ConfigError, match="replace a folder"):
+        predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu", output=tmp_path))

@@ -154,7 +154,8 @@ def made_up_result(
     """Return what a study would gather, without any run: all but `missing` is finished."""
     plain: dict[str, Any] = tomllib.loads(STUDY.format(seeds=list(range(8)))) | dict(raw)
     study = parse_study(plain, where="here")
-    parts, cells = [], []
+    cells: list[dict[str, Any]] = []
+    parts: list[tuple[dict[str, Any], np.ndarray]] = []
     grid = itertools.product(study.settings, study.shots, study.methods, study.seeds)
     for setting, shots, method, seed in grid:
         spot = Spot(setting.name, method, shots, seed)
@@ -163,11 +164,13 @@ def made_up_result(
         cells.append(about | {"state": "pending" if missing(spot) else "finished", "command": "advl finetune"})
         for test_set in () if missing(spot) else setting.test_sets:
             for view, found in item_scores(spot, setting.tasks, test_set, gains).items():
-                for metric, scores in found.items():
-                    told = {"size": shots or 1600, "test_set": test_set, "metric": metric, "view": view}
-                    items = {"item": ITEM_NAMES, "picture": PICTURES, "type": TYPES, "score": scores}
-                    parts.append(pd.DataFrame({**about, **told, **items}))
-    scored = pd.concat(parts, ignore_index=True)
+                where = about | {"size": shots or 1600, "test_set": test_set, "view": view}
+                parts += [(where | {"metric": metric}, scores) for metric, scores in found.items()]
+    columns = {"item": ITEM_NAMES, "picture": PICTURES, "type": TYPES}
+    scored = pd.DataFrame([where for where, _ in parts for _ in ITEM_NAMES]).assign(
+        **{name: values * len(parts) for name, values in columns.items()},
+        score=np.concatenate([scores for _, scores in parts]),
+    )
     return StudyResult(
         study=study, folder=Path(), runs=Path(), command="advl study", cells=tuple(cells), items=scored,
         numbers=numbers_of(build_table(study, scored)),
