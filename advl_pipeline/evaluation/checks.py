@@ -114,7 +114,9 @@ def check_scoring_options(config: EvaluateConfig | PredictConfig) -> None:
         facts |= {
             "likelihoods": "--as letters scores by the set's own evaluator" if by_letters else "",
             "questions for letters": "" if tasks & LETTERED_TASKS else f"it asks choices and answers, and {of_task}",
-            "pictures to replace": "--as letters asks complete questions, and replaces no picture" if by_letters else "",
+            "pictures to replace": "--as letters asks complete questions, and replaces no picture"
+            if by_letters
+            else "",
             "an evaluated set": f"{not_evaluated[0]} is not evaluated (--on)" if not_evaluated else "",
             "a probe": "" if set(config.probes) - {"none"} else "--probe none replaces no picture",
         }
