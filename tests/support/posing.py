@@ -178,7 +178,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if name == "__deepcopy__":  # Of a tensor of the host; its memo holds all that was copied before.
+        # An attribute is read; or a tensor of the host is copied, whose memo holds all that was copied before.
+        if name in ("__get__", "__deepcopy__"):
             return func(*args, **kwargs)
         is_posing = _posing_in(args, kwargs)
         if name in ("to", "cuda", "cpu") and isinstance(args[0], torch.Tensor):

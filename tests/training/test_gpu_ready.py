@@ -32,6 +32,7 @@ from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training import batches, loop
 from advl_pipeline.training import run as run_module
 from advl_pipeline.training.batches import Sent
+from advl_pipeline.training.landmarks import readout
 from advl_pipeline.training.process_group import GradientSum, start_processes
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.step_log import StepNumbers
@@ -95,6 +96,8 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
         mock.patch.object(GradientSum, "finish", watched_finish),
         mock.patch.object(StepNumbers, "send", watched_send),
         mock.patch.object(run_module, "start_processes", lambda _, precision: start_processes("cpu", precision)),
+        # Two questions a readout: three of all questions would be two fifths of a run here.
+        mock.patch.object(readout, "MAX_TEXTS", 8),
         # Batches wait on the host for the thread whose device is posed.
         mock.patch.object(batches, "in_pinned_memory", lambda batch: batch),
         # On a CPU alone, which the device still is.
