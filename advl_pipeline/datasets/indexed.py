@@ -25,7 +25,7 @@ from advl_pipeline.datasets.arrow_file import ArrowFile, open_index_file, record
 from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.indexed_pictures import IndexedPictures
-from advl_pipeline.datasets.problems import NothingUsable, OnError, Problem, refuse, unlike
+from advl_pipeline.datasets.problems import OnError, Problem, nothing_usable, refuse, unlike
 from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, QuestionTable, Task, TextUnit
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
@@ -82,7 +82,7 @@ class IndexedDataset:
         """Items left out because they are malformed; empty unless opened with on_error="skip"."""
         if not len(self._rows):
             where = ", ".join(map(str, index.source.files)) or self.name
-            raise NothingUsable(self.name, split, problems, where=where)
+            raise nothing_usable(self.name, split, problems, where=where)
 
     @property
     def _rows(self) -> npt.NDArray[np.int64]:

@@ -70,22 +70,20 @@ def first_line(error: Exception) -> str:
 
 
 class NothingUsable(DatasetError):
-    """No item of a split can be used.
+    """No item of a split can be used; `problems` says why of each."""
 
-    Args:
-        problems: why, of each.
-        where: named where the files hold no item at all.
-    """
+    problems: tuple[Problem, ...] = ()
 
-    def __init__(self, dataset: str, split: str, problems: Sequence[Problem], *, where: str) -> None:
-        super().__init__(
-            f"The split {split} of {dataset} holds no usable item.",
-            where=problems[0].where if problems else where,
-            why=f"{len(problems)} items were skipped, the first: {problems[0].why}"
-            if problems
-            else "the file is empty",
-        )
-        self.problems = tuple(problems)
+
+def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, where: str) -> NothingUsable:
+    """Return the error of a split whose items were all left out."""
+    error = NothingUsable(
+        f"The split {split} of {dataset} holds no usable item.",
+        where=problems[0].where if problems else where,
+        why=f"{len(problems)} items were skipped, the first: {problems[0].why}" if problems else "the file is empty",
+    )
+    error.problems = tuple(problems)
+    return error
 
 
 def refuse(dataset: str, split: str, problems: Sequence[Problem], *, next_command: str = "") -> DatasetError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections import Counter
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_test_has_no_answers_and_something_must_be_left_of_it(root: Path) -> Non
     file.write_text(re.sub(r'"Is it number \d+\?"', '""', file.read_text()))
     error = refusal("vqa-v2", "test", data_root=root, on_error="skip")
     assert ("no usable item" in error.what, "9 items were skipped" in error.why) == (True, True)
+    assert len(pickle.loads(pickle.dumps(error)).problems) == 9, "another process may open it"
 
 
 def test_parts_of_val_by_published_lists(root: Path) -> None:
