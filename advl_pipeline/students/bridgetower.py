@@ -17,7 +17,7 @@ from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, norm_first_head, padding_bias
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.meter import IMAGE_STREAM, TEXT_STREAM
+from advl_pipeline.students.meter import IMAGE_STREAM, TEXT_STREAM, pooled_pair
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.text_student import States, TwoStreams
@@ -94,8 +94,4 @@ class BridgeTower(TwoStreams, PixelStudent):
         return text_NLH, image_NRH
 
     def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
-        if picture_NRH is not None:
-            pooled_NP: torch.Tensor = self.model.get_cls_features(text_NLH, picture_NRH)
-            return pooled_NP
-        pooled_NH = self.model.cross_modal_text_pooler(text_NLH)
-        return torch.cat([pooled_NH, torch.zeros_like(pooled_NH)], dim=-1)
+        return pooled_pair(self.model, text_NLH, picture_NRH)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -87,11 +87,12 @@ class CrossModalStack(nn.Module):
             )
             yield text, image
 
-    def pool(self, text_NLH: torch.Tensor, image_NRH: torch.Tensor | None) -> torch.Tensor:
-        """Return the pooled pair (N, 2H), text first; the picture's half is zero without its states."""
-        pooled_NH = self.cross_modal_text_pooler(text_NLH)
-        other_NH = torch.zeros_like(pooled_NH) if image_NRH is None else self.cross_modal_image_pooler(image_NRH)
-        return torch.cat([pooled_NH, other_NH], dim=-1)
+
+def pooled_pair(stack: Any, text_NLH: torch.Tensor, image_NRH: torch.Tensor | None) -> torch.Tensor:
+    """Return a stack's pooled states (N, 2H), those of the text first; the picture's half is 0 without its states."""
+    pooled_NH = stack.cross_modal_text_pooler(text_NLH)
+    other_NH = torch.zeros_like(pooled_NH) if image_NRH is None else stack.cross_modal_image_pooler(image_NRH)
+    return torch.cat([pooled_NH, other_NH], dim=-1)
 
 
 def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,7 +149,7 @@ class Meter(TwoStreams, PixelStudent):
         return last
 
     def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
-        return self.cross_modal.pool(text_NLH, picture_NRH)
+        return pooled_pair(self.cross_modal, text_NLH, picture_NRH)
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)

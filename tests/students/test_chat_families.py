@@ -151,7 +151,7 @@ def test_weights_in_bf16_give_what_transformers_computes_in_it(family: Family, c
     for is_mixed in (False, True):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             ours = student.encode(batch)
-            for row, candidate in enumerate(choices[0].candidates):
+            for row, candidate in enumerate(choices[0].candidates[:2]):
                 inputs = family.inputs(choices[0], candidate)
                 output = family.expected(inputs, model)
                 wanted, _ = family.likelihood(inputs, output, family.prompt(batch, row))

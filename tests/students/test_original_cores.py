@@ -18,7 +18,7 @@ from advl_pipeline.students.bert_parts import attention_bias, norm_first_head, t
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.clip_vil import ClipVil, ClipVilConfig, ClipVilModel
 from advl_pipeline.students.lxmert import Lxmert, LxmertConfig
-from advl_pipeline.students.meter import CrossModalStack, MeterConfig
+from advl_pipeline.students.meter import CrossModalStack, MeterConfig, pooled_pair
 from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.region_student import RegionStudentConfig
 from advl_pipeline.students.visualbert import VisualBert, VisualBertModel
@@ -72,7 +72,7 @@ def test_meter_cross_modal_stack() -> None:
         assert_near(text, out[f"text_{index}"])
         assert_near(image, out[f"image_{index}"])
     assert index == 1
-    pooled = stack.pool(text, image)
+    pooled = pooled_pair(stack, text, image)
     assert_near(pooled, out["cls"])
     for task, num_classes in (("vqa", 11), ("snli", 3)):
         head = norm_first_head(48, num_classes, hidden=48)
