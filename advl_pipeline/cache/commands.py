@@ -181,7 +181,7 @@ def run_info(config: InfoConfig) -> dict[str, Any]:
         "path": config.cache,
         "is_complete": complete is not None,
         "num_bytes": _size(sizes),
-        "stored_dtype": writer.stored,
+        "stored_dtype": writer.plan.stored_dtype,
         "shard_rows": writer.plan.shard_rows,
         "modalities": modalities,
         "confidences": list_confidence(config.cache),

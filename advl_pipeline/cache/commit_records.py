@@ -181,8 +181,9 @@ def load_plan(store: Readable) -> PlanRecord:
         if content.pop("compression", "none") != "none":
             config = (content.get("provenance") or {}).get("config", {})
             advice = extract_command(config, store.location, renew=True)
-            what = "Compressed caches are not read any more."
-            raise IdentityMismatch(what, where=str(store.location), next_command=advice)
+            raise IdentityMismatch(
+                "Compressed caches are not read any more.", where=str(store.location), next_command=advice
+            )
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
         plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})
         if not plan.is_plausible():

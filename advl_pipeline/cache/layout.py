@@ -45,6 +45,8 @@ TABLE_ROWS = 65536
 
 _TARGET_INNER_BYTES = 1 << 19
 
+_MOST_INNER_ROWS = 65536
+
 REGION_COLUMNS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "boxes": ((6,), "float32"),
     "box_index": ((), "int32"),
@@ -111,10 +113,6 @@ class ArraySpec:
     def payload_bytes(self, shard: int) -> int:
         return self.stored_rows(shard) * self.row_bytes
 
-    @property
-    def footer_bytes(self) -> int:
-        return self.shard_rows // self.inner_rows * 16 + 4
-
     def footer(self, shard: int) -> bytes:
         """The sharding codec's index of a shard file, with its checksum."""
         present, chunk_bytes = self.stored_rows(shard) // self.inner_rows, self.inner_rows * self.row_bytes
@@ -126,7 +124,7 @@ class ArraySpec:
 
     def file_bytes(self, shard: int) -> int:
         """Size of a shard file."""
-        return self.payload_bytes(shard) + self.footer_bytes
+        return self.payload_bytes(shard) + self.shard_rows // self.inner_rows * 16 + 4
 
     def content(self, shard: int, rows: npt.NDArray[Any]) -> list[Buffer]:
         """What a shard file consists of: its rows, zeros up to a whole inner chunk, the index."""
@@ -164,9 +162,9 @@ class ArraySpec:
         )
 
 
-def single_shard(path: str, shape: tuple[int, ...], dtype: str, *, inner_rows: int = 65536) -> ArraySpec:
+def single_shard(path: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:
     """Return the layout of an array that is written whole, in one shard file."""
-    inner = min(inner_rows, shape[0])
+    inner = min(_MOST_INNER_ROWS, shape[0])
     return ArraySpec(path=path, shape=shape, dtype=dtype, shard_rows=-(-shape[0] // inner) * inner, inner_rows=inner)
 
 
@@ -317,8 +315,11 @@ def place(lengths_N: npt.NDArray[np.int32], *, shard_rows: int) -> ShardPlan:
         raise ConfigError("A unit cannot have a negative number of tokens.")
     longest = int(lengths_N.argmax())
     if shard_rows < max(1, int(lengths_N[longest])):
-        what = f"A unit has {int(lengths_N[longest])} token rows, more than a shard of {shard_rows} rows holds."
-        raise ConfigError(what, where=f"unit {longest}", next_command="give a larger --shard-rows")
+        raise ConfigError(
+            f"A unit has {int(lengths_N[longest])} token rows, more than a shard of {shard_rows} rows holds.",
+            where=f"unit {longest}",
+            next_command="give a larger --shard-rows",
+        )
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.maximum(lengths_N, 1), dtype=np.int64)])
     starts_N = np.empty(len(lengths_N), np.int64)
     first_unit: list[int] = [0]

@@ -122,8 +122,9 @@ def open_cache(
     except MissingFile:
         sizes = require_cache(store)
         advice = recorded_command(store) if PROVENANCE_FILE in sizes else store.repair_command
-        what = "The extraction of this cache was not finished."
-        raise CorruptCache(what, where=str(store.location), next_command=advice) from None
+        raise CorruptCache(
+            "The extraction of this cache was not finished.", where=str(store.location), next_command=advice
+        ) from None
     complete = load_complete(store)
     files = store.reading(record, complete.files)
     for name in (PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE):
@@ -320,8 +321,12 @@ class FeatureStore:
         if unit_id in self._quarantined:
             why = f"it could not be read: {self._quarantined[unit_id]}"
             advice = again("repair the picture and extract again, or leave its examples out")
-        what, where = f"The {self.modality} features of a unit are not in the cache.", f"unit {unit_id}"
-        raise UnknownUnit(what, where=f"{where} in {self._files.location}", why=why, next_command=advice)
+        raise UnknownUnit(
+            f"The {self.modality} features of a unit are not in the cache.",
+            where=f"unit {unit_id} in {self._files.location}",
+            why=why,
+            next_command=advice,
+        )
 
     def _bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
         """Return first token row and number of token rows of units; raises `CorruptCache` for rows elsewhere."""

@@ -62,8 +62,11 @@ class ShardBuffer:
             why = f"{num_rows} rows, {planned} planned"
             raise AdvlError("The teacher gave another number of tokens than it announced.", where=where, why=why)
         if not (is_finite(global_D) and is_finite(values_MD)):
-            what = "The teacher gave features that are not finite numbers."
-            raise AdvlError(what, where=where, next_command="try --mixed-precision no")
+            raise AdvlError(
+                "The teacher gave features that are not finite numbers.",
+                where=where,
+                next_command="try --mixed-precision no",
+            )
         self._global_ND[slot] = self._narrow(global_D[None])[0]
         for name, value in stats.items():
             self._stats.setdefault(name, np.zeros(len(self.units), np.float32))[slot] = value

@@ -43,7 +43,6 @@ from advl_pipeline.cache.identity import PROVENANCE_FILE, SCHEMA_VERSION
 from advl_pipeline.cache.layout import ArraySpec, ShardPlan, group_metadata, place
 from advl_pipeline.cache.moments import moments_of
 from advl_pipeline.cache.parts import remove_dead_locks
-from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.shard_buffer import ShardBuffer, staged_content
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
@@ -160,7 +159,6 @@ class CacheWriter:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.plan = load_plan(store)
-        self.stored: StoredDtype = self.plan.stored_dtype
         self._placements: dict[str, ShardPlan] = {}
         self._tables: dict[str, MappedArray] = {}
 

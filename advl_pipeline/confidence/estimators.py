@@ -71,15 +71,7 @@ def load_or_estimate_confidence(
     """
     confidences: dict[str, TruthConfidence] = {}
     for view, used in _caches_by_view(caches, estimator).items():
-        identity = confidence_identity(
-            caches=used,
-            dataset=dataset,
-            example_ids=example_ids,
-            estimator=estimator,
-            view=view,
-            folds=folds,
-            seed=seed,
-        )
+        identity = confidence_identity(used, dataset, example_ids, estimator, view, folds=folds, seed=seed)
         stored = read_confidence(used[0].path, identity)
         if stored is not None:
             confidences[view] = _in_order(stored, example_ids)
@@ -151,12 +143,12 @@ def _caches_by_view(caches: Sequence[TeacherCache], estimator: Estimator) -> dic
 
 
 def confidence_identity(
-    *,
     caches: Sequence[TeacherCache],
     dataset: Dataset,
     example_ids: Sequence[str],
     estimator: Estimator,
     view: str,
+    *,
     folds: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -212,8 +204,10 @@ def _zero_shot(cache: TeacherCache, examples: Sequence[Example]) -> TruthConfide
     if cache.image is None or cache.text is None:
         raise ValueError("an aligned cache has both modalities")
     if examples[0].task not in MULTIPLE_CHOICE_TASKS:
-        what = f"Zero-shot confidence is defined for multiple choice, not for {examples[0].task}."
-        raise ConfigError(what, next_command="use --confidence probe")
+        raise ConfigError(
+            f"Zero-shot confidence is defined for multiple choice, not for {examples[0].task}.",
+            next_command="use --confidence probe",
+        )
     scale = float(cache.identity["teacher"]["logit_scale"])
     image_ND = _unit_rows(cache.image.global_features([example.image.unit_id for example in examples]))
     probability_N = np.empty(len(examples), dtype=np.float32)
@@ -230,8 +224,10 @@ def _aligned_cache(caches: Sequence[TeacherCache]) -> TeacherCache:
     for cache in caches:
         if cache.image is not None and cache.text is not None and cache.identity["teacher"].get("logit_scale"):
             return cache
-    what = "Zero-shot confidence needs a cache of an aligned pair of towers, such as clip-vit-l."
-    raise ConfigError(what, next_command="use --confidence probe")
+    raise ConfigError(
+        "Zero-shot confidence needs a cache of an aligned pair of towers, such as clip-vit-l.",
+        next_command="use --confidence probe",
+    )
 
 
 def examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
@@ -246,9 +242,11 @@ def examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
 
 def _label_of(example: Example) -> int:
     if example.label is None:
-        what = "An example has no label, so no confidence in its ground truth can be estimated."
-        instead = "use a labelled split, or --no-confidence"
-        raise DatasetError(what, where=example.example_id, next_command=instead)
+        raise DatasetError(
+            "An example has no label, so no confidence in its ground truth can be estimated.",
+            where=example.example_id,
+            next_command="use a labelled split, or --no-confidence",
+        )
     return example.label
 
 

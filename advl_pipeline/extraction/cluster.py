@@ -134,9 +134,11 @@ def run_task(
     os.environ.update(environment, TQDM_DISABLE="1")
     try:
         if not Path(folder).is_dir():
-            what = "A Ray worker does not see the folder that the command was given in."
-            where, advice = f"{folder} on {socket.gethostname()}", "give it in a folder that all nodes share"
-            raise ClusterError(what, where=where, next_command=advice)
+            raise ClusterError(
+                "A Ray worker does not see the folder that the command was given in.",
+                where=f"{folder} on {socket.gethostname()}",
+                next_command="give it in a folder that all nodes share",
+            )
         os.chdir(folder)
         return work(part)
     except AdvlError as error:

@@ -96,5 +96,9 @@ def extraction_seconds(cache: Path) -> float | None:
         lines = path.read_text(encoding="utf-8").splitlines()
         return sum(float(json.loads(line)["seconds"]) for line in lines)
     except (ValueError, KeyError, TypeError) as error:
-        what, advice = "The journal of an extraction is damaged.", "delete it: it only says how long the cache took"
-        raise CorruptCache(what, where=str(path), why=str(error), next_command=advice) from error
+        raise CorruptCache(
+            "The journal of an extraction is damaged.",
+            where=str(path),
+            why=str(error),
+            next_command="delete it: it only says how long the cache took",
+        ) from error

@@ -183,9 +183,12 @@ def require_own_records(store: Readable) -> None:
             with suppress(CorruptCache, KeyError, TypeError):
                 config = read_metadata(store, ROOT_METADATA)["attributes"]["advl"]["provenance"]["config"]
                 command = extract_command(config, store.location, renew=True, note=f"or {advice}")
-            what = "The records of this cache are those of another one."
-            why = f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have"
-            raise IdentityMismatch(what, where=store.where(PLAN_RECORD), why=why, next_command=command or advice)
+            raise IdentityMismatch(
+                "The records of this cache are those of another one.",
+                where=store.where(PLAN_RECORD),
+                why=f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have",
+                next_command=command or advice,
+            )
 
 
 def recover_provenance(store: Readable) -> dict[str, Any]:

@@ -212,8 +212,11 @@ def units_to_encode(
     if not texts and config.select_texts is not None:
         raise ConfigError("There are no text tokens to select from.", where="--select-texts")
     if not pictures and not texts:
-        where, why = f"{dataset.name}, split {dataset.split}", "the split has no units for this teacher's towers"
-        raise DatasetError("There is nothing to extract.", where=where, why=why)
+        raise DatasetError(
+            "There is nothing to extract.",
+            where=f"{dataset.name}, split {dataset.split}",
+            why="the split has no units for this teacher's towers",
+        )
     return pictures, texts
 
 
@@ -331,7 +334,9 @@ def require_class_names(dataset: Dataset) -> None:
             if task not in MULTIPLE_CHOICE_TASKS:
                 dataset.label_names(task)
     except DatasetError as error:
-        what = "Confidences need the classes of the task, and what names them is missing."
-        why = error.why or error.what
-        advice = again("leave confidences to a run", "--no-confidence")
-        raise DatasetError(what, where=error.where, why=why, next_command=advice) from None
+        raise DatasetError(
+            "Confidences need the classes of the task, and what names them is missing.",
+            where=error.where,
+            why=error.why or error.what,
+            next_command=again("leave confidences to a run", "--no-confidence"),
+        ) from None

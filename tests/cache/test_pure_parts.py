@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.arrays import build_index, ids_to_bytes, look_up
-from advl_pipeline.cache.identity import canonical_json, differences, digest, require_identity
+from advl_pipeline.cache.identity import canonical_json, differences, digest
 from advl_pipeline.cache.layout import place
 from advl_pipeline.cache.quantise import from_int8, is_finite, to_float16, to_int8
 
@@ -54,17 +54,6 @@ def test_the_canonical_form_and_differences_are_complete(left: dict[str, Any], r
     assert rows == tuple((path, found, expected) for path, expected, found in differences(right, left))
     assert (rows == ()) == (digest(left) == digest(right))
     assert differences(left, right | left, partial=True) == differences(left, left) == ()
-
-
-def test_identity_mismatch_shows_both_columns() -> None:
-    with pytest.raises(IdentityMismatch) as caught:
-        require_identity(
-            {"teacher": {"layer": 6}}, {"teacher": {"layer": 5, "x": 1}}, where="here", next_command="advl extract"
-        )
-    lines = [line.split() for line in str(caught.value).splitlines()]
-    assert ["teacher.layer", "6", "5"] in lines
-    assert ["teacher.x", "(absent)", "1"] in lines
-    require_identity({"a": 1}, {"a": 1, "b": 2}, where="", next_command="", partial=True)
 
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(20, 64))

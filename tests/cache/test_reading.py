@@ -81,7 +81,10 @@ def units_by_zarr(root: Path, modality: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.filterwarnings("ignore:Object at")
 def test_any_zarr_reader_finds_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
     tiny_extract(tmp_path / "data", tmp_path / "cache", **changes)
-    for modality, store in open_cache(tmp_path / "cache").stores().items():
+    cache = open_cache(tmp_path / "cache")
+    attributes = zarr.open_group(tmp_path / "cache", mode="r").attrs["advl"]
+    assert attributes["identity"] == json.loads((tmp_path / "cache/identity.json").read_text()) == cache.identity
+    for modality, store in cache.stores().items():
         units = units_by_zarr(tmp_path / "cache", modality)
         assert sorted(units) == sorted(store.ids)
         for unit_id, features in units.items():

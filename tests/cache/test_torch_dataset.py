@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_extraction import tiny_extract
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import UnknownUnit, open_cache
@@ -51,16 +50,6 @@ def test_a_batch_holds_what_the_cache_holds(travelled: bool, small_corpus: Any) 
     assert not found["tokens"][~found["mask"]].any()
     item = data[3]["teachers"]["minilm-l6"]
     torch.testing.assert_close(item["tokens"], found["tokens"][0, : lengths[0]])
-
-
-def test_int8_codes_come_as_the_values_that_they_stand_for(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache", dtype="int8")
-    for modality, store in open_cache(tmp_path / "cache").stores().items():
-        data = CachedFeatures([tmp_path / "cache"], modality)
-        (found,) = FeatureCollator()(data.__getitems__([2, 0]))["teachers"].values()
-        values_MD, _ = store.token_features([store.ids[2], store.ids[0]])
-        assert found["tokens"].dtype == torch.float16
-        np.testing.assert_array_equal(found["tokens"][found["mask"]].numpy(), values_MD)
 
 
 def executed(block: str, **changes: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from held_features import HeldFeatures
+from made_examples import unit
 from tiny_extraction import TinyDataset, tiny_extract
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
@@ -25,7 +26,7 @@ from advl_pipeline.confidence.estimators import (
 )
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import separation
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, Task, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, Task, text_unit
 
 KINDS = ["dog", "umbrella", "apple", "boat"]
 
@@ -48,34 +49,21 @@ class FakeDataset(list[Example]):
         for number in range(num):
             kinds = generator.permutation(4)[:2].tolist()
             tagged = int(generator.integers(2))
-            image = ImageUnit(
-                unit_id=f"image-{number}",
-                path=Path("none.png"),
-                width=10,
-                height=10,
-                boxes_R4=np.array([[0, 0, 5, 5], [5, 5, 9, 9]], np.float32),
-            )
-            order = generator.permutation(4).tolist()
-            question = f"what is {tagged} ?"
-            choices = [
-                Candidate(
-                    text_unit=text_unit(f"{question} it is a {KINDS[kind]}"),
-                    context_length=len(question),
-                    tags=(ObjectTag(start=8, end=9, box=tagged),),
-                )
-                for kind in order
-            ]
+            image = unit(boxes=[[0, 0, 5, 5], [5, 5, 9, 9]], name=f"image-{number}")
+            order, asked = generator.permutation(4).tolist(), f"what is {tagged} ?"
+            tags = (ObjectTag(start=8, end=9, box=tagged),)
+            texts = [text_unit(f"{asked} it is a {KINDS[kind]}") for kind in order]
             label = order.index(kinds[1 - tagged if other else tagged]) if labelled else None
             soft: tuple[tuple[int, float], ...] = ()
             if task == "snli-ve":
-                choices, label = choices[:1], int(order[0] in kinds)
+                texts, label = texts[:1], int(order[0] in kinds)
             elif task == "vqa":
-                text = text_unit(question)
-                choices = [Candidate(text_unit=text, tags=(ObjectTag(start=8, end=9, box=tagged),))]
-                label, soft = kinds[tagged], ((kinds[tagged], 1.0),)
+                texts, label, soft = [text_unit(asked)], kinds[tagged], ((kinds[tagged], 1.0),)
+            length = 0 if task == "vqa" else len(asked)
+            candidates = tuple(Candidate(text_unit=text, context_length=length, tags=tags) for text in texts)
             self.truth.append(kinds)
-            known: dict[str, Any] = {"image": image, "candidates": tuple(choices), "label": label, "soft_label": soft}
-            self.append(Example(example_id=f"e{number}", task=task, **known))
+            labels: dict[str, Any] = {"label": label, "soft_label": soft}
+            self.append(Example(example_id=f"e{number}", task=task, image=image, candidates=candidates, **labels))
 
     @property
     def example_ids(self) -> list[str]:

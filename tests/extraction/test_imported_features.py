@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import made_examples
 import msgpack
 import numpy as np
 import pytest
@@ -38,7 +40,6 @@ from tiny_extraction import TinyDataset
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.datasets.cards import picture_splits
-from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction.config import ImportConfig
 from advl_pipeline.extraction.imports.tower import Naming, RegionFiles, join_regions, name_of, open_regions
 from advl_pipeline.extraction.run import import_features
@@ -208,8 +209,7 @@ def test_names_of_pictures(picture: str, naming: Naming, name: str) -> None:
 
 def test_two_pictures_that_go_by_one_name_are_told(tmp_path: Path, stack: ExitStack) -> None:
     units = [
-        ImageUnit(unit_id=folder, path=Path(folder) / PICTURE, width=SIZE[0], height=SIZE[1], boxes_R4=BOXES)
-        for folder in ("a", "b")
+        made_examples.unit(folder / PICTURE, *SIZE, BOXES, name=str(folder)) for folder in (Path("a"), Path("b"))
     ]
     source = write_npz(tmp_path / "npz", [PICTURE])
     files = RegionFiles(source, prefix="vcr_", splits=["val"], first=units[0], stack=stack)
@@ -293,42 +293,41 @@ def test_each_picture_gets_its_own_arrays(tmp_path: Path, monkeypatch: pytest.Mo
             found(*names)
 
 
+def packed_archive(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("was-run"),))
 
 
-def filed(save: Callable[[Any], object], *, number: int = 2) -> Callable[[Path, list[str]], None]:
-    def write(source: Path, names: list[str]) -> None:
-        source.mkdir()
-        for name in names[:number]:
-            with (source / f"{name}.npy").open("wb") as file:
-                save(file)
-
-    return write
-
-
-BAD_SOURCES: dict[str, tuple[Callable[[Path, list[str]], None], str]] = {
-    "objects": (filed(lambda file: np.save(file, np.array([Evil()]))), "cannot be read"),
-    "an archive": (filed(lambda file: np.savez(file, features=np.ones((2, 3), np.float32))), "cannot be read"),
-    "a torn header": (filed(lambda file: file.write(b"\x93NUMPY\x01\x00\x06\x00{'a':(\n")), "cannot be read"),
-    "numbers that are none": (filed(lambda file: np.save(file, np.full(3, np.nan, np.float32))), "must be finite"),
+NO_NUMBERS = np.full(3, np.nan, np.float32)
+BAD_ARRAYS: dict[str, tuple[np.ndarray | bytes, str]] = {
+    "objects": (np.array([Evil()]), "cannot be read"),
+    "an archive": (packed_archive(features=np.ones((2, 3), np.float32)), "cannot be read"),
+    "a torn header": (b"\x93NUMPY\x01\x00\x06\x00{'a':(\n", "cannot be read"),
+    "numbers that are none": (NO_NUMBERS, "must be finite"),
     # It is told before any array is read, and so before the one that cannot be used.
-    "the second picture lacks its own": (
-        filed(lambda file: np.save(file, np.full(3, np.nan, np.float32)), number=1),
-        "no features for a picture(?s:.*)0-1.png",
-    ),
+    "the second picture lacks its own": (NO_NUMBERS, "no features for a picture(?s:.*)0-1.png"),
 }
 
 
-@pytest.mark.parametrize("what", BAD_SOURCES)
+@pytest.mark.parametrize("what", BAD_ARRAYS)
 def test_arrays_that_cannot_be_taken_are_refused_and_never_unpickled(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    dataset = TinyDataset(tmp_path / "data", num_images=2)
-    write, says = BAD_SOURCES[what]
-    write(Path("features"), [unit.path.stem for unit in dataset.image_units()])
+    dataset, (content, says) = TinyDataset(tmp_path / "data", num_images=2), BAD_ARRAYS[what]
+    Path("features").mkdir()
+    for unit in dataset.image_units()[: 1 if "lacks" in what else 2]:
+        file = Path("features", f"{unit.path.stem}.npy")
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            np.save(file, content)
     with pytest.raises(DatasetError, match=says):
         imported(Path("features"), dataset, tmp_path / "cache")
     assert not Path("was-run").exists()

@@ -209,9 +209,12 @@ class Entry(NamedTuple):
 def claim(pictures: dict[Any, Path], name: Any, picture: Path) -> None:
     """Note which picture goes by a name; raises `DatasetError` where another one does."""
     if (other := pictures.setdefault(name, picture)) != picture:
-        advice = "give the pictures, and their features, names of their own: cats/0.npy for cats/0.png"
-        what, why = "Two pictures go by one name in features.", f"{other} and {picture}"
-        raise DatasetError(what, where=str(name), why=why, next_command=advice)
+        raise DatasetError(
+            "Two pictures go by one name in features.",
+            where=str(name),
+            why=f"{other} and {picture}",
+            next_command="give the pictures, and their features, names of their own: cats/0.npy for cats/0.png",
+        )
 
 
 class RegionFeatures:

@@ -284,9 +284,12 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
         return RegionFeatures(path, hdf5_entries(path, stack))
     folders = [path] if (path / "data.mdb").is_file() else sorted(file.parent for file in path.glob("*/data.mdb"))
     if len(folders) > 1:
-        why, advice = ", ".join(folder.name for folder in folders), f"name one of them, such as {folders[0]}"
-        what = "Several LMDBs of region features are in one folder."
-        raise DatasetError(what, where=str(path), why=why, next_command=advice)
+        raise DatasetError(
+            "Several LMDBs of region features are in one folder.",
+            where=str(path),
+            why=", ".join(folder.name for folder in folders),
+            next_command=f"name one of them, such as {folders[0]}",
+        )
     if folders:
         return RegionFeatures(folders[0], uniter_entries(folders[0], stack))
     for suffix in (".npz", ".json"):
