@@ -30,8 +30,9 @@ OWN = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only"
 def test_the_adapt_step_learns_answers(
     changes: dict[str, Any], student: str, small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
-    options = {"known_words": known, "answer_weight": 10.0, "adapt_steps": 10, "num_steps": 1, "adapt_texts": 64}
-    options |= {"anchor_weight": 0.0, "learning_rate": 1e-3}
+    # Every step has all of its inputs.
+    options = {"shots": 4, "pool": 4, "adapt_texts": 16, "adapt_steps": 10, "num_steps": 1}
+    options |= {"known_words": known, "answer_weight": 10.0, "anchor_weight": 0.0, "learning_rate": 1e-3}
     small_corpus.run(tmp_path / "run", student=student, **{**options, **changes})
     logged = [record for record in losses(tmp_path / "run") if record["phase"] == "adapt"]
     answers = [record["raw/answers"] for record in logged]
