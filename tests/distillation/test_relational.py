@@ -102,26 +102,9 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def some_landmarks(num: int = 6, width: int = 5, teacher_width: int = 8) -> Landmarks:
-    return Landmarks(
-        states_KH=draw(num, width, seed=1), features_KD=draw(num, teacher_width, seed=2), mean_D=draw(8, seed=3)
-    )
-
-
-def alignment(form: list[list[int]], known: list[list[float]], frequent: list[list[bool]]) -> WordAlignment:
-    form_NW = torch.tensor(form)
-    return WordAlignment(
-        word_of_token_NL=torch.zeros_like(form_NW),
-        prior_NW=torch.ones(form_NW.shape),
-        word_mask_NW=torch.ones(form_NW.shape, dtype=torch.bool),
-        form_NW=form_NW,
-        known_NW=torch.tensor(known),
-        frequent_NW=torch.tensor(frequent),
-    )
-
-
 def test_the_divergence_equals_a_loop() -> None:
-    landmarks, states, features = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
+    landmarks = Landmarks(states_KH=draw(6, 5, seed=1), features_KD=draw(6, 8, seed=2), mean_D=draw(8, seed=3))
+    states, features = draw(4, 5, seed=4), draw(4, 8, seed=5)
     found = landmark_divergence(states, features, landmarks)
     centre_h, centre_t = landmarks.states_KH.mean(0).numpy(), landmarks.features_KD.mean(0).numpy()
     for node in range(4):
@@ -170,7 +153,15 @@ def test_too_few_known_words_are_no_landmarks() -> None:
 
 
 def test_known_and_frequent_words_are_not_placed_and_a_text_is_the_mean_of_the_others() -> None:
-    words = alignment([[1, 2, 3], [4, 5, 6]], [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]], [[False, False, True], [False] * 3])
+    form_NW = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    words = WordAlignment(
+        word_of_token_NL=torch.zeros_like(form_NW),
+        prior_NW=torch.ones(form_NW.shape),
+        word_mask_NW=form_NW > 0,
+        form_NW=form_NW,
+        known_NW=torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]),
+        frequent_NW=form_NW == 3,
+    )
     unplaced = unplaced_words(torch.ones(2, 3, dtype=torch.bool), words)
     assert unplaced.tolist() == [[True, False, False], [False, False, False]]
     values = draw(2, 3, 4, seed=0)

@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hub_repositories import write_repository
 from run_logs import load_json, losses, metrics
-from transformers import CLIPModel
+from small_clip import save_small_clip
 
 from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.confidence.estimators import confidence_identity, load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
-from advl_pipeline.datasets.records import Dataset, Example
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation import distiller
 from advl_pipeline.distillation.weighting import KEPT_SHARE
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A small CLIP, its cache over the training questions, and these."""
-
-    model: Any
-    folder: Path
-    path: Path
-    cache: TeacherCache
-    dataset: Dataset
-
-
-@pytest.fixture(scope="module")
-def pair(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    folder = tmp_path_factory.mktemp("pair")
-    write_repository("openai/clip-vit-base-patch16", folder / "clip")
-    model = CLIPModel.from_pretrained(folder / "clip").eval()
-    path = small_corpus.extract(folder / "cache", teacher="hf:local/pair", weights=folder / "clip", confidence=False)
-    return Pair(
-        model=model, folder=folder / "clip", path=path, cache=open_cache(path), dataset=small_corpus.dataset()
-    )
 
 
 def cosine(vector: np.ndarray, other: np.ndarray) -> float:
@@ -69,23 +45,27 @@ def words_by_the_towers(cache: TeacherCache, example: Example, text: str, unit_i
 
 
 def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_say(
-    small_corpus: Any, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
+    model, _ = save_small_clip(tmp_path / "clip")
+    path = small_corpus.extract(
+        tmp_path / "cache", teacher="hf:local/pair", weights=tmp_path / "clip", confidence=False
+    )
+    cache, dataset, run = open_cache(path), small_corpus.dataset(), tmp_path / "run"
     monkeypatch.setattr(distiller, "select_words", partial(distiller.select_words, alpha=0.0))
     small_corpus.run(
         run,
-        cache=(pair.path,),
+        cache=(path,),
         confidence="zero-shot",
         num_steps=3,
         distance="mse",
     )
-    ids = list(pair.dataset.example_ids)
+    ids = list(dataset.example_ids)
     stored = read_confidence(
-        pair.path,
+        path,
         confidence_identity(
-            caches=[pair.cache],
-            dataset=pair.dataset,
+            caches=[cache],
+            dataset=dataset,
             example_ids=ids,
             estimator="zero-shot",
             view="joint",
@@ -95,18 +75,18 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
     )
     confidence = dict(zip(stored[0], stored[1].tolist(), strict=True))
     selected = load_json(run / "selected_words.json")
-    scale = float(pair.model.logit_scale.detach().exp())
+    scale = float(model.logit_scale.detach().exp())
     assert set(confidence) == set(selected) == set(ids)
-    for example in (pair.dataset[index] for index in range(len(ids))):
+    for example in (dataset[index] for index in range(len(ids))):
         units = [candidate.text_unit for candidate in example.candidates]
         scores = [
-            scale * cosine(row, picture_of(pair.cache, example))
-            for row in pair.cache.text.global_features([unit.unit_id for unit in units])
+            scale * cosine(row, picture_of(cache, example))
+            for row in cache.text.global_features([unit.unit_id for unit in units])
         ]
         share = np.exp(np.array(scores) - max(scores))
         assert confidence[example.example_id] == pytest.approx(share[example.label] / share.sum(), abs=1e-5)
         assert selected[example.example_id] == [
-            words_by_the_towers(pair.cache, example, unit.text, unit.unit_id) for unit in units
+            words_by_the_towers(cache, example, unit.text, unit.unit_id) for unit in units
         ]
     # Neither is the same for all, or it would tell nothing.
     assert np.std(list(confidence.values())) > 0.01

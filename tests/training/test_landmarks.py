@@ -26,11 +26,11 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation import distiller, relational
 from advl_pipeline.distillation.relational import TEMPERATURE, Landmarks
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.studies.config import load_study
+from advl_pipeline.studies.config import parse_study
 from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training.landmarks import bridge, readout
 from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
-from advl_pipeline.training.landmarks.naming import NamingGate, naming_gate
+from advl_pipeline.training.landmarks.naming import NameQuestion, NamingGate, naming_gate
 from advl_pipeline.training.landmarks.readout import effective_rank, mean_by_group, readout_share, take_readout
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import confidences
@@ -151,7 +151,8 @@ def gate_of(
         chosen_C = torch.randperm(NUM_NAMES, generator=generator)[:NUM_CANDIDATES]
         label = int(torch.randint(NUM_CANDIDATES, (), generator=generator))
         region_H = region_of(names_KH[chosen_C[label]], generator)
-        questions.append((region_H.expand(NUM_CANDIDATES, -1), names_KH[chosen_C], label, f"picture {number}"))
+        states = region_H.expand(NUM_CANDIDATES, -1), names_KH[chosen_C]
+        questions.append(NameQuestion(*states, label=label, picture=f"picture {number}"))
     gate = naming_gate(questions)
     assert gate is not None
     return gate
@@ -177,19 +178,16 @@ def test_regions_without_names_gain_nothing_and_neither_do_those_that_are_named_
 
 
 def test_pictures_of_one_fold_are_no_gate() -> None:
-    assert naming_gate([(torch.ones(4, 3), torch.ones(4, 3), 0, "one")] * 40) is None
+    assert naming_gate([NameQuestion(torch.ones(4, 3), torch.ones(4, 3), 0, "one")] * 40) is None
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def some_landmarks() -> Landmarks:
-    return Landmarks(states_KH=draw(6, 5, seed=1), features_KD=draw(6, 8, seed=2), mean_D=draw(8, seed=3))
-
-
 def test_scores_equal_a_loop() -> None:
-    landmarks, regions, words = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
+    landmarks = Landmarks(states_KH=draw(6, 5, seed=1), features_KD=draw(6, 8, seed=2), mean_D=draw(8, seed=3))
+    regions, words = draw(4, 5, seed=4), draw(4, 8, seed=5)
     scores = bridge_scores(regions, words, landmarks)
     centre = landmarks.features_KD.mean(0)
 
@@ -285,32 +283,23 @@ def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
     assert asked == [16, 4]
 
 
-@pytest.mark.parametrize("role", ["control", "method"])
-def test_a_study_marks_it_as_a_control(role: str, tmp_path: Path) -> None:
-    path = tmp_path / "study.toml"
-    path.write_text(
-        f"""name = "s"
-dataset = "scenes-vcr"
-tasks = ["vcr-q2a"]
-student = "scenes-small"
-teachers = ["minilm-l6"]
-test_sets = ["val"]
-methods = ["plain", "by-labels"]
-shots = [8]
-seeds = [0]
+def test_a_study_marks_it_as_a_control(tmp_path: Path) -> None:
+    raw = {
+        "name": "s",
+        "dataset": "scenes-vcr",
+        "tasks": ["vcr-q2a"],
+        "student": "scenes-small",
+        "test_sets": ["val"],
+    }
+    raw |= {"teachers": ["minilm-l6"], "methods": ["plain", "by-labels"], "shots": [8], "seeds": [0]}
 
-[variants.by-labels]
-method = "advl"
-role = "{role}"
-weighting = "oracle"
-"""
-    )
-    study = load_study(str(path))
-    if role == "control":
-        build_plan(study, cells=tmp_path)
-        return
+    def plan(role: str) -> None:
+        variant = {"method": "advl", "role": role, "weighting": "oracle"}
+        build_plan(parse_study(raw | {"variants": {"by-labels": variant}}, where="s"), cells=tmp_path)
+
+    plan("control")
     with pytest.raises(ConfigError, match="by-labels weighs by labels") as refused:
-        build_plan(study, cells=tmp_path)
+        plan("method")
     assert "control" in refused.value.next_command
 
 

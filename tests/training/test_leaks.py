@@ -258,12 +258,8 @@ def test_other_pictures_change_nothing_in_training(
     assert (swapped == pytest.approx(unswapped, rel=1e-4, abs=1e-6)) == is_same
 
 
-def hidden(**changes: Any) -> FinetuneConfig:
-    common: dict[str, Any] = {"dataset": "scenes-vcr", "output": Path("run"), "cache": (Path("cache"),)}
-    return build_config(FinetuneConfig, common, {"hide_picture": True}, changes)
-
-
 def test_the_remedies_of_what_is_refused_are_enough() -> None:
+    hidden = {"dataset": "scenes-vcr", "output": "run", "cache": (Path("cache"),), "hide_picture": True}
     for allowed in (
         TEXT_ALONE,
         {**TEXT_ALONE, "distance": "mse", "selection": "random"},
@@ -271,4 +267,5 @@ def test_the_remedies_of_what_is_refused_are_enough() -> None:
         {"method": "naive-kd", "pathway": "text"},
         {"method": SHIPPED["plain-no-picture"].method, **SHIPPED["plain-no-picture"].training},
     ):
-        assert resolve_method(hidden(**allowed)).uses_teachers == (allowed.get("method") != "plain")
+        method = resolve_method(build_config(FinetuneConfig, hidden, allowed))
+        assert method.uses_teachers == (allowed.get("method") != "plain")

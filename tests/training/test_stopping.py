@@ -18,22 +18,16 @@ from run_logs import load_json, metrics
 
 pytestmark = pytest.mark.timeout(600)
 
-Reference = tuple[dict[str, Any], float]
-
-
-@pytest.fixture(scope="module")
-def reference(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return Finetuning(small_corpus, tmp_path_factory.mktemp("reference") / "run").run_alone()
-
 
 def require_there(process: Running, file: Path) -> None:
     assert process.wait_for(file), process.messages()
 
 
 def test_a_run_that_is_killed_doubled_and_stopped_is_the_uninterrupted_one(
-    small_corpus: Any, tmp_path: Path, reference: Reference, capsys: pytest.CaptureFixture[str]
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (computed, span), run = reference, tmp_path / "run"
+    computed, span = Finetuning(small_corpus, tmp_path / "whole").run_alone()
+    run = tmp_path / "run"
     job = Finetuning(small_corpus, run, checkpoint_every=1)
     killed = job.start()
     while job.progress() < 3:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -95,9 +96,13 @@ def said_of_boxes(
     return said_NW, region_NH, said_NW.any(1) & (place_NR.sum(1) > 0)
 
 
-NameQuestion = tuple[torch.Tensor, torch.Tensor, int, str]
-"""A labelled question for a name: what each candidate points at, and the words that it says of it, (C, H); the label,
-and the picture."""
+class NameQuestion(NamedTuple):
+    """A labelled question for a name: the states of what each candidate points at, and of what it says of it."""
+
+    regions_CH: torch.Tensor
+    words_CH: torch.Tensor
+    label: int
+    picture: str
 
 
 @torch.no_grad()
@@ -119,20 +124,21 @@ def name_questions(start: StudentAtStart, dataset: Dataset, positions: Sequence[
         for example in census.examples:
             rows = slice(first, first := first + len(example.candidates))
             if example.label is not None and bool(is_name_N[rows].all()):
-                questions.append((regions_NH[rows].cpu(), words_NH[rows].cpu(), example.label, example.cluster))
+                states = regions_NH[rows].cpu(), words_NH[rows].cpu()
+                questions.append(NameQuestion(*states, label=example.label, picture=example.cluster))
     return questions
 
 
 def naming_gate(questions: Sequence[NameQuestion]) -> NamingGate | None:
     """Return how the questions are answered; None where they are of too few pictures for the folds."""
-    clusters = sorted({cluster for *_, cluster in questions})
-    if len(clusters) < NUM_FOLDS:
+    pictures = sorted({question.picture for question in questions})
+    if len(pictures) < NUM_FOLDS:
         return None
-    fold_of = {cluster: number % NUM_FOLDS for number, cluster in enumerate(clusters)}
-    folds = [[question for question in questions if fold_of[question[3]] == fold] for fold in range(NUM_FOLDS)]
+    fold_of = {picture: number % NUM_FOLDS for number, picture in enumerate(pictures)}
+    folds = [[question for question in questions if fold_of[question.picture] == fold] for fold in range(NUM_FOLDS)]
     in_order = [question for fold in folds for question in fold]
-    true_Q = [label for _, _, label, _ in in_order]
-    own_Q = [_answer(regions_CH, words_CH) for regions_CH, words_CH, *_ in in_order]
+    true_Q = [question.label for question in in_order]
+    own_Q = [_answer(question.regions_CH, question.words_CH) for question in in_order]
 
     def right(answer_Q: Sequence[int]) -> float:
         return 100 * fmean(answer == label for answer, label in zip(answer_Q, true_Q, strict=True))
@@ -142,7 +148,7 @@ def naming_gate(questions: Sequence[NameQuestion]) -> NamingGate | None:
 
     return NamingGate(
         num_asked=len(in_order),
-        chance=100 * fmean(1 / len(words_CH) for _, words_CH, *_ in in_order),
+        chance=100 * fmean(1 / len(question.words_CH) for question in in_order),
         as_it_is=right(own_Q),
         own_names=after_map(own_Q),
         true_names=after_map(true_Q),
@@ -156,8 +162,8 @@ def _answer(regions_CH: torch.Tensor, words_CH: torch.Tensor) -> int:
 def _answers_after_map(folds: Sequence[Sequence[NameQuestion]], name_Q: Sequence[int], penalty: float) -> list[int]:
     """Return the answers of all folds, each after the map from regions to names that was fitted on the others."""
     questions = [question for fold in folds for question in fold]
-    region_QH = torch.stack([question[0][name] for question, name in zip(questions, name_Q, strict=True)])
-    name_QH = torch.stack([question[1][name] for question, name in zip(questions, name_Q, strict=True)])
+    region_QH = torch.stack([question.regions_CH[name] for question, name in zip(questions, name_Q, strict=True)])
+    name_QH = torch.stack([question.words_CH[name] for question, name in zip(questions, name_Q, strict=True)])
     fold_Q = torch.tensor([number for number, fold in enumerate(folds) for _ in fold])
     answers = []
     for number, fold in enumerate(folds):
@@ -169,5 +175,7 @@ def _answers_after_map(folds: Sequence[Sequence[NameQuestion]], name_Q: Sequence
         map_HH = torch.linalg.solve(
             gram_HH + ridge * torch.eye(len(gram_HH)), centred_QH.T @ (name_QH[is_seen_Q] - name_H)
         )
-        answers += [_answer((regions_CH - region_H) @ map_HH + name_H, words_CH) for regions_CH, words_CH, *_ in fold]
+        answers += [
+            _answer((question.regions_CH - region_H) @ map_HH + name_H, question.words_CH) for question in fold
+        ]
     return answers
