@@ -20,7 +20,7 @@ from typing import Any
 from advl_pipeline.base.atomic import make_folder, remove_left, write_text, writing
 from advl_pipeline.base.compute import AUTO, ComputeT
 from advl_pipeline.base.configuration import json_text
-from advl_pipeline.base.errors import Advice, IdentityMismatch, again
+from advl_pipeline.base.errors import Advice, IdentityMismatch, advise
 from advl_pipeline.base.packages import installed_versions
 from advl_pipeline.base.repositories import HUB
 from advl_pipeline.cache.identity import Difference, difference_table, differences
@@ -115,10 +115,11 @@ class RunFolder:
         if not self.result.is_file() or not {path for path, _, _ in rows} <= _LENGTHS:
             return None
         free = next(path for number in itertools.count(2) if not (path := Path(f"{self.path}-{number}")).exists())
-        note = "it is finished: start from it, in a new folder"
-        advice = again(note, "--init", str(self.path), "--output", str(free))
-        advice.left_out = ("--init", "--output")
-        return advice
+        return advise(
+            note="it is finished: start from it, in a new folder",
+            again=["--init", str(self.path), "--output", str(free)],
+            left_out=["--init", "--output"],
+        )
 
     def begin(
         self,

@@ -210,11 +210,9 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
         raise plugin_error(point, "teacher", error) from error
     if options.random_seed is None:
         return teacher
-    import torch
-
     try:
         # Building a network draws random numbers, which what comes after must not notice.
-        with torch.random.fork_rng(devices=[]):
+        with drawing(0):
             usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
     except Exception as error:  # What it is otherwise is not at hand, for reasons of its own.
         _log.warning(

@@ -6,6 +6,7 @@ small corpus and mirrors of the official downloads, and numbers of steps, shots 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ import click
 import numpy as np
 import pytest
 import torch
-from commands import exit_code
+from commands import exit_code, printed
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
 from hub_repositories import write_repository
 from own_rows import choice_row, write_json_lines
@@ -29,7 +30,6 @@ from advl_cli.advice import command_of
 from advl_cli.main import group
 from advl_cli.reference import commands, help_blocks
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.saved import save_student
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ["README.md", "AGENTS.md"]
@@ -157,15 +157,19 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         _write_mirrors(Path("datasets"))
         for teacher in ("minilm-l6", "efficientnet-lite0"):
             advl(["extract", "--teacher", teacher, "--dataset", "vcr", "--split", "train", "--folds", 2])
-        save_student(Path("students/scenes-small"), build_student("scenes-small"), origin={})
+        advl(["scenes", "pretrain", *CUT_DOWN["scenes pretrain"]])
         torch.save(build_student("uniter-tiny", overrides={"tokenizer": "minilm-l6"}).state_dict(), "uniter-base.pt")
         torch.save(build_student("vilt-tiny").state_dict(), "vilt.pt")
         write_repository("openai/clip-vit-base-patch16", Path("small-clip"))
         write_repository("FacebookAI/roberta-base", Path("small-roberta"))
         short = ["--method", "plain", "--num-steps", 2, "--batch-size", 2, "--shots", 4]
-        for name, run in (("vcr", "vcr-advl"), ("vqa-v2", "vqa-advl"), ("snli-ve", "ve")):
-            advl(["finetune", "--dataset", name, "--output", f"runs/{run}", *short])
-        advl(["finetune", "--dataset", "scenes-vcr", "--output", "runs/vilt", "--student", "vilt-tiny", *short])
+        for name, run, student in (
+            ("vcr", "vcr-advl", "scenes-small"),
+            ("vqa-v2", "vqa-advl", "scenes-small"),
+            ("snli-ve", "ve", "scenes-small"),
+            ("scenes-vcr", "vilt", "vilt-tiny"),
+        ):
+            advl(["finetune", "--dataset", name, "--output", f"runs/{run}", "--student", student, *short])
         shutil.copytree("runs/vilt", "runs/advl-100-0")
         advl(["evaluate", "runs/vcr-advl", "--on", "val", "--on", "rule-singular", "--probe", "none"])
         _write_predictions()
@@ -181,8 +185,10 @@ name = "mine"
 dataset = "scenes-vcr"
 tasks = ["vcr-q2a"]
 student = "scenes-small"
-test_sets = ["test"]
-methods = ["plain"]
+init = "students/scenes-small"
+teachers = ["efficientnet-lite0", "minilm-l6"]
+test_sets = ["test", "test-shift"]
+methods = ["plain", "advl", "advl-shuffled"]
 shots = [4]
 seeds = [0]
 
@@ -191,7 +197,9 @@ probe = ["none"]
 
 [training]
 num_steps = 2
+adapt_steps = 2
 batch_size = 2
+confidence_folds = 2
 """
 
 
@@ -221,6 +229,21 @@ def _write_predictions() -> None:
     shutil.copy("datasets/vcr/val.jsonl", "val.jsonl")
     for name in ("answers", "rationales"):
         np.save(f"{name}.npy", np.random.default_rng(0).standard_normal((8, 4)))
+
+
+@pytest.mark.slow
+def test_the_main_job_ends_in_a_page(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A corpus, two caches, a pretrained student, a study with a control: what is done is not done again."""
+    monkeypatch.chdir(home)
+    assert "nothing to do" in printed(capsys, "scenes", "pretrain", *CUT_DOWN["scenes pretrain"])[0]
+    result = json.loads(printed(capsys, "study", "mine.toml", "--output", "runs/studies/demo", "--json")[0])
+    assert result
+    printed(capsys, "report", "runs/studies/demo", "--output", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "ADVL, shuffled teacher" in page
+    assert "test-shift" in page
 
 
 def test_examples_are_found_everywhere() -> None:

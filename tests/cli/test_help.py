@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 from advl_cli.main import COMMANDS, group, main
 from advl_cli.reference import commands
-from advl_pipeline.base.configuration import declared
 from advl_pipeline.training import checks as training_checks
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -66,21 +65,6 @@ def test_an_unexpected_error_proposes_debug_once(
     assert "RuntimeError: broken" in printed
     assert printed.rstrip().endswith("next:  advl --debug cache")
     assert ("Traceback" in printed) == ("--debug" in words)
-
-
-def test_options_stand_under_the_component_that_they_configure() -> None:
-    shown = CliRunner().invoke(group, ["finetune", "--help-all"], terminal_width=200).output
-    titles = {name: option.title for name, option in declared(FinetuneConfig).items()}
-    headings: dict[str, str] = {}
-    for line in shown.splitlines():
-        if heading := re.fullmatch(r"([A-Z][a-z ]+):", line):
-            title = heading.group(1)
-        # Click keeps the first form of it that a test asked for: with -h or without.
-        elif flag := re.match(r"  (?:-h, )?--([a-z-]+)", line):
-            headings[flag.group(1).replace("-", "_")] = title
-    assert {name: title for name, title in headings.items() if name in titles} == titles
-    assert {name for name, title in headings.items() if title == "Options"} == {"config", "help", "help_all", "json"}
-    assert list(dict.fromkeys(titles.values()))[:3] == ["Run", "Data", "Student"]
 
 
 def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(

@@ -74,6 +74,7 @@ MISTAKEN = [
     (f"{EXTRACT} --output taken", 2, "letter.txt"),
     (f"{EXTRACT} --split nosuch", 2, "nosuch"),
     ("extract --dataset vcr --teacher minilm-l6", 5, "The dataset vcr is not there."),
+    ("extract --dataset scenes-vcr --teacher minilm-l6", 5, "advl scenes build"),
     ("extract --dataset aokvqa --shots 8 --teacher minilm-l6", 5, "hf:HuggingFaceM4/A-OKVQA"),
     ("finetune --dataset vcr --method plain --output runs/a", 5, "The dataset vcr is not there."),
     ("prepare --dataset vcr --student vilt", 5, "The dataset vcr is not there."),

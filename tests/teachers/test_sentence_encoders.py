@@ -163,6 +163,7 @@ def test_embeddings_are_those_of_the_library(
     assert ("prompt" in tower.describe()["tokenizer"]) == bool(prompt or before)
     control = opened(f"random:{name}")
     assert control.describe()["parameters"] != tower.describe()["parameters"]
+    assert control.describe()["tokenizer"] == tower.describe()["tokenizer"]
     assert control.global_dim == tower.global_dim
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert opened(name).describe() == tower.describe()
