@@ -7,6 +7,7 @@ tensors differently; `read_checkpoint` takes the wrapping off and `map_keys` ren
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import re
@@ -243,9 +244,17 @@ def _files_of(path: Path) -> list[Path]:
     """Return the files of a checkpoint: the file itself, or those of a folder saved by transformers or by us."""
     if path.is_file():
         return [path]
-    for pattern in ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"):
-        if files := sorted(path.glob(pattern)):
-            return files
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                # An index is data: only names inside the folder are taken from it.
+                return [path / Path(shard).name for shard in sorted(shards)]
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise unreadable_weights(index, error) from None
+        if (path / name).is_file():
+            return [path / name]
     raise WeightsUnavailable(
         "The checkpoint is not there.",
         where=str(path),

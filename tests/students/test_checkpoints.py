@@ -137,6 +137,26 @@ def test_what_is_no_checkpoint_of_the_model_is_refused(tmp_path: Path, case: str
         checkpoints.load_file(tiny_module(), tmp_path / name, RULES)
 
 
+@pytest.mark.parametrize(
+    ("index", "file"),
+    [
+        ({"weight_map": {"dense.weight": "model-1.safetensors", "norm.weight": "model-2.safetensors"}}, "model-2"),
+        ({"weight_map": {"dense.weight": "../../model-1.safetensors"}}, ""),
+        ({"weight_map": ["model-1.safetensors"]}, "index.json"),
+        ([], "index.json"),
+    ],
+)
+def test_shards_are_those_of_their_index_inside_the_folder(tmp_path: Path, index: Any, file: str) -> None:
+    save_file({"dense.weight": torch.zeros(2, 3)}, tmp_path / "model-1.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    if not file:
+        assert checkpoints.read_checkpoint(tmp_path).keys() == {"dense.weight"}
+        return
+    with pytest.raises(WeightsUnavailable, match="cannot be read") as refused:
+        checkpoints.read_checkpoint(tmp_path)
+    assert file in refused.value.where
+
+
 def test_tables_grow_and_grids_interpolate() -> None:
     table, fresh = torch.arange(6.0).reshape(3, 2), torch.full((5, 2), -1.0)
     grown = checkpoints.grow_rows(table, fresh)
