@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_repositories import write_repository
 from run_logs import load_json, losses, metrics
-from small_clip import save_small_clip
+from transformers import CLIPModel
 
 from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
@@ -47,7 +48,8 @@ def words_by_the_towers(cache: TeacherCache, example: Example, text: str, unit_i
 def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_say(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, _ = save_small_clip(tmp_path / "clip")
+    write_repository("openai/clip-vit-base-patch16", tmp_path / "clip")
+    model = CLIPModel.from_pretrained(tmp_path / "clip").eval()
     path = small_corpus.extract(
         tmp_path / "cache", teacher="hf:local/pair", weights=tmp_path / "clip", confidence=False
     )
