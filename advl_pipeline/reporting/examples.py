@@ -169,7 +169,7 @@ def _find(dataset: Dataset, item_id: str, task: str) -> Example:
     for name in (item_id, f"{item_id}:{task}"):
         if name in ids:
             return dataset[ids.index(name)]
-    raise DatasetError("The dataset has no such item any more.", where=item_id)
+    raise DatasetError("The dataset no longer has such an item.", where=item_id)
 
 
 def _shown(

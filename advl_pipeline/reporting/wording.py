@@ -24,10 +24,10 @@ QUESTIONS: Mapping[Questions, str] = {
 
 READOUT_QUESTION = "Does the student place words as the teacher does?"
 READOUT_EXPLAINED = (
-    "Of four known words, one is the most like a word that pretraining never taught: so the teacher finds. Listed is "
-    "how often the student picks the same one, before → after the adapt step, mean over the runs. Where pretraining "
-    "left no record of its words, all words count as both. Regions are asked about in the same way, among those of "
-    "other pictures. No label is used. A student of a shuffled teacher is compared with the true one."
+    "The teacher picks, among four known words, the one most similar to a word that pretraining never taught. The "
+    "readout is how often the student picks the same one, before → after the adapt step, mean over the runs. Without "
+    "a record of pretraining's words, all words count as both. Regions are compared in the same way, with those of "
+    "other pictures. No label is used. A student of a shuffled teacher is compared with the true teacher."
 )
 
 

@@ -32,8 +32,8 @@ def execute_cell(cell: Cell) -> None:
     if is_gone or not names.is_finished(cell.run):
         recipe = cell.finetune.optimisation.recipe
         if file_digest(recipe) != cell.recipe_digest:
-            remedy = again("give the same command once more: its cells then follow the recipe as it is now")
-            what = "The recipe has changed since the study was begun."
+            remedy = again("run the same command again: its cells then follow the current recipe")
+            what = "The recipe has changed since the study began."
             raise ConfigError(what, where=recipe, next_command=remedy)
         (cell.run / names.RESULT).unlink(missing_ok=True)
         run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)

@@ -138,7 +138,7 @@ def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple
     """Refuse two runs that were scored on other contents of a test set; raises `ConfigError`."""
     if content[0] != first[0]:
         what = f"Two runs were scored on different contents of {test_set}, so they cannot be compared."
-        remedy = "delete evaluation/ of the run with the old files and give the study command again"
+        remedy = "delete evaluation/ of the run with the old files and run the study command again"
         raise ConfigError(what, where=f"{first[1]} and {content[1]}", next_command=remedy)
 
 
