@@ -41,9 +41,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@# Pip unpacks on one core: two in parallel install the locked versions. The last adds what is missing, such as what
 	@# torch for a GPU depends on, and fails where one of the two could not install what is required.
 	grep -v '^#' constraints.txt | xargs -P 2 -n 20 $(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps || true
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@# On all cores; pip compiles everything on one. Some packages have templates that are not Python.
-	$(BIN)/python -m compileall -qq -j 0 -x '/($(RARELY_IMPORTED))/' .venv/lib || true
+	@# All is compiled meanwhile. That some packages have templates that are not Python is no failure.
+	$(BIN)/python -m compileall -qq -j 0 -x '/($(RARELY_IMPORTED))/' .venv/lib & \
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[$(EXTRAS)]' && wait
 	@# Build leftovers in the checkout would be taken for an installed package, with entry points that grow stale.
 	rm -rf advl_pipeline.egg-info
 	@touch $(STAMP)
