@@ -49,7 +49,7 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_repository("openai/clip-vit-base-patch16", tmp_path / "clip")
-    model = CLIPModel.from_pretrained(tmp_path / "clip").eval()
+    scale = float(CLIPModel.from_pretrained(tmp_path / "clip").logit_scale.detach().exp())
     path = small_corpus.extract(
         tmp_path / "cache", teacher="hf:local/pair", weights=tmp_path / "clip", confidence=False
     )
@@ -77,7 +77,6 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
     )
     confidence = dict(zip(stored[0], stored[1].tolist(), strict=True))
     selected = load_json(run / "selected_words.json")
-    scale = float(model.logit_scale.detach().exp())
     assert set(confidence) == set(selected) == set(ids)
     for example in (dataset[index] for index in range(len(ids))):
         units = [candidate.text_unit for candidate in example.candidates]

@@ -116,8 +116,7 @@ def _waiting(steps: Iterable[Any], _: torch.device) -> Iterator[Sent]:
 def small(corpus: Any, output: Path, **changes: Any) -> Any:
     """Return a run of two adapt steps and three others, of which the third reads what the second logged."""
     steps = {"num_steps": 3, "adapt_steps": 2, "batch_size": 2, "num_workers": 1, "confidence": "none"}
-    # The readouts of all questions would be most of a run here, where every operation passes through Python.
-    return corpus.config(output, **{"shots": 2, "pool": 2, **steps, **changes})
+    return corpus.config(output, **{"shots": 2, **steps, **changes})
 
 
 def require_frugal(taken: Taken, watch: Watch) -> None:
@@ -165,7 +164,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "confidence": "bridge",
         "answer_weight": 1.0,
         "shots": None,
-        "pool": None,
     },
     "contrast": {"adapt_objective": "contrastive", "weight_shuffle": True, "confidence": "probe"},
     "words that the student looks at": {"selection": "adaptive", "distill_layer": "fused"},
