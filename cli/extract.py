@@ -61,7 +61,9 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
         if result.untimed is None:
             click.echo(f"times are of {device_name(config.device)}")
         else:
-            click.echo("time of encoding: not measured, the weights are not here; the teacher's card told the sizes")
+            click.echo(
+                "encoding time: not measured, the weights are not on this machine; sizes are from the teacher's card"
+            )
             click.echo(f"  why:   {result.untimed.what}")
             click.echo(f"  next:  {running().next_command(result.untimed)}")
         if result.payback is not None:
@@ -80,9 +82,9 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
             f"{result.quarantined} pictures could not be read: advl cache info {shlex.quote(str(result.path))}"
         )
     if result.clipped:
-        click.echo(f"{result.clipped} values lay beyond the stored range and were clipped")
+        click.echo(f"{result.clipped} values were beyond the stored range and were clipped")
     if result.shards_left:
-        click.echo(f"part {config.part} is done; {result.shards_left} shards of other parts are missing yet")
+        click.echo(f"part {config.part} is done; {result.shards_left} shards of other parts are still missing")
     click.echo(f"cache: {result.path}")
 
 
@@ -102,7 +104,7 @@ def when_it_pays(payback: Payback) -> str:
     return (
         f"a cache is cheaper than the teacher in every step: {pays}; once {payback.once:.1f} s, then "
         f"{payback.cached:.2f} s an epoch at {payback.bytes_per_second / 1e6:,.0f} MB/s, "
-        f"in place of {payback.live:.1f} s"
+        f"instead of {payback.live:.1f} s"
     )
 
 

@@ -36,7 +36,7 @@ class Separation:
 
     def __str__(self) -> str:
         interval = f"95 % interval {self.low:.2f} to {self.high:.2f}"
-        return f"AUC {self.auc:.2f} for right against wrong ({interval}, {self.num_items} items)"
+        return f"AUC {self.auc:.2f} for correct against wrong ({interval}, {self.num_items} items)"
 
 
 def separation(outranked_N: Floats, groups: Sequence[str]) -> Separation:

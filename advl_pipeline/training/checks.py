@@ -57,7 +57,7 @@ def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
     """
     if config.distill.reads_labels and not is_control:
         instead = "put advl-oracle among the methods of a study, or give --weighting ratio"
-        what = "Weights by labels are a control of studies, and no method."
+        what = "Weights by labels are a control of studies, not a method."
         raise ConfigError(what, where="--weighting oracle", next_command=instead)
     resolve_method(config)
     trackers_named(config.log_with)
@@ -245,7 +245,7 @@ def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSetti
             what = f"A cache of some texts' words cannot serve the distance {settings.distance!r}."
             instead = "add --distance relational, or "
         elif cache.lacks_common_words:
-            what = "Caches of the rarest words of each text are not trained on any more."
+            what = "Caches of the rarest words of each text can no longer be trained on."
         else:
             continue
         again = extract_command(cache.provenance["config"] | {"select_texts": None}, cache.path, renew=True)
@@ -324,7 +324,7 @@ def open_region_caches(
             usual = default_cache("import-regions", "{dataset}", "{split}")
             words += [] if data_root is None else ["--data-root", str(data_root)]
             raise ConfigError(
-                "Regions are read from a cache, which is made of a detector's files once.",
+                "Regions are read from a cache; import a detector's files first.",
                 where=str(place),
                 why="these are no files of a cache" if are_there else "there is nothing here",
                 next_command=advise(words, note=f"then give --regions {shlex.quote(str(usual))}"),
@@ -376,7 +376,7 @@ def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[st
     is_relational = distill.distance == "relational"
     holds_words = two_steps and (adapt.anchors or adapt.asks_itself)
     facts = (
-        ("teachers", method.uses_teachers, "this method hears no teacher"),
+        ("teachers", method.uses_teachers, "this method uses no teacher"),
         ("an adapt step", two_steps, "this run has no adapt step"),
         ("coordinates", not is_relational, "--distance relational projects nothing"),
         ("the text pathway", distill.pathway != "vision", "--pathway vision distils no text"),
@@ -390,7 +390,7 @@ def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[st
         (
             "known words",
             holds_words or (method.uses_teachers and is_relational),
-            "nothing here asks which words are known",
+            "nothing here uses known words",
         ),
         ("pretrained weights", config.init is not None, "there are no pretrained weights (--init)"),
         ("low-rank updates", config.lora_rank != 0, "--lora-rank 0 makes no low-rank updates"),

@@ -399,6 +399,6 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
     unread = {"projection_start", "target_check"} if stored["distance"] == "relational" else set()
     for name in stored.keys() & gone.keys() - unread:
         if gone[name] is not _ANY and stored[name] != gone[name]:
-            what = f"This run was made with an option that went with version 0.3, {name} = {stored[name]!r}."
+            what = f"This run was made with an option that was removed in version 0.3, {name} = {stored[name]!r}."
             raise ConfigError(what, where=where, next_command="leave this run out; it is evaluated as before")
     return build_config(FinetuneConfig, known, changes, where=where)

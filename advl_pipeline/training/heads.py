@@ -31,7 +31,7 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.config import FinetuneConfig
 
-_TRAIN_AGAIN = "give the command that trained it again, with --no-resume"
+_TRAIN_AGAIN = "run the command that trained it again, with --no-resume"
 
 
 def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mapping[str, Any]]) -> None:

@@ -285,7 +285,7 @@ def _memory_line(held_in: str, parts: Mapping[str, int]) -> str:
     frozen = f"frozen weights {sizes['frozen_weights']} in {held_in}, " if parts["frozen_weights"] else ""
     return (
         f"memory before a step: {frozen}trained weights {sizes['trained_weights']}, gradients {sizes['gradients']}, "
-        f"optimiser {sizes['optimiser']}; what layers keep for the backward pass comes on top"
+        f"optimiser {sizes['optimiser']}; activations for the backward pass are extra"
     )
 
 

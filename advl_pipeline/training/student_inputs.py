@@ -123,8 +123,8 @@ def _start(student: Student, init: Path | None) -> str:
         return f"The student {student.name} starts from pretrained weights (--init)."
     if student.towers:
         return (
-            f"The student {student.name} starts from {' and '.join(student.towers)}, which were trained apart: what "
-            "relates words to pictures is random before this run."
+            f"The student {student.name} starts from {' and '.join(student.towers)}, which were trained separately: "
+            "the layers that relate words to pictures are random before this run."
         )
     return (
         f"The student {student.name} starts from random weights: it knows no words and no pictures before this run, "
@@ -329,7 +329,7 @@ def picture_side(student: str | None, options: Sequence[str], *, dataset: str, d
     """
     if student is None:
         instead = "add --student NAME, such as vilt, or --size PIXELS"
-        raise ConfigError("Nothing says how large the stored pictures are to be.", next_command=instead)
+        raise ConfigError("The size of the stored pictures is not set.", next_command=instead)
     tasks = find_dataset(dataset, data_root).tasks
     chosen = choose_recipe(student, head_name(tasks[0]) if tasks else "", "auto")
     given = student_options({"student_option": list(options)})

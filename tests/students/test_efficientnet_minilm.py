@@ -138,7 +138,7 @@ def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(
     cache = "caches/minilm-l6/mine/train"
     out, _ = printed(capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", *few)
     assert json.loads(Path("run/student.json").read_text(encoding="utf-8"))["student"] == "efficientnet-minilm"
-    assert "starts from efficientnet-lite0 and minilm-l6, which were trained apart" in out
+    assert "starts from efficientnet-lite0 and minilm-l6, which were trained separately" in out
     (line,) = (line for line in out.splitlines() if line.startswith("caution:"))
     assert "minilm-l6: the student starts from the same weights" in line
     assert "efficientnet-lite2" in line

@@ -134,7 +134,7 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(cells
         {"weight_decay": 0.1},
     ):
         (run / "config.json").write_text(json.dumps(stored | gone | changes))
-        with pytest.raises(ConfigError, match="option that went with version") as refused:
+        with pytest.raises(ConfigError, match="option that was removed in version") as refused:
             gather_runs(tmp_path / "runs")
         assert str(run / "config.json") in refused.value.where
 

@@ -115,7 +115,7 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
         small_corpus.run(tmp_path / check, confidence_check=check, num_steps=2, adapt_steps=1)
         lines = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}
         assert set(lines) == {"confidence vision", "confidence text"}
-        assert "AUC 1.00 for right against wrong" in lines["confidence vision"]
+        assert "AUC 1.00 for correct against wrong" in lines["confidence vision"]
         assert "NOT ABOVE CHANCE" not in lines["confidence vision"]
         assert ("NOT ABOVE CHANCE" in lines["confidence text"]) == (check == "auc")
         kept = load_json(tmp_path / check / "settings.json")["confidence"]

@@ -106,7 +106,7 @@ class Teaching:
         texts = [choice.line() for choice in self.vision]
         weighted = {name: f"the {name} pathway's weights" for name in ("vision", "text")} | {"joint": "all weights"}
         for modality, measured in self.confidences.items():
-            uniform = f"NOT ABOVE CHANCE, so {weighted[modality]} are uniform (--confidence-check none follows it)"
+            uniform = f"NOT ABOVE CHANCE, so {weighted[modality]} are uniform (--confidence-check none uses it)"
             followed = "" if modality in self.followed else f"; {uniform}"
             texts.append(f"confidence {modality}: {measured}{followed}")
         return texts if self.answers is None else [*texts, *self.answers.lines()]
