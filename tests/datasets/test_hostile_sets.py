@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,20 @@ def copy(tmp_path: Path) -> Path:
     folder = tmp_path / "sets/others/set"
     (folder / "data").mkdir(parents=True)
     return folder
+
+
+Check = Callable[..., str]
+
+
+@pytest.fixture
+def check(copy: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Have `advl datasets check` look at the set, and end with a code; return all that it prints."""
+
+    def run(*options: str, code: int = 5) -> str:
+        words = ("datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1], *options)
+        return "".join(printed(capsys, *words, code=code))
+
+    return run
 
 
 def caption(image: Any) -> dict[str, Any]:
@@ -101,45 +115,32 @@ def test_a_set_of_the_network_names_no_file_of_the_folder_that_the_user_is_in(
         opened.image_units()
     assert "red.png is missing" in caught.value.why
     table = copy / "data/train.parquet"
-    done = far("datasets", "check", "hf:others/set", files={"data/train.parquet": table.read_bytes()}, folder=private)
-    assert done.returncode == 5
-    assert "red.png is missing" in done.stdout
+    assert "red.png is missing" in checked_far({"data/train.parquet": table.read_bytes()}, private)
 
 
-def far(*words: str, files: dict[str, bytes], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `advl` in a folder with a hub that has the files as others/set."""
+def checked_far(files: dict[str, bytes], folder: Path) -> str:
+    """Have a set checked in a folder with a hub that has its files; return all that is printed."""
     with serve_hub() as hub:
         hub.repositories["datasets/others/set"] = files
-        return subprocess.run(
-            [sys.executable, "-m", "advl_cli", *words],
-            env=os.environ
-            | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "ADVL_DATA": str(folder / "data")}
-            | environment,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        home = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "ADVL_DATA": str(folder / "data")}
+        words = [sys.executable, "-m", "advl_cli", "datasets", "check", "hf:others/set"]
+        done = subprocess.run(words, env=os.environ | home, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 5, done.stderr
+    return done.stdout + done.stderr
 
 
-def test_a_link_out_of_the_set_is_refused_and_one_within_it_is_read(
-    private: Path, copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_link_out_of_the_set_is_refused_and_one_within_it_is_read(private: Path, copy: Path, check: Check) -> None:
     write_pictures(copy / "pictures")
     (copy / "pictures/green.png").unlink()
     (copy / "pictures/green.png").symlink_to("red.png")
     rows = [caption(f"pictures/{colour}.png") for colour in COLOURS]
     (copy / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1], "--deep")
-    assert "5 items, 5 pictures, 0 problems" in printed(capsys, *words)[0]
+    assert "5 items, 5 pictures, 0 problems" in check("--deep", code=0)
     (copy / "pictures/red.png").unlink()
     (copy / "pictures/red.png").symlink_to(private / "red.png")
-    out, _ = printed(capsys, *words, code=5)
-    assert out.count("is a link that leads out of the dataset") == 2
+    assert check("--deep").count("is a link that leads out of the dataset") == 2
     (copy / "data/test.jsonl").symlink_to(private / "key")
-    _, message = printed(capsys, *words, code=5)
-    assert "The repository names a file outside of it." in message
+    assert "The repository names a file outside of it." in check("--deep")
 
 
 def test_a_snapshot_in_the_cache_of_the_hub_is_a_copy(
@@ -157,8 +158,11 @@ def test_a_snapshot_in_the_cache_of_the_hub_is_a_copy(
     assert "1 items, 1 pictures, 0 problems" in printed(capsys, *words)[0]
 
 
+Web = tuple[str, list[str]]
+
+
 @pytest.fixture
-def web() -> Iterator[tuple[str, list[str]]]:
+def web() -> Iterator[Web]:
     """A server of the network: its address, and what was asked of it."""
     asked: list[str] = []
 
@@ -194,12 +198,7 @@ def card(data_files: str) -> str:
     ],
 )
 def test_a_card_that_names_data_elsewhere_is_refused_before_anything_is_read(
-    named: str,
-    private: Path,
-    copy: Path,
-    web: tuple[str, list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    named: str, private: Path, copy: Path, web: Web, monkeypatch: pytest.MonkeyPatch, check: Check
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (private / "rows.csv").write_text("image,text,label\nred.png,It is red.,yes\n")
@@ -207,29 +206,22 @@ def test_a_card_that_names_data_elsewhere_is_refused_before_anything_is_read(
     text = card(named.format(private=private, web=web[0]))
     for file, content in {"README.md": text, ".huggingface.yaml": text.split("---")[1]}.items():
         (copy / file).write_text(content)
-        code, message = complaint(capsys, "datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1])
+        message = check()
         (copy / file).unlink()
-        assert code == 5
         assert "The repository names a file outside of it." in message
         assert f"{file} names it as data" in message
     assert not web[1]
 
 
-def test_a_card_on_the_hub_that_names_data_elsewhere(tmp_path: Path, web: tuple[str, list[str]]) -> None:
+def test_a_card_on_the_hub_that_names_data_elsewhere(tmp_path: Path, web: Web) -> None:
     files = {"README.md": card(f"{web[0]}/rows.csv").encode(), "train.csv": b"image,text,label\n"}
-    done = far("datasets", "check", "hf:others/set", files=files, folder=tmp_path)
-    assert done.returncode == 5
-    assert "README.md names it as data" in done.stderr
+    assert "README.md names it as data" in checked_far(files, tmp_path)
     assert not web[1]
 
 
-def test_files_of_a_kind_that_follows_links_of_its_own_are_refused(
-    copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_of_a_kind_that_follows_links_of_its_own_are_refused(copy: Path, check: Check) -> None:
     (copy / "data/train.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    code, message = complaint(capsys, "datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1])
-    assert code == 5
-    assert "are of a kind that is not read" in message
+    assert "are of a kind that is not read" in check()
 
 
 DEEP = "[" * 40_000 + "]" * 40_000
@@ -237,13 +229,11 @@ DEEP = "[" * 40_000 + "]" * 40_000
 
 @pytest.mark.parametrize("name", ["data/train.json", "data/train.jsonl", "metadata.jsonl"])
 @pytest.mark.parametrize("content", [f'{{"a": {DEEP}}}\n', f'[\n{{"a": {DEEP}\n}}]', f'{{"a":\n {DEEP}}}'])
-def test_deep_json_is_refused(name: str, content: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_deep_json_is_refused(name: str, content: str, copy: Path, check: Check) -> None:
     """Arrow would end the process by a segmentation fault."""
     write_pictures(copy)
     (copy / name).write_text(content)
-    code, message = complaint(capsys, "datasets", "check", f"hf:{copy}", "--data-root", copy.parents[1])
-    assert code == 5
-    assert "nested too deep" in message
+    assert "nested too deep" in check()
 
 
 def test_an_attempt_without_a_network_leaves_the_session_as_it_was(
