@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from objects import wait_for_fetches
 
 from advl_pipeline.base.errors import CorruptCache, StorageError
 from advl_pipeline.base.locations import parse_location
@@ -62,12 +63,6 @@ def read(files: DiskCache, name: str = NAMES[0]) -> bytes:
 def kept(folder: Path) -> list[str]:
     root = folder / "reading/a-cache"
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-
-
-def wait_for_fetches() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "advl-fetch-ahead":
-            thread.join(30)
 
 
 def test_many_readers_fetch_a_file_once(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from chaos import make_job
 from commands import printed
-from objects import flipped, objects, spoil, upload
+from objects import flipped, objects, spoil, upload, wait_for_fetches
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
@@ -47,12 +46,6 @@ def finished(url: Url, estimated: Path) -> Url:
     """Where a finished cache lies."""
     upload(url, tree_bytes(estimated / "cache"))
     return url
-
-
-def wait_for_fetches() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "advl-fetch-ahead":
-            thread.join(30)
 
 
 def test_same_bytes_as_in_a_folder(url: Url, estimated: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ reading from a process that imports no torch."""
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,3 +69,10 @@ def forge(cache: Path, content: Mapping[str, bytes]) -> None:
 def sum_tokens(cache: TeacherCache, queue: Any) -> None:
     """Put the sum of all text token features into a queue, from whatever process this runs in."""
     queue.put(float(cache.text.token_features(cache.text.ids)[0].astype("f8").sum()))
+
+
+def wait_for_fetches() -> None:
+    """Wait until no file is being fetched ahead."""
+    for thread in threading.enumerate():
+        if thread.name == "advl-fetch-ahead":
+            thread.join(30)
