@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from commands import complaint, printed
 from dataset_mirrors import snli_ve_record, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from own_rows import choice_row, write_json_lines
-from torch import nn
+from run_logs import forget_digests
 
-from advl_pipeline.base.errors import ConfigError, DatasetError
-from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.vqa_answers import (
     GroundTruth,
     clean_answer,
@@ -29,13 +26,10 @@ from advl_pipeline.datasets.vqa_answers import (
     strip_punctuation,
     vocabulary_form,
 )
-from advl_pipeline.evaluation import predict_files
-from advl_pipeline.evaluation.config import PredictConfig, ScoreVcrConfig
+from advl_pipeline.evaluation.config import ScoreVcrConfig
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy, snli_ve_accuracy, vqa_accuracy
-from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.evaluation.predict_files import write_vcr_submission
 from advl_pipeline.evaluation.scoring import run_score_vcr
-from advl_pipeline.students.registry import build_student
 
 ASSETS = Path(__file__).parents[1] / "assets"
 VQA = ASSETS / "vqa_eval"
@@ -277,36 +271,21 @@ def test_scores_that_are_not_finite_are_never_submitted(tmp_path: Path) -> None:
     assert not (tmp_path / "vcr.csv").exists()
 
 
-@pytest.mark.parametrize(
-    ("learned", "written"),
-    [(["choice"], {"choice"}), ([], {"choice", "rationale"}), (["vcr-q2a"], {"choice", "rationale"})],
-)
 def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: list[str], written: set[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rationales = {"rationales": ["a", "b"], "rationale_label": 0}
     data = write_json_lines(tmp_path / "data.jsonl", [choice_row(number, **rationales) for number in range(20)])
-    trained_on = {"dataset": str(data), "task": learned}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(json.dumps(trained_on))
-    (tmp_path / "run" / "result.json").write_text("{}")
-
-    student = build_student("scenes-small")
-    untrained = FinishedRun(student=student, heads=nn.ModuleDict(), label_names={}, device=torch.device("cpu"))
-
-    def opened(*_: Any, dataset: str, split: str, **options: Any) -> IndexedDataset:
-        return open_dataset(dataset, split=split, **options)
-
-    for name, stand_in in {
-        "check_scoring": lambda *_: None,
-        "read_config": lambda _: trained_on,
-        "load_finished": lambda *_, **__: untrained,
-        "open_as_trained": opened,
-        "score_matrices": lambda _, examples, __: [np.array([[0.0] * len(item.candidates) for item in examples])],
-    }.items():
-        monkeypatch.setattr(predict_files, name, stand_in)
-    path = predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu")).path
-    ids = [line.partition(",")[0] for line in path.read_text().splitlines()[1:]]
-    assert {name.partition(":")[2] for name in ids} == written
-    with pytest.raises(ConfigError, match="replace a folder"):
-        predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu", output=tmp_path))
+    run, both = tmp_path / "run", {"choice", "rationale"}
+    short = ("--method", "plain", "--student", "scenes-small", "--num-steps", 1, "--batch-size", 4)
+    printed(capsys, "finetune", "--data", data, "--task", "choice", *short, "--output", run)
+    forget_digests(run)
+    config = json.loads((run / "config.json").read_text())
+    # A run of other tasks answers all, by the heads that they share.
+    for learned, written in ((["choice"], {"choice"}), ([], both), (["vcr-q2a"], both)):
+        (run / "config.json").write_text(json.dumps(config | {"task": learned}))
+        out, _ = printed(capsys, "predict", run, "--on", "test", "--json")
+        ids = [line.partition(",")[0] for line in Path(json.loads(out)["path"]).read_text().splitlines()[1:]]
+        assert {name.partition(":")[2] for name in ids} == written
+    _, refused = printed(capsys, "predict", run, "--on", "test", "--output", tmp_path, code=2)
+    assert "replace a folder" in refused
