@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -89,18 +89,18 @@ def shift_drop(
     Raises:
         DatasetError: they have no question in common.
     """
-    if match[0] == "other":
+    if match.questions == "other":
         raise DatasetError("The shifted set has no question in common with the original one.")
     # The change is what is lost with the other sign.
     whole, part = (
         Contribution(values_SN=-values.astype(np.float64)[None], groups=None) for values in (original_N, shifted_M)
     )
     before, after, gained = lost_to_shift(whole, part, match)
-    is_same = match[0] == "same"
+    is_same = match.questions == "same"
     original, shifted = (-100.0 * float(side.values_SN.mean()) for side in (before, after))
     points = shifted - original
     return {
-        "questions": match[0],
+        "questions": match.questions,
         "num_items": after.values_SN.shape[1],
         "original": original,
         "shifted": shifted,
@@ -113,8 +113,12 @@ def shift_drop(
 Questions = Literal["same", "part", "other"]
 
 
-Match = tuple[Questions, npt.NDArray[np.int64], npt.NDArray[np.int64]]
-"""How the questions of two sets go together: row i of the one is the question in row i of the other."""
+class Match(NamedTuple):
+    """How the questions of two sets go together: row i of the one is the question in row i of the other."""
+
+    questions: Questions
+    original_n: npt.NDArray[np.int64]
+    shifted_n: npt.NDArray[np.int64]
 
 
 def lost_to_shift(
@@ -168,7 +172,7 @@ def match_questions(
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     alike = _asks_alike(_test_set(dataset, original_set), _test_set(dataset, shifted_set))
     questions: Questions = "other" if not pairs else "part" if alike else "same"
-    return questions, rows[:, 0], rows[:, 1]
+    return Match(questions, rows[:, 0], rows[:, 1])
 
 
 def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:

@@ -266,7 +266,10 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
                 level = trivial[test_set][name]
                 drawn.axvline(level, color=SOFT, linewidth=1.2, linestyle=(0, (1.5, 3)))
                 drawn.text(level, 1.04, name, color=SOFT, fontsize=11, ha=side, va="bottom", transform=above)
-        cells = [(test_set, look[row.method].label, wording.percent(row.mean), _bounds(row)) for row in rows]
+        write = wording.percent
+        cells = [
+            (test_set, look[row.method].label, write(row.mean), wording.interval(row.interval, write)) for row in rows
+        ]
         drawings.append((test_set, drawn, cells))
     return as_figure(
         "answer",
@@ -329,7 +332,7 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
                 drawn.plot([x, x], _inside(row, ticks), color=style.colour, linewidth=1.6)
                 mark(drawn, x, row.mean, style)
         shown = [
-            (test_set, look[method].label, row.shots, write(row.mean), _bounds(row, signed=gains))
+            (test_set, look[method].label, row.shots, write(row.mean), wording.interval(row.interval, write))
             for method, line in lines.items()
             for row in line
         ]
@@ -362,10 +365,3 @@ def _percents(values: Iterable[float]) -> list[float]:
 
 def _inside(row: Any, ticks: list[float]) -> list[float]:
     return [min(max(end, ticks[0]), ticks[-1]) for end in _ends(row)]
-
-
-def _bounds(row: Any, *, signed: bool = False) -> str:
-    if row.interval is None:
-        return ""
-    write = wording.signed if signed else wording.percent
-    return f"[{write(row.interval.low)}, {write(row.interval.high)}]"

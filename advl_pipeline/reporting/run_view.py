@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import (
     SERIES,
@@ -98,20 +99,16 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
     scores = []
     for test_set, document in documents.items():
         for metric, accuracy in document["metrics"].items():
-            trivial = document.get("trivial", {}).get(metric)
             interval = document.get("intervals", {}).get(metric)
             replaced = document.get("use_of_vision", {}).get(metric, {})
-            ends = f"[{wording.percent(interval['low'])}, {wording.percent(interval['high'])}]" if interval else ""
             scores.append(
                 {
                     "test_set": test_set,
                     "metric": wording.metric_name(metric) + wording.WRITTEN * (document.get("protocol") == "letters"),
                     "num_items": document.get("num_items", {}).get(metric, 0),
                     "accuracy": wording.percent(accuracy),
-                    "interval": ends,
-                    "prior": wording.percent(trivial["prior"]) if trivial and "prior" in trivial else "",
-                    "majority": f"{wording.percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
-                    "chance": wording.percent(trivial["chance"]) if trivial else "",
+                    "interval": wording.interval(interval and Interval(**interval), wording.percent),
+                    **wording.without_student(document.get("trivial", {}).get(metric, {})),
                     "changes": {
                         kind: wording.signed(-view["drop"]) for kind, view in replaced.items() if "drop" in view
                     },

@@ -24,11 +24,12 @@ from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.config import FULL
+from advl_pipeline.studies.config import shots_rank
 from advl_pipeline.studies.result import StudyResult, place_of, rows_of
 from advl_pipeline.studies.table import Place
 
 _RANDOM = "random:"
+_WITHOUT_STUDENT = {"prior": "prior of the question", "majority": "majority answer", "chance": "chance"}
 
 LONG_COLUMNS = (
     "setting", "metric", "test_set", "shots", "method", "role", "num_seeds", "num_items", "accuracy_percent",
@@ -90,18 +91,12 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                         if baseline != study.baseline:
                             label += f" (against {wording.method_label(study, baseline)})"
                         rows.append(_row(result, shots, method, label, cells))
-            trivial = [result.trivial.get((setting.name, metric, name), {}) for name in setting.test_sets]
-            majority = (
-                f"{wording.percent(answer['majority'])} ({answer['answer']})" if answer else "" for answer in trivial
-            )
-            prior, chance = (
-                tuple(wording.percent(answer[name]) if name in answer else "" for answer in trivial)
-                for name in ("prior", "chance")
-            )
+            trivial = (result.trivial.get((setting.name, metric, name), {}) for name in setting.test_sets)
+            known = list(map(wording.without_student, trivial))
+            head = {label: tuple(each[name] for each in known) for name, label in _WITHOUT_STUDENT.items()}
             if rows:
                 title = f"{setting.name}, {wording.metric_name(metric)} in percent"
-                head = {"majority answer": tuple(majority), "chance": chance} if any(trivial) else {}
-                head = {"prior of the question": prior} | head if any(prior) else head
+                head = {label: texts for label, texts in head.items() if any(texts)}
                 caveats = result.caveats.get(setting.name, ())
                 tables.append(
                     ShownTable(title=title, columns=setting.test_sets, rows=rows, head=head, caveats=caveats)
@@ -151,8 +146,8 @@ def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
         sides = f"{row.test_set}, picture {row.against}"
         if row.questions:
             sides = f"{row.against} → {row.test_set}, {wording.QUESTIONS[row.questions]}"
-        texts = [wording.percent(before.mean), wording.percent(after.mean), wording.signed(-row.mean)]
-        texts[-1] += "" if row.deviation is None else f" ± {row.deviation:.1f}"
+        texts = [wording.percent(before.mean), wording.percent(after.mean)]
+        texts.append(wording.spread(-row.mean, row.deviation, wording.signed))
         interval = change and wording.interval(change.interval and change.interval.scaled(-1.0))
         texts.append(f"{wording.signed(-change.mean)} {interval}".rstrip() if change else "")
         label = wording.method_label(result.study, row.method)
@@ -178,7 +173,7 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
         ]
         columns = list(dict.fromkeys(row["column"] for row in readouts))
         rows = []
-        sizes = sorted({row["shots"] for row in readouts}, key=lambda shots: (shots == FULL, len(shots), shots))
+        sizes = sorted({row["shots"] for row in readouts}, key=shots_rank)
         for shots, method in itertools.product(sizes, result.study.methods):
             alike = rows_of(readouts, shots=shots, method=method)
             if not alike:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from advl_pipeline.evaluation.items import metric_name as metric_name
 from advl_pipeline.evaluation.shift import Questions
@@ -53,10 +54,9 @@ def percent(value: float) -> str:
     return f"{value:.1f}"
 
 
-def spread(mean: float, deviation: float | None) -> str:
-    """Write the mean, of a share or of what is lost of one, and its standard deviation over seeds."""
-    text = signed(mean) if mean < 0 else percent(mean)
-    return text if deviation is None else f"{text} ± {deviation:.1f}"
+def spread(mean: float, deviation: float | None, write: Callable[[float], str] = percent) -> str:
+    """Write a mean and its standard deviation over seeds."""
+    return write(mean) if deviation is None else f"{write(mean)} ± {deviation:.1f}"
 
 
 def signed_tick(value: float) -> str:
@@ -64,8 +64,17 @@ def signed_tick(value: float) -> str:
     return f"{value:+g}".replace("-", MINUS) if value else "0"
 
 
-def interval(value: Interval | None) -> str:
-    return "" if value is None else f"[{signed(value.low)}, {signed(value.high)}]"
+def interval(value: Interval | None, write: Callable[[float], str] = signed) -> str:
+    return "" if value is None else f"[{write(value.low)}, {write(value.high)}]"
+
+
+def without_student(trivial: Mapping[str, Any]) -> dict[str, str]:
+    """Write what is right without a student, as an evaluation has it: prior, majority and chance, "" if not known."""
+    return {
+        "prior": percent(trivial["prior"]) if "prior" in trivial else "",
+        "majority": f"{percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
+        "chance": percent(trivial["chance"]) if trivial else "",
+    }
 
 
 def p_value(value: float | None) -> str:

@@ -210,6 +210,11 @@ def shots_label(shots: int | None) -> str:
     return FULL if shots is None else str(shots)
 
 
+def shots_rank(label: str) -> tuple[bool, int]:
+    """Return what sorts labels of shots by size, all training questions last."""
+    return label == FULL, 0 if label == FULL else int(label)
+
+
 def published_name(teacher: str) -> str:
     """Return the name of a teacher without what a control puts around it: clip-vit-l for random:clip-vit-l@1."""
     inner = teacher.removeprefix("random:")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.config import StudyConfig, shots_rank
 from advl_pipeline.studies.table import Number, Place, Row
 
 
@@ -64,9 +64,7 @@ class StudyResult:
     def finished(self, setting: str) -> list[Row]:
         """Return the finished cells of a setting, the smallest size and the first seed first."""
         done = rows_of(self.cells, setting=setting, state="finished")
-        return sorted(
-            done, key=lambda cell: (not cell["shots"].isdecimal(), len(cell["shots"]), cell["shots"], cell["seed"])
-        )
+        return sorted(done, key=lambda cell: (shots_rank(cell["shots"]), cell["seed"]))
 
     def find(self, quantity: str, place: Place | None = None, **wanted: object) -> list[Number]:
         """Return the numbers of a quantity, at a place and with fields as wanted."""

@@ -355,7 +355,7 @@ def _losses(table: Table) -> Losses:
             quantity, against = "drop", reference
             dataset = table.study.setting(place.setting).dataset
             match = match_questions(dataset, reference, origin.ids, place.test_set, other.ids)
-            questions = match[0]
+            questions = match.questions
             before, after, lost = lost_to_shift(before, after, match)
         sides = (Scores(seeds=both[0].seeds, sets=sets) for sets in ((before,), (after,), lost))
         losses.setdefault((quantity, place, against), {})[method] = Sides(questions, *sides)

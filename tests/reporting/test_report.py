@@ -382,8 +382,8 @@ def test_every_setting_and_metric_has_figures_and_a_row_says_what_its_change_is_
         (wording.signed(-0.06), "−0.1"),
         (wording.p_value(0.9996), "1"),
         (wording.p_value(0.9994), ".999"),
-        (wording.spread(*summarise([-0.2, -0.4])[:2]), "−0.3 ± 0.1"),
-        (wording.spread(*summarise([-0.01])[:2]), "0.0"),
+        (wording.spread(*summarise([-0.2, -0.4])[:2], wording.signed), "−0.3 ± 0.1"),
+        (wording.spread(*summarise([-0.01])[:2], wording.signed), "0.0"),
     ],
 )
 def test_numbers_are_written_alike_everywhere(written: str, expected: str) -> None:
