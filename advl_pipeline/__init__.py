@@ -1,11 +1,11 @@
-"""ADVL: move what frozen vision and text experts know into a vision-language model while it is finetuned.
+"""ADVL: distil frozen vision and text experts into a vision-language model while you finetune it.
 
 Data flows one way: datasets -> teachers -> extraction -> cache -> training -> evaluation -> reporting.
-Phase 1 (`extraction`) runs each frozen teacher once over a dataset; phase 2 (`training`) streams what it wrote.
-The two meet in the cache alone, which any Zarr v3 reader opens without this package.
+Phase 1 (`extraction`) runs each frozen teacher once over a dataset; phase 2 (`training`) streams its caches.
+Only the cache connects them, and any Zarr v3 reader opens it without this package.
 
 The functions here are the Python interface (`docs/python.md`); modules below are private. Keywords are the names of
-the command line, `lora_rank` for `--lora-rank`. Nothing heavy is imported before it is used.
+the command line, `lora_rank` for `--lora-rank`. Heavy modules are imported on first use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NAMES_OF = {
     "teachers.open_options": ("OpenOptions",),
     "teachers.vision_backbone": ("ImageFeatures", "PixelSettings", "VisionBackbone"),
 }
-"""Modules -> what they have for loops and teachers of one's own, imported when it is first asked for."""
+"""Module -> its public names for your own loops and teachers, imported on first use."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 __all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "predict", *_MODULE_OF]
@@ -67,15 +67,15 @@ def __getattr__(name: str) -> Any:
 
 
 def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractResult:
-    """Run a frozen teacher once over a split and write its cache; an interrupted one goes on (`advl extract`).
+    """Run a frozen teacher once over a split and write its cache, resuming an interrupted one (`advl extract`).
 
     Args:
-        teacher: its name, as `advl teachers list` has it; or a teacher of your own, opened.
+        teacher: a name of `advl teachers list`, or your own opened teacher.
         data: the name of a dataset, a path, rows, or split -> rows.
-        options: others of `advl extract`, such as `split` or `output`.
+        options: further options of `advl extract`, such as `split` or `output`.
 
     Returns:
-        `path` of the cache, and what was encoded.
+        `path` of the cache, and counts of what was encoded.
 
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
@@ -91,15 +91,15 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
 
 
 def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> FinetuneResult:
-    """Finetune a student while streaming teacher caches; an interrupted run goes on (`advl finetune`).
+    """Finetune a student while streaming teacher caches, resuming an interrupted run (`advl finetune`).
 
     Args:
         data: the name of a dataset, a path, rows, or split -> rows.
         output: the run folder.
-        options: others of `advl finetune`, such as `cache`, `student`, `init`, `method` or `shots`.
+        options: further options of `advl finetune`, such as `cache`, `student`, `init`, `method` or `shots`.
 
     Returns:
-        `output`, the run folder, and `summary`, what its result.json holds.
+        `output`, the run folder, and `summary`, the content of its result.json.
 
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
@@ -119,10 +119,10 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
 
     Args:
         run: the run folder.
-        options: others of `advl evaluate`, such as `on` or `probe`.
+        options: further options of `advl evaluate`, such as `on` or `probe`.
 
     Returns:
-        `sets`: test set -> its metrics and all that its file holds.
+        `sets`: test set -> its metrics and the rest of its file.
 
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
@@ -141,10 +141,10 @@ def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
 
     Args:
         run: the run folder.
-        options: others of `advl predict`, such as `on` or `output`.
+        options: further options of `advl predict`, such as `on` or `output`.
 
     Returns:
-        `path` of the file, and how many questions it answers.
+        `path` of the file, and the number of questions.
 
     Raises:
         AdvlError: says what is wrong, where, why, and what to do next.
@@ -159,11 +159,11 @@ def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
 
 
 def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> AnsweringRun:
-    """Load a finished run to ask it questions: `load_run(path).answer(picture, question, choices)`.
+    """Load a finished run to answer questions: `load_run(path).answer(picture, question, choices)`.
 
     Args:
         path: the run folder.
-        device: where it computes, such as cpu or cuda:0.
+        device: the device, such as cpu or cuda:0.
 
     Raises:
         AdvlError: there is no finished run, or it learned several tasks.
@@ -185,7 +185,7 @@ def _configured(cls: type[ConfigT], options: Mapping[str, Any], data: Data | Non
         return build_config(cls, values)
     if isinstance(data, (str, os.PathLike)):
         return build_config(cls, values, {"dataset": os.fspath(data)})
-    # Rows are written once all else is known to be sound.
+    # Rows are written only after everything else is validated.
     build_config(cls, values, {"dataset": "given"})
     from advl_pipeline.datasets.own.kept_rows import keep_rows
 
