@@ -167,7 +167,7 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
 
 def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: Path) -> None:
     """It has the same answers about other pictures; that they change nothing in training, `test_leaks.py` tells."""
-    small_corpus.run(tmp_path / "run", method="plain", cache=(), hide_picture=True, student="scenes-small")
+    small_corpus.run(tmp_path / "run", method="plain", cache=(), hide_picture=True)
     assert "use_of_vision" not in small_corpus.evaluate(tmp_path / "run")["test"]
     finished, examples = load_finished(tmp_path / "run"), small_corpus.examples("test")
     others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)

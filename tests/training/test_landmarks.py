@@ -203,9 +203,9 @@ def test_scores_equal_a_loop() -> None:
         assert float(scores[node]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("student", ["scenes-small", "scenes-vilt"])
+@pytest.mark.parametrize("student", [{}, {"student": "scenes-vilt"}])
 def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
-    student: str, small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: dict[str, str], small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
@@ -216,9 +216,7 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
 
     monkeypatch.setattr(confidences, "bridge_confidence", keep)
     monkeypatch.setattr(confidences, "load_or_estimate_confidence", None)
-    run = small_corpus.run(
-        tmp_path / "run", student=student, confidence="bridge", known_words=known, num_steps=2
-    ).output
+    run = small_corpus.run(tmp_path / "run", **student, confidence="bridge", known_words=known, num_steps=2).output
     ((forwards, backwards),) = asked
     np.testing.assert_allclose(forwards.probability_N, backwards.probability_N[::-1], rtol=1e-4)
     np.testing.assert_array_equal(forwards.outranked_N, backwards.outranked_N[::-1])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_picture, write_vcr, write_vqa
+from small_corpus import SMALL_WORDS
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.cache.reader import open_cache
@@ -16,7 +17,10 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 
 NUM_QUESTIONS = 32
-SHORT = ("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8)
+SHORT = [
+    *("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8),
+    *("--student-option", *SMALL_WORDS),
+]
 EXTRACT = ("extract", "--teacher", "minilm-l6", "--dataset", "vcr", "--folds", 2)
 
 

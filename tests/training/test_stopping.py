@@ -120,6 +120,7 @@ seeds = [0, 1]
 num_steps = 30
 batch_size = 4
 checkpoint_every = 1000
+student_option = ["word_size=16"]
 
 [[settings]]
 name = "small"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from first_step import first_terms, open_run
 from run_logs import load_json, losses
-from small_corpus import SmallCorpus
+from small_corpus import SMALL_WORDS, SmallCorpus
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import open_cache
@@ -26,7 +26,9 @@ from advl_pipeline.training.signals.teacher_features import UnitFeatures, cached
 OWN = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only", "answers_of": "student"}
 
 
-@pytest.mark.parametrize(("student", "changes"), [("scenes-small", OWN), ("smolvlm-tiny", {})])
+@pytest.mark.parametrize(
+    ("student", "changes"), [("scenes-small", OWN | {"student_option": SMALL_WORDS}), ("smolvlm-tiny", {})]
+)
 def test_the_adapt_step_learns_answers(
     changes: dict[str, Any], student: str, small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
