@@ -165,7 +165,7 @@ def test_a_cache_of_the_user_where_a_download_is_kept_stays(
     shutil.copytree(small_corpus.caches[1], tmp_path / "cache.partial")
     before, asked = tree_bytes(tmp_path), len(hub.asked)
     _, message = advl("cache", "pull", "lab/minilm", "--output", tmp_path / "cache", code=2)
-    assert "Something else lies" in message
+    assert "in the place of the download" in message
     assert not [line for line in hub.asked[asked:] if "/resolve/" in line]
     assert tree_bytes(tmp_path) == before
     (tmp_path / "linked.partial").symlink_to(tmp_path / "cache.partial")
