@@ -126,14 +126,20 @@ def package_folder(module: str) -> Path | None:
 
 
 def installed_versions(distributions: Iterable[str], *, absent: str) -> dict[str, str]:
-    """Return the version of each distribution; `absent` stands for that of one that is not installed."""
-    versions = {}
-    for name in distributions:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = absent
-    return versions
+    """Return the version of each distribution, read once for a process.
+
+    Args:
+        absent: stands for the version of one that is not installed.
+    """
+    return {name: _installed_version(name) or absent for name in distributions}
+
+
+@cache
+def _installed_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def install_extra(*extras: str, note: str = "") -> Advice:
