@@ -144,7 +144,7 @@ def test_damage_in_the_store_is_found(finished: Url) -> None:
 
 @pytest.mark.slow
 def test_killed_and_shared(url: Url, tmp_path: Path, s3_server: S3Server) -> None:
-    make_job(tmp_path, "folder").start().finish()
+    make_job(tmp_path, "folder", delay=0.0).start().finish()
     job, store = make_job(tmp_path, "remote"), ObjectStore(url)
     job.settings["config"]["output"] = str(url)
     job.settings["environment"] = s3_server.environment
@@ -158,6 +158,7 @@ def test_killed_and_shared(url: Url, tmp_path: Path, s3_server: S3Server) -> Non
         running.send(signal.SIGKILL)
         running.wait()
     assert killed
+    job.settings["teacher"]["delay"] = 0.0
     parts = []
     for number in (1, 2):
         job.settings["config"]["part"] = f"{number}/2"
