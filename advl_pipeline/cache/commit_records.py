@@ -1,4 +1,4 @@
-"""Commit records: what each file of a cache must be. A record is the last thing written of what it vouches for.
+"""Commit records: the size and digest of each file of a cache. A record is written after the files that it lists.
 
 `records/plan.json` vouches for what is known before encoding, `records/<modality>-<shard>.json` for one shard,
 `records/<modality>-tables.json` for the arrays with a row per unit, and `records/complete.json`, written last of all,

@@ -2,9 +2,9 @@
 share of what is wrong that it outranks.
 
 Each set has an identity of its own (estimator, task, split, folds, seed, examples) and lies in `confidence/<key>/`,
-where the key is the beginning of the identity's digest. Sets are added at any time. One that is there, and sound, is
-never written again, whoever estimated it; the record of a damaged one is taken away before anything else. So a reader
-whose files do not fit the record that it read finds another record, or none, unless they are damaged.
+where the key is the beginning of the identity's digest. Sets are added at any time. A sound set is never rewritten,
+whoever estimates it again; a damaged one loses its record before anything else. So when files do not match the record
+that a reader has read, the record was replaced or removed meanwhile, or the files are damaged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def confidence_record_path(key: str) -> str:
 
 
 def write_confidence(location: Location, identity: Mapping[str, Any], confidences: ConfidenceSet) -> None:
-    """Add a set of confidences; one that is there, and sound, stays as it is, whoever wrote it.
+    """Add a set of confidences; a sound one that exists stays as it is, whoever wrote it.
 
     Runs that begin together estimate the same set; on other processors its last bits may differ, so that their files
     must not mix.

@@ -1,10 +1,10 @@
 """A bounded folder of this machine that holds files of remote caches: what finetuning reads them through.
 
-Several processes may use one folder. A file is fetched under a lock by one of them, checked against the digest in the
-cache's commit record while it comes in, and again when another process first opens it. The files that were opened
-longest ago go first; who is reading one goes on, as it has it open. The bound holds for everything under the folder,
-fetches in flight included. Files that will be read soon are fetched ahead, a few at once, in the order of need, into
-free room only.
+Several processes may share one folder. One of them fetches a file under a lock and checks it against the digest in
+the cache's commit record as it arrives; every other process checks it when it first opens it. The least recently
+opened files are evicted first; a process that has one open reads on. The bound covers everything in the folder,
+downloads in progress included. Files needed soon are prefetched, a few at once, in the order of need, into free room
+only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a cache is, its identity, and how it came to be, its provenance: recorded next to the identity, no part of it.
+"""The identity of a cache, and its provenance: how it was made, recorded next to the identity and no part of it.
 
 An identity holds everything that changes the numbers. Its canonical form is JSON in UTF-8 with sorted keys, no white
 space, no NaN: equal settings give equal bytes, and different settings (1 and 1.0 and true and "1" included) give

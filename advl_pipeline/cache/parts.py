@@ -67,7 +67,7 @@ def holding(store: Store, part: ExtractionPart = WHOLE) -> Iterator[None]:
         with _locked(store.locks / f"part-{part.number}-of-{part.count}", f"this cache, part {part}"):
             for path in store.locks.glob("part-*-of-*"):
                 if not path.name.endswith(f"-of-{part.count}"):
-                    # Shards of another division are also ours. Of a process that died, only the file is left.
+                    # The shards of another division overlap ours. A process that died left only its lock file.
                     with _locked(path, "this cache, in other parts"):
                         pass
             yield

@@ -1,8 +1,8 @@
-"""One place that holds a cache, whatever it is: what every command of a cache is written over.
+"""A place that holds a cache: the interface that every cache command is written against.
 
 A store is a folder or a prefix in a bucket; `stores.open_store` alone asks which. Names are those of
-`docs/cache-format.md`, relative to the cache. A file is there whole or not at all. What is checked of files when a
-cache is opened stands here too: that it is one, that they are plain, whole and where they belong.
+`docs/cache-format.md`, relative to the cache. A file is there whole or not at all. The checks
+made when a cache is opened are here too: that it is a cache, that its files are plain, complete and in place.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Readable(ABC):
         return repair_command(self.location)
 
     def refused(self, what: str, why: str = "", next_command: str = "") -> ConfigError:
-        """Return the error of a command that the cache, or its place, is not made for."""
+        """Return the error of a command that does not apply to this cache or place."""
         return ConfigError(what, where=str(self.location), why=why, next_command=next_command)
 
     def damaged(self, what: str, name: str, why: str = "") -> CorruptCache:

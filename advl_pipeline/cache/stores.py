@@ -49,7 +49,7 @@ _TEMPORARY = f"{WORK_FOLDER}/tmp"
 
 
 def open_store(location: Location, disk_cache_gb: float = DEFAULT_GB) -> Store:
-    """Return the store at a location; nothing is asked of it yet.
+    """Return the store at a location, without a request to it.
 
     Args:
         location: folder or URL.

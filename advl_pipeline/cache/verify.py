@@ -1,12 +1,11 @@
-"""Verification: every byte against the commit records, every record against the others, the numbers against sense.
+"""Verification: every byte against the commit records, the records against each other, the numbers for plausibility.
 
-Before a run trains on a cache, `require_trustworthy` looks at what changed since it was last vouched for. Who
-completes a cache notes size, inode and times of every file that its record lists, in a file next to the cache. A file
-that is not as it was noted is hashed, and noted once it is what the record says; so the next run hashes nothing. Of a
-copy of a cache, or one from elsewhere, the first run hashes all. No time is compared with another: neither a clock
-that goes wrong nor a record that was touched vouches for anything. `advl cache verify` hashes all of it, which
-costs about as much as reading it once, and alone finds bits that a disk lost by itself. Objects in a store are hashed
-whenever they are fetched; there is nothing to add to that.
+Before a run trains on a cache, `require_trustworthy` checks the files that changed since they were last verified. The
+process that completes a cache notes size, inode and times of every recorded file in a file next to the cache. A file
+that differs from its note is hashed, and noted again once it matches its record, so the next run hashes nothing. The
+first run on a copy, or on a cache from elsewhere, hashes everything. No time is compared with another time: a wrong
+clock or a touched record proves nothing. `advl cache verify` hashes everything, which costs about as much as reading
+it once; only this finds bits that the disk lost on its own. Objects in a store are hashed on every fetch.
 
 Shapes: N units, Q units looked at, M token rows, D feature width.
 """
@@ -218,9 +217,9 @@ def file_problem(store: Store, name: str, entry: FileEntry, numbers: StoredNumbe
 
 
 class StoredNumbers:
-    """The features of a cache, looked at shard by shard as they are hashed, and added up to their moments.
+    """The features of a cache, checked shard by shard while they are hashed, and summed for their moments.
 
-    When all were looked at, it is asked what hashes cannot tell: whether what was written makes a cache.
+    After the last shard it checks what hashes cannot show: whether the files together make a cache.
     """
 
     def __init__(self, store: Store) -> None:
@@ -311,7 +310,7 @@ class StoredNumbers:
         return np.array([unit_id not in quarantined for unit_id in UnitIds(self._writer.unit_ids(modality), None)])
 
     def wrong_moments(self) -> dict[str, str]:
-        """Return the moments that are not those of the features; every shard must have been looked at."""
+        """Return the moments that are not those of the features; every shard must have been checked."""
         findings = {}
         for modality, sums_of in self._sums.items():
             lengths_N = self._writer.placement(modality).lengths_N

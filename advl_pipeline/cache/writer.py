@@ -1,7 +1,7 @@
 """Writing a cache: the plan, then whole shards in any order by any process, then the tables, last the commit record.
 
-What a shard adds to the per-unit tables waits, flushed, in the work folder until all shards are committed: one file
-per shard, safetensors behind the digest of all of it, so that what was lost or changed never gets into a table.
+A shard's part of the per-unit tables is kept in the work folder until all shards are committed: one file per shard,
+safetensors behind the digest of its content, so that lost or changed data never get into a table.
 
 Moments are summed over shards in a fixed order, so that every run gives the same bits.
 
@@ -394,7 +394,7 @@ def load_staged(store: Readable, modality: str, shard: int) -> dict[str, Array]:
 
 
 def clear_work(store: Store) -> None:
-    """Remove what runs left of their work, version 0.2 included; not the locks of those that still run."""
+    """Remove the work files that runs left, version 0.2 included; locks of running processes stay."""
     for below in (STAGED_FOLDER, *(f"{WORK_FOLDER}/{name}" for name in ("tmp", "claims"))):
         store.delete_under(below)
     remove_dead_locks(store)

@@ -40,7 +40,7 @@ from advl_pipeline.extraction.sources import PreparedBatch, Source
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 BATCHES_READY = 2
-"""Batches that lie ready besides those that are being made ready."""
+"""Prepared batches that wait, in addition to those in preparation."""
 
 _BATCHES_BEHIND = 4
 """Batches of features that wait to be written."""
@@ -78,7 +78,7 @@ def encode_shards(
             for shard, batch in stream:
                 progress.seconds["read"] = stream.seconds_waited
                 copy = None
-                if units := list(batch[0].values()):
+                if units := list(batch.units.values()):
                     with progress.stage("encode"):
                         copy = HostCopy(source.tower.encode(units), writer.plan.stored_dtype)
                         # A device is given the next batch while it computes this one, and no more.
@@ -92,12 +92,12 @@ def encode_shards(
     with Prefetcher(encoded, limit=_BATCHES_BEHIND, name="advl-encode") as features:
         for shard, batches in groupby(features, key=itemgetter(0)):
             buffer = writer.new_buffer(source.modality, shard)
-            for _, (prepared, unreadable), copy in batches:
-                for position, reason in unreadable.items():
+            for _, batch, copy in batches:
+                for position, reason in batch.unreadable.items():
                     buffer.quarantine(position, reason)
                 if copy is not None:
-                    _put(buffer, prepared, copy)
-                progress.advance(len(prepared) + len(unreadable))
+                    _put(buffer, batch.units, copy)
+                progress.advance(len(batch.units) + len(batch.unreadable))
             writer.commit_shard(source.modality, buffer)
 
 
@@ -209,7 +209,7 @@ def _fastest(source: Source) -> int:
     looked_at = np.unique(np.linspace(0, num_units - 1, _LOOKED_AT).astype(np.int64)).tolist()
     if source.modality == "image":
         looked_at = looked_at[:: max(1, len(looked_at) // _TRIED)]
-    prepared, _ = source.prepare(looked_at, skip_unreadable=True)
+    prepared = source.prepare(looked_at, skip_unreadable=True).units
     if not prepared:
         return SMALLEST
     longest = sorted(prepared.values(), key=lambda unit: unit.num_tokens)[-_TRIED:]

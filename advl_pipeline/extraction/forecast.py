@@ -22,7 +22,7 @@ from advl_pipeline.extraction.encode import plan_batches
 from advl_pipeline.extraction.sources import Source
 
 _SPARE_BYTES = 64_000_000
-"""Left free besides a cache: its metadata, and work of the system that a full disk would stop."""
+"""Left free in addition to the cache: for metadata, and so that the system can go on working."""
 
 _SAMPLED_EXAMPLES = 100
 """Whose texts are counted, to learn how many an epoch reads."""
@@ -95,7 +95,7 @@ def measured_seconds(config: ExtractConfig, sources: Sequence[Source], plan: Cac
             )
         ]
         for batch in (batches[len(batches) // 3], batches[2 * len(batches) // 3]):
-            if units := list(source.prepare(batch, skip_unreadable=True)[0].values()):
+            if units := list(source.prepare(batch, skip_unreadable=True).units.values()):
                 begin = time.perf_counter()
                 source.tower.encode(units).on_cpu()
                 rates.append((time.perf_counter() - begin) / len(units))

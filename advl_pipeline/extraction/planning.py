@@ -64,7 +64,7 @@ def build_identity(
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Return what of the identity is the dataset's; the part that is selected, if it is not the whole split."""
+    """Return the dataset's part of the identity, with the selection if it is not the whole split."""
     whole = {
         "name": dataset.identity_name,
         "split": dataset.split,
@@ -143,7 +143,7 @@ def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any])
 def take_or_make_plan(
     config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]
 ) -> tuple[Estimate, ...]:
-    """Take the plan that is there, or make one; returns what the cache will take, nothing where it was made before.
+    """Use the existing plan, or make one; return the estimates of a new plan, nothing for an existing one.
 
     Raises:
         IdentityMismatch: the plan that is there is of another cache. StorageError: as `make_plan`.
@@ -252,5 +252,5 @@ def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, A
 
 
 def recorded_options(config: ExtractConfig) -> dict[str, Any]:
-    """Return the options that the record of a cache holds: those that say how it was made, and of what."""
+    """Return the options that a cache's record holds: how it was made, and from what."""
     return options_without(ExtractConfig, config_to_dict(config), "none")

@@ -1,8 +1,8 @@
 """`advl cache verify`: the bytes, and on request some units encoded again by the teacher.
 
-The extraction that made a cache is known from the cache's own record: what it names, but not where that lies. A cache
-may come from anyone. Paths of its record are shown, and never opened or written to; but units of a cache that was
-extracted here, as the note next to it says, are checked against the data that they came from.
+A cache's record names the teacher and the data of its extraction. A cache may come from anyone, so paths in its
+record are shown, and never opened or written to. Only if the note next to a cache says that it was extracted here are
+its units checked against the data that the record names.
 
 Shapes: M token rows, D feature width.
 """
@@ -141,7 +141,8 @@ def recompute(
             unit_id = source.unit_ids()[unit].tobytes().hex()
             if unit_id in store.quarantined:
                 continue
-            encoded = source.tower.encode(list(source.prepare([unit], skip_unreadable=False)[0].values())).on_cpu()
+            prepared = source.prepare([unit], skip_unreadable=False).units
+            encoded = source.tower.encode(list(prepared.values())).on_cpu()
             pairs = [(store.global_features([unit_id]), encoded.global_ND.numpy())]
             if store.has_tokens:
                 pairs.append((store.token_features([unit_id])[0], encoded.token_values[0].numpy()))

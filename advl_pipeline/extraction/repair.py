@@ -1,9 +1,9 @@
-"""`advl cache repair`: what is damaged is taken back to the state before its commit, then the extraction is resumed.
+"""`advl cache repair`: damaged parts return to the state before their commit, then the extraction resumes.
 
-Metadata files exist more than once or follow from others, so they are restored from what is left; a shard is encoded
-again only when a file that it wrote is damaged, or a statistic of the teacher's is. Files that are sound are not
-touched. That a shard is sound is only its record's word, which is said. Where files are as recorded and contradict
-one another, the records' word is worth nothing, and every shard that they may be of is encoded again.
+Metadata files have copies or follow from other files, so they are restored from what is left. A shard is encoded
+again only if one of its files, or one of the teacher's statistics, is damaged. Sound files are not touched. That a
+shard is sound is only its record's claim, and the result says so. If files match their records and contradict each
+other, the records prove nothing, and every shard that may be affected is encoded again.
 """
 
 from __future__ import annotations

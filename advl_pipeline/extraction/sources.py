@@ -1,6 +1,6 @@
-"""What is extracted: a split or the part of it that low-shot runs need, and its two modalities behind one face.
+"""The input of an extraction: a split, or the part that low-shot runs need, and its modalities behind one interface.
 
-Of a modality, how many tokens each unit has, and batches made ready for the teacher.
+A source counts the tokens of its units and prepares batches for the teacher.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +33,19 @@ from advl_pipeline.teachers.text_units import SelectingTextTower, covering_texts
 _TOKENISE_UNITS = 1024
 
 _PIECES_PER_WORD = 1.15
-"""Word pieces of a word or mark of plain English, about."""
+"""Word pieces per word or punctuation mark of plain English, on average."""
 
 _WORDED_TEXTS = 2_000
-"""Texts whose words tell the rows of all, where the teacher's tokenizer is not at hand."""
+"""Sampled texts whose words estimate the token rows where the teacher's tokenizer is missing."""
 
 Selection = IndexedDataset | Concatenated | Selected
 
 
-PreparedBatch = tuple[dict[int, PreparedUnit], dict[int, str]]
-"""Units made ready for a forward pass, by their positions; and why those could not be that are missing."""
+class PreparedBatch(NamedTuple):
+    """Units made ready for a forward pass, by their positions; and why the missing ones could not be read."""
+
+    units: dict[int, PreparedUnit]
+    unreadable: dict[int, str]
 
 
 class ImageSource:
@@ -74,17 +78,16 @@ class ImageSource:
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
         """Make units ready; raises `DatasetError` for one that cannot be read unless those are skipped."""
-        prepared: dict[int, PreparedUnit] = {}
-        unreadable: dict[int, str] = {}
+        batch = PreparedBatch({}, {})
         for position in units:
             unit = self._units[position]
             try:
-                prepared[position] = self.tower.prepare(unit)
+                batch.units[position] = self.tower.prepare(unit)
             except DatasetError as error:
                 if not skip_unreadable:
                     raise
-                unreadable[position] = f"{unit.path.name}: {error.why or error.what}"
-        return prepared, unreadable
+                batch.unreadable[position] = f"{unit.path.name}: {error.why or error.what}"
+        return batch
 
 
 class TextSource:
@@ -132,7 +135,8 @@ class TextSource:
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
         del skip_unreadable  # A text that was read is readable.
-        return dict(zip(units, self.tower.prepare([self._units[position] for position in units]), strict=True)), {}
+        prepared = self.tower.prepare([self._units[position] for position in units])
+        return PreparedBatch(dict(zip(units, prepared, strict=True)), {})
 
 
 Source = ImageSource | TextSource
@@ -140,7 +144,7 @@ Source = ImageSource | TextSource
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizedUnits:
-    """As `ImageSource`, of a modality whose sizes are known and whose units nobody encodes."""
+    """As `ImageSource`, of a modality whose sizes are known and whose units are not encoded."""
 
     modality: str
     global_dim: int
