@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_extraction import open_tiny, tiny_config, tree_bytes
 
+from advl_pipeline.base.compute import resolved
 from advl_pipeline.base.errors import ClusterError, StorageError
 from advl_pipeline.cache.parts import ExtractionPart
 from advl_pipeline.extraction.cluster import run_task
@@ -52,7 +53,7 @@ def start(tmp_path: Path) -> subprocess.Popen[str]:
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_same_bytes_and_resumed_after_a_stop(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path / "one", data_root=str(tmp_path / "data"))
+    config = resolved(tiny_config(tmp_path / "one", data_root=str(tmp_path / "data")))
     extract(config, *open_tiny(config))
     stopped = start(tmp_path)
     deadline = time.monotonic() + 300
