@@ -182,7 +182,7 @@ def test_stores_that_cannot_be_used(
 ) -> None:
     target = url if bucket is None else parse_location(f"s3://{bucket}/cache")
     begin = time.monotonic()
-    environment = client_environment(endpoint or s3_server.endpoint, ACCESS_KEY, secret)
+    environment = client_environment(endpoint or s3_server.endpoint, secret)
     with mock.patch.dict(os.environ, environment):
         for call in (lambda: open_cache(target), lambda: tiny_extract(tmp_path / "data", target)):
             with pytest.raises(StorageError, match=says) as caught:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment
+from s3_server import S3Server, client_environment
 
 Fault = Literal["500", "503", "500 after", "cut", "slow", "stall"]
 """An error, an error in place of the answer to a request that was carried out, half a body, a body that drips, and
@@ -50,7 +50,7 @@ class FaultyStore:
     @property
     def environment(self) -> dict[str, str]:
         """What a client needs to reach the store through the proxy."""
-        return client_environment(self.endpoint, ACCESS_KEY, SECRET_KEY)
+        return client_environment(self.endpoint)
 
     def next_fault(self, request: str) -> Fault | None:
         """Count a request, and say what it meets."""

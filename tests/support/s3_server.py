@@ -34,18 +34,17 @@ class S3Server:
     """A running server; `environment` is what a client needs to reach it."""
 
     endpoint: str
-    folder: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        return client_environment(self.endpoint, ACCESS_KEY, SECRET_KEY)
+        return client_environment(self.endpoint)
 
 
-def client_environment(endpoint: str, access_key: str, secret_key: str) -> dict[str, str]:
+def client_environment(endpoint: str, secret_key: str = SECRET_KEY) -> dict[str, str]:
     """Return the variables by which S3 clients find a server and sign."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": secret_key,
         "AWS_REGION": "us-east-1",
     }
@@ -84,7 +83,7 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
     try:
         _wait_for(ports[6], server, folder / "server.log")
         _make_bucket(*(f"127.0.0.1:{ports[first]}.{ports[first + 1]}" for first in (0, 4)))
-        yield S3Server(endpoint=f"http://127.0.0.1:{ports[6]}", folder=folder)
+        yield S3Server(endpoint=f"http://127.0.0.1:{ports[6]}")
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
