@@ -69,12 +69,15 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """A cache that is to be begun: its record, but for the files that are written before it, and of each modality the
-    ids of its N units, (N, 16) uint8, and where their rows lie."""
+    """A cache to be begun: its record without files, and the ids (N, 16) and the shards of each modality's N units.
+
+    Token rows were counted in `num_counted` of the units; the other units repeat these numbers.
+    """
 
     record: PlanRecord
     unit_ids: Mapping[str, npt.NDArray[np.uint8]]
     placements: Mapping[str, ShardPlan]
+    num_counted: Mapping[str, int]
 
     def num_bytes(self, modality: str) -> int:
         """Return how many bytes a modality will take: whole chunks, and the metadata of arrays."""
@@ -96,14 +99,18 @@ def plan_cache(
 
     Args:
         record: without files.
-        unit_ids, lengths: of each modality the (N, 16) ids of its units, and their token rows, (N,).
+        unit_ids: of each modality, (N, 16).
+        lengths: of each modality the token rows of n units, (n,); of fewer than all they are repeated.
         max_file_bytes: the largest file that its store takes; None for any.
 
     Raises:
         ConfigError: shards that no reader opens, or the store does not take.
     """
     shard_rows = record.shard_rows
-    placements = {name: place(lengths_N, shard_rows=shard_rows) for name, lengths_N in lengths.items()}
+    placements = {
+        name: place(np.resize(lengths_n, len(unit_ids[name])), shard_rows=shard_rows)
+        for name, lengths_n in lengths.items()
+    }
     for name, placement in placements.items():
         for spec in (
             layout.global_spec(name, record),
@@ -114,7 +121,8 @@ def plan_cache(
                 why = f"{shard_rows} rows of {spec.row_bytes} bytes"
                 advice = "leave --shard-rows out; shards of 64 to 256 MB serve best"
                 raise ConfigError("A shard would be too large.", where="--shard-rows", why=why, next_command=advice)
-    return CachePlan(record=record, unit_ids=unit_ids, placements=placements)
+    num_counted = {name: len(lengths_n) for name, lengths_n in lengths.items()}
+    return CachePlan(record=record, unit_ids=unit_ids, placements=placements, num_counted=num_counted)
 
 
 def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:

@@ -64,15 +64,13 @@ class Payback:
     epochs: int | None
 
 
-def estimates_of(
-    num_counted: Mapping[str, int], plan: CachePlan, seconds: Mapping[str, float]
-) -> tuple[Estimate, ...]:
+def estimates_of(plan: CachePlan, seconds: Mapping[str, float]) -> tuple[Estimate, ...]:
     """Return the cost of each modality of a plan, with the time where it is known."""
     return tuple(
         Estimate(
             modality=modality,
             num_units=placement.num_units,
-            num_counted=num_counted[modality],
+            num_counted=plan.num_counted[modality],
             num_token_rows=int(placement.lengths_N.sum()),
             num_shards=placement.num_shards,
             num_bytes=plan.num_bytes(modality),

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from advl_pipeline.base.compute import AUTO
@@ -167,10 +166,8 @@ def plan_sources(
     provenance: Mapping[str, Any] | None = None,
     max_file_bytes: int | None = None,
     at_most: int | None = None,
-) -> tuple[dict[str, int], CachePlan]:
+) -> CachePlan:
     """Count the tokens of all units, or of a sample of `at_most` texts, and place the units.
-
-    Returns of how many units of each modality they were counted, and the plan, in which the others repeat the sample.
 
     Args:
         identity, provenance: of a plan that is to be written.
@@ -179,13 +176,12 @@ def plan_sources(
     Raises:
         ConfigError: shards that are too large.
     """
-    num_counted, lengths, shapes, unit_ids = {}, {}, {}, {}
+    lengths, shapes, unit_ids = {}, {}, {}
     for source in sources:
         name, is_text = source.modality, source.modality == "text"
         unit_ids[name] = source.unit_ids()
         with tqdm(total=len(unit_ids[name]), desc=f"{name}: counting tokens", unit="unit") as bar:
-            counted_n = source.count_tokens(progress=bar.update, at_most=at_most)
-        num_counted[name], lengths[name] = len(counted_n), np.resize(counted_n, len(unit_ids[name]))
+            lengths[name] = source.count_tokens(progress=bar.update, at_most=at_most)
         shapes[name] = ModalityRecord(
             num_units=len(unit_ids[name]),
             global_dim=source.global_dim,
@@ -202,7 +198,7 @@ def plan_sources(
         files={},
         provenance=provenance or {},
     )
-    return num_counted, plan_cache(record, unit_ids, lengths, max_file_bytes=max_file_bytes)
+    return plan_cache(record, unit_ids, lengths, max_file_bytes=max_file_bytes)
 
 
 def make_plan(
@@ -223,7 +219,7 @@ def make_plan(
         Overtaken: another process made another plan at the same time.
         StorageError: the cache would not fit on the disk.
     """
-    num_counted, plan = plan_sources(
+    plan = plan_sources(
         config,
         sources,
         identity=identity,
@@ -231,7 +227,7 @@ def make_plan(
         max_file_bytes=store.max_file_bytes,
     )
     # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
-    estimates = estimates_of(num_counted, plan, {})
+    estimates = estimates_of(plan, {})
     if store.folder is not None and repaired is None:
         require_room(store.folder, sum(item.num_bytes for item in estimates))
     begin_cache(store, plan, identity, overwrite=repaired is not None)

@@ -181,7 +181,7 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
             raise
         # What can be told without the weights. Whether a cache that is there is this one is not known.
         dataset = open_part(config)
-        estimates = estimates_of(*plan_sources(config, sized_by_card(config, card, dataset)), {})
+        estimates = estimates_of(plan_sources(config, sized_by_card(config, card, dataset)), {})
         result = forecast_result(config, estimates, dataset, untimed=error)
     else:
         result = extract(config, teacher, dataset)
@@ -242,8 +242,8 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
             return extract_held(config, store, sources, identity, dataset)
     # Another cache in its place is refused, as it would be by the extraction.
     is_planned(config, store, identity)
-    num_counted, plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
-    estimates = estimates_of(num_counted, plan, measured_seconds(config, sources, plan))
+    plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
+    estimates = estimates_of(plan, measured_seconds(config, sources, plan))
     result = forecast_result(config, estimates, dataset)
     return replace(result, averaged_grid=averaged_grid(sources))
 

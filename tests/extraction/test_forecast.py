@@ -114,7 +114,7 @@ def test_without_the_weights_the_teachers_card_tells_units_and_bytes(
     for words in (
         f"image: {NUM_PICTURES} units, {NUM_PICTURES * 12 * 12} token rows",
         "(by the number of words)",
-        "time of encoding: not measured, the weights are not here",
+        "not measured, the weights are not on this machine",
         f"hf download {CATALOGUE['clip-vit-l'].source_id}",
     ):
         assert words in told

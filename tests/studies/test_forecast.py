@@ -38,7 +38,7 @@ def no_plan(config: ExtractConfig) -> dict[str, Any]:
 
 
 def by_card(config: ExtractConfig, card: TeacherCard) -> tuple[Estimate, ...]:
-    return estimates_of(*plan_sources(config, sized_by_card(config, card, open_part(config))), {})
+    return estimates_of(plan_sources(config, sized_by_card(config, card, open_part(config))), {})
 
 
 def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Path) -> None:
