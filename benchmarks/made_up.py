@@ -1,4 +1,4 @@
-"""Made-up data: questions about photos, as data of one's own; and mirrors of VCR, VQA v2 and SNLI-VE.
+"""Made-up data: questions about photos, as own data; and mirrors of VCR, VQA v2 and SNLI-VE.
 
 Texts have VCR's lengths, and pictures decode as photos do. The mirrors are those of the tests
 (`tests/support/dataset_mirrors.py`), with as many items as the official downloads.
@@ -34,7 +34,7 @@ def sentence(generator: np.random.Generator, mean: int) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows of a training split; returns the file, by which a dataset of one's own is called."""
+    """Write rows of a training split; returns the file, by which an own dataset is called."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"split": "train", **row}) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -172,7 +172,7 @@ def print_json(value: Any) -> None:
 
 
 def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
-    """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
+    """Print the kind of task, the columns and the counts of each dataset that is own data, on stderr."""
     from advl_pipeline.datasets.registry import read_rows
 
     for name in dict.fromkeys(datasets):

@@ -125,7 +125,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def blocks(language: str) -> list[str]:
-    """Return the blocks of a language in README's section about one's own data."""
+    """Return the blocks of a language in README's section about your own data."""
     section = (ROOT / "README.md").read_text("utf-8").partition("## Your own data\n")[2].partition("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
@@ -207,7 +207,7 @@ def main() -> None:
         link_what_is_declared(python, extras)
         if "extract" not in run([python, "-c", PROBE], cwd=scratch):
             sys.exit("the wheel's help lists no command extract")
-        print("wheel: builds, installs and answers --help from outside the tree; README's example of one's own data:")
+        print("wheel: builds, installs and answers --help from outside the tree; README's example of own data:")
         walk(python, scratch / "mine", commands)
 
 

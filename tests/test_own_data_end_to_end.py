@@ -1,4 +1,4 @@
-"""Data of one's own from nothing to a report, through every command; README's own are run by check_wheel.py."""
+"""Own data from nothing to a report, through every command; README's own are run by check_wheel.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caches as a torch `Dataset` and a collator, for a training loop of one's own.
+"""Caches as a torch `Dataset` and a collator, for your own training loop.
 
 Shapes: B items of a batch, M tokens of the longest of them, D feature width of a teacher.
 """
@@ -42,7 +42,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         caches: one of each teacher.
         modality: of the units.
         unit_ids: of the items, in order, as `datasets.unit_ids` gives them; None for all units of the first cache.
-        rows: entries of one's own, one mapping for each id, such as token ids and labels.
+        rows: your own entries, one mapping for each id, such as token ids and labels.
         tokens: whether token features are read, where there are any.
 
         Raises:

@@ -66,7 +66,7 @@ class Index:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Tasks of data of one's own, named by their kind."""
+        """Tasks of own data, named by their kind."""
         if self.kind == "pictures":
             return ()
         if self.kind != "choice":

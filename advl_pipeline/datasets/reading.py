@@ -11,7 +11,7 @@ from advl_pipeline.datasets.records import Candidate, Task, compose
 from advl_pipeline.datasets.rows import PictureFacts
 
 _ROLES: Mapping[Task, Task] = {"vcr-q2a": "choice", "vcr-qa2r": "rationale", "vqa": "answers", "snli-ve": "classes"}
-"""Which of the kinds of task a benchmark's is; data of one's own have the kinds themselves."""
+"""Which of the kinds of task a benchmark's is; own data have the kinds themselves."""
 
 Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
 """Words the candidates of an example: (picture, context, choices) -> one candidate each."""
@@ -32,7 +32,7 @@ class RowVariant:
 
 
 def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
-    """Word texts that name boxes, if any, as data of one's own do."""
+    """Word texts that name boxes, if any, as own data do."""
     return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
 
 

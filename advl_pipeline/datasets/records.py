@@ -21,7 +21,7 @@ from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.problems import Malformed, Problem
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
-"""The benchmarks' tasks, and the kinds of task that data of one's own has (`own/`)."""
+"""The benchmarks' tasks, and the kinds of task that own data has (`own/`)."""
 
 MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r", "choice", "rationale"})
 """Tasks whose label is an index into the candidates; the others have one candidate and a list of classes."""

@@ -20,7 +20,7 @@ from advl_pipeline.datasets.vqa_answers import read_vocabulary
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names that `open_dataset` takes, besides those that say where data of one's own lies (`roots.py`)."""
+    """Names that `open_dataset` takes, besides those that say where own data lies (`roots.py`)."""
     with_cards = (card.name for card in readable_cards() if card.format in (ROWS, *FORMATS))
     return tuple(sorted({*with_cards, *dataset_plugins()}))
 
@@ -63,7 +63,7 @@ def find_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
     """Return a dataset by its name; rows that nothing describes are read and indexed.
 
     Raises:
-        ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
+        ConfigError: there is no such dataset. DatasetError: own data that cannot be read.
     """
     if dataset := known_dataset(name) or read_rows(name, data_root):
         return dataset
@@ -78,7 +78,7 @@ def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root
         split: of the dataset, or several that are joined by +.
 
     Raises:
-        ConfigError: there is none of that name. DatasetError: data of one's own that cannot be read, or a known
+        ConfigError: there is none of that name. DatasetError: own data that cannot be read, or a known
             dataset is not there.
     """
     dataset, parts = find_dataset(name, data_root), split.split(JOIN)
@@ -116,7 +116,7 @@ def open_dataset(
     Args:
         name: see `dataset_names`.
         split: one of the dataset's `splits`.
-        data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. Of one's own data: the folder of
+        data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. For own data: the folder of
             the pictures; None for that of the file.
         tasks: restrict to these; all tasks of the dataset by default.
         options: see `ReadOptions`; `answers` may be a file with them, too.

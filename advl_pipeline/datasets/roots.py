@@ -113,7 +113,7 @@ def dataset_label(name: str) -> str:
 
 
 def name_in_records(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
-    """Return what users call the dataset that a record is of: an identity calls data of one's own by their content.
+    """Return what users call the dataset that a record is of: an identity calls own data by their content.
 
     Args:
         identity: its `dataset` has a `name`.

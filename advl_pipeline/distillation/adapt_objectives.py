@@ -31,7 +31,7 @@ def image_text_contrast(
     """Symmetric InfoNCE with in-batch negatives, where several texts may belong to a picture.
 
     A picture is told which texts of the batch are its own, as a group: -log of their share of the softmax over all
-    texts. Each group is told which picture of the batch is its own, by the summed likeness of its texts.
+    texts. Each group is told which picture of the batch is its own, by the summed similarity of its texts.
 
     Args:
         image_BE: picture summaries.
@@ -42,7 +42,7 @@ def image_text_contrast(
     Returns:
         Scalar, the mean of the two directions.
     """
-    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells texts apart.
+    # In bf16, similarities over a small temperature would be rounded to steps larger than what tells texts apart.
     with torch.autocast(image_BE.device.type, enabled=False):
         image = functional.normalize(image_BE.float(), dim=-1)
         text = functional.normalize(text_NE.float(), dim=-1)

@@ -77,7 +77,7 @@ class Distiller(nn.Module):
         hidden_size, pooled_size: of the student.
         vision_targets: what is distilled of each vision teacher [default: regions where it has them, else the
             picture].
-        landmarks: of each text teacher whose likenesses to known words are followed; those of others are among the
+        landmarks: of each text teacher whose similarities to known words are followed; those of others are among the
             batch.
         region_landmarks: likewise of each vision teacher, of regions that the student names.
 

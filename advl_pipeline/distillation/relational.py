@@ -1,4 +1,4 @@
-"""Relations instead of coordinates: the student's likenesses among words, or regions, follow the teacher's.
+"""Relations instead of coordinates: the student's similarities among words, or regions, follow the teacher's.
 
 docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau), q_ij = softmax_j(cos(h_i, h_j) / tau),
 vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). Relations need the items of all processes that share
@@ -10,7 +10,7 @@ themselves. p_ik = softmax_k(cos(t_i, T_k) / tau), q_ik = softmax_k(cos(h_i, H_k
 words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's states as
 pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over those that the student
 clearly names by word k. What is known is held by the anchor and not distilled. A linear map that is learned from the
-few words that a student knows does not carry to the others; likenesses to the known words do.
+few words that a student knows does not carry to the others; similarities to the known words do.
 Shapes: K landmarks, X nodes (words, texts or regions), B examples, N sequences, S regions, W words, H student width,
 D teacher width.
 """
@@ -44,7 +44,7 @@ def gather_alone(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 TEMPERATURE = 0.1
-"""Of the distributions of likenesses, the student's and the teacher's."""
+"""Of the distributions of similarities, the student's and the teacher's."""
 
 KNOWN = 0.5
 """A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
@@ -158,19 +158,19 @@ class LandmarkSums:
 
 
 def landmark_divergence(states_XH: torch.Tensor, features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
-    """Return (X,): how far the student's likenesses of each node to the landmarks are from the teacher's, in nats.
+    """Return (X,): how far the student's similarities of each node to the landmarks are from the teacher's, in nats.
 
     States are centred on the mean of the landmarks, so are the teacher's landmarks, and its nodes on the mean of all
     its words: what all have in common says nothing of one.
     """
     centre_H = landmarks.states_KH.mean(0)
     of_student_XK = _cosines(states_XH.float() - centre_H, landmarks.states_KH - centre_H) / TEMPERATURE
-    of_teacher_XK = teachers_likeness(features_XD, landmarks) / TEMPERATURE
+    of_teacher_XK = teacher_similarity(features_XD, landmarks) / TEMPERATURE
     log_p_XK, log_q_XK = of_teacher_XK.log_softmax(-1), of_student_XK.log_softmax(-1)
     return (log_p_XK.exp() * (log_p_XK - log_q_XK)).sum(-1)
 
 
-def teachers_likeness(features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
+def teacher_similarity(features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
     """Return (X, K) cosines of a teacher's features to its landmarks, both centred as `landmark_divergence` says."""
     centred_XD = features_XD.detach().float() - landmarks.mean_D
     return _cosines(centred_XD, landmarks.features_KD - landmarks.features_KD.mean(0))
@@ -203,7 +203,7 @@ def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor, nodes: No
 
 
 def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
-    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells words apart.
+    # In bf16, similarities over a small temperature would be rounded to steps larger than what tells words apart.
     with torch.autocast(states_XH.device.type, enabled=False):
         return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T
 
@@ -242,8 +242,8 @@ def some_of(place_X: torch.Tensor, most: int, generator: torch.Generator | None)
     return place_X.index_select(0, kept_X.to(place_X.device, non_blocking=True))
 
 
-def log_likenesses(states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY: torch.Tensor) -> torch.Tensor:
-    """Return (X, Y): log of each node's distribution of likeness over the others, about -1e38 where left out.
+def log_similarities(states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY: torch.Tensor) -> torch.Tensor:
+    """Return (X, Y): log of each node's distribution of similarity over the others, about -1e38 where left out.
 
     Args:
         states_XH: vectors of the nodes; only their directions from the mean of the others count.
@@ -255,7 +255,7 @@ def log_likenesses(states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY
     centred_XH, centred_YH = (
         functional.normalize(values.float() - mean_H, dim=-1) for values in (states_XH, others_YH)
     )
-    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells nodes apart.
+    # In bf16, similarities over a small temperature would be rounded to steps larger than what tells nodes apart.
     with torch.autocast(states_XH.device.type, enabled=False):
         cosine_XY = centred_XH / TEMPERATURE @ centred_YH.T
     # The lowest finite value instead of -inf: a row with nothing left stays finite.
@@ -269,7 +269,7 @@ def relational_divergence(
     *,
     gather: Gather = gather_alone,
 ) -> torch.Tensor:
-    """Return, of each node, how far the student's likenesses to the others are from the teacher's, in nats.
+    """Return, of each node, how far the student's similarities to the others are from the teacher's, in nats.
 
     Args:
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
@@ -282,14 +282,14 @@ def relational_divergence(
     teacher_XD = teacher_XD.detach()
     group_Y, teacher_YD, student_YH = gather(group_X, teacher_XD, student_XH)
     left_out_XY = group_X[:, None] == group_Y[None, :]
-    log_p_XY = log_likenesses(teacher_XD, teacher_YD, left_out_XY)
-    log_q_XY = log_likenesses(student_XH, student_YH, left_out_XY)
+    log_p_XY = log_similarities(teacher_XD, teacher_YD, left_out_XY)
+    log_q_XY = log_similarities(student_XH, student_YH, left_out_XY)
     return (log_p_XY.exp() * (log_p_XY - log_q_XY)).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relations:
-    """Holds the student's likenesses to a teacher's: to landmarks where there are any, else among the batch.
+    """Holds the student's similarities to a teacher's: to landmarks where there are any, else among the batch.
 
     `gather` is of the processes that share the batch, and `generator` draws regions where they are too many.
     """

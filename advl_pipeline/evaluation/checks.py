@@ -79,7 +79,7 @@ def check_scoring(run: Path, test_sets: Sequence[str], data_root: Path | None) -
         test_sets: each a split of the run's dataset, or DATASET/SPLIT.
 
     Raises:
-        ConfigError: no such run or set. WeightsUnavailable: the run is not finished. DatasetError: data of one's own
+        ConfigError: no such run or set. WeightsUnavailable: the run is not finished. DatasetError: own data
             that cannot be read.
     """
     trained_on = require_finished(run)

@@ -3,7 +3,7 @@
 VCR: CSV of `annot_id`, 4 answer scores and, given each of the 4 answers, 4 rationale scores (1 + 20 columns).
 VQA: JSON list of {question_id, answer} for all questions of the split (EvalAI).
 SNLI-VE: CSV of pairID and label; there is no server, `advl score snli-ve` takes it.
-Data of one's own: CSV of id, index and prediction.
+Own data: CSV of id, index and prediction.
 
 Legend: N questions, A answers that rationales are conditioned on, C choices, K classes.
 """
@@ -138,7 +138,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
                 examples = [example for example in part if example.task == task]
                 rows |= _predicted(config, finished, examples, dataset.label_names(task)) if examples else {}
         num_items = len(rows)
-        # The official forms take ids and labels as they are; a text of one's own may come from anyone.
+        # The official forms take ids and labels as they are; a text of own data may come from anyone.
         if dataset.tasks == ("vqa",):
             answers = [{"question_id": int(name), "answer": text} for name, (_, text) in rows.items()]
             write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")

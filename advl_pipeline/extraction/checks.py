@@ -56,7 +56,7 @@ def check_extraction(config: ExtractConfig, *, by_name: bool = True) -> None:
 
     Raises:
         ConfigError: a name that does not exist, an output that holds something else, or a subset of more questions
-            than there are. DatasetError: data of one's own that cannot be read.
+            than there are. DatasetError: own data that cannot be read.
     """
     if by_name:
         require_teacher(config.teacher)

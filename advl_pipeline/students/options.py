@@ -20,7 +20,7 @@ _DEFAULTS = read_tables("defaults.toml")
 DEFAULT_STUDENT: str = _DEFAULTS.get("student", "")
 """The student that a run finetunes unless another is named: what a plug-in says, none without one."""
 OWN_DATA_STUDENT: str = _DEFAULTS["own_data_student"]
-"""The same for data of one's own."""
+"""The same for own data."""
 
 
 def default_student(dataset: str) -> str:

@@ -279,7 +279,7 @@ def identity_options(
         ConfigError: options or recipe contradict each other.
     """
     described = options_without(FinetuneConfig, run_identity(config_to_dict(config)), "content")
-    # Where data of one's own lie does not matter; what they hold is in the digest. No study trains on a list.
+    # Where own data lie does not matter; what they hold is in the digest. No study trains on a list.
     described |= {"dataset": None if is_location(config.dataset) else config.dataset, "ids": None}
     described["schema"] = SCHEMA
     num_labelled = config.shots or _ANY_NUMBER_OF_EXAMPLES

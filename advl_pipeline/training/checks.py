@@ -179,7 +179,7 @@ def check_caches(
             output = f"{cache.path}-{dataset.text_style}" if same >= {"name", "split"} else ""
             whole = made_by | of_run | {"shots": None, "ids": []}
             instead = extract_command(whole, output, note="then give that cache as --cache")
-        # Data of one's own are identified by their content, and users know them by their file.
+        # Own data are identified by their content, and users know them by their file.
         named = expected | {"name": dataset.name}, actual | {"name": str(made_by.get("dataset") or actual["name"])}
         raise IdentityMismatch(
             "The cache was made from another dataset than the one to train on.",
@@ -261,7 +261,7 @@ def check_run_options(config: FinetuneConfig) -> None:
     """Refuse options of a new run that would change nothing; what was begun goes on as it was.
 
     Raises:
-        ConfigError: there are such options. DatasetError: data of one's own that cannot be read.
+        ConfigError: there are such options. DatasetError: own data that cannot be read.
     """
     if not (config.output / names.CONFIG).is_file():
         require_effect(

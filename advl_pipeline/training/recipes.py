@@ -299,7 +299,7 @@ def _of_recipe(
         values["accumulate"] = max(1, micro_batches // world_size)
     # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
     values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
-    # A published budget is one for the dataset that it was published for, not for data of one's own.
+    # A published budget is one for the dataset that it was published for, not for own data.
     known = known_dataset(config.dataset) if config.shots is None else None
     if known is not None and known.card.format != ROWS:
         if recipe.num_steps:

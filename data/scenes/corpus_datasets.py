@@ -36,7 +36,7 @@ def _item(record: Mapping[str, Any], known: dict[str, SizedBoxes]) -> Item:
     if not isinstance(phrases, list):
         raise Malformed("field 'phrases' is not a list")
     tags = tuple(_phrase(item, caption, len(boxes)) for item in phrases)
-    # Phrases name their boxes as texts of one's own data do.
+    # Phrases name their boxes as texts of own data do.
     parts, end = [], 0
     for tag in tags:
         parts += [caption[end : tag.start], f"[{caption[tag.start : tag.end]}|{tag.box}]"]

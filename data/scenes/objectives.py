@@ -153,7 +153,7 @@ class PretrainHeads(nn.Module):
         """Return symmetric InfoNCE between phrases and their boxes over the batch.
 
         The states themselves are aligned, without a projection in between, so that the attention of the joint layers
-        finds a word's region by likeness. Boxes that another phrase calls by the same wording are no negatives.
+        finds a word's region by similarity. Boxes that another phrase calls by the same wording are no negatives.
         """
         phrase_QH = phrase_states(apart.text_states_NLH, batch, phrases)
         region_QH = (phrases.place_QR[:, None] @ apart.visual_states_NRH[phrases.caption_Q])[:, 0]

@@ -1,4 +1,4 @@
-"""Data of one's own: what is read as what, in every format; what is named as wrong, and how."""
+"""Own data: what is read as what, in every format; what is named as wrong, and how."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of one's own that cannot be read, and rows that are conversations, in their published forms."""
+"""Own rows that cannot be read, and rows that are conversations, in their published forms."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
 
 
-def test_likenesses_keep_their_precision_under_autocast() -> None:
+def test_similarities_keep_their_precision_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(3, 5, generator=generator), torch.randn(12, 5, generator=generator)
     nothing = torch.zeros(3, 12, dtype=torch.bool)

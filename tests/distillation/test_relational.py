@@ -108,7 +108,7 @@ def test_the_divergence_equals_a_loop() -> None:
     found = landmark_divergence(states, features, landmarks)
     centre_h, centre_t = landmarks.states_KH.mean(0).numpy(), landmarks.features_KD.mean(0).numpy()
     for node in range(4):
-        likenesses = []
+        similarities = []
         for vector, others, centre in (
             (features[node] - landmarks.mean_D, landmarks.features_KD, centre_t),
             (states[node] - torch.tensor(centre_h), landmarks.states_KH, centre_h),
@@ -119,8 +119,8 @@ def test_the_divergence_equals_a_loop() -> None:
                 for other in others.numpy()
             ]
             raised = np.exp(np.array(cosines) / TEMPERATURE)
-            likenesses.append(raised / raised.sum())
-        p, q = likenesses
+            similarities.append(raised / raised.sum())
+        p, q = similarities
         assert float(found[node]) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4, abs=1e-5)
 
 

@@ -42,7 +42,7 @@ def ended(running: Running, seed: int) -> tuple[int | None, str]:
 
 
 class FlippedIndices:
-    """A set of the hub and rows of one's own, both indexed; bits of anything below their indices are flipped."""
+    """A set of the hub and own rows, both indexed; bits of anything below their indices are flipped."""
 
     def __init__(self, folder: Path) -> None:
         write_twin(folder, "cv-bench", colour_samples(40), group_rows=5)

@@ -1,4 +1,4 @@
-"""Small data of one's own: five pictures and twenty rows of each kind of task."""
+"""Small own data: five pictures and twenty rows of each kind of task."""
 
 from __future__ import annotations
 

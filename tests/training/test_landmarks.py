@@ -389,7 +389,7 @@ def test_regions_that_the_student_names_are_landmarks_below_the_fusion(
     assert placed > 0
 
 
-def test_likenesses_are_compared_in_full_precision_where_the_student_computes_in_half(
+def test_similarities_are_compared_in_full_precision_where_the_student_computes_in_half(
     small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
     # Of so few regions none is a landmark: words are placed by landmarks here, and regions related to one another.

@@ -63,7 +63,7 @@ DECIDED: list[tuple[tuple[str, str], dict[str, Any], dict[str, Any]]] = [
     # A batch holds no example twice, and every micro-batch of every process still has one.
     (UNITER, {"num_labelled": 16, "batch_size": 4096}, {"batch_size": 16, "accumulate": 1}),
     (UNITER, {"num_labelled": 3, "batch_size": 4096, "accumulate": 8}, {"batch_size": 8, "accumulate": 8}),
-    # Few labels and data of one's own have no published budget, in steps or in epochs.
+    # Few labels and own data have no published budget, in steps or in epochs.
     (UNITER, {"num_labelled": 200, "shots": 100}, {"num_steps": 300}),
     (UNITER, {"num_labelled": 200, "shots": 100, "num_steps": 77}, {"num_steps": 77}),
     (UNITER, {"num_labelled": 6400, "dataset": "mine.jsonl"}, {"num_steps": 300}),

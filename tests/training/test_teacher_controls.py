@@ -1,4 +1,4 @@
-"""Controls: features of other units, and students that teach themselves by their own likenesses or tokens."""
+"""Controls: features of other units, and students that teach themselves by their own similarities or tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data of one's own: rows with a picture, a text and a label, checked column by column.
+"""Own data: rows with a picture, a text and a label, checked column by column.
 
 In: a file of JSON lines, CSV or Parquet, a folder of such files, a TOML card that names them, `hf:NAME`, rows that
     Python hands over, or a reader that another package declares (`advl.datasets`); `registry.py` finds them.

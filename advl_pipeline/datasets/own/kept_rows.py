@@ -1,4 +1,4 @@
-"""Rows that Python hands over become data of one's own in files: whatever names files can name them, ever after.
+"""Rows that Python hands over become own data in files: whatever names files can name them, ever after.
 
 They lie below the folder of the datasets as `given/rows-DIGEST.jsonl`, with a card and the pictures that came in
 memory. The digest is of what the rows say, so that the same rows are the same files.
@@ -35,7 +35,7 @@ FOLDER = "given"
 
 
 def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path:
-    """Write rows as data of one's own; return the card that names them.
+    """Write rows as own data; return the card that names them.
 
     Args:
         rows: dictionaries of the columns in `docs/adding-a-dataset.md`, or a `datasets.Dataset`; or split -> such

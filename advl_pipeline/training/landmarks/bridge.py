@@ -24,7 +24,7 @@ from advl_pipeline.distillation.relational import (
     Landmarks,
     mean_of_words,
     students_names,
-    teachers_likeness,
+    teacher_similarity,
 )
 from advl_pipeline.distillation.signal import Features, TextSignal
 from advl_pipeline.training.batch_order import inputs_visited
@@ -37,7 +37,7 @@ from advl_pipeline.training.resolved import Run
 EXAMPLES_AT_ONCE = 32
 
 THE_STUDENT = "the student"
-"""Stands in a teacher's place where the student's own likenesses of words answer."""
+"""Stands in a teacher's place where the student's own similarities of words answer."""
 
 
 def bridge_scores(
@@ -52,7 +52,7 @@ def bridge_scores(
         words_ND: the teacher's mean feature of each candidate's words.
     """
     named_NK = (students_names(region_NH, landmarks) / TEMPERATURE).softmax(-1)
-    meant_NK = (teachers_likeness(words_ND, landmarks) / TEMPERATURE).softmax(-1)
+    meant_NK = (teacher_similarity(words_ND, landmarks) / TEMPERATURE).softmax(-1)
     return (named_NK * meant_NK).sum(-1)
 
 

@@ -1,8 +1,8 @@
-"""The readout: how a student places the words and regions of a split, compared with how its teachers do.
+"""The readout: how well a student's words and regions of a split agree with its teachers'.
 
-It is read from likenesses, without labels and in seconds. Of `NUM_CHOICES` nodes, one of which the teacher finds most
-like a node, the student finds one most like it. A student that knows nothing of the teacher's relations picks the
-same by chance, 1 / NUM_CHOICES.
+It compares similarities, without labels and in seconds. The teacher picks the most similar of `NUM_CHOICES` nodes to
+a node, and so does the student. A student that knows nothing of the teacher's relations picks the same one by chance,
+1 / NUM_CHOICES.
 Shapes: X nodes, N sequences, W words, S regions, H student width, D teacher width, Q nodes that are asked about, C
 choices.
 """

@@ -2,7 +2,7 @@
 
 A text without tags does not say which region it means. Small students do not learn to find it from some hundred
 labels, though their words and regions were aligned in pretraining. So the head of VQA's answers and of SNLI-VE's
-classes finds it by likeness below the fusion, and reads where it lies and how sure that is. Rare words say which
+classes finds it by similarity below the fusion, and reads where it lies and how sure that is. Rare words say which
 thing is meant: they weigh the more the fewer texts hold them, as in the sentence vectors of Arora et al. 2017 (SIF).
 Frequent words say what is asked of it: "where in the picture is", "is there". A teacher that moves words to where
 they belong is heard in such a head without a label.
@@ -50,7 +50,7 @@ class LookupOutput(StudentOutput):
 
 
 class LookupHead(OutputHead):
-    """Reads the pooled state, what is asked, and of what is found its place, side, likeness, and how clear it is."""
+    """Reads the pooled state, what is asked, and the place, side, similarity and clarity of what is found."""
 
     token_share_V: torch.Tensor
 
@@ -82,22 +82,22 @@ class LookupHead(OutputHead):
         frequent_NL = share_NL / (RARE + share_NL) * output.token_mask_NL
         text_NLH = functional.normalize(output.lower_text_NLH, dim=-1)
         said_NH = functional.normalize(torch.einsum("nl,nlh->nh", rare_NL, text_NLH), dim=-1)
-        likeness_NR = torch.einsum("nh,nrh->nr", said_NH, functional.normalize(output.lower_visual_NRH, dim=-1))
+        similarity_NR = torch.einsum("nh,nrh->nr", said_NH, functional.normalize(output.lower_visual_NRH, dim=-1))
         is_place_NR = ~output.place_NR4.isnan().any(-1)
-        share_NR = found_shares(likeness_NR, is_place_NR)
+        share_NR = found_shares(similarity_NR, is_place_NR)
         place_N4 = torch.einsum("nr,nrp->np", share_NR, output.place_NR4.nan_to_num(0.5) - 0.5)
         offset_N2 = (place_N4[:, :2] + place_N4[:, 2:]) / 2
         side_N4 = (torch.cat([-offset_N2, offset_N2], dim=1) / SIDE_WIDTH).softmax(1)
-        likeness_N1, clear_N1 = (share_NR * likeness_NR).sum(1, keepdim=True), (share_NR**2).sum(1, keepdim=True)
+        similarity_N1, clear_N1 = (share_NR * similarity_NR).sum(1, keepdim=True), (share_NR**2).sum(1, keepdim=True)
         # At the size of layer-normalised states.
-        evidence_NE = torch.cat([4 * place_N4, 2 * side_N4, 5 * likeness_N1, clear_N1], dim=1)
+        evidence_NE = torch.cat([4 * place_N4, 2 * side_N4, 5 * similarity_N1, clear_N1], dim=1)
         total_N1 = frequent_NL.sum(1, keepdim=True).clamp(min=1e-6)
         asked_NH = torch.einsum("nl,nlh->nh", frequent_NL, output.lower_text_NLH) / total_N1
         logits: torch.Tensor = self.layers(torch.cat([output.pooled_NP, asked_NH, evidence_NE], dim=-1))
         return logits
 
 
-def found_shares(likeness_NR: torch.Tensor, is_place_NR: torch.Tensor) -> torch.Tensor:
+def found_shares(similarity_NR: torch.Tensor, is_place_NR: torch.Tensor) -> torch.Tensor:
     """Return (N, R): how much each visual token is what is spoken of; sums to 1, or to 0 where none has a place."""
-    logits_NR = (likeness_NR / TEMPERATURE).masked_fill(~is_place_NR, torch.finfo(likeness_NR.dtype).min)
+    logits_NR = (similarity_NR / TEMPERATURE).masked_fill(~is_place_NR, torch.finfo(similarity_NR.dtype).min)
     return logits_NR.softmax(1) * is_place_NR

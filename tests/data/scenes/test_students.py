@@ -51,7 +51,7 @@ def test_a_text_speaks_of_its_tags_or_of_the_whole_picture_and_of_nothing_where_
     assert not bool(place_of_tags(tags_NLR, hidden=True).any())
 
 
-def test_descent_on_likeness_alone_tells_the_named_region() -> None:
+def test_descent_on_similarity_alone_tells_the_named_region() -> None:
     """The pooled state is the same for all: only the product can tell which of four words is the region's."""
     torch.manual_seed(0)
     words = torch.nn.functional.normalize(torch.randn(12, 16), dim=-1)
@@ -239,7 +239,7 @@ def test_a_layer_is_that_of_bert(is_training: bool) -> None:
     assert all(map(torch.equal, *gradients))
 
 
-# Heads of classes find in the picture what a text speaks of, by likeness and by how rare its words are.
+# Heads of classes find in the picture what a text speaks of, by similarity and by how rare its words are.
 
 WIDTH, NUM_TOKENS, NUM_REGIONS = 16, 30, 5
 NAN = float("nan")
@@ -274,12 +274,12 @@ def made_head(seed: int = 0, num_classes: int = 4) -> LookupHead:
     st.lists(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3), min_size=1, max_size=4),
     st.lists(st.booleans(), min_size=3, max_size=3),
 )
-def test_shares_add_up_to_one_over_what_has_a_place(likeness: list[list[float]], is_place: list[bool]) -> None:
-    likeness_NR = torch.tensor(likeness)
-    share_NR = found_shares(likeness_NR, torch.tensor(is_place).expand(len(likeness), 3))
-    torch.testing.assert_close(share_NR.sum(1), torch.full((len(likeness),), float(any(is_place))))
+def test_shares_add_up_to_one_over_what_has_a_place(similarity: list[list[float]], is_place: list[bool]) -> None:
+    similarity_NR = torch.tensor(similarity)
+    share_NR = found_shares(similarity_NR, torch.tensor(is_place).expand(len(similarity), 3))
+    torch.testing.assert_close(share_NR.sum(1), torch.full((len(similarity),), float(any(is_place))))
     assert not bool(share_NR[:, [not place for place in is_place]].any())
-    for row, shares in zip(likeness, share_NR.tolist(), strict=True):
+    for row, shares in zip(similarity, share_NR.tolist(), strict=True):
         ranked = [share for _, share, place in sorted(zip(row, shares, is_place, strict=True)) if place]
         assert all(first <= second + 1e-6 for first, second in pairwise(ranked))
 
