@@ -77,7 +77,7 @@ def relevant_objects(objects: Sequence[str], sentences: Sequence[Tokens]) -> lis
     for sentence in sentences:
         for token in sentence:
             if isinstance(token, list):
-                mentioned.update(_unmasked(tag) for tag in token)
+                mentioned.update(tag % MASKED_TAG for tag in token)
             elif token.lower() in _ALL_PERSONS:
                 mentioned |= persons
     return sorted(mentioned or persons)
@@ -106,7 +106,7 @@ def _named_by_mention(objects: Sequence[str], tokens: Iterable[str | list[int]],
     names, persons = dict(known), 0
     for token in tokens:
         if isinstance(token, list):
-            for tag in map(_unmasked, token):
+            for tag in (tag % MASKED_TAG for tag in token):
                 if tag not in names:
                     is_person = objects[tag] == PERSON
                     names[tag] = _R2C_NAMES[persons % len(_R2C_NAMES)] if is_person else objects[tag]
@@ -138,7 +138,3 @@ def _joined(words: Iterable[tuple[str, int | None]], start: int = 0) -> tuple[st
         texts.append(word)
         start += len(word) + 1
     return " ".join(texts), tags
-
-
-def _unmasked(tag: int) -> int:
-    return tag - MASKED_TAG if tag >= MASKED_TAG else tag

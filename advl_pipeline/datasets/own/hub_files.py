@@ -36,12 +36,9 @@ class HubName:
     copy: Path | None = None
 
     def __str__(self) -> str:
-        return (
-            HUB_PREFIX
-            + self.path
-            + (self.configuration and f":{self.configuration}")
-            + (self.revision and f"@{self.revision}")
-        )
+        configuration = f":{self.configuration}" if self.configuration else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{HUB_PREFIX}{self.path}{configuration}{revision}"
 
 
 def hub_name(text: str, root: Path) -> HubName:

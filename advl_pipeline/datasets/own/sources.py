@@ -60,8 +60,9 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
     if not path.exists():
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        why = f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""
-        raise _missing("There are no such data.", name, f"no file or folder of that name{why}", KNOWN_NAMES)
+        near = f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""
+        why = f"no file or folder of that name{near}"
+        raise DatasetMissing("There are no such data.", where=name, why=why, next_command=KNOWN_NAMES)
     if path.is_dir():
         if pictures := _pictures_of_folder(path):
             return _picture_source(pictures, path), path
@@ -78,10 +79,6 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         why = f"got {outside[0]!r}; a card names files next to it or below"
         raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
     return _table_source(tables, card, home / card.pictures if card.pictures else data_root or home), home
-
-
-def _missing(what: str, where: object, why: str, advice: str) -> DatasetMissing:
-    return DatasetMissing(what, where=str(where), why=why, next_command=advice)
 
 
 def _read_by_plugin(plugin: EntryPoint, root: Path) -> RowSource:
@@ -149,7 +146,7 @@ def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSou
             raise DatasetError("The file is of no known format.", where=str(path), why=why, next_command=advice)
         if not path.exists():
             advice = again("put it there, or name another one in the card, then run the same command again")
-            raise _missing("A file of the data is missing.", path, "", advice)
+            raise DatasetMissing("A file of the data is missing.", where=str(path), next_command=advice)
         if not path.is_file():
             raise unreadable(path, OSError("it is no regular file"), what="A file of the data")
     splits = [split for _, split in ordered]
