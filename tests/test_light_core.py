@@ -1,16 +1,18 @@
-"""Caches are read, verified and exported without torch, and whatever needs more says what to install."""
+"""Caches are read, verified and exported without torch, and what needs more says what to install, by true names."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.base.packages import EXTRA_OF, install_extra, missing_extra
@@ -113,3 +115,27 @@ def test_the_extras_are_what_the_project_declares() -> None:
     # torch and matplotlib bring two more each, which nobody imports before them.
     assert modules_of("train") - {"functorch", "torchgen", "mpl_toolkits", "pylab"} == set(EXTRA_OF)
     assert missing_extra(ModuleNotFoundError("no", name="nobody_has_this")) is None
+
+
+METADATA = """Metadata-Version: 2.4
+Name: advl-pipeline
+Version: 9
+Provides-Extra: hub
+Provides-Extra: uniter
+Provides-Extra: both
+Requires-Dist: numpy>=2
+Requires-Dist: datasets>=4; extra == "hub"
+Requires-Dist: lmdb>=1.4; extra == "uniter"
+Requires-Dist: advl-pipeline[hub,uniter]; extra == "both"
+"""
+
+
+@pytest.mark.parametrize("extras", [("hub", "uniter"), ("both",)])
+def test_extras_are_their_packages_and_never_our_name(
+    extras: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "advl_pipeline-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(METADATA)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert shlex.split(install_extra(*extras)) == ["pip", "install", "datasets>=4", "lmdb>=1.4"]

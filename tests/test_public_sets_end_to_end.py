@@ -107,15 +107,25 @@ def commands(output: str) -> list[list[str]]:
 
 
 _SCRIPT = """
-import json, sys
+import json, os, sys
+import scipy.stats, torch, torch._dynamo
 from advl_cli.main import main
-for words in json.loads(sys.argv[1]):
-    try:
-        main(words)
-    except SystemExit as stopped:
-        if stopped.code:
-            raise
+for environment, commands in json.load(sys.stdin):
+    print("-- next process", flush=True)
+    if os.fork() == 0:
+        os.environ.update(environment)
+        for words in commands:
+            try:
+                main(words)
+            except SystemExit as stopped:
+                if stopped.code:
+                    raise
+        sys.stdout.flush()
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(1)
 """
+"""Forks read the environment anew: the libraries of the hub are imported in them."""
 
 
 @pytest.mark.timeout(300)
@@ -123,19 +133,6 @@ def test_the_sets_of_the_readme_come_from_a_hub_and_serve_again_without_a_networ
     """In the files that are published, from an empty cache of the hub; then on a node without a network."""
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "ADVL_DATA": str(tmp_path / "data")}
     environment.pop("ADVL_INDEX", None)
-
-    def give(output: str, **more: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", _SCRIPT, json.dumps(commands(output))],
-            cwd=tmp_path,
-            env=environment | more,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
     sets = published(tmp_path / "published")
     with serve_hub() as hub:
         hub.repositories |= sets
@@ -143,12 +140,23 @@ def test_the_sets_of_the_readme_come_from_a_hub_and_serve_again_without_a_networ
             files = str(load_card(name).facts["files"])
             for repository, revision in re.findall(r"hf:([\w./-]+)[\w:.-]*@(\w+)", files):
                 hub.commits[revision] = sets[f"datasets/{repository}"]
-        out = give("runs/near", HF_ENDPOINT=hub.endpoint)
+        near = {"HF_ENDPOINT": hub.endpoint}, commands("runs/near")
+        far = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}, commands("runs/far")
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT],
+            cwd=tmp_path,
+            env=environment,
+            input=json.dumps([near, far]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
         asked = {match[1] for path in hub.sent if (match := re.match(r"/datasets/[^/]+/[^/]+/resolve/(\w+)/", path))}
         pinned = {re.search(r"@(\w+)", str(load_card(name).facts["files"]))[1] for name in ("aokvqa", "cv-bench")}
         assert pinned <= asked, "files are those of the revisions that the cards pin"
         assert not any("evaluate.py" in path or "/img/" in path for path in hub.sent), "nothing else is fetched"
-    offline = give("runs/far", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    out, offline = done.stdout.split("-- next process\n")[1:]
     numbers = [
         [line for line in text.splitlines() if re.match(r"(val|cv-bench|pope)\S* ", line)] for text in (out, offline)
     ]

@@ -148,8 +148,12 @@ def require_outside(path: Path, *, option: str = "--output", home: FolderKind | 
     for parent in path.resolve().parents:
         outer = folder_kind(parent)
         if outer is not None and outer != home:
-            what, another = f"Nothing else may be written inside {MARKERS[outer].name}.", f"give another {option}"
-            raise ConfigError(what, where=str(path), why=f"{parent} is one", next_command=another)
+            raise ConfigError(
+                f"Nothing else may be written inside {MARKERS[outer].name}.",
+                where=str(path),
+                why=f"{parent} is one",
+                next_command=f"give another {option}",
+            )
 
 
 def folder_bytes(folder: Path) -> int:

@@ -45,8 +45,12 @@ def process_lock(
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked_file(path, wait)
     if descriptor is None:
-        message, holder = f"Another process is writing {what}.", _describe_holder(path)
-        raise InUse(message, where=str(path.parent), why=holder, next_command=next_command)
+        raise InUse(
+            f"Another process is writing {what}.",
+            where=str(path.parent),
+            why=_describe_holder(path),
+            next_command=next_command,
+        )
     owner = os.getpid()
     try:
         note = {

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from advl_pipeline.base.atomic import give_usual_mode, remove_left, writing
 
@@ -47,6 +47,14 @@ def save_tensors(
             (partial / path.name).replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Load the tensors of a file: safetensors, or torch's own form, of which nothing else is unpickled."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return tensors
 
 
 def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:

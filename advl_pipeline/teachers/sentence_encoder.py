@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.base.tensors import load_tensors
+from advl_pipeline.datasets.problems import first_line
 
 Pooling = Literal["mean over all tokens", "first token", "last token"]
 """All tokens count special ones in; the first one is [CLS] or <s>, the last one is no padding."""
@@ -124,11 +124,11 @@ def _dense(folder: Path, *, is_random: bool) -> nn.Sequential:
         return layer
     safe, older = folder / "model.safetensors", folder / "pytorch_model.bin"
     try:
-        state = load_file(safe) if safe.is_file() else torch.load(older, map_location="cpu", weights_only=True)
+        state = load_tensors(safe if safe.is_file() else older)
         linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in state.items()})
     except Exception as error:  # Both libraries raise whatever their parts do.
-        what, why = "The weights of a sentence encoder's layer are missing or damaged.", str(error).strip()
-        raise WeightsUnavailable(what, where=str(folder), why=why.partition("\n")[0]) from None
+        what = "The weights of a sentence encoder's layer are missing or damaged."
+        raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
     return layer
 
 

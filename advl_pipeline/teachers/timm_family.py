@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.errors import ConfigError, advise, unknown_name
+from advl_pipeline.base.tensors import load_tensors
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
@@ -90,15 +90,19 @@ def _from_hub(architecture: str, options: OpenOptions) -> tuple[Any, str]:
 
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
     if known is not None and known.url and not known.hf_hub_id:
-        why, following = "timm knows them by this address alone", "download that file; then --weights FILE"
-        raise options.bad_weights("are not on the hub", known.url, why, next_command=following)
+        raise options.bad_weights(
+            "are not on the hub",
+            known.url,
+            "timm knows them by this address alone",
+            next_command="download that file; then --weights FILE",
+        )
     repository = (known.hf_hub_id if known else None) or f"timm/{architecture}"
     folder = fetch_teacher(repository, options, weights=_WEIGHTS)
     path = next(path for (name,) in _WEIGHTS for path in folder.glob(name))
     with _named(path, options):
         # By timm, which brings names of another program's to its own.
         model = timm.create_model(
-            architecture, pretrained=True, pretrained_cfg_overlay={"state_dict": _read_tensors(path)}
+            architecture, pretrained=True, pretrained_cfg_overlay={"state_dict": load_tensors(path)}
         )
     model.pretrained_cfg.pop("state_dict")
     return model, folder.name
@@ -113,16 +117,8 @@ def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorN
         raise options.bad_weights("are not where --weights says", weights, why)
     (path,) = candidates
     with _named(path, options):
-        state = _read_tensors(path)
+        state = load_tensors(path)
         model.load_state_dict(renamed(state, model) if renamed else state, strict=True)
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    is_safe = path.suffix == ".safetensors"
-    tensors: dict[str, torch.Tensor] = (
-        load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
-    )
-    return tensors
 
 
 @contextmanager

@@ -150,9 +150,11 @@ def read_checked(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
     """
     picture = read_rgb(path)
     if width and height and picture.size != (width, height):
-        what = "A picture does not have the size that its dataset states, so its boxes cannot be trusted."
-        why = f"stated {width} x {height} pixels, found {picture.width} x {picture.height}"
-        raise DatasetError(what, where=str(path), why=why)
+        raise DatasetError(
+            "A picture does not have the size that its dataset states, so its boxes cannot be trusted.",
+            where=str(path),
+            why=f"stated {width} x {height} pixels, found {picture.width} x {picture.height}",
+        )
     return picture
 
 

@@ -1,7 +1,9 @@
-"""Names of teachers: the catalogue, the doors, plug-ins, and what happens to the rest."""
+"""Teachers by name: listed, shown, checked and opened; the catalogue, the doors, plug-ins, and what is refused."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -9,15 +11,26 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
+from commands import completed
 from hub_repositories import write_repository
-from transformers import CLIPModel
+from tiny_extraction import TinyTextTower
 
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.teachers import registry
-from advl_pipeline.teachers.interface import Teacher
-from advl_pipeline.teachers.open_options import OpenOptions
-from advl_pipeline.teachers.registry import card_of, known_names, open_teacher
+from advl_pipeline.teachers import registry, teacher_check
+from advl_pipeline.teachers.interface import EncodedBatch, Teacher
+from advl_pipeline.teachers.open_options import CheckTeacherConfig, OpenOptions
+from advl_pipeline.teachers.registry import (
+    CATALOGUE,
+    DOORS,
+    card_of,
+    known_names,
+    list_teachers,
+    open_teacher,
+    show_teacher,
+)
+from advl_pipeline.teachers.teacher_check import run_check_teacher
 
 
 @pytest.mark.parametrize(
@@ -90,7 +103,7 @@ def test_a_plug_in_whose_random_control_is_itself_is_refused(
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
     write_repository("openai/clip-vit-base-patch16", tmp_path / "clip-folder")
-    pair = CLIPModel.from_pretrained(tmp_path / "clip-folder")
+    pair = hf.CLIPModel.from_pretrained(tmp_path / "clip-folder")
     with pytest.raises(WeightsUnavailable, match=r"type 'clip'.* of type 'roberta'") as caught:
         open_teacher("roberta-l", weights=tmp_path / "clip-folder")
     words = caught.value.next_command.split()
@@ -106,3 +119,80 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
     for name in known_names():
         teacher = card_of(name)
         assert bool(teacher.model_type) == (not teacher.architecture)
+
+
+def test_list_as_text_and_as_json() -> None:
+    text = completed("teachers", "list").stdout
+    assert all(name in text for name in [*CATALOGUE, *DOORS])
+    listed = json.loads(completed("teachers", "list", "--json").stdout)
+    assert [entry["name"] for entry in listed["teachers"]] == [summary["name"] for summary in list_teachers()]
+
+
+def test_show_states_sizes_and_policies() -> None:
+    details = show_teacher("clip-vit-l")
+    sizes = {size["feature"]: (size["width"], size["num_bytes"], size["per"]) for size in details["features"]}
+    assert sizes["image global"] == (768, 1536, "picture")
+    assert sizes["image tokens, grid 16 x 16"] == (1024, 16 * 16 * 1024 * 2, "picture")
+    assert sizes["text tokens"] == (768, 1536 + 8, "word piece")
+    assert "77" in details["long_texts"]
+    assert "hf download openai/clip-vit-large-patch14" in details["how_to_get"]
+    assert "random weights" in show_teacher("random:clip-vit-l@3")["summary"]["about"]
+    assert show_teacher("timm:resnet18")["features"] == []
+    with pytest.raises(ConfigError, match="clip-vit-l"):
+        show_teacher("clip-vit")
+
+
+def test_check_passes_a_good_teacher(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
+    config = hf.BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+    )
+    folder, _, _ = text_folder(hf.BertModel, config, "wordpiece")
+    result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
+    assert result["is_good"]
+    assert [(tower["modality"], tower["global_dim"]) for tower in result["towers"]] == [("text", 32)]
+    # Weights of another width than the catalogue states are reported.
+    other = run_check_teacher(CheckTeacherConfig(name="bert-l", weights=folder))
+    assert not other["is_good"]
+    assert "1024" in other["towers"][0]["problems"][0]
+
+
+def test_check_finds_a_tokenizer_that_knows_no_text(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
+    config = hf.BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    folder, _, tokenizer = text_folder(hf.BertModel, config, "wordpiece")
+    # As many pieces as before, of letters that no text has.
+    names = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])[:60]
+    vocabulary = [name if name.startswith("[") else chr(0x10A0 + place) for name, place in names]
+    for file in folder.glob("tokenizer*.json"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
+    # One of them has [SEP] in it.
+    assert "3 of 4 texts have no piece that the tokenizer knows" in result["towers"][0]["problems"]
+
+
+class Flawed(TinyTextTower):
+    """A text tower whose features depend on the batch, overflow float16, or are not finite."""
+
+    def __init__(self, flaw: str) -> None:
+        super().__init__()
+        self.flaw = flaw
+
+    def encode(self, units: Any) -> EncodedBatch:
+        value = {"batch": float(len(units)), "range": 1e6, "nan": float("nan"), "rows": 1.0}[self.flaw]
+        extra = 1 if self.flaw == "rows" else 0
+        return EncodedBatch(
+            global_ND=torch.full((len(units), 2), value),
+            token_values=[torch.full((unit.num_tokens + extra, 2), value) for unit in units],
+        )
+
+
+@pytest.mark.parametrize(
+    ("flaw", "complaint"),
+    [("batch", "change with its batch"), ("range", "float16"), ("nan", "not finite"), ("rows", "token rows")],
+)
+def test_check_finds_what_is_wrong(flaw: str, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Teacher(name="flawed", text=Flawed(flaw))
+    monkeypatch.setattr(teacher_check, "open_teacher", lambda name, **settings: teacher)
+    result = run_check_teacher(CheckTeacherConfig(name="flawed"))
+    assert not result["is_good"]
+    assert any(complaint in problem for problem in result["towers"][0]["problems"])
