@@ -51,9 +51,10 @@ def save_tensors(
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Load the tensors of a file: safetensors, or torch's own form, of which nothing else is unpickled."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    is_safe = path.suffix == ".safetensors"
+    tensors: dict[str, torch.Tensor] = (
+        load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    )
     return tensors
 
 
