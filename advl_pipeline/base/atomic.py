@@ -17,7 +17,7 @@ def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
     """Turn what the disk says inside the block into `StorageError` about a path.
 
     Args:
-        failures: what a library raises in place of `OSError`.
+        failures: what a library raises instead of `OSError`.
     """
     known: tuple[type[Exception], ...] = (OSError, *failures)
     try:
@@ -54,7 +54,7 @@ def partial_beside(path: Path) -> Path:
 
 
 def require_no_folder(path: Path) -> None:
-    """Refuse to write a file where a folder lies.
+    """Refuse to write a file where a folder is.
 
     Raises:
         ConfigError: `path` is a folder.
@@ -90,7 +90,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically and durably; readers see the old content or the new, never a part.
 
     Raises:
-        ConfigError: a folder lies there.
+        ConfigError: a folder is there.
         StorageError: the disk is full or failed; the part that was written is removed.
     """
     require_no_folder(path)

@@ -107,7 +107,7 @@ ComputeT = TypeVar("ComputeT", bound=ComputeConfig)
 
 
 def resolved(config: ComputeT) -> ComputeT:
-    """Return the configuration with a device and a precision in place of auto.
+    """Return the configuration with a device and a precision instead of auto.
 
     Raises:
         ConfigError: there is no such device, or it does not compute so.

@@ -42,7 +42,7 @@ class Output:
     `makes`: a folder of ours of that kind; `folders`, such folders below the path; `new`, a file or a folder where
     nothing is; `file`, one file. `begins` is a regular expression that the beginning of each file matches which the
     command writes, in whichever of its forms. `home` is the option that names a folder of ours in which such files
-    lie, and the pattern of their names in it.
+    are, and the pattern of their names in it.
     """
 
     makes: FolderKind | Literal["folders", "new", "file"]

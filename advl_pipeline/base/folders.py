@@ -1,6 +1,6 @@
 """What a folder holds: each kind of folder that ADVL writes is known by one record, which is written before the rest.
 
-A command asks here before it writes into a folder, so that no folder ever holds two kinds of content: what mends,
+A command asks here before it writes into a folder, so that no folder ever holds two kinds of content: what repairs,
 replaces or removes one of them would destroy the other.
 """
 
@@ -89,7 +89,7 @@ def folder_kind(folder: Path) -> FolderKind | None:
 
 
 def near_folder(path: Path, *kinds: FolderKind) -> Suggestion | str:
-    """Return the folder of a kind that is meant by a path where nothing lies; "" where none has a near name."""
+    """Return the folder of a kind that is meant by a path where nothing is; "" where none has a near name."""
     missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
     if missing is None or not missing.parent.is_dir():
         return ""
@@ -112,7 +112,7 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
 
     Raises:
         ConfigError: a folder of another kind, one with files that ADVL did not write, a file, or a place inside
-            another folder of ours; runs may lie in studies.
+            another folder of ours; runs may be in studies.
     """
     present, why = folder_kind(folder), ""
     if present == kind:
@@ -140,7 +140,7 @@ def require_outside(path: Path, *, option: str = "--output", home: FolderKind | 
     Args:
         path: need not exist.
         option: that named it.
-        home: a kind of folder in which it may lie: runs lie in studies.
+        home: a kind of folder in which it may be: runs are in studies.
 
     Raises:
         ConfigError: the path is inside such a folder.

@@ -1,7 +1,7 @@
-"""Rectangles on a picture, and how much of one lies on another. Pure functions.
+"""Rectangles on a picture, and how much of one is on another. Pure functions.
 
 A rectangle is (x1, y1, x2, y2) in shares of the picture's width and height, so that two networks that scale or crop a
-picture in their own ways speak of the same places. A row of NaN lies nowhere, as a class token does.
+picture in their own ways speak of the same places. A row of NaN is nowhere, as for a class token.
 Shapes: T target rectangles, S source rectangles, 4 = (x1, y1, x2, y2).
 """
 
@@ -21,7 +21,7 @@ CropRounding = Literal["half-even", "down"]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 MIN_COVERED = 0.5
-"""A target counts where at least this share of its area lies on the sources: a patch that a central crop cuts off for
+"""A target counts where at least this share of its area is on the sources: a patch that a central crop cuts off for
 the most part has nothing to follow."""
 
 
@@ -83,9 +83,9 @@ def grid_rectangles(rows: int, columns: int, window: tuple[float, float, float, 
 
 
 def overlap(target_T4: Array, source_S4: Array) -> Array:
-    """Return (T, S) float32: the share of each target's area that lies on each source.
+    """Return (T, S) float32: the share of each target's area that is on each source.
 
-    Sources that do not overlap one another give rows that sum to at most 1. A target without area, or that lies
+    Sources that do not overlap one another give rows that sum to at most 1. A target without area, or that is
     nowhere, has a row of zeros.
     """
     shares = np.ones((len(target_T4), len(source_S4)), np.float32)
@@ -103,7 +103,7 @@ def pooling(target_T4: Array, source_S4: Array) -> tuple[Array, npt.NDArray[np.b
 
     Returns:
         (T, S) float32, each row summing to 1, or to 0 for a target that does not count; and (T,) bool, whether it
-        counts: enough of it lies on the sources (`MIN_COVERED`).
+        counts: enough of it is on the sources (`MIN_COVERED`).
     """
     shares_TS = overlap(target_T4, source_S4)
     covered_T: Array = shares_TS.sum(axis=1)

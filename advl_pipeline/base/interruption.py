@@ -24,7 +24,7 @@ _SECONDS_TO_LET_GO = 0.05
 class Stop(KeyboardInterrupt):
     """What a signal raises. Of `KeyboardInterrupt` itself Python remembers that an extension module met it.
 
-    It would then end by SIGINT in place of the exit code, however the error was handled.
+    It would then end by SIGINT instead of the exit code, however the error was handled.
     """
 
 

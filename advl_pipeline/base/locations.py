@@ -1,4 +1,4 @@
-"""Where things lie: a cache in a folder or under the URL of an object store, files, the model hub if in reach."""
+"""Where things are: a cache in a folder or under the URL of an object store, files, the model hub if in reach."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMES = ("s3", "gs")
 """Object stores; `file://` is understood too and means a folder."""
 
 TIMEOUT_SECONDS = 10.0
-"""After which the hub counts as out of reach: found out in a moment, in place of half a minute of retries."""
+"""After which the hub counts as out of reach: found out in a moment, instead of half a minute of retries."""
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 

@@ -28,7 +28,7 @@ _HEAD_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaceOptions(Configuration):
-    """Whether a file that lies in the place of the output may go."""
+    """Whether a file that is in the place of the output may go."""
 
     replace: bool = option(False, help="Overwrite an existing file that this command did not write.", identity="none")
 
@@ -36,7 +36,7 @@ class ReplaceOptions(Configuration):
 def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: Location) -> None:
     """Refuse a command whose outputs would take the place of something else. Nothing is written.
 
-    An output lies in no folder of ours of another kind and over no input of the same command. A file that is there is
+    An output is in no folder of ours of another kind and over no input of the same command. A file that is there is
     replaced only where it begins as this command's own do, or with `--replace`.
 
     Args:
@@ -90,7 +90,7 @@ def _require_file(config: Any, name: str, path: Path, output: Output, *, inputs:
     def refusal(what: str, why: str = "", advice: str = another) -> ConfigError:
         return ConfigError(what, where=str(path), why=why, next_command=advice)
 
-    # Whether it lies where a folder of ours, which the command was given, has such files.
+    # Whether it is where a folder of ours, which the command was given, has such files.
     is_at_home = output.home is not None and any(
         resolved.is_relative_to(home) and fnmatch(resolved.relative_to(home).as_posix(), output.home[1])
         for home in (folder.resolve() for folder in _paths(getattr(config, output.home[0])))

@@ -1,6 +1,6 @@
 """Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views.
 
-Units are looked up by id: sorted 64-bit prefixes lie next to unit positions, and are searched in place.
+Units are looked up by id: sorted 64-bit prefixes are next to unit positions, and are searched in place.
 
 Shapes: N units, U of them readable, Q units or ids asked for, M token rows.
 """
@@ -59,7 +59,7 @@ class MappedArray:
         shards, firsts, afters = shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist()
         stretches: dict[int, Rows] = {}
         current, rows = -1, None
-        # Shard by shard, so that no more than one file of a disk cache is open at once.
+        # Shard by shard, so that at most one file of a disk cache is open at once.
         for place in np.argsort(shard_Q, kind="stable").tolist():
             if rows is None or shards[place] != current:
                 current, rows = shards[place], self.shard(shards[place])
@@ -79,7 +79,7 @@ class MappedArray:
         return gathered
 
     def whole(self) -> Rows:
-        """Return all rows: a view when the array lies in one shard and no disk cache holds it, else a copy."""
+        """Return all rows: a view when the array is in one shard and no disk cache holds it, else a copy."""
         if self.spec.num_shards == 1 and not self._store.is_disk_cache:
             return self.shard(0)[: len(self)]
         return np.concatenate(
@@ -187,7 +187,7 @@ def look_up(
         raise CorruptCache("The index of the cache points outside it.")
     same_Q = (unit_ids_N16[unit_Q] == wanted_Q16).all(axis=1)
     for query in np.flatnonzero(~same_Q & (prefix_U[slot_Q] == prefix_Q)):
-        # Ids that share 64 bits lie next to one another.
+        # Ids that share 64 bits are next to one another.
         slot = int(slot_Q[query]) + 1
         while slot < len(prefix_U) and prefix_U[slot] == prefix_Q[query]:
             if (unit_ids_N16[unit_U[slot] : unit_U[slot] + 1] == wanted_Q16[query]).all(axis=1).any():

@@ -94,7 +94,7 @@ class CompleteRecord:
     """Every file of a complete cache but this record itself and the confidence groups, which have their own.
 
     `quarantined` gives, per modality, the ids of units that could not be read, with the reasons; `clipped` how many
-    stored values lay beyond the range of the stored dtype.
+    stored values was beyond the range of the stored dtype.
     """
 
     files: Files

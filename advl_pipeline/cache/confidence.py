@@ -1,7 +1,7 @@
 """Confidence statistics of a cache: per example and estimator, the probability given to the ground truth, and the
 share of what is wrong that it outranks.
 
-Each set has an identity of its own (estimator, task, split, folds, seed, examples) and lies in `confidence/<key>/`,
+Each set has an identity of its own (estimator, task, split, folds, seed, examples) and is in `confidence/<key>/`,
 where the key is the beginning of the identity's digest. Sets are added at any time. A sound set is never rewritten,
 whoever estimates it again; a damaged one loses its record before anything else. So when files do not match the record
 that a reader has read, the record was replaced or removed meanwhile, or the files are damaged.
@@ -182,7 +182,7 @@ def remove_confidence(store: Store, key: str) -> None:
 
 
 def clear_away(store: Store, bad_names: Iterable[str], recorded: Files) -> None:
-    """Remove every set with a bad file, and restore the group that they lie in if it is bad."""
+    """Remove every set with a bad file, and restore the group that they are in if it is bad."""
     bad = set(bad_names)
     for key in sorted({match[1] for name in bad if (match := _OF_A_SET.fullmatch(name))}):
         remove_confidence(store, key)

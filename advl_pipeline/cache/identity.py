@@ -149,7 +149,7 @@ def extract_command(
 
     Args:
         config: options of the extraction, or what is left of them.
-        output: where, if not where such a cache lies by default.
+        output: where, if not where such a cache is by default.
     """
     teacher = str(config.get("teacher", ""))
     is_import = teacher.startswith(IMPORTED)

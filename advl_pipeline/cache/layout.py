@@ -1,10 +1,10 @@
-"""Layout of a cache: its arrays, how a shard file of one is laid out, and in which shard each unit's rows lie.
+"""Layout of a cache: its arrays, how a shard file of one is laid out, and in which shard each unit's rows are.
 
 Every array uses the standard sharding codec with inner chunks that span all columns. A shard file is its inner chunks
 in order, which is one contiguous row-major block of rows, followed by the codec's index: 16 bytes (offset, length)
 for each inner chunk and a CRC-32C. Inner chunks wholly beyond the end of the array are absent from the last shard.
 
-Which arrays a modality has follows from the plan. Where ragged units lie is a pure function of their token rows.
+Which arrays a modality has follows from the plan. Where ragged units are is a pure function of their token rows.
 
 Shapes: N units, S shards.
 """
@@ -103,7 +103,7 @@ class ArraySpec:
         return [self.shard_path(shard) for shard in range(self.num_shards)]
 
     def valid_rows(self, shard: int) -> int:
-        """Rows of a shard that lie within the array."""
+        """Rows of a shard that are within the array."""
         return min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
 
     def stored_rows(self, shard: int) -> int:
@@ -262,7 +262,7 @@ def array_specs(modality: str, plan: PlanRecord, *, num_rows: int, num_readable:
 
 
 def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
-    # The largest power of two that divides the shard, of about the target size and no more than hold all rows.
+    # The largest power of two that divides the shard, of about the target size and at most hold all rows.
     inner = 1
     while shard_rows % (inner * 2) == 0 and inner * width * 2 < _TARGET_INNER_BYTES and inner < num_rows:
         inner *= 2
@@ -271,7 +271,7 @@ def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """Where each unit's rows lie.
+    """Where each unit's rows are.
 
     Unit u is rows starts_N[u] to starts_N[u] + lengths_N[u] of the flat values. Shard k holds units
     first_unit_S1[k] to first_unit_S1[k + 1], in rows k * shard_rows onwards; rows_used_S[k] of its rows are taken,

@@ -28,7 +28,7 @@ def wide_dtype(stored: StoredDtype) -> Literal["float16", "float32"]:
 
 
 def to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], int]:
-    """Round to float16, clipping what lies beyond its range; returns also how many values were clipped."""
+    """Round to float16, clipping what is beyond its range; returns also how many values were clipped."""
     in_range_MD, clipped = clip_to_float16(values_MD)
     # Numpy rounds in software, ten times as slowly.
     return as_tensor(in_range_MD).half().numpy(), clipped

@@ -301,7 +301,7 @@ class FeatureStore:
             self._tokens[name].announce(start_Q[is_used], length_Q[is_used], in_blocks=in_blocks)
 
     def _positions(self, ids: Sequence[str]) -> Positions:
-        """Return where units lie, (Q,); raises `UnknownUnit` for an id that is not there."""
+        """Return where units are, (Q,); raises `UnknownUnit` for an id that is not there."""
         if len(ids) == 0:
             return np.zeros(0, np.int64)
         found_Q = self._look_up(ids) if len(self._unit_U) else np.full(len(ids), -1, np.int64)

@@ -88,7 +88,7 @@ class Readable(ABC):
 
     @property
     def repair_command(self) -> Advice:
-        """The command that mends the cache."""
+        """The command that repairs the cache."""
         return repair_command(self.location)
 
     def refused(self, what: str, why: str = "", next_command: str = "") -> ConfigError:
@@ -96,7 +96,7 @@ class Readable(ABC):
         return ConfigError(what, where=str(self.location), why=why, next_command=next_command)
 
     def damaged(self, what: str, name: str, why: str = "") -> CorruptCache:
-        """Return the error of a file that is not what it must be, with the command that mends the cache."""
+        """Return the error of a file that is not what it must be, with the command that repairs the cache."""
         return CorruptCache(what, where=self.where(name), why=why, next_command=self.repair_command)
 
 
@@ -104,7 +104,7 @@ class Store(Readable):
     """A cache, finished or not."""
 
     folder: Path | None = None
-    """The folder of this machine that the cache lies in, if it does."""
+    """The local folder of the cache, if it is in one."""
     max_file_bytes: int | None = None
     """The largest file that the store takes."""
     locks: Path
@@ -155,7 +155,7 @@ class Store(Readable):
 
     @abstractmethod
     def require_place(self) -> None:
-        """Raise `ConfigError` where something else than a cache lies here."""
+        """Raise `ConfigError` where something else than a cache is here."""
 
     def changed(self, files: Files) -> dict[str, Stamp]:
         """Return the files that are not as they were when they were last vouched for, and how they are now.
@@ -194,7 +194,7 @@ def read_metadata(store: Readable, name: str) -> Any:
 
 
 def repair_command(location: Location) -> Advice:
-    """Return the command that mends a cache."""
+    """Return the command that repairs a cache."""
     return advise(["advl", "cache", "repair", str(location)])
 
 

@@ -1,4 +1,4 @@
-"""A cache in a folder, and `open_store`, the one place that asks whether it is one or lies in a bucket.
+"""A cache in a folder, and `open_store`, the one place that asks whether it is one or is in a bucket.
 
 In a folder files are written whole in the work folder, flushed, and shown by a rename or a link.
 """
@@ -53,7 +53,7 @@ def open_store(location: Location, disk_cache_gb: float = DEFAULT_GB) -> Store:
 
     Args:
         location: folder or URL.
-        disk_cache_gb: how much this machine keeps of files that lie elsewhere.
+        disk_cache_gb: how much this machine keeps of files that are elsewhere.
     """
     return ObjectStore(location, disk_cache_gb) if isinstance(location, Url) else FolderStore(location)
 

@@ -112,7 +112,7 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
     store = open_store(location)
     sizes = require_cache(store)
     with suppress(CorruptCache):
-        load_plan(store)  # A cache of a form that is not read any more is refused, not mended.
+        load_plan(store)  # A cache of a form that is not read any more is refused, not repaired.
     findings: dict[str, str] = {}
     files = recorded_files(store, sizes, findings)
     numbers: StoredNumbers | None = None

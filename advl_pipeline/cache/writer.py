@@ -171,7 +171,7 @@ class CacheWriter:
         self._tables: dict[str, MappedArray] = {}
 
     def placement(self, modality: str) -> ShardPlan:
-        """Return where the units of a modality lie."""
+        """Return where the units of a modality are."""
         if modality not in self._placements:
             specs = layout.plan_specs(modality, self.plan.modalities[modality].num_units)
             lengths_N = MappedArray(self.store, specs["lengths"]).whole()

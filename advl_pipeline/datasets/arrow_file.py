@@ -35,7 +35,7 @@ class ArrowFile:
 
     @cached_property
     def batch(self) -> Any:
-        """The record batch; its buffers lie in the file.
+        """The record batch; its buffers are in the file.
 
         Raises:
             ValueError: the file is not what was written. OSError: it cannot be read.
@@ -108,7 +108,7 @@ def record_batch(columns: Mapping[str, Any], facts: Mapping[str, Any] | None = N
 
 
 def index_file(folder: Path, key: Mapping[str, Any]) -> Path:
-    """Return where the index of `key` below `folder` lies, or is to lie."""
+    """Return where the index of `key` below `folder` is, or is to be."""
     canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
     return folder / f"{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}.arrow"
 
@@ -117,7 +117,7 @@ def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], An
     """Open the index of `key` below `folder`, building it first when it is not there or damaged.
 
     Args:
-        folder: where indices lie; made when missing.
+        folder: where indices are; made when missing.
         key: plain JSON types that determine the content of the index.
         build: returns its `record_batch`; called at most once.
 

@@ -47,7 +47,7 @@ def _is_number(value: Any) -> bool:
 
 
 def parse_boxes(record: Mapping[str, Any]) -> SizedBoxes:
-    """Check the boxes of a picture of a known size; that they lie inside is seen when the picture is opened.
+    """Check the boxes of a picture of a known size; that they are inside is seen when the picture is opened.
 
     Args:
         record: has `width` and `height` in pixels, and `boxes`: of each x1, y1, x2, y2 and, in some, a score.

@@ -64,7 +64,7 @@ def by_split(files: Any) -> dict[str | None, list[Any]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card(Configuration):
-    """What is said of a dataset: facts for people, where its splits lie, how its rows are read and scored.
+    """What is said of a dataset: facts for people, where its splits are, how its rows are read and scored.
 
     A published set has one in `data/cards`, a user may write one, and data without a card have an empty one. A card
     of a published format is its facts alone; in others every key below may be left out.

@@ -90,7 +90,7 @@ def run_subset(config: SubsetConfig) -> dict[str, Any]:
     """Draw a low-shot subset and write its ids.
 
     Raises:
-        ConfigError: the split holds fewer questions, or a file that is no such list lies there.
+        ConfigError: the split holds fewer questions, or a file that is no such list is there.
         DatasetError: the split is missing or malformed.
     """
     require_outputs(config)

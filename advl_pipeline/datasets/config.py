@@ -34,7 +34,7 @@ def facts_of_data(tasks: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRootOptions(Configuration):
-    """Where datasets lie."""
+    """Where datasets are."""
 
     title: ClassVar[str] = "Data"
 

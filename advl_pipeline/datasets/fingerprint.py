@@ -74,7 +74,7 @@ class FileDigests:
 
     Args:
         folder: the dataset's folder; names are relative to it.
-        table_folder: where the table lies (`roots.index_folder`).
+        table_folder: where the table is (`roots.index_folder`).
 
     The table is read when it is first needed: an instance can be sent to another process.
     """
@@ -168,7 +168,7 @@ class FileDigests:
         return facts
 
     def _read(self, name: str, depth: Depth) -> tuple[FileFacts, tuple[Any, ...] | None]:
-        """Return the facts of a file, read again, and the row to record where the file lies still."""
+        """Return the facts of a file, read again, and the row to record where the file is still."""
         path = self.folder / name
         try:
             times = _times(path.stat())

@@ -38,7 +38,7 @@ _NOT_OF_ROWS = ("name", "facts", "files", "pictures", "measures", "ties", "reads
 class Index:
     """Rows and problems of a dataset.
 
-    `dataset` is the name that the user knows. `source` says where rows and pictures lie and is not read again;
+    `dataset` is the name that the user knows. `source` says where rows and pictures are and is not read again;
     `digests` are the SHA-256 digests of its files. `folder` holds indices. With `is_published` the files are known by
     their own digests, and are of one split; other rows are known by what they say, and name their splits.
     """
@@ -124,7 +124,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
     """Open the index of a dataset's rows, building it first when their content is new.
 
     Args:
-        folder: where indices lie.
+        folder: where indices are.
         is_published: the content is known by the files, and what millions of rows say is not digested.
 
     Raises:

@@ -112,10 +112,10 @@ def seal_index(draft: Path, name: str) -> None:
 
 
 def sealed_size(path: Path) -> int:
-    """Return how many bytes of a sealed file lie before its seal.
+    """Return how many bytes of a sealed file are before its seal.
 
     Raises:
-        ValueError: what lies there is not what was sealed. OSError: it cannot be read.
+        ValueError: what is there is not what was sealed. OSError: it cannot be read.
     """
     size = path.stat().st_size - SEAL_BYTES
     with path.open("rb") as file:

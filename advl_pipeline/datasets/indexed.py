@@ -181,7 +181,7 @@ class IndexedDataset:
 
     @cached_property
     def identity_name(self) -> str:
-        """The name, with the revision of a published set; for own data the content, wherever they lie."""
+        """The name, with the revision of a published set; for own data the content, wherever they are."""
         if self._index.is_published:
             return self.name
         return self._index.source.called or f"own-{self.content_digest()[:16]}"

@@ -35,7 +35,7 @@ class IndexedPictures:
         index: of all rows.
         rows: positions of the split's rows.
         split: named in errors.
-        reading: says where pictures lie.
+        reading: says where pictures are.
     """
 
     def __init__(self, index: Index, rows: npt.NDArray[np.int64], *, split: str, reading: Reading) -> None:

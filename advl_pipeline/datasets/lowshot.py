@@ -1,7 +1,7 @@
 """Low-shot subsets: nested in their size, balanced over classes and question types, the same for every method.
 
 All questions of a split are put into one order that depends on the seed and on their ids alone; a subset is its
-beginning. Hence a subset of 50 lies inside the subset of 100, and any prefix is balanced.
+beginning. Hence a subset of 50 is inside the subset of 100, and any prefix is balanced.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the rows of a dataset become examples: tasks, wording, classes, and where pictures lie."""
+"""How the rows of a dataset become examples: tasks, wording, classes, and where pictures are."""
 
 from __future__ import annotations
 

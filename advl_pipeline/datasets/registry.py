@@ -20,7 +20,7 @@ from advl_pipeline.datasets.vqa_answers import read_vocabulary
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names that `open_dataset` takes, besides those that say where own data lies (`roots.py`)."""
+    """Names that `open_dataset` takes, besides those that say where own data is (`roots.py`)."""
     with_cards = (card.name for card in readable_cards() if card.format in (ROWS, *FORMATS))
     return tuple(sorted({*with_cards, *dataset_plugins()}))
 

@@ -1,4 +1,4 @@
-"""What datasets are called, where they and their indices lie, and that no file name leaves its dataset's folder.
+"""What datasets are called, where they and their indices are, and that no file name leaves its dataset's folder.
 
 A cache may come from anyone: the paths that its record names are shown, and never opened unless the user typed them.
 """
@@ -49,7 +49,7 @@ def resolve_data_root(data_root: Path | None) -> Path:
 def index_folder(data_root: Path, dataset_folder: Path) -> Path:
     """Return the folder of a dataset's indices: `<data root>/.index/<name>`, or below `$ADVL_INDEX` when that is set.
 
-    Indices hold nothing that cannot be rebuilt. Those of data that nobody may write next to lie in the user's cache.
+    Indices hold nothing that cannot be rebuilt. Indices of data in a read-only folder are in the user's cache.
     """
     base = os.environ.get(INDEX_VARIABLE)
     tag = hashlib.blake2b(os.fsencode(dataset_folder.resolve()), digest_size=4).hexdigest()
@@ -65,7 +65,7 @@ def index_folder(data_root: Path, dataset_folder: Path) -> Path:
 
 @functools.cache
 def _say_elsewhere(data: Path, folder: Path) -> None:
-    """Say on stderr, once in a process, where the index of data lies that nobody may write next to."""
+    """Say on stderr, once in a process, where the index of data in a read-only folder is."""
     where = f"the index is in {folder} (${INDEX_VARIABLE} names another folder)"
     print(f"note: {data} cannot be written, so {where}", file=sys.stderr)
 
@@ -90,7 +90,7 @@ def require_there(path: Path, *, dataset: str) -> Path:
 
 
 def is_location(name: str) -> bool:
-    """Tell whether a dataset is named by where it lies: `hf:NAME`, a file, or a folder."""
+    """Tell whether a dataset is named by where it is: `hf:NAME`, a file, or a folder."""
     return name.startswith(HUB_PREFIX) or "/" in name or bool(Path(name).suffix) or Path(name).is_dir()
 
 
@@ -133,7 +133,7 @@ def refused_paths(cache: Location, paths: Mapping[str, Any], command: Sequence[s
     """Return the refusal to open paths that a cache's record names and nobody typed.
 
     Args:
-        cache: where it lies.
+        cache: where it is.
         paths: option -> the path.
         command: what gives them.
     """

@@ -58,7 +58,7 @@ class Item:
     """A row, checked.
 
     `image` is the name of a picture, its bytes, or where it is held. `boxes` are in pixels, of a picture of `size`
-    where the data say it. Where they lie in a file next to the picture, `boxes_file` names it and `box_labels` are
+    where the data say it. Where they are in a file next to the picture, `boxes_file` names it and `box_labels` are
     what it must hold.
     `texts` holds the question or the text, then the choices, then the rationales: `num_choices` of them are choices.
     `label` is the position of the right choice, or the name of the class or of the most frequent answer; None where

@@ -34,7 +34,7 @@ class ReadOptions:
     """How a dataset is read.
 
     `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `every_answer` asks for VCR's
-    rationales given each of the answers, in place of the right one. `label_order` orders the classes of SNLI-VE.
+    rationales given each of the answers, instead of the right one. `label_order` orders the classes of SNLI-VE.
     `answers` is an answer vocabulary for VQA, or the classes or answers of rows; None to find those that
     `answer_list` names, or that train has. `together` names the splits that are opened as one, and so share their
     classes. `on_error` says whether malformed items and unreadable pictures fail, or are left out and listed in

@@ -48,7 +48,7 @@ def vcr_reading(tasks: Sequence[Task], *, every_answer: bool, style: TextStyle) 
 
     Args:
         tasks: "vcr-q2a", "vcr-qa2r" or both.
-        every_answer: rationales are read given each of the four answers, as the test server scores them, in place of
+        every_answer: rationales are read given each of the four answers, as the test server scores them, instead of
             the right one alone.
         style: how object tags become words.
     """

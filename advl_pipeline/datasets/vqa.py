@@ -44,7 +44,7 @@ def vqa_source(questions: Path, annotations: Path | None = None, *, subtype: str
 
     Args:
         subtype: names the picture folder ("train2014"); None where every item names its own in `coco_split`
-            (VQA-CP); `EITHER_FOLDER` where nothing does (VQA-VS) and the picture lies in train2014 or in val2014.
+            (VQA-CP); `EITHER_FOLDER` where nothing does (VQA-VS) and the picture is in train2014 or in val2014.
         pictures: folder that holds `train2014/` and its like.
     """
     return RowSource(
@@ -57,7 +57,7 @@ def vqa_source(questions: Path, annotations: Path | None = None, *, subtype: str
 
 
 def locate_picture(pictures: Path, name: str) -> str:
-    """Return the name of a picture's file, where its item does not say in which folder it lies."""
+    """Return the name of a picture's file, where its item does not say in which folder it is."""
     if not name.startswith(EITHER_FOLDER):
         return name
     # COCO numbers its pictures across both folders, so that at most one of these files exists.

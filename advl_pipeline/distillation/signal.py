@@ -25,7 +25,7 @@ from advl_pipeline.distillation.settings import DistillationSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Averages:
-    """What each place is the weighted sum of, divided by its count where counts are given; places lie in `shape`.
+    """What each place is the weighted sum of, divided by its count where counts are given; places are in `shape`.
 
     Place p is of the rows `row_X[start_P1[p] : start_P1[p + 1]]`. Indices are int32, weights and counts float32.
     """

@@ -103,7 +103,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
 
     Raises:
         ConfigError: no such run or split, the run lacks one of VCR's two tasks, or a file that holds no predictions
-            lies there.
+            is there.
         WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
     """
     require_outputs(config)
@@ -152,7 +152,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
 
 
 def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
-    """Score the 20 sequences of each question; examples lie as answer, then rationales given answer 0 to 3."""
+    """Score the 20 sequences of each question; examples are as answer, then rationales given answer 0 to 3."""
     per_question = 1 + NUM_CHOICES
     annot_ids = [annotation_of(name) for name in dataset.example_ids[::per_question]]
     answers, rationales = [], []

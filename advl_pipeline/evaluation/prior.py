@@ -1,6 +1,6 @@
 """The prior of the question: what is right without looking, by the answers that training gives to the same words.
 
-A student of two epochs may be right on most questions and have learned no more than that "is there a circle?" is
+A student of two epochs may be right on most questions and have learned at most that "is there a circle?" is
 mostly answered by no. So its scores stand next to this one.
 """
 

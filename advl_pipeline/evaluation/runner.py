@@ -58,7 +58,7 @@ class EvaluateResult:
 def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Evaluate on each named set and write `evaluation/<set>.json` and `.npz` into the run folder.
 
-    Scores by another evaluator of VQA than the set's usual one lie next to those, in `<set>@<evaluator>`; those of
+    Scores by another evaluator of VQA than the set's usual one are next to those, in `<set>@<evaluator>`; those of
     letters that the student wrote in `<set>@letters`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Paired statistics: is one student really better than another, and by how much?
 
 Shapes: S seeds, N test items, K shot sizes, B resamples, C candidates or classes. `difference_SN[s, n]` is the score
-of one method minus the score of another on item n, both trained with seed s; scores lie in [0, 1]. Test items are the
+of one method minus the score of another on item n, both trained with seed s; scores are in [0, 1]. Test items are the
 same for every seed (a crossed design), so seeds and items are resampled independently of each other. Items on one
 picture are resampled together.
 

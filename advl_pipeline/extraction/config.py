@@ -300,6 +300,6 @@ def without_network(config: ExtractConfig) -> ExtractConfig:
 
 
 def location_of(config: ExtractConfig) -> Location:
-    """Return where the cache of an extraction lies or is to lie."""
+    """Return where the cache of an extraction is or is to be."""
     part = part_name(config.shots, config.seed, config.ids)
     return config.output or default_output(config.teacher, config.dataset, config.split, part=part)

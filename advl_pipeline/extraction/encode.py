@@ -174,7 +174,7 @@ class HostCopy:
 
 
 def halved(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round to float16 and clip what lies beyond its range, but infinity; return also how many were clipped, ()."""
+    """Round to float16 and clip what is beyond its range, but infinity; return also how many were clipped, ()."""
     is_beyond = (values.abs() > FLOAT16_MAX) & values.isfinite()
     clipped = torch.where(is_beyond, values.clamp(-FLOAT16_MAX, FLOAT16_MAX), values)
     return clipped.half(), is_beyond.sum()
@@ -190,7 +190,7 @@ _LOOKED_AT, _TRIED = 64, 8
 
 
 def with_batch_size(config: ExtractConfig, sources: Sequence[Source]) -> ExtractConfig:
-    """Return the configuration with a number of units per forward pass in place of auto.
+    """Return the configuration with a number of units per forward pass instead of auto.
 
     Both modalities have the same: the smaller of what was found for each.
     """

@@ -130,7 +130,7 @@ def uses_per_epoch(dataset: Dataset) -> dict[str, int]:
 
 
 def disk_speed(root: Path) -> tuple[float, float] | None:
-    """Measure bytes per second of reading and writing where a cache is to lie; None where nothing can be written."""
+    """Measure bytes per second of reading and writing where a cache is to be; None where nothing can be written."""
     content = os.urandom(_TRIED_BYTES)
     with suppress(OSError), tempfile.TemporaryFile(dir=_existing(root)) as file:
         begin = time.perf_counter()

@@ -95,7 +95,7 @@ def resumed_config(config: ExtractConfig) -> ExtractConfig:
 
 
 def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
-    """Tell whether a whole cache of these options and of the dataset's present content lies where it would go.
+    """Tell whether a whole cache of these options and of the dataset's present content is where it would go.
 
     Args:
         same_weights: it must also have been made with the same `weights`. Without, nobody has compared the teacher.

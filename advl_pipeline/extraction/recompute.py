@@ -51,7 +51,7 @@ def run_verify(config: VerifyConfig) -> VerifyReport:
     Raises:
         ConfigError: there is no cache, or units are to be computed again and its record names paths that were not
             given.
-        WeightsUnavailable: units are to be computed again, and the teacher is not at hand.
+        WeightsUnavailable: units are to be computed again, and the teacher is not available.
     """
     total = sum(open_store(config.cache).list().values())
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True) as bar:
@@ -77,7 +77,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
 
     Args:
         settings: options of the extraction, from the record.
-        config: of the command that encodes units again; what it gives stands in place of the record's.
+        config: of the command that encodes units again; what it gives stands instead of the record's.
         command: its words, such as "cache repair".
 
     Raises:

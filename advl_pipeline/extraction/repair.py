@@ -169,7 +169,7 @@ def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) 
 
 
 def require_own_records(store: Readable) -> None:
-    """Refuse records of another cache: by them this one would be replaced, and not mended.
+    """Refuse records of another cache: by them this one would be replaced, and not repaired.
 
     Raises:
         IdentityMismatch: the identity file and the root group agree on one identity, and the plan is of another.

@@ -101,7 +101,7 @@ class ExtractResult:
     estimated examples, `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
     `shards_left` counts shards of other parts that are not committed yet; the cache is complete where there are none.
     `payback` is of a dry run of a teacher into a folder. `untimed` is why a dry run has no time: the weights are not
-    at hand, and the teacher's card told the sizes. `averaged_grid`: as `sources.averaged_grid`.
+    available, and the teacher's card told the sizes. `averaged_grid`: as `sources.averaged_grid`.
     """
 
     path: Location
@@ -131,7 +131,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
     Raises:
         ConfigError: unknown names, a tower that the teacher lacks, an output that holds something else.
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
-        WeightsUnavailable: the teacher's weights are not at hand, nor, for a dry run, its sizes.
+        WeightsUnavailable: the teacher's weights are not available, nor, for a dry run, its sizes.
         IdentityMismatch: the folder holds a cache of other settings.
         StorageError: the disk or the object store is full or failed; the same call resumes.
         InUse: another process writes this cache, or the same part of it.

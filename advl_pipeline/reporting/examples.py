@@ -1,5 +1,5 @@
 """Examples where two students of one seed answer differently: picture, candidates, both answers. Of a single run,
-examples that it answers correctly and wrongly.
+examples that it answers correctly and incorrectly.
 
 They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
 chose them. Training examples are shown with the words that the focus method distils, as its run stored them in

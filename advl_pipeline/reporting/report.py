@@ -56,7 +56,7 @@ def run_report(config: ReportConfig) -> tuple[Path, StudyResult]:
 
     Raises:
         ConfigError: a folder holds neither a study nor evaluated runs, or damaged ones; a study is among several; a
-            file that is no report lies in the place of this one.
+            file that is no report is in the place of this one.
         StorageError: the file cannot be written.
     """
     from advl_pipeline.studies.loose_runs import folders_of_runs

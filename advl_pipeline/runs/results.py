@@ -34,7 +34,7 @@ class Evaluation:
     """A tidy table, a row for each score.
 
     Its columns are `metric`, `view` ("" for the true picture, else how it was replaced), `item`, its `picture` and
-    question `type` ("" where the evaluation did not write them), and `score`, which lies in [0, 1].
+    question `type` ("" where the evaluation did not write them), and `score`, which is in [0, 1].
     """
     scores: Mapping[str, npt.NDArray[np.floating]]
     """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""

@@ -57,7 +57,7 @@ class RunFolder:
         self.trackers: list[Any] = []
 
     def resumed_config(self, config: ComputeT) -> ComputeT:
-        """Return a configuration with the precision of the run that lies here, where it leaves that open."""
+        """Return a configuration with the precision of the run that is here, where it leaves that open."""
         if config.mixed_precision != AUTO:
             return config
         begun = self._recorded(names.IDENTITY, "options", "mixed_precision")
@@ -85,7 +85,7 @@ class RunFolder:
             identity: `training.identity.run_record` of the run that is asked for.
 
         Raises:
-            IdentityMismatch: another run lies here; both sides are shown.
+            IdentityMismatch: another run is here; both sides are shown.
         """
         if not self.identity.exists():
             return
@@ -132,7 +132,7 @@ class RunFolder:
         computed_on: Mapping[str, Any],
         resume: bool,
     ) -> None:
-        """Write what a run is, first of all that a run lies here; everything was validated before.
+        """Write what a run is, first of all that a run is here; everything was validated before.
 
         Args:
             identity: as `require_same_run` takes it.

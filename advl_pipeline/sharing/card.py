@@ -43,7 +43,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     """Return the card of a finished run as Markdown.
 
     Args:
-        run: folder of the run; where it lies in a study, the study's table gives scores and controls.
+        run: folder of the run; where it is in a study, the study's table gives scores and controls.
         student: that was trained.
         model: what loads it: a class of transformers, or `load_run` of this package.
     """

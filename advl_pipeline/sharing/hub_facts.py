@@ -18,7 +18,7 @@ TAG = "advl"
 """In the card of all that is pushed: by it a push knows what it may replace."""
 
 IDS_FILE = "ids.parquet"
-"""In a pushed cache: the units that it has. The pages of the hub show it in place of the cache, which is Zarr."""
+"""In a pushed cache: the units that it has. The pages of the hub show it instead of the cache, which is Zarr."""
 
 _LICENCES: Mapping[str, str] = {
     "Apache-2.0": "apache-2.0",

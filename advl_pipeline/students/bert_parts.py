@@ -169,7 +169,7 @@ _SEQUENCES_AT_ONCE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TokenGrid:
-    """Where each of the T tokens lies, sequence by sequence and in order.
+    """Where each of the T tokens is, sequence by sequence and in order.
 
     `column_T` (int64) is its place in the flattened (N, S) layout, `slot_T` that in the flattened (N, G) grid, and
     `first_N` says which of the T tokens are the sequences' first. It is made where a batch is collated: a device
@@ -224,7 +224,7 @@ class TokenGrid:
 
 
 Block = tuple[TokenGrid, torch.Tensor]
-"""Sequences that lie next to one another, which attention sees as one grid, and the additive mask of the grid."""
+"""Sequences that are next to one another, which attention sees as one grid, and the additive mask of the grid."""
 
 
 def blocks_of(kinds_NS: torch.Tensor, whole: TokenGrid, *, separate: bool, dtype: torch.dtype) -> list[Block]:

@@ -148,7 +148,7 @@ class Chat:
             zip(candidates, asked, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ):
             answer_at = len(before) + len(question) + len(listed) + len(closing) + len(between)
-            # Where the candidate's parts lie in the row, their length, and their first character in the candidate.
+            # Where the candidate's parts are in the row, their length, and their first character in the candidate.
             parts = [(len(before), len(question), 0)]
             if is_answered:
                 # Of listed options, behind the lines before it and its own letter.

@@ -1,6 +1,6 @@
 """Conversations as a batch: how those of an example share a row, and what each pass of the language model reads.
 
-What an example's candidates have in common, the picture above all, is computed once: they lie behind it in one row,
+What an example's candidates have in common, the picture above all, is computed once: they are behind it in one row,
 and see it and themselves alone, at the positions that each would have by itself. So do the answers of a list behind
 their question.
 
@@ -39,8 +39,8 @@ MASK_ALIGNMENT = 8
 class Packing:
     """Says how the sequences of each example share a row; all tensors are int64.
 
-    `token_BW` says which token of which sequence lies at each place, n * S + s. `row_N` and `place_NS` are the way
-    back: a sequence's row, and where in it each of its tokens lies. Token `place_M` of row `row_M` shows feature
+    `token_BW` says which token of which sequence is at each place, n * S + s. `row_N` and `place_NS` are the way
+    back: a sequence's row, and where in it each of its tokens is. Token `place_M` of row `row_M` shows feature
     `feature_M` of the pictures, which are counted one after the other.
     """
 
@@ -71,7 +71,7 @@ def packing(
         lengths_N: tokens of each sequence.
         shows_NS: the tokens that stand for a part of the picture.
         meant_NS: everything that tells two tokens of one place apart; their ids at least.
-        block_NS: which tokens see one another in both directions, -1 for those that see what lies before them alone.
+        block_NS: which tokens see one another in both directions, -1 for those that see what is before them alone.
         apart: give each sequence a row of its own.
 
     Returns:
@@ -131,7 +131,7 @@ class Rows:
     `positions_BW`, (3, B, W) for a model that counts in time, height and width, are those that each token would have
     in a row of its own sequence, and `step_BW` is its place there. `own_BW` and `block_BW` are as `packing` gives
     them, and `picture_BW` (bool) says which tokens are the picture's. `behind_BW` (bool) are the tokens of answers
-    that lie behind their sequences, None where none do. Token `source_Q`, counted over all rows, foretells
+    that are behind their sequences, None where none do. Token `source_Q`, counted over all rows, foretells
     `target_Q`, a token of answer `answer_Q`, counted over all sequences.
     """
 
@@ -165,7 +165,7 @@ class Rows:
         return allowed
 
     def within(self, window: int) -> torch.Tensor:
-        """Return (B, W, W) bool: places that lie less than a window of steps back."""
+        """Return (B, W, W) bool: places that are less than a window of steps back."""
         return self.step_BW[:, None, :] > self.step_BW[:, :, None] - window
 
     def followed(
@@ -222,8 +222,8 @@ class ChatBatch(StudentBatch):
     """Conversations, padded on the right.
 
     `sequence_ids_NS` are all tokens and `length_N` their number. `text_place_NL` and `visual_place_NR` say where the
-    text's and the picture's states lie among them, and `tag_NS` (int64) which of the picture's tokens a token refers
-    to besides its word, -1 for none. `packing` says how an example's conversations lie in one row, and `rows` what
+    text's and the picture's states are among them, and `tag_NS` (int64) which of the picture's tokens a token refers
+    to besides its word, -1 for none. `packing` says how an example's conversations are in one row, and `rows` what
     the language model reads of them. `behind` are the rows with answers behind them, asked about in turn, and
     `num_answers` is K; 1 where each sequence ends in its own, which is asked about (`answers_inside`).
     `pixels` holds the pictures one after the other, `num_pixels` the rows of each, and `inputs` what else the vision

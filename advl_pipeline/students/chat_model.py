@@ -139,7 +139,7 @@ def layer_kinds(decoder: Any) -> frozenset[str]:
 
 
 def is_recurrent(decoder: Any) -> bool:
-    """Whether a state depends on all that lies before it in its row, whatever a mask says."""
+    """Whether a state depends on all that is before it in its row, whatever a mask says."""
     return bool(layer_kinds(decoder) & {*RECURRENT_LAYERS})
 
 
@@ -297,7 +297,7 @@ def add_inner_features(hidden_BWH: torch.Tensor, place_M: torch.Tensor, features
 
 
 def _laid_out(encoder: Any, grid_B3: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return where an encoder's patches lie, on its device: transformers would leave it with the grid, on the host.
+    """Return where an encoder's patches are, on its device: transformers would leave it with the grid, on the host.
 
     Args:
         encoder: of a model whose pictures have grids of their own.

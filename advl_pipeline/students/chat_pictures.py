@@ -39,7 +39,7 @@ class Picture:
 
     `text` stands for it in a conversation. Each run of the picture's token is one token there, and `runs` says how
     many it is. `pixels` are for the vision encoder, uint8 where the device can normalise them; `inputs` is what else
-    that takes. `places_R4` says where each token lies, NaN where that is not told.
+    that takes. `places_R4` says where each token is, NaN where that is not told.
     """
 
     text: str
@@ -86,7 +86,7 @@ class PictureReader:
 
     @cached_property
     def _as_bytes(self) -> bool:
-        """Whether it is known where the colours lie in what the processor makes of a picture."""
+        """Whether it is known where the colours are in what the processor makes of a picture."""
         pixels = self._processed(Image.new("RGB", (64, 64)), as_bytes=True)["pixel_values"]
         return bool(self._facts.patches) or (pixels.dim() > 3 and pixels.shape[-3] == 3)
 
@@ -139,7 +139,7 @@ class PictureReader:
     def _places(
         self, read: Mapping[str, Any], text: str, runs: Sequence[int], unit: ImageUnit
     ) -> npt.NDArray[np.float32]:
-        """Return (R, 4): where a picture's tokens lie, NaN for those of which the processor does not tell it."""
+        """Return (R, 4): where a picture's tokens are, NaN for those of which the processor does not tell it."""
         if GRID in read:
             rows, columns = (int(size) // self._pictures.merge_size for size in read[GRID][0, 1:])
             return grid_rectangles(rows, columns)
@@ -160,7 +160,7 @@ class PictureReader:
         return np.concatenate([tiles.swapaxes(1, 2).reshape(-1, 4), whole_R4])
 
     def _whole(self, read: Mapping[str, Any], number: int, unit: ImageUnit) -> npt.NDArray[np.float32]:
-        """Return where the tokens lie that follow the named tiles and show the whole picture.
+        """Return where the tokens are that follow the named tiles and show the whole picture.
 
         Args:
             number: of these tokens.

@@ -20,7 +20,7 @@ from advl_pipeline.students.chat_pictures import GRID
 from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, embedded_tokenizer_file
 
 PICTURE_SETTINGS = ("min_pixels", "max_pixels", "longest_edge", "image_splitting")
-"""Settings of a student that its processor of pictures heeds."""
+"""Settings of a student that its processor of pictures obeys."""
 
 
 def load_processor(config: GenerativeConfig, model: Any, facts: FamilyFacts) -> Any:

@@ -78,7 +78,7 @@ def published_keys(
 
 
 def rules_below(prefix: str) -> KeyRules:
-    """Return the rules that take what lies below a prefix, a regular expression, by the names behind it."""
+    """Return the rules that take what is below a prefix, a regular expression, by the names behind it."""
     return KeyRules(rename=((rf"^{prefix}\.", ""),), ignore=(rf"^(?!{prefix}\.)",))
 
 

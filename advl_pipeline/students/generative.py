@@ -110,12 +110,12 @@ class GenerativeStudent(Student):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a state depends on all that lies before it in its row, whatever a mask says."""
+        """Whether a state depends on all that is before it in its row, whatever a mask says."""
         return is_recurrent(self.decoder)
 
     @classmethod
     def settings_beside(cls, weights: Path) -> dict[str, Any]:
-        """Return architecture and processor of published weights, as far as they lie in the folder."""
+        """Return architecture and processor of published weights, as far as they are in the folder."""
         folder = weights if weights.is_dir() else weights.parent
         settings: dict[str, Any] = {}
         if (folder / names.PROCESSOR).is_dir():
@@ -245,7 +245,7 @@ class GenerativeStudent(Student):
         if known not in self._answer_ids:
             self._answer_ids[known] = self.chat.answer_ids(known)
         ids = self._answer_ids[known]
-        # Candidates hold their own answers, so that a row which others lie behind is one sequence.
+        # Candidates hold their own answers, so that a row which others are behind is one sequence.
         assert set(batch.num_candidates) == {1}
         lengths = batch.length_N.tolist()
         self._require_room(max(lengths) + max(len(answer_ids) for answer_ids in ids))
@@ -337,7 +337,7 @@ class GenerativeStudent(Student):
         """Return what transformers generates from, rows padded on the left.
 
         Args:
-            place_NS: where each token of the padded rows lies in the batch's.
+            place_NS: where each token of the padded rows is in the batch's.
             shown_NS: bool, False for padding.
         """
         ids_NS = batch.sequence_ids_NS.gather(1, place_NS).where(shown_NS, self.chat.pad_id)
@@ -433,7 +433,7 @@ class GenerativeStudent(Student):
     def answered(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
         """Run the language model over the batch, and return the likelihoods of its answers where it has any."""
         shown_MDH = self.shown(batch)
-        # No mask keeps a recurrent layer from what lies before: the picture's tokens stay what the word table has.
+        # No mask keeps a recurrent layer from what is before: the picture's tokens stay what the word table has.
         is_left_out = mask_visual and self.is_recurrent
         x_BWH = (
             self.model.get_input_embeddings()(batch.packing.packed(batch.sequence_ids_NS))
@@ -456,7 +456,7 @@ class GenerativeStudent(Student):
     def _run(
         self, rows: Rows, x_BWH: torch.Tensor, batch: ChatBatch, shown_MDH: torch.Tensor, mask_visual: bool
     ) -> torch.Tensor:
-        """Return the last states of rows, of which `x_BWH` enters, but for what lies behind."""
+        """Return the last states of rows, of which `x_BWH` enters, but for what is behind."""
         x_BWH = functional.pad(x_BWH, (0, 0, 0, rows.width - x_BWH.shape[1]))
         if rows.behind_BW is not None:
             words_BWH = self.model.get_input_embeddings()(rows.ids_BW)

@@ -38,18 +38,18 @@ class StudentBatch:
     `char_spans_NL2` (int64) gives the characters of `Candidate.text` that each token covers, (0, 0) for special
     tokens and padding. `box_index_NR` (int64) gives the row of `ImageUnit.boxes_R4` that each visual token stands
     for, -1 for whole-image tokens, grid cells and padding. `places_BR4` (float32) says where each visual token of an
-    example's picture lies: x1, y1, x2, y2 as shares of its width and height, NaN for a token that lies nowhere (class
+    example's picture is: x1, y1, x2, y2 as shares of its width and height, NaN for a token that is nowhere (class
     tokens, the whole picture, padding); None where the student cannot say. Students subclass it to add their own
     tensors; `to` moves every tensor field.
     """
 
     picture_field: ClassVar[str] = ""
-    """The tensor that holds what pictures show, apart from where their boxes lie."""
+    """The tensor that holds what pictures show, apart from where their boxes are."""
     blank_value: ClassVar[int] = 0
     """What that tensor holds where a picture shows nothing."""
 
     num_candidates: tuple[int, ...]
-    """Sequences of each of the B examples; they lie next to one another."""
+    """Sequences of each of the B examples; they are next to one another."""
     example_N: torch.Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
     """The example of each sequence, int64; found from `num_candidates`."""
     first_B: torch.Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
@@ -211,7 +211,7 @@ class Student(nn.Module, ABC):
     lora: LoraSettings | None = None
     """How a run updates it where it starts from published weights; None: all of it is trained."""
     places: PlaceKind | None = None
-    """What its visual tokens with a place are. None: batches do not say where tokens lie (`places_BR4`), and no
+    """What its visual tokens with a place are. None: batches do not say where tokens are (`places_BR4`), and no
     teacher's grid can be laid over them."""
     head_key: ClassVar[str] = ""
     """What the names of a task's head begin with in its published checkpoints, a regular expression."""

@@ -193,7 +193,7 @@ class CropRegions(RegionSource):
         crops = [picture.resize(size, Image.Resampling.BOX)]
         for x1, y1, x2, y2 in unit.boxes_R4.tolist():
             margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
-            # A box may lie in the rim outside the picture that datasets tolerate: the nearest pixel stands for it.
+            # A box may be in the rim outside the picture that datasets tolerate: the nearest pixel stands for it.
             box = (
                 min(max(0.0, x1 - margin_x), picture.width - 1.0),
                 min(max(0.0, y1 - margin_y), picture.height - 1.0),

@@ -30,7 +30,7 @@ HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 def normalise_colours(
     values: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, axes_behind: int
 ) -> torch.Tensor:
-    """Return (values - mean) / std of the colours, behind whose axis others lie."""
+    """Return (values - mean) / std of the colours, behind whose axis others are."""
     # A list would be copied to the device while all waits.
     means, stds = (
         torch.stack([values.new_full((), value) for value in numbers]).view(-1, *[1] * axes_behind)
@@ -95,7 +95,7 @@ class PixelStudent(TextStudent):
 
     @property
     def token_places(self) -> npt.NDArray[np.float32]:
-        """(R, 4): where each visual token lies; class tokens lie nowhere."""
+        """(R, 4): where each visual token is; class tokens are nowhere."""
         side = math.isqrt(self.num_visual - self.num_class_tokens)
         nowhere = np.full((self.num_class_tokens, 4), np.nan, np.float32)
         return np.concatenate([nowhere, grid_rectangles(side, side)])

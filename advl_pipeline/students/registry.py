@@ -90,10 +90,10 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
     """Return architecture, parameters, and what was proven of one student.
 
     Args:
-        tokenizer: folder or name of another tokenizer than the student's own, where that is not at hand.
+        tokenizer: folder or name of another tokenizer than the student's own, where that is not available.
 
     Raises:
-        ConfigError: unknown name. WeightsUnavailable: the tokenizer is not at hand, for students whose architecture
+        ConfigError: unknown name. WeightsUnavailable: the tokenizer is not available, for students whose architecture
             names its padding.
     """
     student = build_student(name, overrides={} if tokenizer is None else {"tokenizer": tokenizer})
@@ -118,7 +118,7 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     """
     settings: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
     if name in STUDENTS:
-        # A chat model's architecture lies with its weights, and so does many a tokenizer.
+        # A chat model's architecture is with its weights, and so are many tokenizers.
         settings = family_class(name).settings_beside(checkpoint) | settings
     return {"student": name, **build_student(name, overrides=settings).load_published(checkpoint).to_dict()}
 

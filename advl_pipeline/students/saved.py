@@ -109,7 +109,7 @@ def saved_settings(folder: Path, name: str) -> dict[str, Any]:
     """Return the architecture of a saved student.
 
     Raises:
-        WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there.
+        WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student is there.
     """
     config = _described(folder, name)["config"]
     settings = {
@@ -126,7 +126,7 @@ def load_weights(student: Student, path: Path) -> None:
     """Fill a student from a folder that `save_student` wrote, or from an original checkpoint.
 
     Raises:
-        WeightsUnavailable: weights are missing or damaged. IdentityMismatch: another student lies there, the weights
+        WeightsUnavailable: weights are missing or damaged. IdentityMismatch: another student is there, the weights
             are not the ones that the description names, or files of a finished run changed. ConfigError: a checkpoint
             does not fill the student.
     """

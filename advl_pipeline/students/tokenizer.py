@@ -136,7 +136,7 @@ def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
 
 
 def _pieces(start: int, end: int, replaced: Sequence[Piece]) -> list[Piece]:
-    """Cut a range at the replaced spans that lie in it."""
+    """Cut a range at the replaced spans that are in it."""
     pieces: list[Piece] = []
     for first, last, token_id in sorted(replaced, key=lambda piece: piece[0]):
         if start <= first and last <= end:

@@ -172,7 +172,7 @@ class VlBert(RegionStream):
         return list(self.vlbert.encoder.layer)
 
     def embed(self, batch: RegionBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what enters the layers; [END] lies behind the objects."""
+        """Return what enters the layers; [END] is behind the objects."""
         features = delta.of_features(batch.per_sequence(batch.features_BRF))
         reps_NRH = self.image_feature_extractor(features, batch.per_sequence(batch.positions_BR7)[..., :4])
         assert batch.tags_NL is not None

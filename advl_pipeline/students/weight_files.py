@@ -48,7 +48,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def tokenizer_folder(path: Path) -> Path | None:
-    """Return the folder of a pretrained student, or of its checkpoint file, if a tokenizer lies there too."""
+    """Return the folder of a pretrained student, or of its checkpoint file, if a tokenizer is there too."""
     folder = path if path.is_dir() else path.parent
     has_tokenizer = any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
     return folder if has_tokenizer else None
@@ -69,7 +69,7 @@ def weights_digest(path: Path) -> str:
 def student_digest(path: Path) -> str:
     """Return the hexadecimal SHA-256 of all that a pretrained student is read from, by names and content.
 
-    These are its weights, description, heads, known words, tokenizer and processor, as far as they lie there.
+    These are its weights, description, heads, known words, tokenizer and processor, as far as they are there.
 
     Raises:
         WeightsUnavailable: there are no weights.
@@ -81,7 +81,7 @@ def student_digest(path: Path) -> str:
 
 
 def tokenizer_digest(name: str) -> str:
-    """Return the hexadecimal SHA-256 of a tokenizer's folder, or the name of one that lies in none.
+    """Return the hexadecimal SHA-256 of a tokenizer's folder, or the name of one that is in none.
 
     Args:
         name: as `--tokenizer` takes it.
@@ -181,7 +181,7 @@ def is_on_hub(init: Path | None) -> bool:
 
 
 def located(init: Path) -> Path:
-    """Return where a pretrained student lies: itself, or the folder of a repository's files, fetched where missing.
+    """Return where a pretrained student is: itself, or the folder of a repository's files, fetched where missing.
 
     Args:
         init: a file or folder, or `hf:ORG/MODEL` or `hf:ORG/MODEL@REVISION`.

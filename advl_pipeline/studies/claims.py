@@ -375,7 +375,7 @@ def margin_p(test: ClaimTest, margin: float) -> float | None:
     """Return the one-sided p of "the gain is at least the margin", None where it cannot be tested.
 
     The same number from every seed has no such test, and nothing but the items tells how sure it is: it is as good as
-    ruled out if it and their interval lie below the margin.
+    ruled out if it and their interval are below the margin.
     """
     over_seeds = paired_t_test([value - margin for value in test.per_seed])
     if over_seeds is not None:

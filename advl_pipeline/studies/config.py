@@ -3,7 +3,7 @@
 A file has plain keys (the grid, and the defaults of its settings), and tables: `[training]` and
 `[at-shots.100]` override fields of `FinetuneConfig`, `[variants.NAME]` defines a variant, `[extraction]` and
 `[evaluation]` override `ExtractConfig` and `EvaluateConfig`, where `weights = { TEACHER = "PATH" }` says where the
-weights of each teacher lie, `[[settings]]` lists several datasets, students or teacher sets in one study.
+weights of each teacher are, `[[settings]]` lists several datasets, students or teacher sets in one study.
 `extends = "NAME"` starts from a shipped study and replaces whole keys of it.
 
 A variant is one of the controls and ablations of docs/method.md: a base method with other options. Every variant
@@ -100,11 +100,11 @@ class Variant:
     note: str = ""
     """What the variant is there to show."""
     baseline: str | None = None
-    """Variant it is compared with, in place of the study's baseline."""
+    """Variant it is compared with, instead of the study's baseline."""
     part: str = ""
     """Of an ablation: the part of the method that is left out."""
     teachers: tuple[str, ...] | None = None
-    """Teachers in place of the setting's."""
+    """Teachers instead of the setting's."""
     teacher_prefix: str = ""
     """Put before every teacher's name, such as 'random:'."""
     teacher_suffix: str = ""

@@ -68,7 +68,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
     """Read the runs of a plan.
 
     Args:
-        folder: of the study, or that all the runs lie in.
+        folder: of the study, or that all the runs are in.
         runs: what the names of the runs are relative to.
 
     Raises:
@@ -214,7 +214,7 @@ def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.
 
 
 def _caches(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
-    """Caches that the runs read, each identity once; how they were made is added where they still lie."""
+    """Caches that the runs read, each identity once; how they were made is added where they still are."""
     caches: dict[str, Mapping[str, Any]] = {}
     for cell in cells:
         path = cell.run / names.CACHES

@@ -53,7 +53,7 @@ class _Run(NamedTuple):
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
-    """Return the folder itself, or the one that all of several lie in."""
+    """Return the folder itself, or the one that all of several are in."""
     return folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
@@ -78,7 +78,7 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
 
 
 def lay_out_runs(*named: Path) -> Plan:
-    """Lay out runs, and all finished and evaluated runs that lie in folders, as the rows of one table.
+    """Lay out runs, and all finished and evaluated runs that are in folders, as the rows of one table.
 
     Args:
         named: run folders and folders of runs.

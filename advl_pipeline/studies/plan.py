@@ -2,11 +2,11 @@
 
 A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers and of
 nothing else: all options and what stands for those that are not given, the recipe's numbers, the content of the
-training split and of the pretrained student, but not where these lie, no time, no position in the grid. Adding a
+training split and of the pretrained student, but not where these are, no time, no position in the grid. Adding a
 method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
 same cell share its run. An answer list stands in it by its path, a cache of regions by its content.
 
-The study folder keeps the plan: study.json (the study as it was resolved, and its cells). Runs lie next to studies:
+The study folder keeps the plan: study.json (the study as it was resolved, and its cells). Runs are next to studies:
 runs/cells/ID for runs/studies/NAME, each once. So studies that ask for one cell share it, and studies that are copied
 to another machine with the folder of cells gather there.
 """
@@ -83,7 +83,7 @@ class Cell:
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     run_name: str
-    """The run folder, relative to the folder that all runs of a result lie in."""
+    """The run folder, relative to the folder that all runs of a result are in."""
     keeps_student: bool = False
     is_control: bool = False
     recipe_digest: str | None = None
@@ -279,7 +279,7 @@ def identity_options(
         ConfigError: options or recipe contradict each other.
     """
     described = options_without(FinetuneConfig, run_identity(config_to_dict(config)), "content")
-    # Where own data lie does not matter; what they hold is in the digest. No study trains on a list.
+    # Where own data are does not matter; what they hold is in the digest. No study trains on a list.
     described |= {"dataset": None if is_location(config.dataset) else config.dataset, "ids": None}
     described["schema"] = SCHEMA
     num_labelled = config.shots or _ANY_NUMBER_OF_EXAMPLES
@@ -315,7 +315,7 @@ def default_folder(study: StudyConfig) -> Path:
 
 
 def cells_folder(folder: Path) -> Path:
-    """Return where the runs of a study lie: in `cells`, next to the study or to its folder `studies`."""
+    """Return where the runs of a study are: in `cells`, next to the study or to its folder `studies`."""
     parent = folder.parent
     return (parent.parent if parent.name == _STUDIES_FOLDER else parent) / "cells"
 
@@ -340,7 +340,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 
 def read_study_folder(folder: Path) -> Plan:
-    """Return the plan of a study folder, without its caches; the runs of its cells are looked for where they lie now.
+    """Return the plan of a study folder, without its caches; the runs of its cells are looked for where they are now.
 
     Raises:
         ConfigError: the folder holds no study, or its record is damaged or of an earlier version.
@@ -407,7 +407,7 @@ def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> di
 
     Args:
         draft: the plan as it is laid out without digests.
-        folder: of the study. What it remembers serves where the datasets are not at hand, so that a finished study
+        folder: of the study. What it remembers serves where the datasets are not available, so that a finished study
             can be looked at anywhere.
 
     Returns:

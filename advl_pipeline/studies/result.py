@@ -1,7 +1,7 @@
 """What was gathered of a study or of runs: plain records, one frame of items, and how they are asked.
 
 Accuracies are in percent and differences in points. Runs are named by their folder relative to the folder that all of
-them lie in; `shots` is "full" or a number in words.
+them are in; `shots` is "full" or a number in words.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ _SECONDS_BETWEEN_LOOKS = 10.0
 def prepare_cache(config: ExtractConfig) -> None:
     """Extract a cache; where another process is at it, that one's end is waited for.
 
-    A finished cache of the same options needs no teacher: one whose weights are no longer at hand is taken as it is.
+    A finished cache of the same options needs no teacher: one whose weights are gone is taken as it is.
     """
     from advl_pipeline.extraction.planning import is_extracted
     from advl_pipeline.extraction.run import run_extract

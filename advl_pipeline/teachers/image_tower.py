@@ -68,7 +68,7 @@ class PixelImageTower:
 
     With image tokens `boxes`, the tokens of a unit are the global features of its boxes' cut-outs: the box with
     1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. The cells of
-    `grid` lie on what the network's preprocessing shows it: a
+    `grid` are on what the network's preprocessing shows it: a
     central crop where `describe()["pixels"]["fit"]` is "crop". A grid of more than `grid_side` rows or columns is
     averaged, by area, to so many.
     """

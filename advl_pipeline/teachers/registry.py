@@ -46,7 +46,7 @@ DOORS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherCard:
-    """What is known of a teacher before its weights are at hand.
+    """What is known of a teacher before its weights are available.
 
     `source_id` is a repository ORG/MODEL, a timm model, or what a plug-in has the weights from; `model_type` is what
     transformers calls the family, "" for timm; `architecture` the timm model that weights belong to.
@@ -88,7 +88,7 @@ class TeacherCard:
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedTeacher:
-    """What the entry point of a teacher may hold in place of a bare opener: one that says what it is before it opens.
+    """What the entry point of a teacher may hold instead of a bare opener: one that says what it is before it opens.
 
     `is_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
     """
@@ -120,7 +120,7 @@ def open_teacher(name: str, **settings: Any) -> Teacher:
 
     Raises:
         ConfigError: an unknown name (the near ones are listed), device or model type.
-        WeightsUnavailable: the weights are not at hand; says what to install or where to put them.
+        WeightsUnavailable: the weights are not available; says what to install or where to put them.
     """
     door, inner, seed = _resolved(name)
     options = OpenOptions(name=name, random_seed=seed, **settings)
@@ -214,7 +214,7 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
         # Building a network draws random numbers, which what comes after must not notice.
         with drawing(0):
             usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
-    except Exception as error:  # What it is otherwise is not at hand, for reasons of its own.
+    except Exception as error:  # What it is otherwise is not available, for reasons of its own.
         _log.warning(
             "The control %r is not compared with %r, which cannot be opened: %s: %s",
             *(options.name, point.name, type(error).__name__, error),

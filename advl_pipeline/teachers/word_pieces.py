@@ -40,7 +40,7 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
 
     Pieces are read from left to right over the text, both without case, accents, compatibility forms, white space
     and word marks. A piece that is not found next within a short distance (an unknown token, a special token) is
-    given what lies between its found neighbours; pieces sharing such a gap share its span. A piece of white space or
+    given what is between its found neighbours; pieces sharing such a gap share its span. A piece of white space or
     of a word mark alone covers nothing. The bytes of the text, one a piece (ByT5), are followed exactly.
 
     Args:
@@ -60,7 +60,7 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
     pending = 0
     for row, piece in enumerate(pieces):
         wanted = _fold(_strip_marks(piece))
-        # An unknown piece may stand for a whole word, so the next one may lie further on by that much.
+        # An unknown piece may stand for a whole word, so the next one may be further on by that much.
         reach = position + len(wanted) + (64 * pending if pending else 0)
         match = folded.find(wanted, position, reach) if wanted else -1
         if match < 0:

@@ -92,7 +92,7 @@ def fill_towers(student: Student) -> dict[str, Any]:
     """Let a student take over the weights of the teachers that it starts from; return what identifies these, by name.
 
     Raises:
-        WeightsUnavailable: they are not at hand.
+        WeightsUnavailable: they are not available.
     """
     opened: list[Any] = [open_teacher(name) for name in student.towers]
     backbones = [(teacher.image or teacher.text).backbone for teacher in opened]

@@ -1,7 +1,7 @@
 """What is refused before torch loads: names, folders, files, caches and options of a run that cannot be right.
 
 An option that would change nothing is refused where a user gives it, and left out of a command that is told. A study
-gives its options to all its methods, so that a plain run of one may hold what only others heed.
+gives its options to all its methods, so that a plain run of one may hold what only others obey.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
 def require_data(config: FinetuneConfig) -> None:
     """Refuse what the data, the caches and the run folder tell, before torch loads.
 
-    What lies in an object store or on the hub is asked later.
+    What is in an object store or on the hub is asked later.
 
     Raises:
         ConfigError, DatasetError: as `open_run_inputs` says. IdentityMismatch: a cache of another dataset, or a
@@ -110,7 +110,7 @@ def open_parts(
     """Return a run, decided, with its inputs, the caches of its teachers and those of its regions.
 
     Args:
-        is_early: what lies in object stores is left out.
+        is_early: what is in object stores is left out.
 
     Raises:
         As `open_caches`, `open_region_caches`, `open_run_inputs` and `resolve_run`.
@@ -275,7 +275,7 @@ def region_places(
     """Return the caches that options of regions name: place -> the option, and the dataset and split that it is for.
 
     Args:
-        locations: `{dataset}` and `{split}` stand for each of the splits. Where no cache lies there, `{split}`
+        locations: `{dataset}` and `{split}` stand for each of the splits. Where no cache is there, `{split}`
             is the split that its pictures are filed under, as those of a shifted set are.
         splits: (dataset, split) of what is read.
     """
@@ -337,7 +337,7 @@ def open_region_caches(
 
 
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:
-    """Open the caches that the options name, through the disk cache where they lie in an object store.
+    """Open the caches that the options name, through the disk cache where they are in an object store.
 
     Raises:
         ConfigError: one holds pictures or regions, and not what a teacher says of them.

@@ -1,4 +1,4 @@
-"""Task heads: as a run begins with them, and as they lie in its folder, `heads.safetensors` and `heads.json`.
+"""Task heads: as a run begins with them, and as they are in its folder, `heads.safetensors` and `heads.json`.
 
 A run begins with the checkpoint's heads where it has them for the same classes, else with fresh ones: a head is
 only meaningful with the classes that it was trained for. A run folder names its own; a pretrained student's folder

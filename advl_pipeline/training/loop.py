@@ -43,7 +43,7 @@ from advl_pipeline.training.step_log import (
 from advl_pipeline.training.validation import is_due
 
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
-"""Steps whose batches may lie ready, in memory that is not the model's own or in the device's; one more may wait for
+"""Steps whose batches may be ready, in memory that is not the model's own or in the device's; one more may wait for
 room."""
 
 _PHASE_SEED = {"adapt": 1, "finetune": 2}

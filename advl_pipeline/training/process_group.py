@@ -1,10 +1,10 @@
 """Several processes that train one model: they are started in step, begin alike and share each step's batch.
 
-Their gradients are added up while the backward pass still computes. Parameters that steps have reached lie in
+Their gradients are added up while the backward pass still computes. Parameters that steps have reached are in
 buckets, the last of the model first, which is about the order in which a backward pass comes by them. In the last
 pass of a step a bucket is sent as soon as all of it is there and those before it are sent. What a process did not
 reach it sends as zeros: all processes send the same buckets in the same order, whatever each of them reached. A
-parameter that is reached for the first time is added up after the pass, and lies in a bucket from the next step on.
+parameter that is reached for the first time is added up after the pass, and is in a bucket from the next step on.
 
 One sum a step, over all of its micro-batches, so that several backward passes and micro-batches of unequal number
 need no special care, and two processes compute what one does on the same batch.

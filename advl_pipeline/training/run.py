@@ -80,7 +80,7 @@ class FinetuneResult:
 def run_finetune(config: FinetuneConfig, *, is_control: bool = False, is_cell: bool = False) -> FinetuneResult:
     """Finetune a student by a method, resuming an interrupted run; a finished one is returned as it is.
 
-    Nothing is written into the output before everything is validated. A run that lies there goes on only with the
+    Nothing is written into the output before everything is validated. A run that is there goes on only with the
     options, the dataset and the caches that it was begun with.
 
     Args:
@@ -119,7 +119,7 @@ class _Asked:
     multiplies_in_tf32: bool
 
     def finished(self) -> FinetuneResult | None:
-        """Return the result of a finished run that lies there, and that this one may be."""
+        """Return the result of a finished run that is there, and that this one may be."""
         summary = self.folder.read_result() if self.run.config.resume else None
         return None if summary is None else self.result(summary)
 

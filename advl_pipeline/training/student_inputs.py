@@ -1,7 +1,7 @@
 """What a student reads: regions and pictures from caches, and what of its inputs may surprise.
 
 `advl cache import` makes caches of a detector's regions, `advl prepare` those of squeezed pictures: the same pixels
-as decoding gives. A tokenizer that lies with the weights, texts that are cut and regions of no detector are looked
+as decoding gives. A tokenizer that is with the weights, texts that are cut and regions of no detector are looked
 at before the first step, and said in the output, in settings.json and with every number of the run.
 Shapes: B pictures, S side in pixels, R regions, F feature width.
 """
@@ -48,7 +48,7 @@ SAMPLED_TEXTS = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentInputs:
-    """What a student starts from and reads: its weights, its tokenizer where it lies with them, sampled texts that it
+    """What a student starts from and reads: its weights, its tokenizer where it is with them, sampled texts that it
     cuts."""
 
     start: str
@@ -89,7 +89,7 @@ def read_inputs(
 
     Raises:
         ConfigError: its tokenizer is of another vocabulary, or its published weights would see noise.
-        WeightsUnavailable: its tokenizer is not at hand.
+        WeightsUnavailable: its tokenizer is not available.
     """
     student.require_inputs()
     is_published = init is not None and not (init / DESCRIPTION_FILE).is_file()
@@ -281,7 +281,7 @@ def use_stored_pictures(
 
     Args:
         student: whose source of pictures is replaced, where there are any.
-        given: caches of pictures; without, those that lie where `advl prepare` puts them are taken.
+        given: caches of pictures; without, those in the default place of `advl prepare`.
         splits: dataset and split of what is read.
         disk_cache_gb: how much of remote caches is kept here.
 
@@ -305,7 +305,7 @@ def use_stored_pictures(
         again = [words]
         stored = cache.identity["teacher"].get("image") or {}
         if stored.get("picture", {}).get("size") == size:
-            # Made by another version, in the place where these are to lie; of another size it is good for others.
+            # Made by another version, in the place where these are to be; of another size it is good for others.
             again = [["advl", "cache", "prune", str(cache.path), "--all"], words]
         require_identity(expected, cache.identity, where=str(cache.path), next_command=advise(*again), partial=True)
         require_trustworthy(cache)

@@ -105,7 +105,7 @@ def _common_name(split: str, question: str) -> str:
 def _part(
     form: Format, folder: str, splits: Mapping[str, Mapping[str, Any]], *, pictures: str = ".", **facts: Any
 ) -> DatasetSpec:
-    """Return a part of the corpus, whose files lie as a card of its format would say."""
+    """Return a part of the corpus, whose files are as a card of its format would say."""
     corpus = load_card("scenes")
     place = PurePosixPath(paths.FOLDER, folder)
     facts |= {"folder": str(place), "pictures_folder": str(place / pictures), "splits": splits}

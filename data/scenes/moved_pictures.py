@@ -1,6 +1,6 @@
 """Pictures that are zoomed and shifted at random in pretraining, and their boxes with them.
 
-A student over patches has to know a thing wherever it lies (random scales and crops: Szegedy et al. 2015).
+A student over patches has to know a thing wherever it is (random scales and crops: Szegedy et al. 2015).
 
 Shapes: B pictures, S side in pixels, R boxes.
 """
@@ -35,7 +35,7 @@ class Move:
     shift: tuple[float, float]
 
     def boxes(self, boxes_R4: npt.NDArray[np.float32], width: int, height: int) -> npt.NDArray[np.float32]:
-        """Return (R, 4) where the boxes lie in the moved picture, in its pixels; they may lie beyond its edges."""
+        """Return (R, 4) where the boxes are in the moved picture, in its pixels; they may be beyond its edges."""
         size_4 = np.array([width, height] * 2, np.float32)
         place_R4 = 2 * boxes_R4 / size_4 - 1
         moved_R4 = (place_R4 - np.array(self.shift * 2)) / np.array(self.scale * 2)
@@ -51,7 +51,7 @@ class MovedUnit(ImageUnit):
 
 
 class MovedPictures(DecodedPictures):
-    """Decodes pictures as ever, and moves those that are to be; what lies beyond an edge repeats the edge."""
+    """Decodes pictures as ever, and moves those that are to be; what is beyond an edge repeats the edge."""
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         """Return (B, 3, S, S) uint8."""

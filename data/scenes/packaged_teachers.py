@@ -130,7 +130,7 @@ class InstallPlan:
 
 
 def archive_folder(name: str) -> Path:
-    """Return where the weights of a teacher lie once they are installed."""
+    """Return where the weights of a teacher are once they are installed."""
     configured = os.environ.get(TEACHERS_VARIABLE)
     shared = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "advl" / "teachers"
     return (Path(configured) if configured else shared) / name
@@ -286,7 +286,7 @@ def _weights_of(card: TeacherCard, how_to_get: str) -> Path:
 
 
 def _packaged(name: str, how_to_get: str) -> DescribedTeacher:
-    """Return a teacher whose weights lie in a package, or are unpacked from several."""
+    """Return a teacher whose weights are in a package, or are unpacked from several."""
     card = CARDS[name]
 
     def open_weights(options: OpenOptions) -> Teacher:

@@ -86,7 +86,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
 
     Raises:
         ConfigError: the student cannot be pretrained here, or the folder holds something else than a student.
-        IdentityMismatch: another one lies in the folder, or weights that no longer fit.
+        IdentityMismatch: another one is in the folder, or weights that no longer fit.
         NotFinite: a loss became so; nothing is written. InUse: another process makes the student there. Interrupted:
         stopped by a signal, after the step that it came in; the same call resumes.
     """
@@ -147,7 +147,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
         with process_lock(output / LOCK, "this student"):
 
             def keep(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-                # The description comes first, so that it is known whose checkpoint lies there.
+                # The description comes first, so that it is known whose checkpoint is there.
                 write_description(output, student, {}, origin=origin)
                 with CheckpointWriter(output / names.CHECKPOINT) as checkpoint:
                     checkpoint.save(trained, optimizer, step=step, phase="pretrain")

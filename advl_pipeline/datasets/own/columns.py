@@ -61,7 +61,7 @@ def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
     """Return the kind of task of a row with these columns.
 
     Args:
-        columns: names, after those that a card gives were put in place of the file's own.
+        columns: names, after those that a card gives were put instead of the file's own.
         card_kind: that the card names.
 
     Raises:

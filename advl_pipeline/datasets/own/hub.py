@@ -1,7 +1,7 @@
 """The `datasets` library opens `hf:NAME[:CONFIGURATION][@REVISION]`: a dataset of the hub, or a folder in its layout.
 
 Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run, and
-nothing is read that does not lie in it, whatever its card, its rows or its links name. A copy
+nothing outside of it is read, whatever its card, its rows or its links name. A copy
 of a repository below the folder of the datasets comes first. Rows are streamed, so that those are fetched which are
 read, and Parquet of a commit is read without its pictures (`remote_pictures.py`). Only a name of the hub without a
 revision goes through the library's cache, which may serve it offline.
@@ -81,7 +81,7 @@ def hub_source(files: Any, card: Card, *, root: Path) -> RowSource:
 
 
 def _folder_of_pictures(files: Any, card: Card, root: Path) -> Path:
-    """Return the folder that names of pictures are relative to: the card's, else where a copy lies, or would lie."""
+    """Return the folder that names of pictures are relative to: the card's, else where a copy is, or would be."""
     named = next(iter(hub_names(files, root).values()))
     return card.pictures or named.copy or root / named.path
 
@@ -135,7 +135,7 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
 
         load_builder = datasets.load_dataset_builder
     except (ImportError, AttributeError):
-        # A folder of that name in the working folder, where downloads lie by default, passes for an empty package.
+        # A folder of that name in the working folder, where downloads are by default, passes for an empty package.
         what, why = "Datasets of the hub need the library `datasets`.", "it is not installed"
         raise DatasetMissing(what, where=str(name), why=why, next_command=install_extra("hub")) from None
     path = str(name.copy.absolute() if name.copy else name.path)
@@ -255,7 +255,7 @@ def library_source(
         name: of the whole, for messages.
         pictures: folder that names of pictures are relative to.
         joined: datasets of the card's `join`.
-        folders: in which pictures lie that rows name by an absolute path; None for the user's own rows, which may
+        folders: in which pictures are that rows name by an absolute path; None for the user's own rows, which may
             name any.
     """
     import datasets
@@ -348,7 +348,7 @@ def _bytes_of(value: Any, column: str, folders: Sequence[Path] | None) -> Any:
     """Return the bytes of a picture that is named by an absolute path; anything else as it is.
 
     Raises:
-        Malformed: the picture does not lie in the dataset, or cannot be read.
+        Malformed: the picture is not in the dataset, or cannot be read.
     """
     if isinstance(value, list):
         return [_bytes_of(item, column, folders) for item in value]

@@ -1,4 +1,4 @@
-"""Repositories of the hub by name, and what lies in one: nothing else is read, whatever its card, rows or links name.
+"""Repositories of the hub by name, and what is in one: nothing else is read, whatever its card, rows or links name.
 
 Anyone can publish a repository. Its README may name any file of this machine, of another repository or of the network
 as its data, a row any file as its picture, and a link in a copy may lead anywhere.
@@ -57,7 +57,7 @@ def hub_name(text: str, root: Path) -> HubName:
 
 
 def lies_inside(path: Path, folder: Path) -> bool:
-    """Say whether a file, its links followed, lies in a copy of a repository."""
+    """Say whether a file, its links followed, is in a copy of a repository."""
     home = folder.resolve()
     # The cache of the hub's library holds a snapshot as links to files next to it.
     home = home.parents[1] if home.parent.name == "snapshots" else home

@@ -1,6 +1,6 @@
 """Rows that Python hands over become own data in files: whatever names files can name them, ever after.
 
-They lie below the folder of the datasets as `given/rows-DIGEST.jsonl`, with a card and the pictures that came in
+They are below the folder of the datasets as `given/rows-DIGEST.jsonl`, with a card and the pictures that came in
 memory. The digest is of what the rows say, so that the same rows are the same files.
 """
 

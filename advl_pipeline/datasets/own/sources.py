@@ -1,4 +1,4 @@
-"""Where rows lie: a file, a folder, a card, a dataset of the hub, or whatever a reader of another package reads."""
+"""Where rows are: a file, a folder, a card, a dataset of the hub, or whatever a reader of another package reads."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def filed_arrays(folder: Path, units: Iterable[ImageUnit]) -> Callable[[ImageUni
     """Find the arrays that are filed under pictures; return what reads those of a picture, (M, D) or (D,).
 
     Args:
-        folder: that they lie in.
+        folder: that they are in.
         units: the pictures; each is looked up before any array is read.
 
     Raises:
@@ -57,7 +57,7 @@ def _filed_name(picture: Path, files: Collection[str], alike: Mapping[str, Seque
         for filed in (name, name.removesuffix(picture.suffix)):
             if filed in files:
                 return filed
-    # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
+    # Features may be in other folders than the pictures, if a file's name says whose they are.
     candidates = alike.get(picture.name) or alike.get(picture.stem) or []
     if len(candidates) > 1:
         raise DatasetError(

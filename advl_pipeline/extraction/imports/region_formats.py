@@ -89,7 +89,7 @@ def regions_of(arrays: Arrays, size: tuple[int, int]) -> FoundFeatures:
         size: (width, height) of the picture.
 
     Raises:
-        Malformed: an array is missing or not of numbers, shapes do not fit, values are not finite, boxes lie outside
+        Malformed: an array is missing or not of numbers, shapes do not fit, values are not finite, boxes are outside
             the picture, or it is of another size.
     """
     for name, array in arrays.items():
@@ -200,7 +200,7 @@ def _corners(boxes: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 class Entry(NamedTuple):
-    """Of one picture where its features lie, for errors, and what reads them."""
+    """Of one picture where its features are, for errors, and what reads them."""
 
     where: str
     read: Callable[[], Arrays]

@@ -272,7 +272,7 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
 
     Args:
         path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.json` in its folder); folder with
-            `data.mdb`, or in which one folder has it, as UNITER's lie; or folder of `.npz` or `.json` files.
+            `data.mdb`, or in which one folder has it, as UNITER's are; or folder of `.npz` or `.json` files.
         stack: closes the file.
 
     Raises:

@@ -40,14 +40,14 @@ class TeacherGrid:
 
     @classmethod
     def of_description(cls, image: Mapping[str, Any]) -> TeacherGrid | None:
-        """Read where the cells lie from the image tower of a cache's identity; None where it does not say."""
+        """Read where the cells are from the image tower of a cache's identity; None where it does not say."""
         shape = image.get("tokens", {}).get("grid")
         if not shape or "pixels" not in image:
             return None
         return cls(rows=shape[0], columns=shape[1], framing=Framing.of_description(image["pixels"]))
 
     def cells(self, width: int, height: int) -> Array:
-        """Return (rows * columns, 4): where the cells lie in a picture of this size, row by row."""
+        """Return (rows * columns, 4): where the cells are in a picture of this size, row by row."""
         return grid_rectangles(self.rows, self.columns, self.framing.window(width, height))
 
 
@@ -90,7 +90,7 @@ def box_targets(
     *,
     places: PlaceKind | None,
 ) -> RegionTargets:
-    """Return the teacher's boxes, and the student's tokens that stand for each or, of patches, that lie under it.
+    """Return the teacher's boxes, and the student's tokens that stand for each or, of patches, that are under it.
 
     Args:
         lengths_B: how many boxes each picture has, whose features are the rows, one picture after another.
@@ -112,7 +112,7 @@ def box_shares(
 ) -> torch.Tensor:
     """Return (B, S, R), on the CPU: the share of each visual token in the student's state of each of S boxes.
 
-    It is of the tokens that stand for a box or, of patches, that lie under it; shares of a box add up to 1, or to 0.
+    It is of the tokens that stand for a box or, of patches, that are under it; shares of a box add up to 1, or to 0.
     """
     if places != "patches" or batch.places_BR4 is None:
         box_index_BR = batch.box_index_NR[batch.first_B].cpu()
@@ -141,7 +141,7 @@ def _pooling(grid: TeacherGrid, places: bytes, width: int, height: int) -> tuple
 def word_averages(
     word_M: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int32], shape: tuple[int, ...]
 ) -> tuple[Averages, torch.Tensor]:
-    """Average the rows of each word, as `pool_to_words` does, of texts that lie one after another without padding.
+    """Average the rows of each word, as `pool_to_words` does, of texts that are one after another without padding.
 
     Args:
         word_M: the word of its text that each row is of, -1 for none.

@@ -1,7 +1,7 @@
 """Controls of what a teacher knows: its features, the signal and the confidences as each control makes them.
 
 A control keeps the statistics of features and takes away what a gain should come from. Shuffled, features are
-permuted over the units, and mean nothing of them. Moved, the cells of a grid lie in the wrong places of their own
+permuted over the units, and mean nothing of them. Moved, the cells of a grid are in the wrong places of their own
 picture: what it shows stays, and where it shows it is lost. With its own tokens, a student follows nobody's pictures.
 Shapes: B examples, N sequences, R visual tokens, H student width.
 """

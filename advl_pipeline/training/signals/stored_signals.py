@@ -90,7 +90,7 @@ class SignalSource:
 
         Args:
             examples: of the batch, in order.
-            batch: the student's, for the characters that its tokens cover and the places where they lie.
+            batch: the student's, for the characters that its tokens cover and the places where they are.
             with_confidence: also look up the confidences (labelled examples only).
             places: what the student's visual tokens are (`Student.places`).
         """

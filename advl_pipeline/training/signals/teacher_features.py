@@ -177,7 +177,7 @@ class TeacherFeatures:
     """One teacher's features of every unit that a run reads.
 
     `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
-    are none, or where nothing says where they lie. Of words it may have only those with the highest prior, or only
+    are none, or where nothing says where they are. Of words it may have only those with the highest prior, or only
     those of candidates, without what stands before them. `word_means` are what words of a text without rows have.
     """
 

@@ -112,7 +112,7 @@ def _glyph(kind: Kind, style: Style) -> Sprite:
     from scipy.ndimage import label  # heavy, and readers of the corpus never draw
 
     # Ink, and paper wherever closed lines keep the outside out: the canvas is larger than any glyph, so that its
-    # corner lies outside.
+    # corner is outside.
     ink = np.asarray(canvas)[..., 3]
     areas = label(ink < _SOLID)[0]
     alpha = np.where(areas == areas[0, 0], ink, 255).astype(np.uint8)

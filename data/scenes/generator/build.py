@@ -136,7 +136,7 @@ def task_splits(config: ScenesConfig) -> tuple[Split, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesResult:
-    """Where the corpus lies and what it holds; `built` is False when it was there already.
+    """Where the corpus is and what it holds; `built` is False when it was there already.
 
     `digest` is the SHA-256 over names and digests of all files but the record.
     """

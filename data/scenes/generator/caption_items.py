@@ -53,7 +53,7 @@ def _fits(kind: Kind, chosen: Sequence[Kind], count: int) -> bool:
 def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) -> Iterator[dict[str, Any]]:
     """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `paths.captions`).
 
-    The one says how two things lie, the other lists all; a kind that is not named may be left out of both.
+    The one says how two things are, the other lists all; a kind that is not named may be left out of both.
     """
     draws = Draws(seed, split, "captions", scene.number)
     calls = {}

@@ -1,4 +1,4 @@
-"""Where every file of the built-in corpus lies: pure functions from split to name, relative to `<root>/scenes`.
+"""Where every file of the built-in corpus is: pure functions from split to name, relative to `<root>/scenes`.
 
 Where the official datasets name a split, the official names are used. Official test splits of VCR and VQA carry
 no labels; ours do, in the fields of the labelled splits. All splits but train, val and test follow the official

@@ -39,7 +39,7 @@ _CROPS: Final = (192, 208, 224, 240, 256)
 """Width or height of a crop in 256ths of the photograph's."""
 
 Crop = tuple[int, int, int, int]
-"""Width and height in 256ths of the photograph's, then how far right and down it lies in 256ths of what is left."""
+"""Width and height in 256ths of the photograph's, then how far right and down it is in 256ths of what is left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -67,7 +67,7 @@ Rule = Callable[[Sequence[Centre]], bool]
 
 
 def leaning(thing: Centre, reference: Centre) -> Relation:
-    """Return how `thing` lies to `reference` by the greater offset, however arguable it is; y grows downwards."""
+    """Return how `thing` is to `reference` by the greater offset, however arguable it is; y grows downwards."""
     dx, dy = thing[0] - reference[0], thing[1] - reference[1]
     if abs(dx) >= abs(dy):
         return "left" if dx < 0 else "right"
@@ -75,7 +75,7 @@ def leaning(thing: Centre, reference: Centre) -> Relation:
 
 
 def relation(thing: Centre, reference: Centre) -> Relation | None:
-    """Return how `thing` lies to `reference`, or None where it is arguable."""
+    """Return how `thing` is to `reference`, or None where it is arguable."""
     less, more = sorted(abs(coordinate - other) for coordinate, other in zip(thing, reference, strict=True))
     return leaning(thing, reference) if more * _CLEAR[1] >= less * _CLEAR[0] else None
 

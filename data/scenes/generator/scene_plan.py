@@ -61,7 +61,7 @@ class TaskScene:
 
     `subject` and `partner` are what is asked about. In a scene with `reference`, subject and partner stand on
     opposite sides of it, each alone on its side. `container` may hide something. All relations that are ever
-    mentioned of the scene lie on `axis`.
+    mentioned of the scene are on `axis`.
     """
 
     scene: Scene
@@ -72,7 +72,7 @@ class TaskScene:
     axis: Axis
 
     def side(self, thing: Kind, other: Kind) -> Relation:
-        """Return how one thing lies to another, where the plan has placed them clearly.
+        """Return how one thing is to another, where the plan has placed them clearly.
 
         Raises:
             AdvlError: it is arguable (a mistake in the plan).

@@ -233,7 +233,7 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
     """Read the frozen vocabulary and what people say about its kinds.
 
     Args:
-        descriptions: a file of descriptions in place of ours.
+        descriptions: a file of descriptions instead of ours.
 
     Raises:
         DatasetError: the descriptions cannot be used.

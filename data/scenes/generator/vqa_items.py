@@ -3,7 +3,7 @@
 Yes/no questions about something being there are put to two pictures and are true in one of them. All other answers
 are drawn so that, per question type, they come up equally often, as far as the pictures have them. Most questions
 ask whether something is there, or where it is, and name it or say something about it: what words mean decides. VQA
-cannot ask for a box, so the place is asked for. One in five asks what is at a place, how two things lie, or a number.
+cannot ask for a box, so the place is asked for. One in five asks what is at a place, how two things are, or a number.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def vqa_items(
                 questions_of[task.scene.number].append(question)
         for task in group.task_scenes:
             of_scene = [*questions_of[task.scene.number], *_where(task, voice, draws, used)]
-            # A minority asks for the thing at a place, for how two things lie, or for a number.
+            # A minority asks for the thing at a place, for how two things are, or for a number.
             if draws.below(2):
                 of_scene += [*_is_a(task, draws, used, asked), _relation(task, voice, draws, used)]
             else:

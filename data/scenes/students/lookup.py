@@ -2,7 +2,7 @@
 
 A text without tags does not say which region it means. Small students do not learn to find it from some hundred
 labels, though their words and regions were aligned in pretraining. So the head of VQA's answers and of SNLI-VE's
-classes finds it by similarity below the fusion, and reads where it lies and how sure that is. Rare words say which
+classes finds it by similarity below the fusion, and reads where it is and how sure that is. Rare words say which
 thing is meant: they weigh the more the fewer texts hold them, as in the sentence vectors of Arora et al. 2017 (SIF).
 Frequent words say what is asked of it: "where in the picture is", "is there". A teacher that moves words to where
 they belong is heard in such a head without a label.
@@ -38,7 +38,7 @@ NUM_EVIDENCE = 10
 class LookupOutput(StudentOutput):
     """Adds the states of text and picture before their fusion, with the tokens of the text.
 
-    `place_NR4` says where visual tokens lie, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
+    `place_NR4` says where visual tokens are, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
     hidden.
     """
 

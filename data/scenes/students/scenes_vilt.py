@@ -1,7 +1,7 @@
 """`scenes-vilt`: a ViLT small enough to be pretrained on a CPU, over pictures squeezed to a small square.
 
 ViLT's modules, used otherwise in four places, because of its size and of the corpus. Patches are read by four
-convolutions in place of one linear map, with which a transformer sees little after so few pictures (Xiao et al. 2021,
+convolutions instead of one linear map, with which a transformer sees little after so few pictures (Xiao et al. 2021,
 "Early convolutions help transformers see better"). In the first layer text and patches attend only to themselves, so
 that pretraining can align them before they are mixed, and a picture passes it once for all candidates. A word piece
 that names an object by tag also receives the mean state of the patches under that object's box: ViLT sees no boxes
@@ -50,7 +50,7 @@ class TaggedPixelBatch(PixelBatch):
 class PatchStem(nn.Sequential):
     """(B, 3, S, S) -> (B, H, S / 16, S / 16): convolutions that halve the picture four times.
 
-    Three taps at every second place lie half a place to the left of what they stand for, or to the right: as they are
+    Three taps at every second place are half a place to the left of what they stand for, or to the right: as they are
     padded. The last one is padded on the other side, so that a token is of its own patch to half a pixel.
     """
 
@@ -66,7 +66,7 @@ class PatchStem(nn.Sequential):
 class ScenesVilt(AgreementStream, Vilt):
     """Runs a small ViLT that compares what is said of a tagged place with the patches there."""
 
-    # It sees no boxes, and has to learn what lies where.
+    # It sees no boxes, and has to learn what is where.
     pretraining = Pretraining(warmup_steps=1200, joint_steps=300, learning_rate=3e-3, move_pictures=0.25)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-vilt": {
@@ -120,7 +120,7 @@ class ScenesVilt(AgreementStream, Vilt):
         return text_NLH, batch.per_sequence(image_BRH)
 
     def _box_shares(self, unit: ImageUnit) -> torch.Tensor:
-        """Return (boxes, R): what share of each box of a picture lies on each visual token; 0 on class tokens."""
+        """Return (boxes, R): what share of each box of a picture is on each visual token; 0 on class tokens."""
         edges = np.array([unit.width, unit.height] * 2, np.float32)
         return torch.from_numpy(pooling(unit.boxes_R4 / edges, self.token_places)[0])
 
