@@ -1,7 +1,7 @@
 """Opening a transformers model as a teacher, by its model type: aligned pairs, vision encoders, text encoders.
 
 Both global features of a pair, CLIP or SigLIP, are in the joint space, and so are the text tokens: a word's state
-goes through the same final projection as the text's summary, so that the cosine of a word and a picture means something.
+goes through the same final projection as the text's summary, so that a word and a picture can be compared.
 MetaCLIP 2 is made as CLIP is.
 
 Features of a text encoder are its last hidden states, pooled by the mean or the first token. Sentence encoders say
