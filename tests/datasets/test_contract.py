@@ -93,6 +93,19 @@ def test_benchmarks(mirrors: Path, name: str, split: str) -> None:
     assert broken_promises(open_dataset(name, split=split, data_root=mirrors)) == []
 
 
+def test_the_data_root_is_the_one_given_else_of_the_environment_else_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snli_ve(tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADVL_DATA", raising=False)
+    assert len(open_dataset("snli-ve", split="test"))
+    monkeypatch.setenv("ADVL_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(DatasetError, match="elsewhere"):
+        open_dataset("snli-ve", split="test")
+    assert len(open_dataset("snli-ve", split="test", data_root=Path("datasets")))
+
+
 @pytest.mark.parametrize("make", [choice_row, class_row, answer_row])
 def test_own_data(tmp_path: Path, make: Callable[..., dict[str, Any]]) -> None:
     rows = [make(number, boxes=[[0, 0, 9, 9]]) for number in range(20)]
