@@ -94,5 +94,5 @@ def _forget_peak(device: torch.device) -> None:
 
 def _peak(device: torch.device) -> str:
     if device.type != "cuda":
-        return "memory not told apart"
+        return "memory not separated"
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most"

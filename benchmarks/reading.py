@@ -1,7 +1,7 @@
 """Shuffled batches of 64 from a cache, warm and cold, compared with np.memmap doing the same.
 
 Readers follow one another within a round: what else the machine does changes over minutes. "Cold" means that the
-kernel was told to drop the pages of the files before, and one epoch is read, by the clock. "Warm" means that all were
+kernel was asked to drop the pages of the files first, and one epoch is read, by the clock. "Warm" means that all were
 read once; where a reader has one thread, its rate is per second of processor time, which other jobs leave alone.
 Opening is apart.
 

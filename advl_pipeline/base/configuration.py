@@ -63,11 +63,11 @@ class Option:
         below: see `maximum`.
         multiple_of: the number is a whole multiple of this one.
         also: another flag that means the same.
-        such_as: an example of its value, told where an option that is required is missing.
+        such_as: an example of its value, printed if a required option is missing.
         rare: few users set it: `--help-all` shows it, `--help` does not.
         identity: how the option stands in what a result is; see `Identity`.
         output: what the command makes of the path, where the option names an output; every other path is an input.
-        needs: names of facts without which it changes nothing, the first that fails is told; see `unused_options`.
+        needs: names of facts without which it changes nothing, the first that fails is named; see `unused_options`.
     """
 
     help: str

@@ -1,4 +1,4 @@
-"""Signals that stop a command: Ctrl-C and SIGTERM become one error that says how to go on.
+"""Signals that stop a command: Ctrl-C and SIGTERM become one error that says how to resume.
 
 An extraction stops at once, for all that it committed is kept. A training first ends the step that it is at and
 writes its checkpoint (`finishing`). Job queues preempt by SIGTERM, so it is no other than Ctrl-C.

@@ -87,7 +87,7 @@ class MappedArray:
         )
 
     def announce(self, first_Q: Positions, length_Q: Positions, *, in_blocks: bool) -> None:
-        """Tell the kernel that stretches of rows are wanted soon: exactly these, or whole blocks, each told once."""
+        """Announce stretches of rows to the kernel: exactly these, or whole blocks, each once."""
         shard_Q = first_Q // self.spec.shard_rows
         for shard in np.unique(shard_Q).tolist():
             here = shard_Q == shard

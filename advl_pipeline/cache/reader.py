@@ -276,7 +276,7 @@ class FeatureStore:
             item.forget_announcements()
 
     def announce(self, ids: Sequence[str]) -> None:
-        """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on.
+        """Announce the next units to the kernel; it reads them ahead while the caller continues.
 
         Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
         at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced

@@ -141,7 +141,7 @@ class FolderStore(Store):
                     raise
 
     def _write_and_show(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
-        # Process ids are told apart neither between threads nor between machines and containers.
+        # Process ids are unique neither between threads nor between machines and containers.
         temporary = self._root / _TEMPORARY / f"{secrets.token_hex(8)}-{name.replace('/', '_')}"
         target = self._root / name
         self._clear_the_way(temporary)

@@ -62,7 +62,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         for name in self._caches:
             self._store(name).token_lengths(
                 self._ids
-            )  # Each id is looked up once, so that a missing one is told now.
+            )  # Each id is looked up once, so that a missing one is reported now.
         if rows is not None and len(rows) != len(self._ids):
             raise ConfigError(f"There are {len(rows)} rows for {len(self._ids)} units.")
         self._rows = rows

@@ -77,7 +77,7 @@ class ProbeData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TruthConfidence:
-    """How sure a teacher is of the truth of N examples, and whether it told the truth from what is wrong.
+    """How sure a teacher is of the truth of N examples, and whether it separated the truth from what is wrong.
 
     `probability_N`: of the ground truth, float32 in [0, 1]. `outranked_N`: the share of an example's wrong
     alternatives that the truth outranks (see `separation.py`), float32 in [0, 1]; NaN where there is none.

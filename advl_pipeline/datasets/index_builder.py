@@ -1,7 +1,7 @@
 """Rows become the record batch of an index: each is checked, gathered, digested with its split.
 
-A split is told by a row's column, else by its file. All rows are of one kind of task, that of the first row. Problems
-are kept, so that each split fails on its own alone, and on lines whose split cannot be told.
+A row's column names its split, else its file does. All rows are of one kind of task, that of the first row. Problems
+are kept, so that each split fails on its own alone, and on lines whose split is unknown.
 """
 
 from __future__ import annotations

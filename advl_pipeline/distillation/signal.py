@@ -115,7 +115,7 @@ def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, Wid
 class Nodes:
     """Which entries of a mask (N, W) are set, int64: their places n * W + w, and the rows that have any.
 
-    They are found where a batch is collated. A device would make the host wait to be told how many there are.
+    They are found where a batch is collated. On a device the host would wait for their number.
     """
 
     place_X: torch.Tensor

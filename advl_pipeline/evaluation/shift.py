@@ -4,7 +4,7 @@ Several shifted sets ask only a part of the original questions in another way (V
 between two accuracies over the same questions, or it mixes the shift with the choice of questions. Where the choice
 itself is the shift (the hard part of SNLI-VE), it is between the part and the whole.
 
-Questions are told by their ids. There are three cases, and only in the first is a drop over the common questions a
+Questions are known by their ids. There are three cases, and only in the first is a drop over the common questions a
 number of its own:
   - "same": the shifted set asks questions of the original otherwise, in other words or on another picture;
   - "part": it holds questions of the original as they are (the hard pairs of SNLI-VE, VQA-CE, VQA-VS). The choice is

@@ -8,7 +8,7 @@ Units of one shard are sorted by length, so a batch holds units of like length a
 shards, and long ones come first, so that too large a batch shows itself at once.
 
 Features on their way from the device that computed them are halved there where they are stored so, then copied. A
-copy begins when the features are asked for and goes on while the device computes the next batch; who writes them
+copy begins when the features are requested and continues while the device computes the next batch; who writes them
 waits for it. What was computed on the CPU is there already, and the writer halves it.
 
 Shapes: N units, M token rows, D feature width.
@@ -85,7 +85,7 @@ def encode_shards(
                         if before is not None:
                             before.wait()
                         before = copy
-                # It goes on once there is room for the next one.
+                # It continues once there is room for the next one.
                 with progress.stage("write"):
                     yield shard, batch, copy
 

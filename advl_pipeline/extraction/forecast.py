@@ -22,7 +22,7 @@ from advl_pipeline.extraction.encode import plan_batches
 from advl_pipeline.extraction.sources import Source
 
 _SPARE_BYTES = 64_000_000
-"""Left free in addition to the cache: for metadata, and so that the system can go on working."""
+"""Left free in addition to the cache: for metadata, and so that the system keeps working."""
 
 _SAMPLED_EXAMPLES = 100
 """Whose texts are counted, to learn how many an epoch reads."""
@@ -35,7 +35,7 @@ _TRIED_BYTES = 32_000_000
 class Estimate:
     """Cost of one modality; `seconds` is None without a measurement.
 
-    Token rows were counted in `num_counted` of the units, or told by their words for want of the teacher's tokenizer.
+    Token rows were counted in `num_counted` of the units, or estimated by words without the teacher's tokenizer.
     With fewer than all units, rows and bytes are estimates.
     """
 

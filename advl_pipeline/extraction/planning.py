@@ -78,7 +78,7 @@ def resumed_config(config: ExtractConfig) -> ExtractConfig:
     """Return the configuration with the precision, the batches and the teacher's commit of what was begun in its
     place, where it leaves these open.
 
-    A machine with a GPU goes on in fp32 with what one without has begun.
+    A machine with a GPU resumes in fp32 what a machine without one began.
     """
     left_open = [name for name in ("mixed_precision", "batch_size") if getattr(config, name) == AUTO]
     if config.revision is None and config.weights is None:

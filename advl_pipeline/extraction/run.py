@@ -101,7 +101,7 @@ class ExtractResult:
     estimated examples, `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
     `shards_left` counts shards of other parts that are not committed yet; the cache is complete where there are none.
     `payback` is of a dry run of a teacher into a folder. `untimed` is why a dry run has no time: the weights are not
-    available, and the teacher's card told the sizes. `averaged_grid`: as `sources.averaged_grid`.
+    available, and sizes come from the teacher's card. `averaged_grid`: as `sources.averaged_grid`.
     """
 
     path: Location
@@ -179,7 +179,7 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
         card = card_of(config.teacher.removeprefix("random:").partition("@")[0])
         if card is None or not card.states_sizes or not config.dry_run or config.weights is not None:
             raise
-        # What can be told without the weights. Whether a cache that is there is this one is not known.
+        # What is known without the weights. Whether a cache that is there is this one is not known.
         dataset = open_part(config)
         estimates = estimates_of(plan_sources(config, sized_by_card(config, card, dataset)), {})
         result = forecast_result(config, estimates, dataset, untimed=error)

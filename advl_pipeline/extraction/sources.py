@@ -225,7 +225,7 @@ def units_to_encode(
 
 
 def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) -> list[SizedUnits]:
-    """Return the sizes of each modality as a teacher's card states them; rows of texts are told by their words.
+    """Return the sizes of each modality as a teacher's card states them; rows of texts are estimated by words.
 
     Args:
         card: that states the sizes of the teacher's features.

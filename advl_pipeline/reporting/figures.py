@@ -1,7 +1,7 @@
 """The figures of a study: each with its panels, a caption, the numbers behind it, and the runs that they come from.
 
-A method has the same look in every figure. The colours are those of Okabe and Ito, told apart with any colour vision;
-roles can be told without colour: controls are hollow and dashed.
+A method has the same look in every figure. The colours are those of Okabe and Ito, distinct for any colour vision;
+roles are distinct without colour: controls are hollow and dashed.
 
 Matplotlib lays a drawing out once, in stand-ins for the colours; it is embedded in those of the light and of the dark
 page, as two images of which a browser shows one. One unit is a CSS pixel.

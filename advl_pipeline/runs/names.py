@@ -24,7 +24,7 @@ WANDB = "wandb"
 MLFLOW = "mlflow.db"
 MLFLOW_FILES = "mlflow"
 TRACKED = "tracked.json"
-"""Ids that trackers know the run by, so that a run that goes on is the same run there."""
+"""Ids that trackers know the run by, so that a resumed run is the same run there."""
 OF_TRACKERS = (TENSORBOARD, WANDB, MLFLOW, MLFLOW_FILES, TRACKED)
 STUDENT = MARKERS["student"].file
 STUDENT_WEIGHTS = "model.safetensors"

@@ -79,7 +79,7 @@ class RunFolder:
         return value
 
     def require_same_run(self, identity: Mapping[str, Any]) -> None:
-        """Refuse to go on with a run that another one was begun for; nothing is written.
+        """Refuse to resume another run; nothing is written.
 
         Args:
             identity: `training.identity.run_record` of the run that is asked for.

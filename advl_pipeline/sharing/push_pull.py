@@ -180,7 +180,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
 
     Raises:
         ConfigError: the output exists, or the repository holds no cache. CorruptCache: what was uploaded is not
-        sound. StorageError: the hub cannot be reached or refuses, or the disk failed; the same command goes on.
+        sound. StorageError: the hub cannot be reached or refuses, or the disk failed; the same command resumes.
     """
     output = config.output
     require_outputs(config)

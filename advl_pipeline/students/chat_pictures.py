@@ -39,7 +39,7 @@ class Picture:
 
     `text` stands for it in a conversation. Each run of the picture's token is one token there, and `runs` says how
     many it is. `pixels` are for the vision encoder, uint8 where the device can normalise them; `inputs` is what else
-    that takes. `places_R4` says where each token is, NaN where that is not told.
+    that takes. `places_R4` says where each token is, NaN where that is unknown.
     """
 
     text: str

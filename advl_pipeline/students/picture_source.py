@@ -71,7 +71,7 @@ class RecentlyUsed(Generic[Item]):
 
 
 class Announced:
-    """Base of picture sources that are told which pictures come next; does nothing by default."""
+    """Base of picture sources that get the next pictures announced; does nothing by default."""
 
     def announce(self, units: Sequence[ImageUnit]) -> None:
         """Announce the pictures that are read next."""

@@ -51,7 +51,7 @@ def save_student(
 ) -> None:
     """Write the student; the description comes first, so that a folder with anything of a student says so.
 
-    Weights that are missing, or of another student, are told from the digest in the description.
+    Weights that are missing, or of another student, are found by the digest in the description.
 
     Args:
         folder: created when missing.

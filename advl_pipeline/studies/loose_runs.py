@@ -43,7 +43,7 @@ _USUAL = {
 class _Run(NamedTuple):
     """A finished run that was evaluated, what may differ from others, in words, and the metrics that it has.
 
-    Row and setting of the cell are not told yet. The test set that its pictures were replaced on comes first: it is
+    Row and setting of the cell are not known yet. The test set that its pictures were replaced on comes first: it is
     the reference of the others.
     """
 

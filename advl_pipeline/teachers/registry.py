@@ -2,7 +2,7 @@
 
 Only `open_teacher` imports a model library or touches a network. A plug-in is an entry point of group `advl.teachers`
 whose object is called with `OpenOptions` and returns a `Teacher`; a `DescribedTeacher` is listed like ours
-(`docs/adding-a-teacher.md`). What is told of teachers is plain JSON types.
+(`docs/adding-a-teacher.md`). Facts about teachers are plain JSON types.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from advl_pipeline.training.targets import TaskTargets, collate_targets
 CPU = torch.device("cpu")
 
 ANNOUNCE_AHEAD = 8
-"""Optimiser steps whose examples are read, and whose units the kernel is told about, before they are needed."""
+"""Optimiser steps whose examples are read, and whose units are announced to the kernel, before they are needed."""
 
 
 @dataclass(kw_only=True)

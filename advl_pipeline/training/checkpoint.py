@@ -82,7 +82,7 @@ class CheckpointWriter:
 
 
 def _base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the frozen weights under low-rank updates by name: a run that goes on has them from where it began."""
+    """Return the frozen weights under low-rank updates by name: a resumed run has them from where it began."""
     named = dict(model.named_parameters(remove_duplicate=False))
     is_updated = any(".lora_" in name for name in named)
     return {name: value for name, value in named.items() if is_updated and not value.requires_grad}
@@ -133,10 +133,10 @@ def restore(
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Load a checkpoint's tensors; the optimiser only when the phase that it belongs to goes on.
+    """Load a checkpoint's tensors; the optimiser only if its phase resumes.
 
     Args:
-        scaler: of fp16's losses, whose scale goes on with how long it has held.
+        scaler: of fp16's losses, whose scale resumes with how long it has held.
     """
     model.load_state_dict(_base_weights(model) | _under("model/", tensors))
     if scaler is not None and (kept := _under("scaler/", tensors)):

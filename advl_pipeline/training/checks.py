@@ -1,6 +1,6 @@
 """What is refused before torch loads: names, folders, files, caches and options of a run that cannot be right.
 
-An option that would change nothing is refused where a user gives it, and left out of a command that is told. A study
+An option that would change nothing is refused where a user gives it, and left out of a printed command. A study
 gives its options to all its methods, so that a plain run of one may hold what only others obey.
 """
 
@@ -258,7 +258,7 @@ def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
 
 
 def check_run_options(config: FinetuneConfig) -> None:
-    """Refuse options of a new run that would change nothing; what was begun goes on as it was.
+    """Refuse options of a new run that would change nothing; an interrupted run resumes as it was.
 
     Raises:
         ConfigError: there are such options. DatasetError: own data that cannot be read.
@@ -310,7 +310,7 @@ def open_region_caches(
         data_root: of the datasets, for the advice.
 
     Raises:
-        ConfigError: files of a detector, or nothing; the command that imports is told. CorruptCache: a cache is
+        ConfigError: files of a detector, or nothing; the error has the command that imports. CorruptCache: a cache is
             damaged.
     """
     caches = []

@@ -17,7 +17,7 @@ from advl_pipeline.training.resolved import Run
 SCHEMA = 3
 """Raised whenever the same options would give other numbers: by another default, or another method behind its name.
 
-Runs and cells are told apart by what differs from the defaults, so that a new option re-keys none of them.
+Runs and cells are identified by what differs from the defaults, so that a new option re-keys none of them.
 `tests/assets/run_defaults.json` holds the defaults that go with this number.
 """
 

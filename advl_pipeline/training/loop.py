@@ -128,7 +128,7 @@ def _prepare(
     accelerator: Accelerator,
     checkpoint: dict[str, torch.Tensor] | None,
 ) -> tuple[nn.Module, Any]:
-    """Return the model and the optimiser of a phase as accelerate prepares them, restored where it goes on."""
+    """Return the model and the optimiser of a phase as accelerate prepares them, restored if the phase resumes."""
     settings = run.settings
     built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0)
     if checkpoint is not None:

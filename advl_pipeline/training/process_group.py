@@ -80,7 +80,7 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
 
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
-    """Refuse to go on where another process of the group is gone.
+    """Refuse to continue if another process of the group is gone.
 
     Raises:
         ClusterError: another process ended, or cannot be reached.

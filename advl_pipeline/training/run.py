@@ -129,7 +129,7 @@ class _Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened(_Asked):
-    """A run with all of its parts, opened and checked; `notes` are what people are told of them."""
+    """A run with all of its parts, opened and checked; `notes` are printed for people."""
 
     start: StudentAtStart
     teaching: Teaching

@@ -162,7 +162,7 @@ def plan_install(name: str) -> InstallPlan:
 
 
 def run_install(plan: InstallPlan) -> Path:
-    """Carry out a plan and return the folder of the weights; interrupted, the same call goes on where it stopped.
+    """Carry out a plan and return the folder of the weights; the same call resumes an interrupted one.
 
     Raises:
         WeightsUnavailable: pip cannot fetch a part, or what it fetched is not the file that was published.

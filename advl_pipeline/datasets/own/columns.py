@@ -1,4 +1,4 @@
-"""One row under our columns becomes one item: its kind of task is told from the columns, and every field is checked.
+"""One row under our columns becomes one item: the columns decide its kind of task, and every field is checked.
 
 Each complaint names the field, what it is and what was expected.
 """

@@ -56,7 +56,7 @@ def hub_names(files: Any, root: Path) -> dict[str | None, HubName]:
 
 
 def hub_source(files: Any, card: Card, *, root: Path) -> RowSource:
-    """Return the rows of datasets of the hub; where all is told beforehand, nothing is asked of the hub yet.
+    """Return the rows of datasets of the hub; if everything is known beforehand, the hub is not asked yet.
 
     Args:
         files: hf:NAME, or split -> hf:NAME.

@@ -72,7 +72,7 @@ class TeacherAnswers:
         return {"learned": bool(self.shares), "why": self.why, **measured}
 
     def lines(self) -> list[str]:
-        """Return what people are told; nothing where this run had no such answers to learn."""
+        """Return lines for people; nothing where this run had no such answers to learn."""
         if self.separation is None:
             return []
         learned = "learns" if self.shares else "does not learn"
