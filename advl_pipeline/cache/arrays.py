@@ -41,7 +41,8 @@ class MappedArray:
         self.spec = spec
         self._store = store
         self._shards: dict[int, tuple[mmap.mmap, Rows]] = {}
-        self._announced: set[tuple[int, int]] = set()
+        self.announced: set[tuple[int, int]] = set()
+        """Blocks, by shard and number, that the kernel was told of; cleared once they may have left memory."""
         self.was_read = False
         """Whether rows were asked for."""
 
@@ -96,13 +97,9 @@ class MappedArray:
                     self._advise(shard, begin, end)
                     continue
                 for number in range(begin // BLOCK_BYTES, max(end - 1, begin) // BLOCK_BYTES + 1):
-                    if (shard, number) not in self._announced:
-                        self._announced.add((shard, number))
+                    if (shard, number) not in self.announced:
+                        self.announced.add((shard, number))
                         self._advise(shard, number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
-
-    def forget_announcements(self) -> None:
-        """Let every block be announced again; what was read may have left memory since."""
-        self._announced.clear()
 
     def is_resident(self, row: int) -> bool:
         """Whether the kernel holds the page that a row begins on; False where it cannot be asked."""

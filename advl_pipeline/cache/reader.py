@@ -157,7 +157,8 @@ class FeatureStore:
 
     `global_mean`, `global_variance`, `token_mean` and `token_variance` are the moments of the stored features per
     dimension, (D,) float32; the token ones are empty, and `token_dim` 0, where the cache holds no token features.
-    `clipped` counts the values beyond the range of the stored dtype.
+    `clipped` counts the values beyond the range of the stored dtype. `quarantined` gives the reasons why units could
+    not be read when the cache was made, by their ids.
     """
 
     def __init__(self, files: Readable, modality: str, plan: PlanRecord, complete: CompleteRecord) -> None:
@@ -170,13 +171,13 @@ class FeatureStore:
         self._files = files
         self._entries = complete.files
         self._num_units = shape.num_units
-        self._quarantined = complete.quarantined.get(modality, {})
+        self.quarantined: Mapping[str, str] = complete.quarantined.get(modality, {})
         planned = layout.plan_specs(modality, shape.num_units)
         moments = layout.moment_specs(modality, plan)
         self._require_small_tables([*moments.values(), planned["starts"], planned["lengths"]])
         self._unit_ids_N16 = self._table(planned["unit_id"]).whole()
         starts_N, lengths_N = self._table(planned["starts"]).whole(), self._table(planned["lengths"]).whole()
-        index = layout.index_specs(modality, shape.num_units - len(self._quarantined))
+        index = layout.index_specs(modality, shape.num_units - len(self.quarantined))
         self._prefix_U = self._table(index["prefix"]).whole() if index else np.zeros(0, np.uint64)
         self._unit_U = self._table(index["unit"]).whole() if index else np.zeros(0, np.int64)
         self._global = self._table(layout.global_spec(modality, plan))
@@ -188,7 +189,7 @@ class FeatureStore:
         self.has_tokens = bool(self._tokens)
         self.has_regions = "boxes" in self._tokens
         self._memory: Literal["holds", "fits", "exceeds"] | None = None
-        self._order_U = np.sort(self._unit_U) if self._quarantined else None
+        self._order_U = np.sort(self._unit_U) if self.quarantined else None
         vectors = {name: np.array(self._table(spec).whole()) for name, spec in moments.items()}
         none = np.zeros(0, np.float32)
         self.global_mean: npt.NDArray[np.float32] = vectors["global_mean"]
@@ -209,11 +210,6 @@ class FeatureStore:
     def ids(self) -> UnitIds:
         """The ids of all readable units, in the order in which they are stored."""
         return UnitIds(self._unit_ids_N16, self._order_U)
-
-    @property
-    def quarantined(self) -> Mapping[str, str]:
-        """Ids of units that could not be read when the cache was made, with the reasons."""
-        return self._quarantined
 
     def contains(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return, for each id, whether its features can be looked up."""
@@ -273,7 +269,7 @@ class FeatureStore:
         sizes = (item.num_bytes for name, item in self._entries.items() if name.startswith(f"{self.modality}/"))
         self._memory = "holds" if is_held else "fits" if 2 * sum(sizes) < available_memory() else "exceeds"
         for item in (self._global, *self._tokens.values()):
-            item.forget_announcements()
+            item.announced.clear()
 
     def announce(self, ids: Sequence[str]) -> None:
         """Announce the next units to the kernel; it reads them ahead while the caller continues.
@@ -318,8 +314,8 @@ class FeatureStore:
 
     def _raise_unknown(self, unit_id: str) -> None:
         why, advice = "the cache is of another dataset, split or wording", recorded_command(self._files)
-        if unit_id in self._quarantined:
-            why = f"it could not be read: {self._quarantined[unit_id]}"
+        if unit_id in self.quarantined:
+            why = f"it could not be read: {self.quarantined[unit_id]}"
             advice = again("repair the picture and extract again, or leave its examples out")
         raise UnknownUnit(
             f"The {self.modality} features of a unit are not in the cache.",
