@@ -98,13 +98,7 @@ def region_landmarks(
     sums.add(states_XH, features_XD, name_X, lead_X >= margin)
     if (named := sums.landmarks(fewest=_MIN_REGIONS)) is None:
         return None
-    return RegionLandmarks(
-        states_KH=named.states_KH,
-        features_KD=named.features_KD,
-        mean_D=named.mean_D,
-        names_NH=names_NH,
-        margin=margin,
-    )
+    return RegionLandmarks(**vars(named), names_NH=names_NH, margin=margin)
 
 
 def _best_names(states_XH: torch.Tensor, names_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
