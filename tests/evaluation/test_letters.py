@@ -99,7 +99,8 @@ def test_what_is_written_is_read_by_the_rule_of_each_card(
         (metric,) = found["metrics"]
         evaluation = read_evaluation(chat_run, f"{test_set}@letters")
         assert evaluation is not None
-        arrays = np.load(chat_run / "evaluation" / f"{name}--{split}@letters.npz")
+        with np.load(chat_run / "evaluation" / f"{name}--{split}@letters.npz") as file:
+            arrays = dict(file)
         written = arrays[f"written/{metric}"].tolist()
         dataset = open_dataset(name, split=split)
         examples = [dataset[place] for place in range(len(dataset))]
