@@ -246,8 +246,7 @@ class OptimiserOptions(Configuration):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs is not None and self.num_steps is not None:
-            what = "--epochs and --num-steps exclude each other."
-            raise ConfigError(what, next_command="leave out one of them")
+            raise ConfigError("--epochs and --num-steps exclude each other.", next_command="leave out one of them")
 
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
