@@ -42,8 +42,6 @@ def render_reference() -> str:
             heading = [f"\n**{title}**"] if len(sections) > 1 else []
             parts.append("\n".join([*heading, "\n| option | what |", "| --- | --- |", *rows]) + "\n")
             rows = []
-        if rows:
-            parts.append("\n".join(["\n| option | what |", "| --- | --- |", *rows]) + "\n")
     return "".join(parts)
 
 

@@ -109,22 +109,6 @@ def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
     assert tree_bytes(things) == before
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "finetune --config .",
-        "finetune --config data.jsonl/x.toml",
-        "study .",
-        "datasets subset data.jsonl --shots 4 --output pictures",
-    ],
-)
-def test_a_folder_is_no_file(command: str, things: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, message = complaint(capsys, *command.split())
-    assert code == 2, message
-    assert "cannot be read" in message or "cannot replace a folder" in message
-    assert "next:" in message
-
-
 def test_a_damaged_marker_still_tells_whose_folder_it_is(things: Path) -> None:
     identity = things / "cache" / "identity.json"
     for spoil in (lambda: identity.write_bytes(b"\xff{"), identity.unlink):
