@@ -176,13 +176,6 @@ def option_values(config: Any) -> dict[str, Any]:
     return values
 
 
-def with_options(config: ConfigT, **changes: Any) -> ConfigT:
-    """Return a configuration with other values of some options, by their names."""
-    if unknown := changes.keys() - declared(type(config)).keys():
-        raise TypeError(f"{type(config).__name__} has no option {', '.join(sorted(unknown))}")
-    return _assembled(type(config), option_values(config) | changes)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
     """Base of all configurations: a number outside the range of its option is refused, however it came there.

@@ -30,7 +30,6 @@ from advl_pipeline.base.configuration import (
     config_to_dict,
     json_text,
     options_without,
-    with_options,
 )
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
 from advl_pipeline.base.folders import MARKERS
@@ -152,7 +151,7 @@ def build_plan(
         config = _cell_config(study, setting, method, decided)
         extractions = _extractions(study, config, teachers, caches)
         needs |= extractions
-        config = with_options(config, cache=tuple(extractions))
+        config = replace(config, cache=tuple(extractions))
         if config.distill.reads_labels and variant.role != "control":
             what = f"{method} weighs by labels (--weighting oracle) and is not marked as a control."
             role = f'role = "control" under [variants.{method}]'

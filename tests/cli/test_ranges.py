@@ -11,7 +11,7 @@ import pytest
 from aimed_outputs import configurations
 
 from advl_data.scenes.config import ScenesConfig
-from advl_pipeline.base.configuration import Configuration, Option, build_config, declared, option, with_options
+from advl_pipeline.base.configuration import Configuration, Option, build_config, declared, option
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.settings import DistillationOptions
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -38,7 +38,7 @@ def test_a_configuration_made_in_python_keeps_the_ranges_too() -> None:
         DistillationOptions(distill_weight=-1.0)
     config = EvaluateConfig(run=Path("any"))
     with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
-        with_options(config, batch_size=0)
+        dataclasses.replace(config, batch_size=0)
 
 
 def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import synthetic_runs
 from commands import printed
 from synthetic_runs import GAINS, write_study_file
 
-from advl_pipeline.base.configuration import with_options
+from advl_pipeline.base.configuration import build_config, config_to_dict
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.reporting.answer import answers
 from advl_pipeline.reporting.page import page_of
@@ -20,6 +20,7 @@ from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.gather import gather_runs
 from advl_pipeline.studies.plan import Cell, build_plan
+from advl_pipeline.training.config import FinetuneConfig
 
 Cells = dict[tuple[str, int], Cell]
 
@@ -35,7 +36,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Cells:
 def loose_run(folder: Path, cell: Cell, **options: Any) -> Path:
     """Write the run of a cell beside others, with other options, as if no study had asked for it."""
     teachers = options.pop("teachers", cell.teachers)
-    finetune = with_options(cell.finetune, output=folder, **options)
+    finetune = build_config(FinetuneConfig, config_to_dict(cell.finetune), {"output": folder, **options})
     moved = replace(cell, teachers=teachers, finetune=finetune)
     synthetic_runs.execute(moved)
     (folder / "run.json").write_text('{"options": {}}', encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from synthetic_runs import write_study_file
 
 import advl_pipeline.studies.plan as plan_module
-from advl_pipeline.base.configuration import build_config, config_to_dict, option, option_values, with_options
+from advl_pipeline.base.configuration import build_config, config_to_dict, option, option_values
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.studies.config import SHIPPED, StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
@@ -111,7 +111,7 @@ def test_a_new_option_at_its_default_changes_no_id(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(identity, "FinetuneConfig", Later)
     later = build_config(Later, {"dataset": "any", "output": "any", "num_steps": 7})
     assert run_identity(config_to_dict(later)) == before
-    dimmed = with_options(later, brightness=0.5)
+    dimmed = dataclasses.replace(later, brightness=0.5)
     assert run_identity(config_to_dict(dimmed)) == before | {"brightness": 0.5}
 
 

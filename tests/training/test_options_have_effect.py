@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 import pytest
 from run_logs import load_json
 
-from advl_pipeline.base.configuration import build_config, config_to_dict, declared, unused_options, with_options
+from advl_pipeline.base.configuration import build_config, config_to_dict, declared, unused_options
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.training import resolved
@@ -78,7 +78,7 @@ def another(field: dataclasses.Field[Any], hint: Any) -> Any:
     if hint is bool:
         return not field.default
     if hint in (int, float):
-        return hint(2) if field.default is None or field.default == 1 else hint(field.default) / hint(2) or hint(1)
+        return hint(2) if field.default is None or field.default == 1 else hint(field.default / 2) or hint(1)
     return hint("given")
 
 
@@ -100,7 +100,7 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
             BESIDE.get(name, {}),
         )
         try:
-            config = with_options(base, **{name: value})
+            config = build_config(FinetuneConfig, config_to_dict(base), {name: value})
             if name in unused_options(config, facts_of_run(config, KINDS[kind])):
                 outcomes.add("refused")
                 continue
