@@ -156,6 +156,11 @@ def require_outside(path: Path, *, option: str = "--output", home: FolderKind | 
             )
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest of its parents that exists."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def folder_bytes(folder: Path) -> int:
     """Return the sizes of all files below a folder, added up."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

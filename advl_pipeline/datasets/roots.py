@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
+from advl_pipeline.base.folders import nearest_existing
 from advl_pipeline.base.locations import Location, user_cache
 
 DATA_VARIABLE = "ADVL_DATA"
@@ -55,7 +56,7 @@ def index_folder(data_root: Path, dataset_folder: Path) -> Path:
     tag = hashlib.blake2b(os.fsencode(dataset_folder.resolve()), digest_size=4).hexdigest()
     name = f"{dataset_folder.name}-{tag}"
     usual = (Path(base) if base else data_root / ".index") / name
-    above = next(folder for folder in (usual, *usual.absolute().parents) if folder.exists())
+    above = nearest_existing(usual)
     if base or above == usual or os.access(above, os.W_OK | os.X_OK):
         return usual
     folder = user_cache() / "index" / name

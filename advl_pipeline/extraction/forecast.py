@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from advl_pipeline.base.errors import StorageError
+from advl_pipeline.base.folders import nearest_existing
 from advl_pipeline.cache.writer import CachePlan
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.extraction.config import ExtractConfig
@@ -132,7 +133,7 @@ def uses_per_epoch(dataset: Dataset) -> dict[str, int]:
 def disk_speed(root: Path) -> tuple[float, float] | None:
     """Measure bytes per second of reading and writing where a cache is to be; None where nothing can be written."""
     content = os.urandom(_TRIED_BYTES)
-    with suppress(OSError), tempfile.TemporaryFile(dir=_existing(root)) as file:
+    with suppress(OSError), tempfile.TemporaryFile(dir=nearest_existing(root)) as file:
         begin = time.perf_counter()
         file.write(content)
         file.flush()
@@ -149,7 +150,7 @@ def disk_speed(root: Path) -> tuple[float, float] | None:
 
 def require_room(root: Path, num_bytes: int) -> int:
     """Return the free bytes where the cache goes; raises `StorageError` when it would not fit."""
-    free = shutil.disk_usage(_existing(root)).free
+    free = shutil.disk_usage(nearest_existing(root)).free
     if num_bytes + _SPARE_BYTES > free:
         raise StorageError(
             "There is not enough room for the cache.",
@@ -159,10 +160,3 @@ def require_room(root: Path, num_bytes: int) -> int:
             next_command="make room, or give another --output",
         )
     return free
-
-
-def _existing(folder: Path) -> Path:
-    """Return the nearest folder that is there."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder

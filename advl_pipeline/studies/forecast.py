@@ -14,7 +14,7 @@ from typing import Any
 
 from advl_pipeline.base.compute import device_name
 from advl_pipeline.base.errors import AdvlError, DatasetError
-from advl_pipeline.base.folders import folder_bytes
+from advl_pipeline.base.folders import folder_bytes, nearest_existing
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_documents, read_json
@@ -96,7 +96,6 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
     caches = [plan_cache(plan.caches[path]) for path in missing]
     cell_seconds = _seconds(left, done, steps)
     cell_bytes = round(fmean(folder_bytes(cell.run) for cell in done)) * len(left) if done else None if left else 0
-    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     return {
         "name": study.name,
         "folder": folder,
@@ -115,7 +114,7 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
         "seconds_left": _sum([cell_seconds, *(cache["seconds"] for cache in caches)]),
         "cell_bytes": cell_bytes,
         "bytes_left": _sum([cell_bytes, *(cache["num_bytes"] for cache in caches)]),
-        "bytes_free": shutil.disk_usage(existing).free,
+        "bytes_free": shutil.disk_usage(nearest_existing(folder)).free,
         "memory": _memory(done),
     }
 
