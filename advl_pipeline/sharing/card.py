@@ -18,7 +18,7 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.run_view import measures_of, scores_of
 from advl_pipeline.reporting.tables import as_markdown, without_controls
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_documents, read_json
+from advl_pipeline.runs.results import read_config, read_documents, read_evaluation, read_json
 from advl_pipeline.sharing.hub_facts import model_metadata
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
@@ -55,7 +55,10 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         # Its headings stand below one of the card's.
         table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
         study = re.sub("^#", "###", table, flags=re.MULTILINE)
-    documents = read_documents(run)
+    # Whole, so that a damaged evaluation is refused.
+    documents = {
+        name: evaluation.summary for name in read_documents(run) if (evaluation := read_evaluation(run, name))
+    }
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_ours = model.startswith("advl_pipeline.")
     # What the common harness calls the public sets that students are scored on.
