@@ -188,7 +188,7 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
         assert str(tmp_path) not in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
     run_export(ExportRunConfig(run=tmp_path / "bare", output=tmp_path / "bare-out"))
     assert "was not evaluated" in (tmp_path / "bare-out" / "README.md").read_text(encoding="utf-8")
-    names.evaluation_file(run, "test", ".json").write_bytes(b"damaged")
+    names.evaluation_file(run, "test", ".npz").write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="cannot be read"):
         run_export(ExportRunConfig(run=run, output=tmp_path / "damaged-out"))
 
