@@ -176,6 +176,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         Path("mine.toml").write_text(STUDY)
         write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
         advl(["finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--output", "runs/mine", *short[:6]])
+        advl(["evaluate", "runs/mine", "--on", "test", "--probe", "none"])
         advl(["study", "mine.toml", "--output", "runs/studies/demo"])
     return folder
 
