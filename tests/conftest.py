@@ -100,6 +100,14 @@ def _small_collections() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _freed_memory_is_kept() -> None:
+    """Spare tests of models two fifths of their processor time, as every run of the product does."""
+    from advl_pipeline.base.prefetch import keep_freed_memory
+
+    keep_freed_memory()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """Spare short runs a fifth of their time: unflushed files outlive a process, if no loss of power."""
     with pytest.MonkeyPatch.context() as patched:
