@@ -101,7 +101,7 @@ def _small_collections() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _freed_memory_is_kept() -> None:
-    """Spare tests of models two fifths of their processor time, as every run of the product does."""
+    """Spare tests of models a third of their processor time: runs of the product keep it, too."""
     from advl_pipeline.base.prefetch import keep_freed_memory
 
     keep_freed_memory()
