@@ -1,4 +1,4 @@
-"""What a report opens with: one sentence on what a method answers, with its baseline and its controls."""
+"""The opening of a report: one sentence on a method's accuracy, with its baseline and its controls."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ASKED = {
     "snli_ve": "hypotheses",
     "classes": "items",
 }
-"""What is answered, where that is no question."""
+"""The word for an item where it is not a question."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The answer of one setting: the place that it is about, a sentence, and the numbers that it rests on.
+    """The answer for one setting: its place, a sentence, and the numbers behind it.
 
-    Each fact has a label, a value, and a note with what else must be known of it.
+    Each fact has a label, a value, and a note that qualifies it.
     """
 
     place: Place
@@ -41,9 +41,9 @@ class Answer:
 
 
 def answers(result: StudyResult) -> tuple[Answer, ...]:
-    """Return the answer of each setting where the focus method has met its baseline or stands alone.
+    """Return the answer for each setting in which the focus method was compared with its baseline or is the only one.
 
-    It is by the metric of the whole task, on the first test set, at the smallest size that was finished.
+    It uses the metric of the complete task, the first test set, and the smallest finished size.
     """
     study, per_place = result.study, []
     for setting in study.settings:
@@ -78,7 +78,7 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
 
 
 def nothing_yet(result: StudyResult) -> str:
-    """Say what a report without an answer waits for."""
+    """Say what is missing in a report without an answer."""
     study = result.study
     if result.of_runs:
         return study.question or "The table has the scores."
@@ -87,7 +87,7 @@ def nothing_yet(result: StudyResult) -> str:
 
 
 def _control(study: StudyConfig, method: str) -> str:
-    """Name a control at the start of a sentence."""
+    """Return the name of a control for the start of a sentence."""
     if not is_teacher_control(study, method):
         return f"The control “{wording.method_label(study, method)}”"
     kind = "random" if study.variant(method).teacher_prefix else "shuffled"
@@ -95,7 +95,7 @@ def _control(study: StudyConfig, method: str) -> str:
 
 
 def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[dict[str, str]]:
-    """Yield what the focus method gains, what is right without a student, and what the numbers rest on."""
+    """Yield the gain of the focus method, the accuracy without a student, and the runs behind the numbers."""
     study, best = result.study, result.best_control(place)
     for other in dict.fromkeys([study.baseline, *([best.method] if best else [])]):
         if (gain := result.row("gain", place, method=study.focus, against=other)) is None:

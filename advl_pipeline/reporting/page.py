@@ -1,7 +1,7 @@
 """The HTML page of a study or of a run: one file, no request, everything escaped by the template engine.
 
-This module only arranges: numbers come from `StudyResult` and the run folder, words from `wording`, drawings from
-`figures` and `run_view`.
+This module does only the layout: numbers come from `StudyResult` and the run folder, words from `wording`, drawings
+from `figures` and `run_view`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int = 
     for scheme, colours in SCHEMES.items():
         variables = "; ".join(f"--{name}: {colour}" for name, colour in colours.items())
         style = f"@media (prefers-color-scheme: {scheme}) {{ :root {{ {variables} }} }}\n{style}"
-    # Nothing is loaded, and only this style sheet and this script are in force.
+    # The page loads nothing and permits only this style sheet and this script.
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
     policy = "default-src 'none'; img-src data:; style-src 'sha256-{}'; script-src 'sha256-{}'".format(*digests)
     return render_report(
@@ -75,7 +75,7 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int = 
 
 
 def _over_shots(result: StudyResult, look: Looks) -> list[Figure]:
-    """Return the figures over shots, each called by its setting where there are several."""
+    """Return the figures over shots, each titled with its setting if there are several."""
     figures = []
     for setting in result.study.settings:
         several = f": {setting.name}" if len(result.study.settings) > 1 else ""

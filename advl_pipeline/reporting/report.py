@@ -1,4 +1,4 @@
-"""`run_report`: a study, a run or a folder of runs becomes one page or one table."""
+"""`run_report`: report a study, a run or a folder of runs as one page or one table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BEGINS = b"|".join(
         rb"|\d+ runs stand in one table |The table has the scores|\| claim \| setting \| verdict \| why \|\n)",
     )
 )
-"""How reports of each format begin."""
+"""The first bytes of a report in each format."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +52,11 @@ class ReportConfig(DataRootOptions, ReplaceOptions):
 
 
 def run_report(config: ReportConfig) -> tuple[Path, StudyResult]:
-    """Gather a study, write it in the form asked for, and return where.
+    """Gather a study, write its report in the requested format, and return the path and the result.
 
     Raises:
-        ConfigError: a folder holds neither a study nor evaluated runs, or damaged ones; a study is among several; a
-            file that is no report is in the place of this one.
+        ConfigError: a folder contains neither a study nor evaluated runs, or damaged ones; a study is among several
+            folders; the report would overwrite a file that is not a report.
         StorageError: the file cannot be written.
     """
     from advl_pipeline.studies.loose_runs import folders_of_runs
@@ -68,7 +68,7 @@ def run_report(config: ReportConfig) -> tuple[Path, StudyResult]:
         raise ConfigError(what, where=str(studies[0]), next_command=remedy)
     if not studies:
         folders_of_runs(config.run)
-    # All that can be refused without them is refused by now.
+    # Imported only after every refusal that does not need them.
     from advl_pipeline.reporting import tables
     from advl_pipeline.reporting.page import page_of
     from advl_pipeline.studies.gather import gather_runs, gather_study

@@ -1,4 +1,4 @@
-"""Read what a finished run left, as much as a study needs of it. Nothing here executes or unpickles a file.
+"""Read the files of a finished run that a study needs. Nothing here executes or unpickles a file.
 
 Shapes: N items of a test set, C candidates or classes.
 """
@@ -31,18 +31,18 @@ class Evaluation:
 
     summary: Mapping[str, Any]
     items: pd.DataFrame
-    """A tidy table, a row for each score.
+    """Tidy table with one row per score.
 
     Its columns are `metric`, `view` ("" for the true picture, else how it was replaced), `item`, its `picture` and
-    question `type` ("" where the evaluation did not write them), and `score`, which is in [0, 1].
+    question `type` ("" where the evaluation did not write them), and `score` in [0, 1].
     """
     scores: Mapping[str, npt.NDArray[np.floating]]
-    """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
+    """Task -> logits (N, C), in the item order of the task's own metric; padded with -inf where C varies."""
 
 
 @contextmanager
 def _undamaged(what: str, where: str, next_command: str) -> Iterator[None]:
-    """Refuse a file of a run that is missing, or is not what training and evaluation write."""
+    """Refuse a file of a run that is missing, or that training and evaluation would not have written."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -57,10 +57,10 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     """Read a JSON document of a run.
 
     Args:
-        kind: what it must be, an object or a list.
+        kind: the required type, an object or a list.
 
     Raises:
-        ConfigError: it is missing or damaged; the file is named.
+        ConfigError: the document is missing or damaged; the message names the file.
     """
     with _undamaged("A file of a run cannot be read.", str(path), _ANEW):
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -70,10 +70,10 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """Return the configuration that a run folder was made with.
+    """Return the configuration that a run folder was created with.
 
     Raises:
-        ConfigError: the folder holds no run, or its record is damaged.
+        ConfigError: the folder contains no run, or its record is damaged.
     """
     path = run / names.CONFIG
     if not path.exists():
@@ -85,21 +85,21 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def moved_to(data_root: Path | None, config: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the datasets: the one given now, else the one that a run or a cache was made with.
+    """Return the folder of the datasets: `data_root` if given, else the one that a run or cache was created with.
 
     Args:
-        data_root: given now; None for nothing.
-        config: of the run or cache. Where its folder is gone, the usual one serves.
+        data_root: the folder given now, if any.
+        config: configuration of the run or cache. If its folder no longer exists, the default one is used.
     """
     made_with = config.get("data_root")
     return data_root or (Path(made_with) if made_with and Path(made_with).is_dir() else None)
 
 
 def read_documents(run: Path) -> dict[str, dict[str, Any]]:
-    """Return what each evaluation of a run found, by its test set as `advl evaluate --on` was given it.
+    """Return the document of each evaluation of a run, by test set as passed to `advl evaluate --on`.
 
-    Scores by an evaluator of VQA that is not the set's usual one, and of letters that the student wrote, go by the
-    name that they are filed under.
+    The keys of scores by another VQA evaluator than the set's default, and of letters that the student wrote, are the
+    names that they are filed under.
 
     Raises:
         ConfigError: an evaluation is damaged.
@@ -118,16 +118,16 @@ def read_documents(run: Path) -> dict[str, dict[str, Any]]:
 
 
 LETTERS = "letters"
-"""Behind the name of a set, scores of what a student wrote where options were listed behind letters."""
+"""Suffix of the name of a set, for scores of generated answers to questions with lettered options."""
 
 
 def filed_as(run: Path, test_set: str, vqa_mode: str | None, protocol: str = "likelihood") -> str:
-    """Return the name that the scores of a test set by an evaluator of VQA are filed under.
+    """Return the name under which the scores of a test set by a VQA evaluator are filed.
 
-    It is the set's own where they are by the set's usual evaluator; those by another one stand next to them.
+    It is the name of the set for the set's default evaluator. Scores by another one are filed next to those.
 
     Args:
-        vqa_mode: the evaluator that is asked for; None for the usual one.
+        vqa_mode: the requested evaluator; None for the default.
         protocol: how questions are asked; `LETTERS` for scores of letters.
 
     Raises:
@@ -142,10 +142,10 @@ def filed_as(run: Path, test_set: str, vqa_mode: str | None, protocol: str = "li
 
 
 def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
-    """Read a run's evaluation on a test set; None when it was not made.
+    """Read a run's evaluation on a test set; None if the run was not evaluated on it.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError: the evaluation is damaged.
     """
     summary_path = evaluation_file(run, test_set, ".json")
     arrays_path = evaluation_file(run, test_set, ".npz")
@@ -157,7 +157,7 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     again_by = advise(["advl", "evaluate", str(run), "--on", test_set])
     with _undamaged("The item scores of a run cannot be read.", str(arrays_path), again_by):
         arrays = read_array_archive(arrays_path)
-        # item/METRIC, item_VIEW/METRIC, each with its ids; pictures/METRIC and strata/METRIC tell what goes together.
+        # item/METRIC, item_VIEW/METRIC, each with its ids; pictures/METRIC and strata/METRIC group the items.
         for name, array in arrays.items():
             group, _, metric = name.partition("/")
             if group != "item" and (not group.startswith("item_") or group.endswith("_ids")):
@@ -178,10 +178,10 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
 
 
 def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
-    """Return the record of each logged step, in order; none for a run that has logged nothing.
+    """Return the record of each logged step, in order; empty if the run has logged nothing.
 
     Args:
-        before: only of steps before this one, from a log whose last line may be torn.
+        before: return only earlier steps than this one, from a log whose last line may be torn.
 
     Raises:
         ConfigError: a line of metrics.jsonl is damaged.
@@ -203,7 +203,7 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
     """Return how often a run's student places nodes as a teacher does, before and after the adapt step, in percent.
 
     Returns:
-        A row for each `teacher` and `nodes` (words, texts or regions), with `before`, `after` and `chance`; none for
+        A row for each `teacher` and `nodes` (words, texts or regions), with `before`, `after` and `chance`; empty for
         a run without an adapt step or a teacher.
 
     Raises:
@@ -224,6 +224,6 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
             }
             for teacher, before in document["before"].items()
             for nodes in ("words", "texts", "regions")
-            # Null where there were too few nodes to choose among, which the adapt step does not change.
+            # Null if there were too few nodes to choose among, which the adapt step does not change.
             if (share := before[nodes]) is not None
         ]

@@ -1,8 +1,8 @@
-"""The run folder: everything that a finetuning run leaves behind, and what lets it resume.
+"""The run folder: all files that a finetuning run writes, and those that let it resume.
 
-run.json (what makes it this run; first) · config.json (every option as given) · environment.json · settings.json
-(what it trains with, and where each number came from) · caches.json ·
-metrics.jsonl · logs of trackers (where asked for) · checkpoint.safetensors (while it runs) · model.safetensors and
+run.json (identity of the run; first) · config.json (every option as given) · environment.json · settings.json
+(the training settings, each with its source) · caches.json ·
+metrics.jsonl · logs of trackers (if requested) · checkpoint.safetensors (during the run) · model.safetensors and
 student.json · selected_words.json (of methods that select words) · result.json (last) ·
 evaluation/ (written by `advl evaluate`).
 """
@@ -33,14 +33,14 @@ _MADE_BY_TRAINING = (
     *(names.ADAPTER_WEIGHTS, names.ADAPTER, names.SELECTED_WORDS, names.READOUT),
 )
 _MADE_OF_THE_RUN = (names.PROCESSOR, names.EVALUATION, names.PREDICTIONS)
-"""Folders that belong to the run that is gone."""
+"""Folders of the former run, removed with it."""
 
 _ELSEWHERE = "choose another --output, or pass --no-resume to start over in this one"
 _LENGTHS = {"options.num_steps", "options.epochs"}
-"""Differences of two runs of which one is longer than the other."""
+"""Options that differ between two runs if one is only longer than the other."""
 
 _SHOWN = 16
-"""Differences that are listed: two caches of other teachers differ in nearly everything."""
+"""Maximum number of differences listed: caches of two different teachers differ in nearly everything."""
 
 LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
 
@@ -57,19 +57,19 @@ class RunFolder:
         self.trackers: list[Any] = []
 
     def resumed_config(self, config: ComputeT) -> ComputeT:
-        """Return a configuration with the precision of the run that is here, where it leaves that open."""
+        """Return a configuration with its precision, if left open, taken from the run in this folder."""
         if config.mixed_precision != AUTO:
             return config
         begun = self._recorded(names.IDENTITY, "options", "mixed_precision")
         return config if begun is None else replace(config, mixed_precision=begun)
 
     def commit_begun(self, init: Path) -> Path:
-        """Return the name of a repository with the commit that the run here began with, where it leaves that open."""
+        """Return a repository name with its commit, if left open, taken from the start of the run in this folder."""
         begun = str(self._recorded(names.CONFIG, "init"))
         return Path(begun) if begun.startswith(HUB) and begun.partition("@")[0] == str(init) else init
 
     def _recorded(self, name: str, *keys: str) -> Any:
-        """Return what a document of the run says; None where it is damaged, which `require_same_run` tells."""
+        """Return a value of a document of the run; None if it is damaged, which `require_same_run` reports."""
         try:
             value = json.loads((self.path / name).read_bytes())
             for key in keys:
@@ -79,13 +79,13 @@ class RunFolder:
         return value
 
     def require_same_run(self, identity: Mapping[str, Any]) -> None:
-        """Refuse to resume another run; nothing is written.
+        """Refuse to resume another run; write nothing.
 
         Args:
-            identity: `training.identity.run_record` of the run that is asked for.
+            identity: `training.identity.run_record` of the requested run.
 
         Raises:
-            IdentityMismatch: another run is here; both sides are shown.
+            IdentityMismatch: the folder contains another run; the message shows both sides.
         """
         if not self.identity.exists():
             return
@@ -101,7 +101,7 @@ class RunFolder:
             why = f"it has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}"
             raise IdentityMismatch(what, where=str(self.path), why=why, next_command=instead)
         if rows := differences(identity, recorded):
-            # What is named first is what people know: a teacher's name before the settings of its layers.
+            # Familiar names first: a teacher's name before the settings of its layers.
             rows = tuple(sorted(rows, key=lambda row: (row[0].count("."), row[0])))
             raise IdentityMismatch(
                 f"The run folder holds a run with other settings or data ({len(rows)} differ).",
@@ -111,7 +111,7 @@ class RunFolder:
             )
 
     def _start_from(self, rows: Sequence[Difference]) -> Advice | None:
-        """Return the advice to start from a finished run that is to take more steps; None where more differs."""
+        """Return the advice to start from a finished run if only more steps are requested; None if more differs."""
         if not self.result.is_file() or not {path for path, _, _ in rows} <= _LENGTHS:
             return None
         free = next(path for number in itertools.count(2) if not (path := Path(f"{self.path}-{number}")).exists())
@@ -132,15 +132,15 @@ class RunFolder:
         computed_on: Mapping[str, Any],
         resume: bool,
     ) -> None:
-        """Write what a run is, first of all that a run is here; everything was validated before.
+        """Write the documents of a run, its identity first; everything was validated before.
 
         Args:
-            identity: as `require_same_run` takes it.
-            config: every option as it was given.
-            command: repeats it.
-            settings: what the run trains with, and where each number came from.
+            identity: as for `require_same_run`.
+            config: every option as given.
+            command: the command that repeats the run.
+            settings: the training settings, each with its source.
             caches: path and identity of each cache that the run reads.
-            resume: keep what an interrupted run left; else it is removed, with what was evaluated of it.
+            resume: keep the files of an interrupted run; otherwise remove them and its evaluations.
         """
         make_folder(self.path)
         with writing(self.path):
@@ -163,7 +163,7 @@ class RunFolder:
         self.write_json(names.SETTINGS, settings)
 
     def _remove_former(self) -> None:
-        # First what makes it a finished run, so that a removal cut short leaves none that looks whole.
+        # The mark of a finished run goes first, so that an interrupted removal leaves no run that looks complete.
         for name in (self.result.name, self.checkpoint.name, self.metrics.name, *_MADE_BY_TRAINING):
             (self.path / name).unlink(missing_ok=True)
         for name in (*names.OF_TRACKERS, *_MADE_OF_THE_RUN):
@@ -177,7 +177,7 @@ class RunFolder:
         """Return the result of a finished run, or None.
 
         Raises:
-            ConfigError: it is damaged.
+            ConfigError: the result is damaged.
         """
         if not self.result.exists():
             return None
@@ -185,7 +185,7 @@ class RunFolder:
         return result
 
     def keep_metrics_before(self, step: int) -> None:
-        """Drop logged steps from `step` on, and a torn last line: they are about to be written again.
+        """Drop logged steps from `step` on and a torn last line, since they will be written again.
 
         Raises:
             ConfigError: another line is damaged.
@@ -195,11 +195,11 @@ class RunFolder:
             write_text(self.metrics, "".join(json_text(record, indent=None) + "\n" for record in kept))
 
     def open_trackers(self, trackers: Sequence[str], *, first_step: int) -> None:
-        """Log for trackers as well, from a step on."""
+        """Start logging to trackers as well, from a given step."""
         self.trackers = open_trackers(trackers, self.path, first_step=first_step)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append records to the metrics."""
+        """Append records to metrics.jsonl and to the trackers."""
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json_text(record, indent=None) + "\n" for record in records)
         for tracker in self.trackers:
@@ -207,6 +207,6 @@ class RunFolder:
                 tracker.log(scalars(record), step=record["step"])
 
     def close(self) -> None:
-        """Finish the logs of trackers, where there are any."""
+        """Finish the logs of trackers, if any."""
         for tracker in self.trackers:
             tracker.finish()

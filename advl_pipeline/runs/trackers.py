@@ -1,4 +1,4 @@
-"""Trackers besides the JSON lines that are always written: accelerate's, of the packages that are installed."""
+"""Optional trackers from accelerate, if their packages are installed. JSON lines are always written."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from advl_pipeline.runs.results import read_json
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 PROJECT = "advl"
-"""Project or experiment that runs are filed under."""
+"""Project or experiment of all runs."""
 
 
 def trackers_named(text: str) -> tuple[str, ...]:
-    """Return the trackers of `--log-with`, a list with commas.
+    """Return the trackers of `--log-with`, a comma-separated list.
 
     Raises:
-        ConfigError: there is no such tracker, or its package is not installed; with the command that installs it.
+        ConfigError: a tracker is unknown, or its package is not installed; the message says how to install it.
     """
     trackers = tuple(dict.fromkeys(filter(None, text.replace(" ", "").split(","))))
     for name in trackers:
@@ -42,11 +42,11 @@ def trackers_named(text: str) -> tuple[str, ...]:
 
 
 def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> list[Any]:
-    """Start trackers of a run, in its folder where they keep files.
+    """Start the trackers of a run; those that write files use its folder.
 
     Args:
-        trackers: as `trackers_named` gives them.
-        first_step: TensorBoard drops what an interrupted run logged from here on, as the JSON lines do.
+        trackers: as returned by `trackers_named`.
+        first_step: TensorBoard drops the steps that an interrupted run logged from here on, like the JSON lines.
 
     Raises:
         ConfigError: a tracker does not start, such as wandb without a login.
@@ -87,7 +87,7 @@ def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> lis
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a record of metrics.jsonl; weights and confidences give their mean and maximum."""
+    """Return the scalars of a record of metrics.jsonl; weights and confidences become their mean and maximum."""
     numbers: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
