@@ -1,8 +1,8 @@
-"""Training batches: the examples of each step, read and announced on one thread, collated on several, sent ahead.
+"""Training batches: one thread reads and announces the examples, several collate, and batches are sent ahead.
 
-On their way to a GPU they are one step ahead: copied, and made targets of, while the model computes. A batch
-is collated into memory that is never paged out, so that the GPU copies it without a thread's help. Copies and
-targets have a stream of their own; who takes a batch has its own stream wait for them. On a CPU nothing travels.
+Batches reach the GPU one step ahead: they are copied and turned into targets while the model computes. They are
+collated into pinned memory, so that the GPU copies them asynchronously. Copies and targets use a separate stream, and
+the consumer's stream waits for them. On a CPU nothing is copied.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ANNOUNCE_AHEAD = 8
 
 @dataclass(kw_only=True)
 class TrainingBatch:
-    """One micro-batch, in memory or on the device that computes it, where targets are made of the `signal`.
+    """One micro-batch, in memory or on the computing device, where targets are made from the `signal`.
 
     `image_ids_B` (int64) is equal where two examples show the same picture. `anchored_B` (bool) is False for pictures
-    of another split than the one that is trained on: pretraining may never have seen their like.
-    `seconds_preparing` is the processor time of collating it.
+    from a split that is not trained on, because pretraining may not have seen such pictures.
+    `seconds_preparing` is the processor time of collation.
     """
 
     example_ids: tuple[str, ...]
@@ -49,7 +49,7 @@ class TrainingBatch:
     seconds_preparing: float = 0.0
 
     def to(self, device: torch.device) -> TrainingBatch:
-        """Return the batch on a device, where targets are made of the features."""
+        """Return the batch on a device, where targets are made from the features."""
         return replace(
             self,
             student=self.student.to(device),
@@ -76,19 +76,19 @@ def training_batches(
 ) -> Iterator[Sent]:
     """Yield, for each optimiser step, the micro-batches of this rank, on their way to the device.
 
-    What they hold does not depend on the number of threads.
+    Their content does not depend on the number of threads.
 
     Args:
-        indices: positions in the dataset that are trained on.
-        student: whose `collate` is used.
-        source: of the teachers' signals, None for methods without.
-        steps: the steps to yield, such as from a checkpoint's step on.
-        order: which examples a step takes, by position in `indices`.
+        indices: positions in the dataset to train on.
+        student: provides `collate`.
+        source: provides the teachers' signals; None for methods without.
+        steps: the steps to yield, for example from a checkpoint's step on.
+        order: the examples of each step, by position in `indices`.
         labelled: whether confidences in the ground truth are looked up.
         labelled_ids: examples whose labels may be used, None for all.
-        other_ids: examples of other splits than the one that is trained on.
+        other_ids: examples from splits that are not trained on.
         num_workers: threads that collate, each a step of its own.
-        device: that computes.
+        device: the computing device.
     """
 
     def collate(examples: list[Example]) -> TrainingBatch:
@@ -96,7 +96,7 @@ def training_batches(
         batch = collate_batch(
             examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids, other_ids=other_ids
         )
-        # On a CPU, targets are made by the threads, too.
+        # On a CPU the collating threads make the targets too.
         batch = batch.to(device) if device.type == "cpu" else batch
         batch.seconds_preparing = time.thread_time() - began
         return in_pinned_memory(batch) if device.type == "cuda" else batch
@@ -114,7 +114,7 @@ def _read_ahead(
     steps: range,
     order: BatchOrder,
 ) -> Iterator[list[list[Example]]]:
-    """Yield the examples of each step, micro-batch by micro-batch; those of the steps to come are announced."""
+    """Yield the examples of each step by micro-batch; announce those of the next steps."""
 
     def parts(step: int) -> list[list[Example]]:
         return [[dataset[indices[position]] for position in share] for share in order.micro_batches(step)]
@@ -145,10 +145,10 @@ def collate_batch(
     labelled_ids: frozenset[str] | None = None,
     other_ids: frozenset[str] = frozenset(),
 ) -> TrainingBatch:
-    """Return the batch of examples of one task; with `labelled`, with the teachers' confidences.
+    """Return the batch of examples of one task; with `labelled`, include the teachers' confidences.
 
-    Labels are used of `labelled_ids` alone, where given. Answers in words are laid out where all labels may be used:
-    the adapt step scores none.
+    Only labels of `labelled_ids` are used, if given. Answers in words are included only if all labels may be used,
+    because the adapt step scores none.
     """
     task, names = examples[0].task, dataset.label_names(examples[0].task)
     batch = student.collate(examples)
@@ -171,18 +171,18 @@ def collate_batch(
 
 
 Sent = tuple[list[TrainingBatch], torch.cuda.Event | None]
-"""The micro-batches of a step, and what tells that they have arrived on a GPU."""
+"""The micro-batches of a step, and an event that marks their arrival on a GPU."""
 
 
 def received(sent: Sent, device: torch.device) -> list[TrainingBatch]:
-    """Return the micro-batches; what this thread computes on the device next waits until they are there."""
+    """Return the micro-batches; the device's next work on this thread waits until they have arrived."""
     batches, arrived = sent
     if arrived is not None:
         stream = torch.cuda.current_stream(device)
         stream.wait_event(arrived)
 
         def keep(value: torch.Tensor) -> torch.Tensor:
-            # Their memory is the other stream's, which may use it again only after this one has passed them.
+            # The memory belongs to the other stream, which may reuse it only after this one has finished with it.
             if value.is_cuda:
                 value.record_stream(stream)
             return value
@@ -193,14 +193,14 @@ def received(sent: Sent, device: torch.device) -> list[TrainingBatch]:
 
 
 def in_pinned_memory(batch: TrainingBatch) -> TrainingBatch:
-    """Return a batch in memory that is never paged out."""
+    """Return the batch in pinned memory."""
     return with_tensors(batch, lambda value: value.pin_memory())
 
 
 def send_ahead(steps: Iterable[Sequence[TrainingBatch]], device: torch.device) -> Iterator[Sent]:
-    """Send the micro-batches of each step to a device, on a stream of their own where it is a GPU.
+    """Send the micro-batches of each step to a device, on a separate stream if it is a GPU.
 
-    On a CPU they are there already.
+    On a CPU they are already there.
     """
     if device.type != "cuda":
         for step in steps:

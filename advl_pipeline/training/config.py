@@ -1,8 +1,8 @@
-"""What one finetuning run is: every option of docs/method.md by name, for the command line, Python and studies.
+"""Configuration of a finetuning run: every option of docs/method.md, for the command line, Python and studies.
 
-An option is declared once, in the component that it configures. It has one name everywhere: as a flag, as a key of a
-file, and as an attribute of its component. A function asks for the component that it needs, and takes the whole
-configuration, which is one. Light to import, so that the command line can offer the options.
+An option is declared once, in the component that it configures. It has the same name as a flag, as a key of a file
+and as an attribute of its component. A function asks for the component that it needs and accepts the full
+configuration, which is a subclass. This module is light to import, because the command line reads its options.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from advl_pipeline.students.registry import label_order_of
 TaskLoss = Literal[
     "softmax-choice", "sigmoid-choice", "two-way-choice", "soft-target-bce", "soft-target-kl", "answer-lm"
 ]
-"""Losses of `targets.py`."""
+"""Losses in `targets.py`."""
 
 Optimiser = Literal["adamw", "bert-adamw", "bert-adam", "sgd"]
-"""torch's AdamW; AdamW and Adam without bias correction as BERT's family runs them (`optimiser.py`)."""
+"""torch's AdamW and SGD; BERT's AdamW, and its Adam without bias correction (`optimiser.py`)."""
 
 LearningRateSchedule = Literal["linear", "steps", "constant", "linear-nonzero"]
-"""Learning rate after warming up: three as the originals have it, and ADVL's own `linear-nonzero`, which is linear up
-and down, with neither the first nor the last step at rate 0."""
+"""Learning rate after warmup. Three schedules follow the original implementations. `linear-nonzero` is ADVL's own:
+linear up and down, with a rate above 0 in the first and the last step."""
 
 PRETRAINED_LEARNING_RATE = 5e-5
-"""Rate of a student with pretrained weights of whose family no recipe is known: the highest that BERT's authors
-finetuned at. The rate without weights is meant for small students that start at random; it undoes a pretraining."""
+"""Rate of a pretrained student without a known recipe: the highest rate that BERT's authors used for finetuning.
+The rate without weights is for small students with random initialisation; it would destroy a pretrained model."""
 
 
 DEFAULT_EPOCHS = 3.0
-"""Passes over the labelled examples where nobody says how long a run is; few labels are seen more often."""
+"""Default passes over the labelled examples; few labels are repeated more often."""
 
 
 class ScaleRule(NamedTuple):
-    """Parameters whose name matches `pattern` learn at `scale` times the base learning rate."""
+    """A rule that scales the base learning rate by `scale` for parameters whose name matches `pattern`."""
 
     pattern: str
     scale: float
@@ -61,9 +61,9 @@ class ScaleRule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdversarialConfig(Configuration):
-    """VILLA's numbers, the table `adversarial` of a recipe.
+    """VILLA's hyperparameters, the table `adversarial` of a recipe.
 
-    A learning rate of 0 leaves that modality alone; `max_norm` 0 means no projection.
+    A learning rate of 0 leaves that modality unperturbed; `max_norm` 0 disables the projection.
     """
 
     text_learning_rate: float = 0.0
@@ -76,14 +76,14 @@ class AdversarialConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(Configuration):
-    """What the files of one recipe state; a default is what the loop of its authors does where they say nothing.
+    """The settings of one recipe; a default is what the authors' training loop does where their files are silent.
 
-    `batch_size` counts on one device, before accumulation. Exactly one of `num_steps` and `num_epochs` is positive.
+    `batch_size` is per device, before accumulation. Exactly one of `num_steps` and `num_epochs` is positive.
     `warmup` is in optimiser steps when at least 1, else a share of all steps. `clip_norm` bounds the norm of all
-    gradients together, `clip_each` that of each parameter's; 0 for neither. `no_decay` is searched in parameter
-    names; None spares biases and norms by kind of module. `accumulation` says whether the gradients of a device's
-    micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `adversarial` holds VILLA's
-    numbers, empty elsewhere. `sources` maps each key to its origin.
+    gradients together, `clip_each` the norm of each parameter's gradient; 0 disables either. `no_decay` is searched
+    in parameter names; None exempts biases and norms by module type. `accumulation` says whether the gradients of a
+    device's micro-batches are averaged or, as in UNITER, summed, which matters for clipping. `adversarial` contains
+    VILLA's hyperparameters, and is empty for other recipes. `sources` maps each key to its origin.
     """
 
     student: str
@@ -121,7 +121,7 @@ class Recipe(Configuration):
     sources: Mapping[str, str]
 
     def source_of(self, setting: str) -> str:
-        """Return where a setting of a run comes from that follows this recipe."""
+        """Return the origin of a setting in a run that follows this recipe."""
         stated = {"task_loss": "loss", "max_text_tokens": "max_text_length", "loss_scale": "accumulation"}
         if not self.num_steps:
             stated["num_steps"] = "num_epochs"
@@ -131,14 +131,14 @@ class Recipe(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """The numbers of one run, all decided; a default is ADVL's own, where neither a recipe nor an option says any.
+    """The resolved hyperparameters of a run; a default is ADVL's own and applies without a recipe or an option.
 
-    `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
-    `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
-    `epochs` are the passes over the labelled examples that the steps make, None where a batch counts tokens.
-    `max_text_tokens` leaves longer examples out of training, 0 for none. `loss_scale` multiplies every gradient
-    (recipes that add up micro-batches instead of averaging). The others are those of a `Recipe`. `sources` says where
-    each number came from, and `note` which recipe was chosen.
+    `batch_size` counts the examples of an optimiser step over all processes, or the padded tokens of one micro-batch.
+    `accumulate` counts the micro-batches of an optimiser step, per process for examples, over all processes for
+    tokens. `epochs` is the number of passes over the labelled examples, None where a batch counts tokens.
+    `max_text_tokens` excludes longer examples from training; 0 for no limit. `loss_scale` multiplies every gradient
+    (for recipes that sum micro-batches instead of averaging). The other fields are those of `Recipe`. `sources` gives
+    the origin of each value, and `note` the chosen recipe.
     """
 
     num_steps: int = 300
@@ -170,13 +170,13 @@ class TrainingSettings:
     sources: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return each setting with its value and source, and the note on the recipe, as plain JSON types."""
+        """Return each setting with its value and source, and the note on the recipe, as JSON types."""
         plain = config_to_dict(self)
         described = {key: {"value": plain[key], "source": source} for key, source in self.sources.items()}
         return {"recipe": self.note, "settings": described}
 
     def step_line(self, num_processes: int) -> str:
-        """Return one line for people: how large the batch of an optimiser step is, and who computes it."""
+        """Return a line that describes the batch size of an optimiser step and the number of processes."""
         on = "" if num_processes == 1 else f" on {num_processes} processes"
         if self.batch_unit == "tokens":
             return f"global batch: {self.accumulate} micro-batches of at most {self.batch_size} tokens{on}"
@@ -184,9 +184,9 @@ class TrainingSettings:
         return f"global batch: {self.batch_size} examples{on}{cut}"
 
     def line(self) -> str:
-        """Return one line for people: which recipe, and what the options changed of it."""
+        """Return a line with the recipe and the options that override it."""
         flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}
-        # A number that was cut says so itself.
+        # A reduced number carries its own explanation.
         options = [flag if " " in flag else f"{flag} {getattr(self, key)}" for flag, key in flags.items()]
         adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
         return (
@@ -198,7 +198,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserOptions(Configuration):
-    """The options say how a student is finetuned; one not given is the recipe's, else that of `TrainingSettings`."""
+    """Options of the optimisation; one that is not given follows the recipe, else `TrainingSettings`."""
 
     title: ClassVar[str] = "Optimiser"
 
@@ -255,7 +255,7 @@ TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid", "own-
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions(DiskCacheOptions):
-    """The options say which teachers a run hears, and how far they are believed."""
+    """Options that select the teachers of a run and the weights of their confidence."""
 
     title: ClassVar[str] = "Teachers"
 
@@ -295,7 +295,7 @@ class TeacherOptions(DiskCacheOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Configuration):
-    """The options say what is done, and name the folder of it."""
+    """Options that select the actions of a run and its output folder."""
 
     title: ClassVar[str] = "Run"
 
@@ -330,7 +330,7 @@ class RunOptions(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, TeacherOptions, ComputeConfig):
-    """It configures `advl finetune`; options that are None by default follow `method` or a recipe."""
+    """Configuration of `advl finetune`; options that are None by default follow `method` or a recipe."""
 
     distill: DistillationOptions = component(DistillationOptions)
     adapt: AdaptOptions = component(AdaptOptions)
@@ -339,12 +339,12 @@ class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, Te
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.student:
-            # Which student is the default hangs on the data; a run always names the one that it took.
+            # The default student depends on the data; a run always records the one that it used.
             object.__setattr__(self, "student", default_student(self.dataset))
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How the splits of a run are read, as `open_dataset` takes it."""
+        """Keyword arguments of `open_dataset` for the splits of a run."""
         names = ("data_root", "text_style", "answers", "answer_list", "on_error")
         return {name: getattr(self, name) for name in names} | {"label_order": label_order_of(self.student)}
 
@@ -377,23 +377,23 @@ _GONE: Mapping[str, Any] = {
     **dict.fromkeys(("adversarial", "task_loss")),
     **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache", "val_examples"), _ANY),
 }
-"""Options of earlier versions: the values that every run now computes as, `_ANY` where they changed no number.
-`projection_start` and `target_check` are read by coordinate distances alone."""
+"""Options of earlier versions, with the values that match the present behaviour; `_ANY` if the option changed no
+result. Only coordinate distances read `projection_start` and `target_check`."""
 
 
 def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any) -> FinetuneConfig:
-    """Return the configuration that a run was made with, by this version or by 0.2.
+    """Return the configuration of an existing run, made by this version or by 0.2.
 
     Args:
         stored: content of its config.json.
-        where: named in errors.
-        changes: fields that are to have other values.
+        where: location, for error messages.
+        changes: fields to override.
 
     Raises:
-        ConfigError: the run was made with an option that is gone, at a value that no run now computes as.
+        ConfigError: the run used a removed option at a value that is no longer supported.
     """
     gone = {**_GONE, "label_order": label_order_of(stored["student"])}
-    # None says that nobody gave the option.
+    # None means that the option was not given.
     known = {name: value for name, value in stored.items() if name not in gone and value is not None}
     unread = {"projection_start", "target_check"} if stored["distance"] == "relational" else set()
     for name in stored.keys() & gone.keys() - unread:

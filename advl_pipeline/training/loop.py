@@ -1,8 +1,8 @@
 """The loop over one step of the method (adapt or finetune): optimiser, schedule, log, checkpoint, resume.
 
-Every optimiser step seeds torch from (seed, phase, step), so that a resumed run draws what an uninterrupted one
-would have. On a CPU it also computes the same to the bit. On a GPU many threads add up in any order, so that the
-last bits may differ; with `--deterministic` torch keeps to one order wherever it has such an operation.
+Every optimiser step seeds torch from (seed, phase, step), so that a resumed run draws the same random numbers as an
+uninterrupted one. On a CPU the results are bit-identical. On a GPU threads add up in any order, so the last bits may
+differ; with `--deterministic` torch uses deterministic operations where it has them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ from advl_pipeline.training.step_log import (
 from advl_pipeline.training.validation import is_due
 
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
-"""Steps whose batches may be ready, in memory that is not the model's own or in the device's; one more may wait for
-room."""
+"""Steps whose batches may be ready, in host memory or on the device; one more may wait for room."""
 
 _PHASE_SEED = {"adapt": 1, "finetune": 2}
 
@@ -62,15 +61,15 @@ def run_phase(
     progress: Callable[[int], object],
     validate: Callable[[int], dict[str, float]] | None = None,
 ) -> None:
-    """Train for the rest of a phase.
+    """Train for the remaining steps of a phase.
 
     Args:
         model: trained in place, on its device.
-        make_batches: from a range of steps to their micro-batches; runs on the background thread.
-        start_step: step of this phase to start at, more than 0 when resuming.
+        make_batches: maps a range of steps to their micro-batches; runs on the background thread.
+        start_step: first step of this phase, more than 0 when resuming.
         checkpoint: tensors to restore when resuming inside this phase.
         progress: called with 1 after each step.
-        validate: called with the number of a step after which `val` is scored; returns what its record holds more.
+        validate: called with the number of a step after which `val` is scored; returns extra fields for its record.
     """
     config, logged_steps, num_steps = run.config, run.steps_of(phase), len(run.steps_of(phase))
     wrapped, optimizer = _prepare(run, phase, model, accelerator, checkpoint)
@@ -90,7 +89,7 @@ def run_phase(
             place = StepPlace(config=config, step=logged_steps[step], phase=phase, num_saved=num_saved)
             with records.kept_where_one_is_not_finite():
                 numbers, record, stops = steps.take(step, micro_batches)
-                # The device is at work on this step while the numbers of the one before are read.
+                # Read the numbers of the previous step while the device computes this one.
                 records.read()
                 record |= {
                     "step": logged_steps[step],
@@ -117,7 +116,7 @@ def run_phase(
                 seconds_saving = time.perf_counter() - saving_began
             if stops:
                 raise Stop
-    # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
+    # The next phase has its own optimiser. If this one stayed prepared, fp16 gradients would be unscaled twice.
     accelerator.free_memory()
 
 
@@ -128,21 +127,21 @@ def _prepare(
     accelerator: Accelerator,
     checkpoint: dict[str, torch.Tensor] | None,
 ) -> tuple[nn.Module, Any]:
-    """Return the model and the optimiser of a phase as accelerate prepares them, restored if the phase resumes."""
+    """Return the model and the optimiser of a phase, prepared by accelerate and restored if the phase resumes."""
     settings = run.settings
     built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0)
     if checkpoint is not None:
         restore(checkpoint, model, built)
     align_parameters(model, accelerator)
-    # Not as accelerate shares a model among processes: see `process_group.py`.
+    # Processes do not share the model through accelerate: see `process_group.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-    # Likenesses are compared with those of teachers, which have no dropout either.
+    # The adapt step compares similarities with those of teachers, which have no dropout either.
     wrapped.train(phase == "finetune")
     return wrapped, accelerator.prepare_optimizer(built)
 
 
 class _StepRecords:
-    """The records of steps: of the one that the device may still be at, and of those that are not written yet."""
+    """Step records: the one that the device may still compute, and those that are not written yet."""
 
     def __init__(self, run: Run, model: FinetuneModel, accelerator: Accelerator, folder: RunFolder) -> None:
         self._settings, self._model, self._accelerator, self._folder = run.settings, model, accelerator, folder
@@ -154,16 +153,16 @@ class _StepRecords:
         self._taken = numbers, record, place
 
     def read(self) -> None:
-        """Wait for the numbers of the step that was taken last, if any.
+        """Wait for the numbers of the latest step, if any.
 
         Raises:
-            NotFinite: a term or the gradient, with the step that it was of.
+            NotFinite: a loss term or the gradient of that step is not finite.
         """
         if self._taken is None:
             return
         (numbers, record, place), self._taken = self._taken, None
         terms, norm = numbers.read()
-        # All processes see the terms of all, so that all of them stop where one must.
+        # Every process sees the terms of all, so that all of them stop together.
         collected = gather_object(terms)
         require_finite_terms(collected, place)
         whole = step_record(collected, record["num_examples"]) | record
@@ -176,13 +175,13 @@ class _StepRecords:
         self._pending.append(whole)
 
     def write(self) -> None:
-        """Log what was read."""
+        """Log the records that were read."""
         self._folder.log(self._pending)
         self._pending.clear()
 
     @contextmanager
     def kept_where_one_is_not_finite(self) -> Iterator[None]:
-        """Log what was read before a number inside the block is not finite."""
+        """Log the records that were read if the block raises on a number that is not finite."""
         try:
             yield
         except NotFinite:
@@ -192,7 +191,7 @@ class _StepRecords:
 
 
 class OptimiserSteps:
-    """What an optimiser step of a phase moves, and by what: the model, its optimiser, and the sum of gradients."""
+    """Everything that an optimiser step of a phase needs: the model, its optimiser and the accumulated gradients."""
 
     def __init__(
         self,
@@ -209,15 +208,15 @@ class OptimiserSteps:
         self._peak = [group["lr"] for group in optimizer.param_groups]
 
     def take(self, step: int, micro_batches: list[TrainingBatch]) -> tuple[StepNumbers, dict[str, Any], bool]:
-        """Take a step; return its numbers, what is recorded of it, and whether all processes are to stop after it."""
+        """Take a step; return its numbers, its record, and whether all processes stop after it."""
         settings, accelerator = self._run.settings, self._accelerator
         factor = rate_factor(settings, step, num_steps=len(self._run.steps_of(self.phase)))
         for group, rate in zip(self._optimizer.param_groups, self._peak, strict=True):
             group["lr"] = rate * factor
-        # Another one in each process.
+        # Each process has a different seed.
         mixed = (self._run.config.seed * 1_000_003 + _PHASE_SEED[self.phase]) * 1_000_003 + step
         seed = (mixed * 1009 + int(accelerator.process_index)) % (1 << 63)
-        # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
+        # A micro-batch of tokens has many short texts or few long ones; each is a batch of its own on any process.
         shares_batches = self.phase == "adapt" or settings.batch_unit == "examples"
         conditions = StepConditions(
             phase=self.phase,
@@ -239,7 +238,7 @@ class OptimiserSteps:
         return numbers, record | {"phase": self.phase, **rates}, stops
 
     def _counts(self, micro_batches: list[TrainingBatch]) -> list[int]:
-        """Return the examples, the texts and the texts cut of a step, over all processes."""
+        """Return the numbers of examples, texts and truncated texts of a step, over all processes."""
         counts = [
             sum(len(batch.example_ids) for batch in micro_batches),
             sum(batch.student.num_sequences for batch in micro_batches),
@@ -252,11 +251,11 @@ class OptimiserSteps:
     def _add_gradients(
         self, batch: TrainingBatch, conditions: StepConditions, *, share: float, is_last: bool
     ) -> tuple[LossTerms, bool]:
-        """Add a micro-batch's gradients to those of the step; return its terms, and whether it had any.
+        """Add the gradients of a micro-batch to those of the step; return its terms, and whether it had gradients.
 
         Args:
-            share: of its examples in the step.
-            is_last: no micro-batch of the step follows.
+            share: the micro-batch's share of the examples of the step.
+            is_last: whether this is the last micro-batch of the step.
         """
         settings = self._run.settings
         run_model = partial(self._wrapped, batch, conditions)
@@ -279,7 +278,7 @@ class OptimiserSteps:
         return terms, terms.has_gradient
 
     def _move(self) -> torch.Tensor | None:
-        """Clip the gradients and step along them; return their norm, None where no process has any."""
+        """Clip the gradients and step the optimiser; return the gradient norm, None if no process has gradients."""
         settings, accelerator = self._run.settings, self._accelerator
         gradients = [value.grad for value in self._wrapped.parameters() if value.grad is not None]
         if not gradients:

@@ -1,4 +1,4 @@
-"""A run decided: from its options, the recipe of its student, and how much there is to train on.
+"""Resolving a run from its options, the recipe of its student and the size of its training data.
 
 | method         | teachers | words            | weights  | steps | adapt step learns |
 |----------------|----------|------------------|----------|-------|-------------------|
@@ -7,9 +7,9 @@
 | naive-kd       | yes      | all              | uniform  | one   | -                 |
 | advl           | yes      | adaptive         | ratio    | two   | distillation      |
 
-Every method has the same finetune step: as many optimiser steps on the same examples in the same order. Methods of
-two steps share the budget and the inputs of the adapt step too. An option given explicitly wins over the method's
-default, which is how ablations are named.
+Every method has the same finetune step: the same number of optimiser steps on the same examples in the same order.
+Two-step methods also share the budget and the inputs of the adapt step. An explicit option overrides the default of
+the method; this is how ablations are named.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from advl_pipeline.training.recipes import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A run holds what every part of the training is given: the options, and all that follows from them.
+    """A resolved run: the options, and everything that follows from them.
 
-    `settings` are the numbers that it trains with, each with where it came from; `method` is what is done with the
-    teachers. `world_size` counts the processes that train together.
+    `settings` contains the hyperparameters with their origins; `method` says how the teachers are used.
+    `world_size` is the number of training processes.
     """
 
     config: FinetuneConfig
@@ -47,23 +47,23 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """Return the optimiser steps of both phases."""
+        """Return the total number of optimiser steps of both phases."""
         return self.method.num_adapt_steps + self.settings.num_steps
 
     def steps_of(self, phase: str) -> range:
-        """Return the numbers under which the optimiser steps of a phase, adapt or finetune, are logged."""
+        """Return the step numbers of a phase, adapt or finetune, as they are logged."""
         num_adapt = self.method.num_adapt_steps
         return range(num_adapt) if phase == "adapt" else range(num_adapt, self.num_steps)
 
 
 def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_size: int = 1) -> Run:
-    """Decide a run.
+    """Resolve a run.
 
     Args:
-        kind: of the task that it trains on: vcr, vqa or snli-ve.
+        kind: kind of the task: vcr, vqa or snli-ve.
 
     Raises:
-        ConfigError: options or a recipe that contradict each other.
+        ConfigError: the options contradict each other or the recipe.
     """
     chosen = choose_recipe(config.student, kind, config.optimisation.recipe)
     settings = resolve_settings(config, chosen, task=kind, num_labelled=num_labelled, world_size=world_size)
@@ -89,7 +89,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedMethod:
-    """The method holds every option of it, decided."""
+    """The method with all of its options resolved."""
 
     uses_teachers: bool
     settings: DistillationSettings
@@ -97,10 +97,10 @@ class ResolvedMethod:
 
 
 def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
-    """Fill the options that follow the method.
+    """Fill in the options that follow the method.
 
     Raises:
-        ConfigError: options that contradict each other.
+        ConfigError: options contradict each other.
     """
     defaults = _DEFAULTS[config.method]
     two_steps = takes_two_steps(config)
@@ -134,7 +134,7 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
 
 
 def planned_steps(config: FinetuneConfig) -> int:
-    """Return the optimiser steps that a run is planned for; a recipe's own number is known only with its data."""
+    """Return the planned number of optimiser steps; a recipe's own number is known only with its data."""
     return finetune_steps(config) + (config.adapt.adapt_steps if takes_two_steps(config) else 0)
 
 
@@ -144,7 +144,7 @@ def takes_two_steps(config: FinetuneConfig) -> bool:
 
 
 def finetune_steps(config: FinetuneConfig) -> int:
-    """Return the steps of the finetune step alone, as far as the options tell."""
+    """Return the number of steps of the finetune step only, if the options determine it."""
     options, shots = config.optimisation, config.shots
     if options.num_steps is not None or shots is None:
         return int(options.num_steps or TrainingSettings.num_steps)
@@ -153,13 +153,13 @@ def finetune_steps(config: FinetuneConfig) -> int:
 
 
 def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
-    """Refuse what would show pictures to a student that is to see none.
+    """Refuse options that would reveal pictures to a student whose picture is hidden.
 
-    The confidence of a probe of texts is of texts alone; that its folds keep the questions on one picture together
-    tells nothing of what the picture shows.
+    The confidence of a text probe depends on texts only. Its folds keep the questions on one picture together, which
+    reveals nothing of the picture's content.
 
     Raises:
-        ConfigError: with everything that sees pictures, and the options that leave it out.
+        ConfigError: an option uses pictures; the message lists all of them and how to disable each.
     """
     settings, uses_teachers = method.settings, method.uses_teachers
     contrasts = method.num_adapt_steps > 0 and settings.adapt_objective == "contrastive"

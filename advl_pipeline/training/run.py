@@ -70,7 +70,7 @@ from advl_pipeline.training.validation import open_validation, validation_scores
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneResult:
-    """The result names a finished run's folder and holds its result.json; of several processes one is the main."""
+    """The folder of a finished run and the content of its result.json; `is_main` marks the main process."""
 
     output: Path
     summary: dict[str, Any]
@@ -78,21 +78,21 @@ class FinetuneResult:
 
 
 def run_finetune(config: FinetuneConfig, *, is_control: bool = False, is_cell: bool = False) -> FinetuneResult:
-    """Finetune a student by a method, resuming an interrupted run; a finished one is returned as it is.
+    """Finetune a student with a method. Resume an interrupted run; return the result of a finished one.
 
-    Nothing is written into the output before everything is validated. A run that is there goes on only with the
-    options, the dataset and the caches that it was begun with.
+    All inputs are validated before anything is written. An existing run resumes only with the same options, dataset
+    and caches.
 
     Args:
-        is_control: a study marks this run as a control, which may read labels that a method may not.
-        is_cell: it is of a study, which scores it once it is trained, so that `val` is not scored on the way.
+        is_control: the run is a control of a study, which may read labels that a method may not.
+        is_cell: the run belongs to a study, which scores it after training, so `val` is not scored during training.
 
     Raises:
-        ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
-        folder of another run. NotFinite: a loss, a gradient or a weight. DatasetError, CorruptCache,
-        WeightsUnavailable: as they say. ClusterError: another process of this training ended. InUse: another process
-        writes into the run folder. Interrupted: stopped by a signal, after the step that it came in; the same call
-        resumes.
+        ConfigError: options contradict each other. IdentityMismatch: a cache belongs to another dataset, split or
+        setting, or the folder to another run. NotFinite: a loss, a gradient or a weight is not finite. DatasetError,
+        CorruptCache, WeightsUnavailable: as their names say. ClusterError: another process of this training ended.
+        InUse: another process writes to the run folder. Interrupted: a signal stopped the run, after the current
+        step; the same call resumes it.
     """
     check_run(config, is_control=is_control)
     kept = "its checkpoint has every step that was finished"
@@ -102,9 +102,9 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False, is_cell: b
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """A run that is decided, with its inputs and caches opened; no student is built yet.
+    """A resolved run with open inputs and caches, before the student is built.
 
-    `began` is when this sitting began, by `time.perf_counter`.
+    `began` is the start of this session, by `time.perf_counter`.
     """
 
     given: FinetuneConfig
@@ -119,7 +119,7 @@ class _Asked:
     multiplies_in_tf32: bool
 
     def finished(self) -> FinetuneResult | None:
-        """Return the result of a finished run that is there, and that this one may be."""
+        """Return the result if the folder has a finished run with this configuration."""
         summary = self.folder.read_result() if self.run.config.resume else None
         return None if summary is None else self.result(summary)
 
@@ -129,14 +129,14 @@ class _Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened(_Asked):
-    """A run with all of its parts, opened and checked; `notes` are printed for people."""
+    """A run with all of its parts, opened and checked; `notes` are printed."""
 
     start: StudentAtStart
     teaching: Teaching
     model: FinetuneModel
     validation: tuple[Dataset, Sequence[int]] | None
     labelled: tuple[Sequence[int], BatchOrder]
-    """Positions in the split that the finetune step trains on, and the order of the places in them."""
+    """Positions in the split for the finetune step, and the order of the indices into them."""
     reads: StudentInputs
     origins: Mapping[str, HeadOrigin]
     notes: Sequence[str]
@@ -157,7 +157,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> F
     if is_main:
         if not is_begun:
             held.enter_context(lock)
-            # Another process may have made the folder in the meantime.
+            # Another process may have created the folder in the meantime.
             if resumes:
                 folder.require_same_run(asked.identity)
         _begin(opened)
@@ -174,12 +174,12 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> F
 
 
 def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
-    """Decide device, precision and every number of a run, and open its inputs and caches."""
+    """Resolve the device, the precision and all hyperparameters of a run, and open its inputs and caches."""
     folder = RunFolder(config.output)
     began = time.perf_counter()
     forget_peak_memory()
     if config.init is not None:
-        # By its commit, so that what the hub moves meanwhile is not read in its place.
+        # Pinned to its commit, so that an update on the hub does not change a run that resumes.
         config = replace(config, init=pinned_init(folder.commit_begun(config.init) if config.resume else config.init))
     given = config
     config = replace(config, init=None if config.init is None else located(config.init))
@@ -205,7 +205,7 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
 
 
 def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
-    """Build the student, its heads and what it learns from besides labels."""
+    """Build the student, its heads and its training signals besides labels."""
     run, inputs, accelerator = asked.run, asked.inputs, asked.accelerator
     config = run.config
     student = build_finetune_student(run)
@@ -213,7 +213,7 @@ def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
     stored = use_stored_pictures(student, config.pictures, splits_read(config), disk_cache_gb=config.disk_cache_gb)
     stored += use_region_caches(student, asked.region_caches)
-    # Without a teacher, but with the regions that the tokens of a batch count among theirs.
+    # Without a teacher, but with the regions, because a batch of tokens counts them.
     labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)
     heads, origins = build_finetune_heads(run, student, inputs)
     start = StudentAtStart(
@@ -242,7 +242,7 @@ def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
 
 
 def _begin(opened: _Opened) -> None:
-    """Write what the run is into its folder, and say it."""
+    """Write the description of the run to its folder, and print it."""
     run, teaching, config = opened.run, opened.teaching, opened.run.config
     step_line = run.settings.step_line(opened.accelerator.num_processes)
     held_in, parts = base_dtype(opened.start.student, config), bytes_by_part(run.settings, opened.model)
@@ -280,7 +280,7 @@ def _begin(opened: _Opened) -> None:
 
 
 def _memory_line(held_in: str, parts: Mapping[str, int]) -> str:
-    """Return one line for people: the bytes that are held on the device by part, the frozen ones in their type."""
+    """Return a line with the bytes that each part occupies on the device; frozen parts keep their dtype."""
     sizes = {name: f"{num_bytes / 1e6:,.1f} MB" for name, num_bytes in parts.items()}
     frozen = f"frozen weights {sizes['frozen_weights']} in {held_in}, " if parts["frozen_weights"] else ""
     return (
@@ -290,7 +290,7 @@ def _memory_line(held_in: str, parts: Mapping[str, int]) -> str:
 
 
 def _train(opened: _Opened) -> int:
-    """Take the steps that are left; return the number of the first of them."""
+    """Take the remaining steps; return the number of the first one."""
     run, model, accelerator, folder = opened.run, opened.model, opened.accelerator, opened.folder
     config, inputs = run.config, opened.inputs
     model.to(accelerator.device)
@@ -310,7 +310,7 @@ def _train(opened: _Opened) -> int:
             return None
         return take_readout(model.student, inputs.dataset, inputs.seen, judge)
 
-    # Before a checkpoint is restored, the student is still as it was pretrained.
+    # Before a checkpoint is restored, the student still has its pretrained weights.
     before = readout()
     if checkpoint:
         restore(checkpoint[2], model, scaler=accelerator.scaler)
@@ -345,7 +345,7 @@ def _train(opened: _Opened) -> int:
                     progress=bar.update,
                     validate=_validator(opened) if phase == "finetune" else None,
                 )
-            # Also where the run was stopped between its last step of a phase and this.
+            # Also if the run was interrupted between the last step of a phase and this point.
             if before is not None and accelerator.is_main_process:
                 now = readout()
                 assert now is not None
@@ -355,10 +355,10 @@ def _train(opened: _Opened) -> int:
 
 
 def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readout) -> None:
-    """Write how the student places things as it starts, after the adapt step and at the end.
+    """Write the readout of the student at the start, after the adapt step and at the end.
 
-    `names_kept` is the share of the regions that still have the known word as their nearest that they began with.
-    `effective_rank` says along how many directions the states of words and of regions spread.
+    `names_kept` is the share of regions whose nearest known word is the same as at the start.
+    `effective_rank` is the effective number of dimensions of the states of words and of regions.
     """
     began, has = before.names(), now.names()
     kept = None if began is None or has is None or not len(began) else float((began == has).float().mean())
@@ -404,7 +404,7 @@ def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Se
         arguments |= {
             "order": order_inputs(run, inputs, rank=accelerator.process_index),
             "labelled": run.method.settings.reads_labels,
-            # The adapt step may see more inputs than there are labels for.
+            # The adapt step may use more inputs than there are labels.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
             "other_ids": inputs.other_ids,
         }
@@ -412,15 +412,15 @@ def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Se
 
 
 def _end_run(opened: _Opened, *, first_step: int) -> None:
-    """Write the student, its heads, the words that were selected and `result.json`; then the checkpoint goes.
+    """Write the student, its heads, the selected words and `result.json`, then remove the checkpoint.
 
     Args:
-        first_step: step that this sitting began with; those before were taken in others.
+        first_step: first step of this session; earlier sessions took the steps before it.
     """
     run, folder, inputs, model = opened.run, opened.folder, opened.inputs, opened.model
     config, source, base = run.config, opened.teaching.source, opened.given.init
     updates = lora_settings(model.student, config)
-    # Of their base by the name that the user gave it.
+    # The updates refer to their base by the name that the user gave it.
     is_apart = updates is not None and model.student.lora is not None and base is not None
     if updates is not None and not is_apart:
         merge_lora(model.student)

@@ -1,19 +1,19 @@
-"""The loss of a step: all of its terms, in the order in which they are added up.
+"""The loss of a step, with its terms in the order of summation.
 
-The adapt step learns from no label. Its loss is
+The adapt step uses no labels. Its loss is
 
     contrast + sum_p mean_B(w_p d_p) + anchor_weight * drift + answer_weight * mean_B(w_text a)
 
-and that of the finetune step, with lambda for `--distill-weight` and k for VILLA's perturbed passes,
+and the loss of the finetune step, with lambda for `--distill-weight` and k for VILLA's perturbed passes, is
 
     task + hold_weight * drift + lambda * sum_p mean_B(w_p d_p) + kl_weight * divergence_k
 
-over the pathways p, vision and text. Here d_p is how far the student's states are from what the teachers of the
-pathway relate (`distillation/distiller.py`), and w_p the weight of an example by confidence, 1 in the adapt step
-(`distillation/weighting.py`). docs/method.md has the formulas of the distances.
+over the pathways p, vision and text. Here d_p is the distance between the relations of the student's states and those
+of the teachers of the pathway (`distillation/distiller.py`). w_p is the confidence weight of an example, 1 in the
+adapt step (`distillation/weighting.py`). docs/method.md has the formulas of the distances.
 
-`FinetuneModel` holds what is trained together, the student, its task heads and the projections of the method, so that
-data parallelism and mixed precision wrap the whole computation.
+`FinetuneModel` contains all trained modules: the student, its task heads and the projections of the method. Data
+parallelism and mixed precision therefore wrap the complete computation.
 Shapes: B examples, N sequences, C candidates, K classes.
 """
 
@@ -51,11 +51,11 @@ Phase = Literal["adapt", "finetune"]
 
 @dataclass(kw_only=True)
 class LossTerms:
-    """The terms hold the scalars to be added up, raw terms for the log, and the weights and words behind them.
+    """The summands of a loss, raw terms for the log, and the weights and words behind them.
 
-    `weighted` are the summands of the loss; `raw` the same terms without weight or lambda, detached. `confidence` is
-    the probability of the ground truth: "student", and of the teachers by modality. Where several teachers share a
-    pathway, `raw` also has each one's term, under "pathway/teacher".
+    `weighted` are the summands of the loss; `raw` are the same terms without weight or lambda, detached. `confidence`
+    is the probability of the ground truth, of the student ("student") and of the teachers by modality. If several
+    teachers share a pathway, `raw` also has a term for each, under "pathway/teacher".
     """
 
     weighted: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class LossTerms:
     confidence: dict[str, torch.Tensor] = field(default_factory=dict)
     num_correct: torch.Tensor | None = None
     compared: torch.Tensor | None = None
-    """Logits that adversarial finetuning compares with the clean pass's."""
+    """Logits that adversarial finetuning compares with those of the clean pass."""
 
     @property
     def total(self) -> torch.Tensor:
@@ -72,7 +72,7 @@ class LossTerms:
 
     @property
     def has_gradient(self) -> bool:
-        """Return whether anything is learned: not where an adapt step of distillation alone has no target left."""
+        """Return whether the loss has a gradient: an adapt step of distillation only may have no targets."""
         return any(value.requires_grad for value in self.weighted.values())
 
     def add(self, name: str, value: torch.Tensor, weight: float = 1.0) -> None:
@@ -88,7 +88,7 @@ class LossTerms:
         *,
         strength: float | None = None,
     ) -> None:
-        """Add the mean over teachers and examples, weighted where weights are given; log each teacher's, too."""
+        """Add the mean over teachers and examples, weighted if weights are given; also log each teacher's term."""
         value_B = torch.stack(list(losses_B.values())).mean(0)
         self.raw[pathway] = value_B.detach().mean()
         if weights_B is not None:
@@ -100,9 +100,9 @@ class LossTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class StepConditions:
-    """What an optimiser step says to each of its micro-batches.
+    """The conditions of an optimiser step, common to its micro-batches.
 
-    In the phase `adapt` no label is learned from. `generator` draws words and regions, and `gather` is of the
+    The phase `adapt` uses no labels. `generator` draws words and regions, and `gather` collects tensors from the
     processes that share the batch.
     """
 
@@ -112,7 +112,7 @@ class StepConditions:
 
 
 class FinetuneModel(nn.Module):
-    """The model holds student, heads by name, and distiller; without teachers its projections are unused."""
+    """The student, its heads by name, and the distiller; without teachers the distiller's projections are unused."""
 
     def __init__(
         self,
@@ -125,11 +125,11 @@ class FinetuneModel(nn.Module):
         remembered: StudentConfidence | None = None,
     ) -> None:
         """Args:
-        start: student and heads, which are trained in place, and what they are shown.
-        task_loss: of the finetune step.
-        reference: the student as it was pretrained, which known words are held to.
-        answers: example id -> (C,) answers of a teacher that the adapt step learns to give.
-        remembered: what the student's confidence was, where weights do not follow the current one.
+        start: student and heads, which are trained in place, and their inputs.
+        task_loss: loss of the finetune step.
+        reference: the student as pretrained, which anchors known words.
+        answers: example id -> (C,) answers of a teacher, the target of the adapt step.
+        remembered: earlier confidences of the student, if the weights do not follow the current ones.
         """
         super().__init__()
         self.hide_picture, self.control = start.hide_picture, start.control
@@ -137,7 +137,7 @@ class FinetuneModel(nn.Module):
         self.heads = nn.ModuleDict(dict(start.heads))
         self.distiller = distiller
         self.task_loss: TaskLoss = task_loss
-        # In a tuple it is no part of the module: neither trained nor saved.
+        # In a tuple the reference is no submodule, so it is neither trained nor saved.
         self.references: tuple[Student, ...] = () if reference is None else (reference,)
         self.answers = answers or {}
         self.remembered = remembered
@@ -145,10 +145,10 @@ class FinetuneModel(nn.Module):
     def forward(
         self, batch: TrainingBatch, step: StepConditions, *, perturbation: Perturbation | None = None
     ) -> LossTerms:
-        """Return the loss terms of one batch.
+        """Return the loss terms of a batch.
 
         Args:
-            perturbation: of the student's inputs in the finetune step; teachers are asked of clean inputs alone.
+            perturbation: of the student's inputs in the finetune step; teacher targets come from clean inputs only.
         """
         with self.student.sharing() if perturbation is None else nullcontext():
             return self._adapt(batch, step) if step.phase == "adapt" else self._finetune(batch, step, perturbation)
@@ -174,7 +174,7 @@ class FinetuneModel(nn.Module):
         if self.references:
             assert signal is not None
             reference, known = self._as_pretrained(batch, signal)
-        # vision, text = mean_B(d_p); of an oracle's weights mean_B(w_p d_p)
+        # vision, text = mean_B(d_p); with oracle weights mean_B(w_p d_p)
         if signal is not None:
             pathways, _ = self.distillation_terms(batch, signal, step, apart=apart, known=known)
             for name, losses_B in pathways.items():
@@ -183,14 +183,14 @@ class FinetuneModel(nn.Module):
                     confidence_B = torch.ones_like(next(iter(losses_B.values())))
                     weights_B = pathway_weights(settings, signal, name, confidence_B, generator=step.generator)
                 terms.add_pathway(name, losses_B, weights_B)
-        # drift = mean |h - h_0|^2 / var(h_0), of the states h_0 that pretraining left and nothing is to move
+        # drift = mean |h - h_0|^2 / var(h_0), for the pretrained states h_0 that the step is to preserve
         if reference is not None:
             assert apart is not None
             assert signal is not None
             assert known is not None
             terms.add("drift", self._drift(batch, signal, step, apart, reference, known), settings.anchor_weight)
-        # answers = mean_B(w_text a), a = -sum_c b_c log softmax_c(s_c), with b_c the bridge's shares and s_c what the
-        # student compares candidates by: a head's logits or, of answers in words, their likelihood per token
+        # answers = mean_B(w_text a), a = -sum_c b_c log softmax_c(s_c), with the bridge's shares b_c and the
+        # student's candidate scores s_c: a head's logits or, for answers in words, their likelihood per token
         if self.answers:
             scored = self._score(batch, self.encode(batch.student, need_relevance=False))
             share_BC = pad_sequence([self.answers[name] for name in batch.example_ids], batch_first=True)
@@ -212,7 +212,7 @@ class FinetuneModel(nn.Module):
             output = self.student.encode_pooled(
                 batch.student, perturbation=perturbation, mask_visual=self.hide_picture
             )
-        # task: the recipe's loss of the logits and the labels; `adversarial.py` asks for it again under perturbations
+        # task: the recipe's loss of the logits and the labels; `adversarial.py` computes it again under perturbations
         scored = self._score(batch, output)
         terms = LossTerms(compared=scored.compared)
         terms.add("task", scored.loss)
@@ -240,7 +240,7 @@ class FinetuneModel(nn.Module):
     def _as_pretrained(
         self, batch: TrainingBatch, signal: TeacherSignal
     ) -> tuple[StudentOutput, Mapping[str, torch.Tensor]]:
-        """Return the states of the student as it was pretrained, and which regions it names clearly."""
+        """Return the states of the pretrained student, and which regions it names clearly."""
         with torch.no_grad():
             reference = self.references[0].encode_unimodal(batch.student)
         return reference, self.distiller.known_regions(reference, batch.student, signal)
@@ -271,24 +271,24 @@ class FinetuneModel(nn.Module):
         apart: StudentOutput | None = None,
         known: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[Terms, torch.Tensor | None]:
-        """Return the pathways' losses, and selected words, from the states that the run distils.
+        """Return the losses of the pathways and the selected words, from the states that the run distils.
 
         Args:
-            fused: the ordinary pass, where there is one already.
-            apart: the pass in which neither modality has seen the other, where there is one already.
-            known: which regions the student as it was pretrained names clearly, in the adapt step.
+            fused: output of the ordinary pass, if it has been computed.
+            apart: output of the pass with the modalities hidden from each other, if it has been computed.
+            known: regions that the pretrained student names clearly, in the adapt step.
         """
         student = batch.student
         needs_relevance, distils_apart = self.distiller.needs_relevance, self._distils_apart(signal)
         if apart is None and distils_apart:
             apart = self.student.encode_unimodal(student)
         if fused is None and (needs_relevance or not distils_apart):
-            # Nothing is learned from a pass that only tells which words matter.
+            # This pass only selects words, so it needs no gradient.
             with torch.set_grad_enabled(torch.is_grad_enabled() and not distils_apart):
                 fused = self.encode(student, need_relevance=needs_relevance)
         states = apart if distils_apart else fused
         assert states is not None
-        # After the passes that take gradients, whose layers below the fusion may be shared.
+        # After the passes with gradients, whose layers below the fusion may be shared.
         signal = self.control.signal(signal, self.student, student)
         return self.distiller.terms(
             states,
@@ -308,7 +308,7 @@ class FinetuneModel(nn.Module):
     def encode(
         self, batch: StudentBatch, *, need_relevance: bool, perturbation: Perturbation | None = None
     ) -> StudentOutput:
-        """Run the student, without its picture where the run hides it."""
+        """Run the student, without the picture if the run hides it."""
         return self.student.encode(
             batch, perturbation=perturbation, mask_visual=self.hide_picture, need_relevance=need_relevance
         )

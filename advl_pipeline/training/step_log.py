@@ -1,8 +1,7 @@
-"""What an optimiser step tells of itself: a record of metrics.jsonl, over all micro-batches and processes.
+"""Step records of metrics.jsonl, over all micro-batches and processes.
 
-Its numbers leave the device in one piece, and are read when the next step is under way: whoever reads a number
-waits for everything that the device was asked to do before. A loss term, a gradient or a weight that is not finite
-stops the training.
+The numbers of a step leave the device in one transfer and are read while the next step runs, because reading a number
+waits for all work queued on the device. A loss term, a gradient or a weight that is not finite stops the training.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.step import LossTerms, Phase
 
 LoggedTerms = tuple[float, bool, dict[str, list[float]]]
-"""The terms of one micro-batch as plain numbers, which processes can hand one another.
+"""The terms of one micro-batch as plain numbers, which processes can exchange.
 
-They are the share of its examples in the optimiser step, whether anything is learned of it, and values by
-"kind/name", of the kinds that `step.LossTerms` has, and `correct`, how many were right.
+They are its share of the examples of the optimiser step, whether it has gradients, and the values by "kind/name". The
+kinds are those of `step.LossTerms` and `correct`, the number of correct predictions.
 """
 
 
@@ -41,10 +40,11 @@ TOTALLED = (
 
 
 def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, dict[str, float]]:
-    """Add up the records of metrics.jsonl, phase by phase; phases without a step are left out.
+    """Sum the records of metrics.jsonl by phase; phases without a step are left out.
 
-    `seconds` holds `seconds_waited` for data and the writing of checkpoints before each step. `seconds_preparing` is
-    processor time of preparing data elsewhere. Steps that version 0.2.0 logged lack some numbers, which count 0.
+    `seconds` includes `seconds_waited` for data and the time of writing checkpoints before each step.
+    `seconds_preparing` is processor time of data preparation elsewhere. Numbers missing from steps that version 0.2.0
+    logged count as 0.
     """
     totals: dict[Phase, dict[str, float]] = {}
     for phase in get_args(Phase):
@@ -59,7 +59,7 @@ def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, dict[str, 
 
 
 class StepNumbers:
-    """It carries the numbers of the micro-batches of one optimiser step from the device."""
+    """Transfer of the numbers of an optimiser step's micro-batches from the device."""
 
     def __init__(self) -> None:
         self._micro_batches: list[tuple[float, bool, dict[str, int]]] = []
@@ -79,7 +79,7 @@ class StepNumbers:
         self._micro_batches.append((share, is_learned, {key: value.numel() for key, value in values.items()}))
 
     def send(self, gradient_norm: torch.Tensor | None) -> None:
-        """Let the numbers leave the device, and the norm of the gradient with them."""
+        """Start the transfer of the numbers and the gradient norm from the device."""
         device = self._values[0].device
         norm = torch.zeros((), device=device) if gradient_norm is None else gradient_norm
         flat = torch.cat([value.detach().float().reshape(-1) for value in (*self._values, norm) if value.numel()])
@@ -91,13 +91,13 @@ class StepNumbers:
             self._ready.record()
 
     def read(self) -> tuple[list[LoggedTerms], float]:
-        """Return the terms of the micro-batches and the norm of the gradient, 0 where there was none."""
+        """Return the terms of the micro-batches and the gradient norm, 0 where there was none."""
         if self._ready is not None:
             self._ready.synchronize()
         numbers = iter(self._values[0].tolist())
         terms = []
         for share, is_learned, sizes in self._micro_batches:
-            # In the order in which they were added.
+            # In the order of addition.
             values = {key: list(islice(numbers, size)) for key, size in sizes.items()}
             terms.append((share, is_learned, values))
         return terms, next(numbers)
@@ -120,12 +120,12 @@ def step_record(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, A
 
 _SHOWN = 3
 _SMALLEST_LOSS_SCALE = 1.0
-"""A scale of fp16 gradients below this was halved so often that their overflow is none of the scale's."""
+"""If fp16's loss scale was halved below this value, a gradient overflow is not the fault of the scale."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlace:
-    """It says where a run is: step and phase as in metrics.jsonl, and the steps that its checkpoint holds."""
+    """The position of a run: step and phase as in metrics.jsonl, and the number of steps in its checkpoint."""
 
     config: FinetuneConfig
     step: int
@@ -133,7 +133,7 @@ class StepPlace:
     num_saved: int
 
     def error(self, what: str, why: str, *, suspects_cache: bool = False) -> NotFinite:
-        """Return the error that stops the run here."""
+        """Return the error that stops the run at this step."""
         kept = f"the checkpoint after {self.num_saved} steps is kept" if self.num_saved else "there is no checkpoint"
         instead = "lower --learning-rate and start over with --no-resume"
         verify = [["advl", "cache", "verify", str(cache)] for cache in self.config.cache]
@@ -148,10 +148,10 @@ class StepPlace:
 
 
 def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None:
-    """Stop on loss terms that are not finite, named.
+    """Stop on loss terms that are not finite, and name them.
 
     Raises:
-        NotFinite: a term is infinite or no number; where only teachers' are, their caches are to be verified.
+        NotFinite: a term is infinite or NaN. If only teacher terms are, the message suggests verifying the caches.
     """
     values: dict[str, float] = {}
     for _, _, by_key in terms:
@@ -176,15 +176,15 @@ def require_finite_gradient(
     *,
     loss_scale: Callable[[], float] | None,
 ) -> None:
-    """Stop on a gradient that is not finite, with the parameters at fault.
+    """Stop on a gradient that is not finite, and name the parameters.
 
     Args:
         norm: of all gradients together.
         parameters: by name.
-        loss_scale: of fp16, None without. A gradient that overflows under a large one only skips the step.
+        loss_scale: of fp16, None without. If it is large, an overflow of the gradient only skips the step.
 
     Raises:
-        NotFinite: the gradient is infinite or no number.
+        NotFinite: the gradient is infinite or NaN.
     """
     if math.isfinite(norm) or (loss_scale is not None and loss_scale() >= _SMALLEST_LOSS_SCALE):
         return
@@ -193,13 +193,13 @@ def require_finite_gradient(
 
 
 def require_finite_weights(model: nn.Module, place: StepPlace) -> None:
-    """Stop on weights that are not finite, before anything is written of them.
+    """Stop on weights that are not finite, before they are written.
 
     Raises:
-        NotFinite: with their names.
+        NotFinite: a weight is infinite or NaN; the message names the weights.
     """
     state = model.state_dict()
-    # One number tells of all, save where the norm of finite weights overflows.
+    # One norm checks all weights, unless the norm of finite weights overflows.
     norm = nn.utils.get_total_norm([value for value in state.values() if value.is_floating_point()])
     if bool(norm.isfinite()):
         return
