@@ -1,9 +1,9 @@
-"""Examples where two students of one seed answer differently: picture, candidates, both answers. Of a single run,
+"""Examples that two students of one seed answer differently: picture, candidates, both answers. For a single run,
 examples that it answers correctly and incorrectly.
 
-They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
-chose them. Training examples are shown with the words that the focus method distils, as its run stored them in
-`selected_words.json`: an example id -> one list of [start, end) character spans per candidate.
+They are drawn by a hash of their ids, not picked by hand: half of them won and half of them lost by the focus method.
+Training examples show the words that the focus method distils, as stored by its run in `selected_words.json`:
+example id -> one list of [start, end) character spans per candidate.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import StudyResult
 
 PICTURE_WIDTH = 360
-"""Pixels; pictures are scaled down to it before they enter the page."""
+"""Maximum width in pixels; wider pictures are scaled down before they are embedded."""
 
 Name = int | str | None
-"""An answer: a class by name, or a candidate by position; None where there is none."""
+"""An answer: a class by name, or a candidate by position; None for no answer."""
 
 
 def collect_words(
     result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int
 ) -> dict[str, Any] | None:
-    """Render training examples of the smallest size and first seed; None when the focus method selects no words.
+    """Render training examples of the smallest size and first seed; None if the focus method selects no words.
 
     Returns:
-        setting, where and runs; examples, as `_shown` has them, and why they are missing if so.
+        setting, where and runs; examples, as returned by `_shown`, and the reason if they are missing.
     """
     done = [cell for cell in result.finished(setting.name) if cell["method"] == result.study.focus]
     cell = next((cell for cell in done if (result.runs / cell["run"] / names.SELECTED_WORDS).exists()), None)
@@ -64,11 +64,11 @@ def collect_words(
 def collect_examples(
     result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int
 ) -> dict[str, Any] | None:
-    """Find and render examples of the smallest size; None when no pair of runs is finished or none are wanted.
+    """Find and render examples of the smallest size; None if no pair of runs is finished or none are requested.
 
     Returns:
-        setting, where and runs; whether two students are compared, else one is shown where it is right (won) and
-        where it is wrong (lost); num_won, num_lost and num_tied; examples and why they are missing if so.
+        setting, where and runs; whether two students are compared (a single one is shown where it is right, won, and
+        where it is wrong, lost); num_won, num_lost and num_tied; examples, and the reason if they are missing.
     """
     # Baseline and focus run of the first seed that finished both, or the only run.
     study, done, test_set = result.study, result.finished(setting.name), setting.reference
@@ -91,7 +91,7 @@ def collect_examples(
     answers = [_answers(evaluation, task) for evaluation in evaluations]
     focus_right, focus_said = answers[-1]["right"], answers[-1]["said"]
     compares = len(cells) > 1
-    # Without another student, one that is right half of the time is met by nobody better.
+    # A single student is compared with 0.5, so that right answers count as won and wrong ones as lost.
     other = answers[0]["right"].reindex(focus_right.index) if compares else 0.5
     won, lost = (list(focus_right.index[is_so]) for is_so in (focus_right > other, focus_right < other))
     tied = (answers[0]["said"].reindex(focus_said.index) != focus_said) & (focus_right == other)
@@ -99,10 +99,10 @@ def collect_examples(
     def rendered() -> Iterator[dict[str, Any]]:
         name, split = set_name(names.set_of(test_set), setting.dataset)
         dataset = _open(read_json(runs[-1] / names.CONFIG), name, split, (task,), data_root)
-        # Answers of a head mean what they meant in training.
+        # The outputs of a head keep the order of their classes in training.
         has_classes = bool(dataset.label_names(dataset.tasks[0]))
         heads = [read_json(run / names.HEADS)[head_name(task)] if has_classes else {} for run in runs]
-        # Chosen by the hash of their ids: as good as at random, and the same every time.
+        # Drawn by the hash of their ids: as good as random, and the same every time.
         drawn = sorted(won, key=question_rank)[: (limit + 1) // 2] + sorted(lost, key=question_rank)[: limit // 2]
         for item in drawn:
             chosen = [int(frame["said"][item]) for frame in answers]
@@ -130,7 +130,7 @@ def collect_examples(
 
 
 def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
-    """Return a row for each item: how right the answer is, and which it is."""
+    """Return a row for each item: the answer and its score."""
     items = evaluation.items
     shown = items[(items["metric"] == METRIC_OF_TASK[task]) & (items["view"] == "")]
     columns = {"right": shown["score"].to_numpy(), "said": evaluation.scores[task].argmax(axis=1)}
@@ -138,7 +138,7 @@ def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
 
 
 def _if_at_hand(rendered: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, Any]:
-    """Return examples, or none and why: a study is reported where its data are not, too."""
+    """Return examples, or none and the reason: a study can be reported without its data."""
     try:
         return {"examples": list(rendered()), "missing": ""}
     except AdvlError as error:
@@ -148,7 +148,7 @@ def _if_at_hand(rendered: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, A
 def _open(
     config: Mapping[str, Any], name: str, split: str, tasks: tuple[str, ...], data_root: Path | None
 ) -> Dataset:
-    """Open a split as the run read its own: the same wording, order of classes and answer list."""
+    """Open a split with the wording, order of classes and answer list of the run's training split."""
     answers = config.get("answers")
     return open_dataset(
         name,
@@ -164,7 +164,7 @@ def _open(
 
 
 def _find(dataset: Dataset, item_id: str, task: str) -> Example:
-    """Return an example by its id or by the id of its question."""
+    """Return an example by its id or the id of its question."""
     ids = list(dataset.example_ids)
     for name in (item_id, f"{item_id}:{task}"):
         if name in ids:
@@ -181,11 +181,11 @@ def _shown(
     spans: Sequence[Sequence[Sequence[int]]] = (),
     focus_is_right: bool | None = None,
 ) -> dict[str, Any]:
-    """Return what the page shows of an example; `focus_is_right` is None where no student answered.
+    """Return the data that the page shows for an example; `focus_is_right` is None if no student answered.
 
-    `picture` is a data URI. A text is a list of pieces: a stretch of it, and whether it was selected. Boxes are those
-    that the texts speak of, in pixels of the shown picture, by what the texts call them; all of them when the texts
-    speak of none.
+    `picture` is a data URI. A text is a list of pieces, each a substring and whether it was selected. Boxes are in
+    pixels of the shown picture: the boxes that the texts mention, labelled with the words that mention them, or all
+    of them if the texts mention none.
 
     Raises:
         DatasetError: the picture cannot be read.

@@ -1,10 +1,10 @@
-"""The figures of a study: each with its panels, a caption, the numbers behind it, and the runs that they come from.
+"""The figures of a study, each with its panels, a caption, the numbers behind it, and the runs that produced them.
 
-A method has the same look in every figure. The colours are those of Okabe and Ito, distinct for any colour vision;
-roles are distinct without colour: controls are hollow and dashed.
+A method has the same look in every figure. The colours are those of Okabe and Ito, distinct for any colour vision.
+Roles are distinct without colour: controls are hollow and dashed.
 
-Matplotlib lays a drawing out once, in stand-ins for the colours; it is embedded in those of the light and of the dark
-page, as two images of which a browser shows one. One unit is a CSS pixel.
+Matplotlib lays out a drawing once, with placeholder colours. The page embeds it twice, in light and in dark colours,
+and a browser shows one of the two. One unit is a CSS pixel.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Share = Literal["whole", "half", "third"]
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
 
 WIDTHS: Mapping[Share, float] = {"whole": 720.0, "half": 535.0, "third": 350.0}
-"""Width of a drawing by its share of the row that it stands in; a whole one is scaled to the page's width."""
+"""Width of a drawing by its share of a row; a whole one is scaled to the width of the page."""
 
 _FREE_COLOURS, _FREE_SHAPES = (2, 3, 4, 5, 6, 7), ("square", "diamond", "triangle")
 
 _VALUES, _ROW, _LONGEST_NAME = 46.0, 25.0, 23
-"""Room for a number next to a row, and for a row; and how many letters of a method's name are shown."""
+"""Space for a number next to a row, height of a row, and maximum number of letters of a method's name."""
 
 _UNITS_PER_INCH = 72
 
@@ -47,21 +47,21 @@ _SAID = read_toml(Path(str(resources.files("advl_pipeline.reporting") / "assets"
 _METADATA = ("Creator", "Date", "Format", "Type")
 
 SCHEMES: Mapping[str, Mapping[str, str]] = {scheme: _SAID["colours"][scheme] for scheme in ("light", "dark")}
-"""Colours of the figures and of what goes with them on the page: name -> colour."""
+"""Colours of the figures and of their legends on the page: name -> colour."""
 
 _STAND_INS = {name: f"#{number:06x}" for number, name in enumerate(SCHEMES["light"], start=1)}
 PAPER, INK, SOFT, GRID, *SERIES = _STAND_INS.values()
 
 Drawing = tuple[str, Axes, Sequence[tuple[str, ...]]]
-"""A panel of a figure: its heading, what is drawn, and a row of cells for every number that is drawn."""
+"""A panel of a figure: its heading, its axes, and a row of cells for every number drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """What a section shows: drawings with their headings.
+    """A figure of the page: drawings with their headings.
 
-    `panels` are headings, drawings and the share of a row that each takes. `series` are the methods in it, for the
-    legend; `rows` repeat every number that is drawn.
+    `panels` are headings, drawings and the share of a row of each. `series` are the methods for the legend. `rows`
+    repeat every number drawn.
     """
 
     identifier: str
@@ -76,7 +76,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """How a method is drawn in every figure. A control is hollow and dashed."""
+    """The style of a method in every figure. A control is hollow and dashed."""
 
     label: str
     number: int
@@ -89,7 +89,7 @@ class Look:
 
 
 def shares_of_rows(num_panels: int) -> list[Share]:
-    """Return the share of its row that each panel of a figure takes: rows of three, and the last ones fill theirs."""
+    """Return the share of its row for each panel of a figure: rows of three, with the last rows filled."""
     num_halves = {0: 0, 1: 4, 2: 2}[num_panels % 3]
     if num_panels < max(2, num_halves):
         return ["whole"]
@@ -101,7 +101,7 @@ def shares_of_rows(num_panels: int) -> list[Share]:
 def axes(
     width: float, height: float, *, left: float = 6, right: float = 8, top: float = 8, bottom: float = 22
 ) -> Axes:
-    """Return axes of a drawing without frame or ticks, with margins in pixels."""
+    """Return the axes of a drawing without frame or ticks, with margins in pixels."""
     canvas = Canvas(figsize=(width / _UNITS_PER_INCH, height / _UNITS_PER_INCH), dpi=_UNITS_PER_INCH)
     area = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     made: Axes = canvas.add_axes(area)
@@ -140,7 +140,7 @@ def round_ticks(values: Sequence[float]) -> list[float]:
 def mark_ticks(
     drawn: Axes, which: str, places: list[float], labels: list[str] | None = None, *, name: str = ""
 ) -> None:
-    """Name places of the axis "x" or "y", each with a thin line across; an axis with a name has no lines."""
+    """Label ticks of the axis "x" or "y", each with a thin grid line; an axis with a name has no lines."""
     axis = drawn.xaxis if which == "x" else drawn.yaxis
     axis.set_major_locator(FixedLocator(places))
     axis.set_major_formatter(FixedFormatter(labels or [f"{place:g}" for place in places]))
@@ -161,12 +161,12 @@ def as_figure(
     series: Iterable[str] = (),
     **words: str,
 ) -> Figure:
-    """Return drawings as a figure, each with a text alternative that says every number.
+    """Return drawings as a figure, each with a text alternative that lists every number.
 
     Args:
-        kind: of `assets/figures.toml`, where title and caption stand and the names of the columns of rows.
+        kind: key in `assets/figures.toml`, which contains the title, the caption and the column names of rows.
         identifier: unique on the page.
-        words: filled into title and caption.
+        words: values for the title and the caption.
     """
     texts = _SAID[kind]
     title, columns = texts["title"].format(**words), tuple(texts["columns"])
@@ -212,7 +212,7 @@ Looks = Mapping[str, Look]
 
 
 def looks(study: StudyConfig) -> dict[str, Look]:
-    """Give every method of a study its look: grey for the baseline, blue for the focus, the rest in order."""
+    """Return the look of every method of a study: grey for the baseline, blue for the focus, the rest in order."""
     assigned = {study.baseline: (0, "circle"), study.focus: (1, "circle")}
     for free, method in enumerate(name for name in study.methods if name not in assigned):
         assigned[method] = (_FREE_COLOURS[free % len(_FREE_COLOURS)], _FREE_SHAPES[free % len(_FREE_SHAPES)])
@@ -228,12 +228,12 @@ def looks(study: StudyConfig) -> dict[str, Look]:
 
 
 def anchor(result: StudyResult, setting: str, metric: str) -> str:
-    """Return a part of ids that is unique for a setting and metric, whatever characters their names hold."""
+    """Return a part of ids that is unique for a setting and metric, whatever characters their names contain."""
     return f"{[item.name for item in result.study.settings].index(setting)}-{metric}"
 
 
 def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
-    """Every method at one size, with its controls, on each test set: what the first sentence of a report says."""
+    """Draw every method at one size, with its controls, on each test set, as the first sentence of a report."""
     where: dict[str, Any] = {"setting": place.setting, "metric": place.metric, "shots": place.shots}
     by_set = _grouped(result.find("accuracy", **where), "test_set")
     trivial = {name: result.trivial_of(place._replace(test_set=name)) for name in by_set}
@@ -282,16 +282,16 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
 
 
 def accuracy_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
-    """Accuracy over shots; None where there are not several sizes."""
+    """Draw accuracy over shots; None without several sizes."""
     rows = result.find("accuracy", setting=setting, metric=metric)
     return _over_shots(result, look, rows, "accuracy", metric=wording.metric_name(metric))
 
 
 def gain_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
-    """Gain over the study's baseline, paired by seed; None where there are not several sizes.
+    """Draw the gain over the study's baseline, paired by seed; None without several sizes.
 
-    A student that never sees a picture is left out: what it lacks would set the scale of the figure, and no gain of a
-    method could be seen.
+    A student that never sees a picture is left out: its loss would set the scale of the figure and hide the gains of
+    the methods.
     """
     study = result.study
     blind = {name for name in study.methods if study.variant(name).training.get("hide_picture")}
@@ -306,7 +306,7 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
         return None
     gains = kind == "gain"
     ends = [end for row in rows for end in _ends(row)]
-    # The t-interval of few seeds reaches beyond what a share can be.
+    # The t-interval over few seeds may leave the range of a percentage.
     ticks = round_ticks([*ends, 0.0] if gains else _percents(ends))
     write = wording.signed if gains else wording.percent
     by_set = _grouped(sorted(rows, key=lambda row: row.size), "test_set")
@@ -323,7 +323,7 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
             drawn.axhline(0, color=SOFT, linewidth=1.2, zorder=1)
         lines = _grouped(rows_of_set, "method")
         for position, (method, line) in enumerate(lines.items()):
-            # Side by side, so that intervals of one size do not cover each other.
+            # Methods are drawn side by side, so that intervals of one size do not overlap.
             shift = 1.03 ** (position - (len(lines) - 1) / 2)
             style, xs, means = look[method], [row.size * shift for row in line], [row.mean for row in line]
             dashes = (0, (5, 4)) if style.hollow else "-"

@@ -1,4 +1,4 @@
-"""What the page and the card of a single run show: its facts, its scores, its losses, and where it errs."""
+"""The content of the page and the card of a single run: its facts, scores, losses and errors."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from advl_pipeline.runs.results import read_config, read_json, read_log
 from advl_pipeline.studies.result import StudyResult
 
 _MOST_CLASSES = 12
-"""Classes of a confusion table that is shown; larger ones are in evaluation/SET.json."""
+"""Maximum number of classes in a confusion table on the page; larger ones are in evaluation/SET.json."""
 
 _RIGHT = "val/correct"
 
 _FALLS_FAR = 20
-"""A loss whose highest value is more than so many times its lowest is drawn on a logarithmic scale."""
+"""Ratio of the highest to the lowest value above which a loss is drawn on a logarithmic scale."""
 
 _TERMS = {
     _RIGHT: "right on the validation split, in percent",
@@ -49,11 +49,11 @@ _TERMS = {
 
 
 def view_run(result: StudyResult) -> dict[str, Any]:
-    """Read what the page of the only run of a result shows besides its tables.
+    """Read the content of the page of a result with one run, except its tables.
 
     Returns:
-        name, title and facts; scores, as `scores_of` has them, and the views of the picture in them; a figure of the
-        losses; tables of the kinds of questions; confusions: test set -> class names and counts, true class by row.
+        name, title and facts; scores, as returned by `scores_of`, and their views of the picture; a figure of the
+        losses; tables by kind of question; confusions: test set -> class names and counts, true class by row.
     """
     (cell,) = result.cells
     run = result.runs / str(cell["run"])
@@ -87,14 +87,14 @@ def view_run(result: StudyResult) -> dict[str, Any]:
 
 
 def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return every metric on every test set with what is right without a student, as a page writes them.
+    """Return every metric on every test set with the accuracy without a student, formatted for a page.
 
     Args:
         documents: evaluations by test set.
 
     Returns:
         test_set, metric, num_items, accuracy, its interval, prior, majority, chance, and changes: how pictures were
-        replaced or hidden -> what becomes of the accuracy.
+        replaced or hidden -> change of the accuracy.
     """
     scores = []
     for test_set, document in documents.items():
@@ -118,7 +118,7 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 def measures_of(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return, of every test set, the numbers that its card defines, in words; nothing where it defines none."""
+    """Return the numbers that the card of each test set defines, in words; empty if no card defines any."""
     return [
         f"{test_set}: "
         + "; ".join(f"{name} {'-' if value is None else wording.percent(value)}" for name, value in of.items())
@@ -128,9 +128,9 @@ def measures_of(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
-    """The task loss and each term of the distillation over the steps of a run; None for a run of no two steps.
+    """Draw the task loss and each term of the distillation over the steps; None for a run of fewer than two steps.
 
-    The loss of the validation split stands in the panel of the task's, and the share that is right in one of its own.
+    The validation loss is in the panel of the task loss; the validation accuracy has its own panel.
     """
     terms = list(dict.fromkeys(key for record in log for key in record if key.startswith("raw/")))
     if not terms or len(log) < 2:
@@ -157,7 +157,7 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
             colour = SERIES[1 + number]
             if line == name and term != _RIGHT:
                 drawn.plot(steps, values, color=colour, linewidth=1, alpha=0.35)
-                # The running mean over a twentieth of the steps.
+                # Running mean over a twentieth of the steps.
                 window = pd.Series(values).rolling(2 * max(1, len(values) // 40) + 1, center=True, min_periods=1)
                 drawn.plot(steps, window.mean(), color=colour, linewidth=1.8)
             else:
@@ -173,14 +173,14 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
 
 
 def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Return the steps that a number was logged at, and the number."""
+    """Return the steps at which a number was logged, and its values."""
     records = [record for record in log if key in record]
     factor = 100.0 if key == _RIGHT else 1.0
     return [int(record["step"]) for record in records], [factor * float(record[key]) for record in records]
 
 
 def _scale(drawn: Axes, values: Sequence[float]) -> None:
-    """Scale the axis of a loss: by powers where it falls far, else by all but its highest fiftieth."""
+    """Scale the axis of a loss: logarithmic if it falls far, else to all values but the highest fiftieth."""
     low, high = min(values), max(values)
     if low > 0 and high / low > _FALLS_FAR:
         drawn.set_yscale("log")
@@ -198,7 +198,7 @@ def _scale(drawn: Axes, values: Sequence[float]) -> None:
 
 
 def _kinds(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Return tables of accuracy by question type and by answer type, where there are several, the worst first."""
+    """Return tables of accuracy by question type and by answer type, if there are several, the worst first."""
     tables = []
     for test_set, document in documents.items():
         ways = {"question type": document.get("by_question_type", {})}

@@ -1,6 +1,6 @@
-"""The numbers of a study as plain tables, and these as text for the terminal, Markdown, CSV and JSON.
+"""The numbers of a study as tables, and the tables as text for the terminal, Markdown, CSV and JSON.
 
-One table is long (a row per method and place); the others are what people read. Templates in `assets/` say them.
+One table is long (a row per method and place); the others are laid out for people, by templates in `assets/`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ LONG_COLUMNS = (
     "gain_over_best_low_points", "gain_over_best_high_points",
     "majority_percent", "majority_answer", "chance_percent", "prior_percent", "runs", "caveats",
 )  # fmt: skip
-"""Of the long table; units are in their names."""
+"""Columns of the long table; their names include the units."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownTable:
-    """A table as people read it.
+    """A table laid out for people.
 
-    `head` holds the rows of no method, by their name: chance, the majority answer. A row of `rows` has `shots`,
-    `method`, `label`, `role`, `note` and `cells`; a cell has its `text`, and what the page sets apart of it. It is
-    None where nothing was measured.
+    `head` contains the rows that belong to no method, by name: chance, the majority answer. Each of `rows` has
+    `shots`, `method`, `label`, `role`, `note` and `cells`. A cell has its `text` and the parts that the page formats
+    separately; it is None if nothing was measured.
     """
 
     title: str
@@ -58,11 +58,11 @@ class ShownTable:
 
     @property
     def titled(self) -> str:
-        """The title with what a reader must know of the numbers."""
+        """The title with the caveats."""
         return f"{self.title} ({'; '.join(self.caveats)})" if self.caveats else self.title
 
     def grid(self) -> list[list[str]]:
-        """Return the texts of all cells, the names of the columns first."""
+        """Return the texts of all cells, with the column names in the first row."""
         lines = [["shots", "method", *self.columns]]
         lines += [["", name, *values] for name, values in self.head.items()]
         for row in self.rows:
@@ -86,7 +86,7 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                     of_sets = (by_set.get(name) for name in setting.test_sets)
                     cells = tuple(_accuracy(result, place, method) if place else None for place in of_sets)
                     if any(cells):
-                        # What its change is against, where that is not the study's baseline.
+                        # Name the baseline of the method if it is not the study's.
                         label, baseline = wording.method_label(study, method), study.baseline_of(method)
                         if baseline != study.baseline:
                             label += f" (against {wording.method_label(study, baseline)})"
@@ -111,7 +111,7 @@ def _row(result: StudyResult, shots: str, method: str, label: str, cells: Sequen
 
 
 def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] | None:
-    """Return a method's accuracy and gain over its baseline; of the focus method, also that over the best control."""
+    """Return a method's accuracy and gain over its baseline; for the focus method, also over the best control."""
     row = result.row("accuracy", place, method=method)
     if row is None:
         return None
@@ -127,7 +127,7 @@ def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] 
 
 
 def _gains(result: StudyResult, row: Any) -> tuple[Any, Any]:
-    """Return the gain of an accuracy over its baseline, and of the focus method that over the best control."""
+    """Return the gain of an accuracy over its baseline and, for the focus method, over the best control."""
     study, place = result.study, place_of(row)
     best = result.best_control(place) if row.method == study.focus else None
     others = (study.baseline_of(row.method), best and best.method)
@@ -136,7 +136,7 @@ def _gains(result: StudyResult, row: Any) -> tuple[Any, Any]:
 
 
 def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
-    """Arrange what is lost on each shifted test set ("drop"), or with each kind of replaced picture ("use")."""
+    """Arrange the losses on each shifted test set ("drop"), or with each kind of replaced picture ("use")."""
     by_title: dict[str, list[Mapping[str, Any]]] = {}
     for row in sorted(result.find(quantity), key=lambda row: place_of(row).rank):
         wanted = {"method": row.method, "against": row.against}
@@ -161,8 +161,8 @@ def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
 def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """Arrange the readouts: one table per setting, rows by shots and method, columns by nodes and teacher.
 
-    A random teacher has no column of its own. Its runs were compared with it, the only teacher that they know: that
-    the student comes to agree with it shows that the adapt step works, not that anything true was learned. Its row
+    A random teacher has no column of its own. Its runs are compared with it, since they have no other teacher. A
+    student that comes to agree with it shows that the adapt step works, not that it learned anything true. The row
     says so.
     """
     tables = []
@@ -227,7 +227,7 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
 
 
 def render_report(template: str, result: StudyResult, **more: Any) -> str:
-    """Fill a template with what every report says: the answer, the tables and the verdicts."""
+    """Render a template with the content of every report: the answer, the tables and the verdicts."""
     return without_controls(
         templates()
         .get_template(template)
@@ -250,23 +250,23 @@ def as_text(result: StudyResult) -> str:
 
 
 def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
-    """Render the answer, the tables and the verdicts as Markdown; without verdicts where a title is given."""
+    """Render the answer, the tables and the verdicts as Markdown; without verdicts if a title is given."""
     return render_report("markdown.jinja", result, title=title)
 
 
 def as_csv(result: StudyResult) -> str:
-    """Render the long table as CSV, unrounded; empty where there is no number."""
+    """Render the long table as CSV, unrounded; empty if there are no numbers."""
     frame = pd.DataFrame(long_rows(result), columns=list(LONG_COLUMNS), dtype=object)
     return _csv(frame)
 
 
 def as_items(result: StudyResult) -> str:
-    """Render the tidy table of item scores as CSV: a row is a run, a test set, a metric, a view and an item."""
+    """Render the tidy table of item scores as CSV: one row per run, test set, metric, view and item."""
     return _csv(result.items)
 
 
 def _csv(frame: pd.DataFrame) -> str:
-    """Render a frame with texts that no spreadsheet takes for a formula."""
+    """Render a frame as CSV, with texts escaped so that no spreadsheet reads them as a formula."""
 
     def inert(cell: Any) -> Any:
         return inert_cell(cell) if isinstance(cell, str) else cell
@@ -282,12 +282,12 @@ _CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def without_controls(text: str) -> str:
-    """Return a text whose characters that command a terminal or turn the direction of lines are replaced."""
+    """Return a text with terminal control characters and changes of text direction replaced."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def as_json(result: StudyResult) -> str:
-    """Render everything that was gathered, but the items, as JSON."""
+    """Render everything gathered, except the items, as JSON."""
     gathered = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     document = {
         "answers": answers(result),
@@ -303,11 +303,11 @@ def as_json(result: StudyResult) -> str:
 
 
 WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "md": as_markdown}
-"""What writes each form of a report but the page."""
+"""Writers of all report formats except HTML."""
 
 
 def forecast_as_text(forecast: Mapping[str, Any]) -> str:
-    """Render what `forecast_study` returns: a line per setting, method and shots, then what is left."""
+    """Render the result of `forecast_study`: a line per setting, method and shots, then the work left."""
     cells = forecast["cells"]
     width = max(len(row["method"]) for row in cells)
     grid: dict[str, list[str]] = {}
@@ -321,7 +321,7 @@ def forecast_as_text(forecast: Mapping[str, Any]) -> str:
 
 @functools.cache
 def templates() -> jinja2.Environment:
-    """Return the templates of all reports; those of HTML escape everything."""
+    """Return the templates of all reports; HTML templates escape everything."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("advl_pipeline.reporting", "assets"),
         autoescape=jinja2.select_autoescape(["html"], default_for_string=False),
@@ -342,7 +342,7 @@ def _aligned(table: ShownTable) -> str:
 
 
 def _md_table(table: ShownTable) -> str:
-    """Return a table whose first two columns are words and whose others are numbers."""
+    """Return a table as Markdown, with words in its first two columns and numbers in the others."""
     header, *rows = ["| " + " | ".join(map(_md, row)) + " |" for row in table.grid()]
     return "\n".join([header, "|---|---|" + "--:|" * len(table.columns), *rows])
 

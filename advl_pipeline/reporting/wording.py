@@ -1,4 +1,4 @@
-"""How numbers and names are written, the same in the terminal, in tables and on the page."""
+"""Formats of numbers and names, the same in the terminal, in tables and on the page."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from advl_pipeline.studies.claims import signed as signed
 from advl_pipeline.studies.config import FULL, StudyConfig
 
 WRITTEN = ", answer written, options behind letters"
-"""What follows a metric of answers that the student wrote; the others are of the likeliest candidate."""
+"""Suffix of a metric of generated answers; other metrics use the likeliest candidate."""
 
 QUESTIONS: Mapping[Questions, str] = {
     "same": "the same questions",
     "part": "a part of the questions",
     "other": "other questions",
 }
-"""How the questions of a shifted set go together with those of the original."""
+"""Relation of the questions of a shifted set to those of the original."""
 
 
 READOUT_QUESTION = "Does the student place words as the teacher does?"
@@ -37,7 +37,7 @@ def method_label(study: StudyConfig, method: str) -> str:
 
 
 def over(study: StudyConfig, against: str) -> str:
-    """Say what a gain is over: the baseline, or a control that does better than it."""
+    """Return the phrase for the reference of a gain: the baseline, or a control with a higher accuracy."""
     return f"over {'' if against == study.baseline else 'the best control, '}{method_label(study, against)}"
 
 
@@ -69,7 +69,7 @@ def interval(value: Interval | None, write: Callable[[float], str] = signed) -> 
 
 
 def without_student(trivial: Mapping[str, Any]) -> dict[str, str]:
-    """Write what is right without a student, as an evaluation has it: prior, majority and chance, "" if not known."""
+    """Write the accuracies without a student from an evaluation: prior, majority and chance, "" if unknown."""
     return {
         "prior": percent(trivial["prior"]) if "prior" in trivial else "",
         "majority": f"{percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
@@ -78,7 +78,7 @@ def without_student(trivial: Mapping[str, Any]) -> dict[str, str]:
 
 
 def p_value(value: float | None) -> str:
-    """Write a p; a test that does not exist is a dash."""
+    """Write a p-value, or a dash if there is no test."""
     if value is None:
         return "–"
     if value < 0.001:
