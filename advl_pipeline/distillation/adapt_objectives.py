@@ -1,7 +1,7 @@
-"""What the adapt step learns and holds besides what teachers say: a contrast of pictures and texts, and an anchor.
+"""Objectives of the adapt step besides the teachers' signals: a contrast of pictures and texts, and an anchor.
 
-The contrast (docs/method.md) pulls picture and text summaries of the downstream inputs together. The anchor holds
-what pretraining taught where it left it, as far as it is not to be moved.
+The contrast (docs/method.md) pulls picture and text summaries of the downstream inputs together. The anchor keeps
+pretrained states in place, except those that the step is to move.
 
 Shapes: B examples, N sequences (all candidates of all examples), L tokens, R visual tokens, W words, X nodes, E
 width of the common space, H student width.
@@ -28,10 +28,10 @@ def image_text_contrast(
     left_out_BN: torch.Tensor,
     temperature: torch.Tensor,
 ) -> torch.Tensor:
-    """Symmetric InfoNCE with in-batch negatives, where several texts may belong to a picture.
+    """Return a symmetric InfoNCE with in-batch negatives, where several texts may belong to a picture.
 
-    A picture is told which texts of the batch are its own, as a group: -log of their share of the softmax over all
-    texts. Each group is told which picture of the batch is its own, by the summed similarity of its texts.
+    For a picture the loss is -log of the share of its texts, as a group, in the softmax over all texts of the batch.
+    For each group of texts it identifies the group's picture in the batch, by the summed similarity of the texts.
 
     Args:
         image_BE: picture summaries.
@@ -42,14 +42,14 @@ def image_text_contrast(
     Returns:
         Scalar, the mean of the two directions.
     """
-    # In bf16, similarities over a small temperature would be rounded to steps larger than what tells texts apart.
+    # In bf16, rounding of similarities over a small temperature would exceed the differences between texts.
     with torch.autocast(image_BE.device.type, enabled=False):
         image = functional.normalize(image_BE.float(), dim=-1)
         text = functional.normalize(text_NE.float(), dim=-1)
         logits_BN = (image @ text.T / temperature).masked_fill(left_out_BN, -torch.inf)
         own_B = logits_BN.masked_fill(~pulled_BN, -torch.inf).logsumexp(1)
         to_text = (logits_BN.logsumexp(1) - own_B).mean()
-        # How well every picture (first axis) fits the texts of every example (second).
+        # The fit of every picture (first axis) to the texts of every example (second).
         groups_BB = logits_BN[:, None, :].masked_fill(~pulled_BN[None], -torch.inf).logsumexp(2)
         to_image = (groups_BB.logsumexp(0) - own_B).mean()
     return (to_text + to_image) / 2
@@ -65,25 +65,26 @@ def anchor_loss(
     *,
     gather: Gather,
 ) -> torch.Tensor:
-    """Return how far text that pretraining taught, and what pictures show, have moved from where it left them.
+    """Return the drift of the student's text and picture states from their pretrained values.
 
-    Held are words as far as it knew them, words that are part of how the task asks, and tokens of no word, from
-    the first of which heads read. Of pictures everything is held but regions that a teacher places.
+    In texts, the anchor covers words in proportion to the student's knowledge, words of the task's wording, and
+    tokens without a word, the first of which feeds the heads. In pictures it covers everything except regions that a
+    teacher places.
 
     Args:
         states: of the student, from one modality each.
-        reference: those of the student as it was pretrained, on the same batch.
-        signal: with how well pretraining knew each word, and the teachers' regions.
-        known: of `Distiller.known_regions`.
-        anchored_B: bool, whose pictures count; None for all.
-        gather: of the processes that share the batch.
+        reference: states of the pretrained student on the same batch.
+        signal: provides how well pretraining knew each word, and the teachers' regions.
+        known: from `Distiller.known_regions`.
+        anchored_B: bool, the examples whose pictures count; None for all.
+        gather: collects tensors from the processes that share the batch.
     """
     words = signal.words
     assert words is not None
     held_NW = torch.where(words.frequent_NW, 1.0, words.known_NW)
     word_NL = words.word_of_token_NL
     held_NL = torch.where(word_NL == NO_WORD, 1.0, held_NW.gather(1, word_NL.clamp(min=0)))
-    # Visual tokens that stand for a region which a teacher places.
+    # Visual tokens of regions that a teacher places.
     placed_BR = torch.zeros_like(batch.visual_mask_NR.index_select(0, batch.first_B))
     for name, known_BS in known.items():
         part = signal.vision[name]
@@ -109,19 +110,19 @@ def anchor_loss(
 def drift(
     states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.Tensor, shown_X: torch.Tensor
 ) -> torch.Tensor:
-    """Return a scalar: how far states have moved from where pretraining left them, in units of their variance.
+    """Return a scalar: the drift of states from their pretrained values, in units of their variance.
 
     Args:
-        reference_XH: those of the student as it was pretrained, on the same inputs.
-        weight_X: at least 0, how well pretraining knew each node; the others may move. All zero gives 0, and so does
-            a reference whose nodes are all alike: it has no unit to measure in.
-        shown_X: bool, the nodes that there are; the others are padding.
+        reference_XH: states of the pretrained student on the same inputs.
+        weight_X: at least 0, how well pretraining knew each node; nodes with 0 may move. The drift is 0 if all
+            weights are 0, or if all nodes of the reference are equal, which leaves no unit of measurement.
+        shown_X: bool, the nodes that exist; the others are padding.
     """
     reference, shown_X1 = reference_XH.detach().float(), shown_X.float()[:, None]
     number = shown_X1.sum().clamp(min=1.0)
     mean_H = (reference * shown_X1).sum(0) / number
     variance = ((reference - mean_H).square() * shown_X1).sum(0).mean() / number
-    # Of nodes that are alike, rounding leaves a variance in the last bits.
+    # For equal nodes, rounding leaves a small variance in the last bits.
     alike = variance <= torch.finfo(torch.float32).eps ** 2 * (reference.square() * shown_X1).sum(0).mean() / number
     moved_X = (states_XH.float() - reference).square().mean(-1) / variance.masked_fill(alike, 1.0)
     weight_X = weight_X * shown_X1[:, 0]

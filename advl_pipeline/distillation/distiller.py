@@ -1,7 +1,7 @@
-"""The trainable side of the distillation: projections per teacher, and the loss terms of a batch.
+"""The trainable part of the distillation: projections per teacher, and the loss terms of a batch.
 
-A `Distiller` lives only in training. Nothing of it is saved with the student, so inference costs exactly what the
-student costs.
+A `Distiller` exists only during training. It is not saved with the student, so inference costs the same as without
+it.
 
 Shapes: B examples, N sequences, L tokens, R visual tokens, S boxes, W words, X vectors of a sequence, H student
 width, D teacher width, E common space.
@@ -47,18 +47,18 @@ CONTRAST_SIZE = 128
 """Width E of the common space."""
 
 INITIAL_TEMPERATURE = 0.07
-"""Start of the learned temperature of the contrastive objective, as in CLIP."""
+"""Initial value of the learned temperature of the contrastive objective, as in CLIP."""
 
 
 Terms = dict[str, dict[str, torch.Tensor]]
-"""Pathway, `vision` or `text`, of those that have a teacher -> teacher -> (B,) loss, the mean over the candidates."""
+"""Pathway, `vision` or `text`, if it has a teacher -> teacher -> (B,) loss, the mean over the candidates."""
 
 
 class Distiller(nn.Module):
-    """The pathways of every teacher: projections from the student's width where coordinates are distilled, and to the
+    """The pathways of every teacher: projections from the student's width for coordinate distillation, and to the
     common space of the adapt step.
 
-    `teachers` names those of each pathway.
+    `teachers` lists the teachers of each pathway.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Distiller(nn.Module):
         region_landmarks: Mapping[str, RegionLandmarks] | None = None,
     ) -> None:
         """Args:
-        teachers: the widths of each teacher's features.
-        hidden_size, pooled_size: of the student.
-        vision_targets: what is distilled of each vision teacher [default: regions where it has them, else the
+        teachers: the feature widths of each teacher.
+        hidden_size, pooled_size: widths of the student.
+        vision_targets: what is distilled from each vision teacher [default: regions if it has them, else the
             picture].
-        landmarks: of each text teacher whose similarities to known words are followed; those of others are among the
-            batch.
-        region_landmarks: likewise of each vision teacher, of regions that the student names.
+        landmarks: of each text teacher whose similarities to known words are distilled; for other teachers the
+            similarities are among the batch.
+        region_landmarks: likewise for each vision teacher, for regions that the student names.
 
         Raises:
-            ConfigError: relations between words that a teacher did not store.
+            ConfigError: a teacher has no features of words, which their relations require.
         """
         super().__init__()
         self.settings = settings
@@ -129,15 +129,15 @@ class Distiller(nn.Module):
         generator: torch.Generator | None = None,
         gather: Gather = gather_alone,
     ) -> tuple[Terms, torch.Tensor | None]:
-        """Return the losses of a batch, without weight of the instance or lambda, and the words that are distilled.
+        """Return the losses of a batch, without instance weights or lambda, and the distilled words.
 
         Args:
             distilled: the student's states that are compared with the teachers'.
             image_ids_B: int64, equal where two examples show the same picture.
             relevance_NL: the student's attention from each token to the picture.
-            known: which regions are known, by teacher [default: by `known_regions` of `distilled`].
-            generator: of words and regions that are drawn.
-            gather: of the processes that share the batch.
+            known: which regions are known, by teacher [default: `known_regions` of `distilled`].
+            generator: draws words and regions.
+            gather: collects tensors from the processes that share the batch.
 
         Returns:
             The losses, and (N, W) bool; None where no words are distilled.
@@ -167,15 +167,15 @@ class Distiller(nn.Module):
         known_B: torch.Tensor | None = None,
         gather: Gather = gather_alone,
     ) -> torch.Tensor:
-        """Return the contrastive term from a pass with the modalities hidden from one another.
+        """Return the contrastive term from a pass with the modalities hidden from each other.
 
         Args:
             separate: output of `encode(..., mask_visual=True)`.
-            right_B: int64, the sequence of each example's right candidate.
+            right_B: int64, the sequence of each example's correct candidate.
             image_ids_B: int64, equal where two examples show the same picture.
-            known_B: bool, whether the right candidate is known; None for all. All candidates of an input without a
-                label belong to its picture, as a group. Of the others the right one does; its rivals are left out,
-                since what is said of another thing in the picture may be true as well.
+            known_B: bool, whether the correct candidate is known; None for all. For an input without a label, all
+                candidates belong to its picture, as a group. With a label, only the correct candidate does; its
+                rivals are left out, because a statement about another object in the picture may also be true.
         """
         own_image_BE = self.contrast_image(image_state(separate, batch).index_select(0, right_B))
         counts_B = torch.zeros_like(batch.first_B).index_add(0, batch.example_N, torch.ones_like(batch.example_N))
@@ -203,9 +203,9 @@ class Distiller(nn.Module):
     def known_regions(
         self, states: StudentOutput, batch: StudentBatch, signal: TeacherSignal
     ) -> dict[str, torch.Tensor]:
-        """Return (B, S) bool of each teacher with landmarks: which regions the student names clearly.
+        """Return (B, S) bool for each teacher with landmarks: which regions the student names clearly.
 
-        Of a teacher that is not among them all regions are distilled.
+        For a teacher without landmarks all regions are distilled.
         """
         states_BRH = states.visual_states_NRH.detach().index_select(0, batch.first_B)
         return {
@@ -249,14 +249,14 @@ class Distiller(nn.Module):
         relevance_NL: torch.Tensor | None,
         relations: Relations,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """Return (N,), the loss of each text teacher, and the words that are distilled."""
+        """Return (N,), the loss of each text teacher, and the distilled words."""
         if not self.teachers["text"] or not signal.text:
             return {}, None
         words = signal.words
         assert words is not None
         num_words = words.prior_NW.shape[1]
         words_NWH, seen_NW = pool_to_words(distilled.text_states_NLH, words.word_of_token_NL, num_words)
-        # How much of a word is seen: as an aligned pair of towers says, else as the student's attention does.
+        # Visual relevance of a word: from an aligned pair of towers, else from the student's attention.
         relevance_NW = next(
             (part.relevance_NW for part in signal.text.values() if part.relevance_NW is not None), None
         )
@@ -270,7 +270,7 @@ class Distiller(nn.Module):
             mask_NW = shared_words(words, part, seen_NW)
             landmarks = self.landmarks.get(name)
             if self.settings.distance == "relational":
-                # Function words are like everything and like nothing.
+                # Function words have no distinctive similarities.
                 mask_NW = mask_NW & (words.prior_NW > 0)
                 if landmarks is None:
                     nodes = part.meant or Nodes.of_mask(mask_NW)
@@ -300,5 +300,5 @@ class Distiller(nn.Module):
 
 
 def module_key(teacher: str) -> str:
-    """Return a teacher's name as a key that a module dictionary takes (it takes no dots)."""
+    """Return a teacher's name as a key for a module dictionary, which allows no dots."""
     return teacher.replace(".", "_")

@@ -23,8 +23,8 @@ def pool_to_words(
         (N, W, D) word states, zeros where a word has no token, and (N, W) bool, whether it has one.
     """
     num_sequences, _, width = states_NLD.shape
-    # Tokens without a word go to a bucket of their own, dropped at the end. Adding whole rows takes half the time
-    # of scattering every number.
+    # Tokens without a word go to an extra bucket that is dropped at the end. Adding rows takes half the time of
+    # scattering single values.
     bucket_NL = torch.where(word_of_token_NL >= 0, word_of_token_NL, num_words)
     first_N1 = (num_words + 1) * torch.arange(num_sequences, device=bucket_NL.device)[:, None]
     bucket_X = (first_N1 + bucket_NL).flatten()

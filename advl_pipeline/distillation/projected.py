@@ -1,9 +1,9 @@
-"""The first reading, a plain baseline: projections of the student's states follow the features of one teacher.
+"""The first reading, a simple baseline: projections of the student's states follow the features of one teacher.
 
 docs/method.md: L_V = D(P(v_img), g(I)) [+ mean over regions of D(P(v_r), g_r(I))]; L_T = D(P(h_cls), t) + mean over
 the selected words of D(P(h_j), t_j), with D(a, b) = mean over width of f(LN(a) - sg LN(b)). P is linear. For visual
-states it may be what has served generative models (`build_projector`): their image tokens, from half to three
-quarters of the depth, follow a vision expert by cosine, at a constant weight of 0.2 to 0.5.
+states it may be a projector from work on generative models (`build_projector`). There, image tokens at half to three
+quarters of the depth follow a vision expert by cosine, at a constant weight of 0.2 to 0.5.
 Shapes: N sequences, R visual tokens, S boxes, W words, X vectors of a sequence, H student width, D teacher width.
 """
 
@@ -28,7 +28,7 @@ MLP_WIDTH = 2048
 
 
 class TokenNorm(nn.Module):
-    """BatchNorm1d over the vectors that count, by the statistics of the present batch in training and without."""
+    """BatchNorm1d over the counted vectors, with batch statistics in both training and evaluation."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class TokenNorm(nn.Module):
 def build_projector(kind: Projector, states: int, features: int) -> nn.Module:
     """Return a map between two widths.
 
-    `mlp` is VIRAL's (three layers, SiLU, 2,048 wide, trained). `frozen` stays random, as BlindVLA found a trained one
-    to collapse. `shared` is one for several layers, as in ROCKET, where one for each lost 17 points. `batch-norm`
-    is Spatial Forcing's: two layers behind a BatchNorm.
+    `mlp` is VIRAL's (three layers, SiLU, 2,048 wide, trained). `frozen` keeps its random weights, because BlindVLA
+    saw a trained projector collapse. `shared` serves several layers, as in ROCKET, where separate maps lost 17
+    points. `batch-norm` is Spatial Forcing's: two layers after a BatchNorm.
     """
     if kind == "linear":
         return nn.Linear(states, features)
@@ -63,11 +63,11 @@ def build_projector(kind: Projector, states: int, features: int) -> nn.Module:
 
 
 class Projections(nn.ModuleDict):
-    """Maps from the student's states to one teacher's features, by kind of feature; they live only in training."""
+    """Maps from the student's states to one teacher's features, by kind of feature; they exist only in training."""
 
     def __init__(self, projector: Projector = "linear", **widths: tuple[int, int | None]) -> None:
         """Args:
-        widths: kind -> width of the student's states, and of the teacher's features; None for none of this kind.
+        widths: kind -> width of the student's states, and of the teacher's features; None if there are none.
         """
         super().__init__(
             {
@@ -90,7 +90,7 @@ class Projections(nn.ModuleDict):
         Args:
             states: (N, H), or (N, X, H) with a mask.
             features: (N, D) or (N, X, D).
-            mask_NX: bool, which of several vectors count; the mean is over these, and 0 for a row without any.
+            mask_NX: bool, which vectors count; the mean is over these, and 0 for a row without any.
         """
         map_of = self[kind]
         if isinstance(map_of, nn.ModuleDict):
@@ -111,9 +111,9 @@ def projected_vision(
     target: VisionTarget,
     kind: Distance,
 ) -> torch.Tensor:
-    """Return (N,): the distance of the whole picture, of its regions, or their sum; `signal` is by sequence.
+    """Return (N,): the distance of the picture, of its regions, or their sum; `signal` is by sequence.
 
-    Where the student gives several layers it is the mean over these, through one map.
+    If the student gives several layers, the result is the mean over them, through one map.
     """
     if distilled.visual_layers:
         of_layers = [
@@ -140,7 +140,7 @@ def projected_text(
     selected_NW: torch.Tensor,
     kind: Distance,
 ) -> torch.Tensor:
-    """Return (N,): the distance of the whole text and, where the teacher has words, of the selected ones."""
+    """Return (N,): the distance of the text and, if the teacher has words, of the selected words."""
     loss_N = projections.loss("summary", pooled_NP, signal.global_ND, kind)
     if signal.words_NWD is not None:
         loss_N = loss_N + projections.loss("word", words_NWH, signal.words_NWD, kind, selected_NW)
@@ -156,7 +156,7 @@ def distance(a_D: torch.Tensor, target_D: torch.Tensor, kind: Distance) -> torch
         kind: f is the square, the absolute value or Huber's function; `cosine` is 1 - cosine instead.
 
     Returns:
-        (...), one distance per vector; 0 where both point the same way, whatever their lengths.
+        (...), one distance per vector; 0 where both have the same direction, whatever their lengths.
     """
     width = (a_D.shape[-1],)
     a = functional.layer_norm(a_D.float(), width)

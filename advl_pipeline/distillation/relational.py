@@ -1,16 +1,16 @@
 """Relations instead of coordinates: the student's similarities among words, or regions, follow the teacher's.
 
-docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau), q_ij = softmax_j(cos(h_i, h_j) / tau),
-vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). Relations need the items of all processes that share
-a batch: the loss code gathers them. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in
-TinyCLIP and CLIP-KD.
+docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau), q_ij = softmax_j(cos(h_i, h_j) / tau), with
+centred vectors and without i = j; L_rel = mean_i KL(p_i || q_i). Relations need the items of all processes that share
+a batch, and the loss code gathers them. The approach is known: Park et al. 2019, Tung and Mori 2019, affinity
+mimicking in TinyCLIP and CLIP-KD.
 
-With landmarks, i runs over what pretraining did not teach: it is placed by what is known, not by words that are lost
-themselves. p_ik = softmax_k(cos(t_i, T_k) / tau), q_ik = softmax_k(cos(h_i, H_k) / tau), with k over all known
-words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's states as
-pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over those that the student
-clearly names by word k. What is known is held by the anchor and not distilled. A linear map that is learned from the
-few words that a student knows does not carry to the others; similarities to the known words do.
+With landmarks, i runs over the words that pretraining did not teach. They are placed by known words, not by other
+unknown words. p_ik = softmax_k(cos(t_i, T_k) / tau), q_ik = softmax_k(cos(h_i, H_k) / tau), with k over all known
+words of the inputs. T_k is the mean of the teacher's features of word k, and H_k the mean of the student's pretrained
+states of it; L = mean_i KL(p_i || q_i). For regions, T_k and H_k are means over the regions that the student clearly
+names by word k. The anchor preserves what is known; it is not distilled. A linear map learned from the few words that
+a student knows does not generalise to the others; similarities to the known words do.
 Shapes: K landmarks, X nodes (words, texts or regions), B examples, N sequences, S regions, W words, H student width,
 D teacher width.
 """
@@ -31,37 +31,37 @@ from advl_pipeline.distillation.weighting import min_max_scale
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 Gather = Callable[..., tuple[torch.Tensor, ...]]
-"""Given several tensors of as many rows, returns the rows of each of all processes that share a batch, in order.
+"""Given tensors with the same number of rows, returns the rows of all processes that share a batch, in order.
 
-Gradients go to the process that a row is of, added up over the processes. The rows may be of another number in each
-process; their other axes, and the type of the values, are alike.
+Gradients go to the process of each row, summed over the processes. The number of rows may differ between processes;
+the other axes and the dtypes are equal.
 """
 
 
 def gather_alone(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the rows of the one process that there is: its own."""
+    """Return the rows of a single process: its own."""
     return values
 
 
 TEMPERATURE = 0.1
-"""Of the distributions of similarities, the student's and the teacher's."""
+"""Temperature of the similarity distributions of student and teacher."""
 
 KNOWN = 0.5
-"""A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
+"""A word with at least this score counts as known: pretraining saw it about `KnownWords.half` times or more."""
 
 MIN_LANDMARKS = 4
-"""With fewer, a place among them says next to nothing."""
+"""Minimum number of landmarks; similarities to fewer carry almost no information."""
 
 CLEAR_SHARE = 0.5
-"""Share of the regions that count as known: those whose best name is furthest ahead of the next."""
+"""Share of the regions that count as known: those whose best name has the largest margin over the next."""
 
 _MIN_REGIONS = 2
-"""Of a name, before it is a landmark: what looks like one region alone looks like its picture."""
+"""Minimum regions of a name that serves as a landmark; a single region resembles its picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks:
-    """What is known: the student's states (K, H), a teacher's features (K, D), the mean (D,) of all its features."""
+    """Known words or regions: student states (K, H), teacher features (K, D), and the mean (D,) of all teacher features."""
 
     states_KH: torch.Tensor
     features_KD: torch.Tensor
@@ -70,7 +70,7 @@ class Landmarks:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionLandmarks(Landmarks):
-    """Landmarks that are means over regions, the words (N, H) that name these, and by how much a clear name leads."""
+    """Landmarks that are means over regions, the words (N, H) that name them, and the margin of a clear name."""
 
     names_NH: torch.Tensor
     margin: float
@@ -83,11 +83,11 @@ class RegionLandmarks(Landmarks):
 def region_landmarks(
     states_XH: torch.Tensor, features_XD: torch.Tensor, names_NH: torch.Tensor
 ) -> RegionLandmarks | None:
-    """Return the names that regions have as landmarks; None where there are too few.
+    """Return the names that regions have as landmarks; None if there are too few.
 
     Args:
-        states_XH: the student's, of regions of the inputs, as it was pretrained.
-        features_XD: the same regions as a teacher sees them.
+        states_XH: the pretrained student's states of regions of the inputs.
+        features_XD: a teacher's features of the same regions.
         names_NH: the student's states of known words.
     """
     if not len(states_XH):
@@ -102,15 +102,16 @@ def region_landmarks(
 
 
 def _best_names(states_XH: torch.Tensor, names_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return, of each region, how far the best name is ahead of the next in cosine, and which it is."""
+    """Return, for each region, the margin of the best name over the next in cosine, and the best name's index."""
     best = _cosines(states_XH.float(), names_NH).topk(2, dim=-1)
     return best.values[..., 0] - best.values[..., 1], best.indices[..., 0]
 
 
 class LandmarkSums:
-    """Gathers `Landmarks` over batches: sums by group, in double precision so that their order does not matter.
+    """Accumulator of `Landmarks` over batches, with sums by group.
 
-    They are kept on the host, since some devices have no double precision.
+    The sums are in double precision so that their order does not matter, and on the host because some devices have no
+    double precision.
     """
 
     def __init__(self) -> None:
@@ -123,9 +124,9 @@ class LandmarkSums:
         """Add the words, or regions, of a batch.
 
         Args:
-            states_XH: the student's, as it was pretrained.
-            group_X: int64, the word that each is an occurrence of, or is named by.
-            known_X: bool, of which means are landmarks; of the others only what all have in common is taken.
+            states_XH: states of the pretrained student.
+            group_X: int64, the word of each occurrence, or the name of each region.
+            known_X: bool, nodes whose means are landmarks; the others count only in the common mean.
         """
         self._device, self._widths = states_XH.device, [1, states_XH.shape[1], features_XD.shape[1]]
         rows_XY = torch.cat([torch.ones_like(states_XH[:, :1]), states_XH, features_XD], 1).cpu().double()
@@ -137,10 +138,10 @@ class LandmarkSums:
             self._of_group[group] = self._of_group.get(group, 0.0) + sums_Y
 
     def landmarks(self, *, fewest: int = 1) -> Landmarks | None:
-        """Return the means in the order of the groups; None where there are too few.
+        """Return the means in the order of the groups; None if there are too few.
 
         Args:
-            fewest: members of a group that is a landmark.
+            fewest: minimum members of a group that is a landmark.
         """
         kept = [sums_Y for _, sums_Y in sorted(self._of_group.items()) if sums_Y[0] >= fewest]
         if len(kept) < MIN_LANDMARKS:
@@ -152,10 +153,10 @@ class LandmarkSums:
 
 
 def landmark_divergence(states_XH: torch.Tensor, features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
-    """Return (X,): how far the student's similarities of each node to the landmarks are from the teacher's, in nats.
+    """Return (X,): the divergence of the student's similarities to the landmarks from the teacher's, in nats.
 
-    States are centred on the mean of the landmarks, so are the teacher's landmarks, and its nodes on the mean of all
-    its words: what all have in common says nothing of one.
+    The student's states and landmarks are centred on the mean of its landmarks, and so are the teacher's landmarks.
+    The teacher's nodes are centred on the mean of all its words. A common component says nothing of a single node.
     """
     centre_H = landmarks.states_KH.mean(0)
     of_student_XK = _cosines(states_XH.float() - centre_H, landmarks.states_KH - centre_H) / TEMPERATURE
@@ -165,21 +166,21 @@ def landmark_divergence(states_XH: torch.Tensor, features_XD: torch.Tensor, land
 
 
 def teacher_similarity(features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
-    """Return (X, K) cosines of a teacher's features to its landmarks, both centred as `landmark_divergence` says."""
+    """Return (X, K) cosines of a teacher's features to its landmarks, centred as in `landmark_divergence`."""
     centred_XD = features_XD.detach().float() - landmarks.mean_D
     return _cosines(centred_XD, landmarks.features_KD - landmarks.features_KD.mean(0))
 
 
 def students_names(states_XH: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
-    """Return (X, K) cosines of the student's states of regions to its states of known words, as pretraining aligns
-    the two."""
+    """Return (X, K) cosines of the student's states of regions to its states of known words, which pretraining
+    aligned."""
     return _cosines(states_XH.float(), landmarks.states_KH)
 
 
 def unplaced_words(node_NW: torch.Tensor, words: WordAlignment) -> torch.Tensor:
     """Return (N, W) bool: the words that a teacher places, of those that both sides have.
 
-    Known ones have their place, and frequent ones are part of how the task asks.
+    Known words already have their place, and frequent ones belong to the wording of the task.
     """
     return node_NW & (words.known_NW < KNOWN) & ~words.frequent_NW
 
@@ -188,7 +189,7 @@ def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor, nodes: No
     """Return (T, X): the mean over the unplaced words of each of the T texts that have any, in order.
 
     Args:
-        nodes: of `unplaced_NW` [default: they are found].
+        nodes: of `unplaced_NW` [default: computed].
     """
     row_T = (nodes or Nodes.of_mask(unplaced_NW)).row_Y
     unplaced_TW = unplaced_NW.index_select(0, row_T)
@@ -197,13 +198,13 @@ def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor, nodes: No
 
 
 def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
-    # In bf16, similarities over a small temperature would be rounded to steps larger than what tells words apart.
+    # In bf16, rounding of similarities over a small temperature would exceed the differences between words.
     with torch.autocast(states_XH.device.type, enabled=False):
         return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T
 
 
 def seen_regions(region_mask_BS: torch.Tensor, shares_BSR: torch.Tensor | None) -> Nodes:
-    """Return the regions that have a target and that the student sees; arguments as in `VisionSignal`."""
+    """Return the regions with a target that the student sees; arguments as in `VisionSignal`."""
     return Nodes.of_mask(region_mask_BS if shares_BSR is None else region_mask_BS & shares_BSR.any(2))
 
 
@@ -211,7 +212,7 @@ def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor) -> tuple[No
     """Return the words of which a teacher and the student have states: `TextSignal.meant`, `unplaced`, `num_forms`.
 
     Args:
-        word_mask_NW: bool, those of the teacher.
+        word_mask_NW: bool, the teacher's words.
     """
     num_texts, num_words = words.prior_NW.shape
     bucket_NL = torch.where(words.word_of_token_NL >= 0, words.word_of_token_NL, num_words)
@@ -222,14 +223,14 @@ def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor) -> tuple[No
 
 
 MAX_RELATED = 1024
-"""Most regions of a batch that are related: patches of a batch of pictures are thousands."""
+"""Maximum regions of a batch that are related; a batch of pictures has thousands of patches."""
 
 MOST_REGIONS = 1 << 16
-"""More than any picture has: a region's number and its picture's id make one number."""
+"""More than any picture has, so that a region's number and its picture's id combine into one number."""
 
 
 def some_of(place_X: torch.Tensor, most: int, generator: torch.Generator | None) -> torch.Tensor:
-    """Return places in their order, at most so many, drawn at random."""
+    """Return at most `most` places in order, drawn at random."""
     if len(place_X) <= most:
         return place_X
     kept_X = torch.randperm(len(place_X), generator=generator)[:most].sort().values
@@ -237,22 +238,22 @@ def some_of(place_X: torch.Tensor, most: int, generator: torch.Generator | None)
 
 
 def log_similarities(states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY: torch.Tensor) -> torch.Tensor:
-    """Return (X, Y): log of each node's distribution of similarity over the others, about -1e38 where left out.
+    """Return (X, Y): log of each node's similarity distribution over the others, about -1e38 where left out.
 
     Args:
         states_XH: vectors of the nodes; only their directions from the mean of the others count.
         others_YH: vectors of all nodes of the batch.
-        left_out_XY: bool, pairs that are not compared; a node with itself must be among them. A row with nothing left
-            is like all alike.
+        left_out_XY: bool, pairs that are not compared; they must include each node with itself. A row without
+            compared pairs is uniform.
     """
     mean_H = others_YH.float().mean(0)
     centred_XH, centred_YH = (
         functional.normalize(values.float() - mean_H, dim=-1) for values in (states_XH, others_YH)
     )
-    # In bf16, similarities over a small temperature would be rounded to steps larger than what tells nodes apart.
+    # In bf16, rounding of similarities over a small temperature would exceed the differences between nodes.
     with torch.autocast(states_XH.device.type, enabled=False):
         cosine_XY = centred_XH / TEMPERATURE @ centred_YH.T
-    # The lowest finite value instead of -inf: a row with nothing left stays finite.
+    # The lowest finite value instead of -inf: a row without compared pairs stays finite.
     return cosine_XY.masked_fill_(left_out_XY, torch.finfo(torch.float32).min).log_softmax(1)
 
 
@@ -263,14 +264,14 @@ def relational_divergence(
     *,
     gather: Gather = gather_alone,
 ) -> torch.Tensor:
-    """Return, of each node, how far the student's similarities to the others are from the teacher's, in nats.
+    """Return, for each node, the divergence of the student's similarities from the teacher's, in nats.
 
     Args:
-        group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
-            whatever anybody knows.
-        gather: of the processes that share the batch.
+        group_X: int64; nodes of one group, such as two occurrences of one word, are not compared, because they are
+            similar regardless of knowledge.
+        gather: collects tensors from the processes that share the batch.
 
-    A node that is compared with nothing has divergence 0.
+    A node without compared nodes has divergence 0.
     """
 
     teacher_XD = teacher_XD.detach()
@@ -283,9 +284,9 @@ def relational_divergence(
 
 @dataclass(frozen=True, kw_only=True)
 class Relations:
-    """Holds the student's similarities to a teacher's: to landmarks where there are any, else among the batch.
+    """Divergences of the student's similarities from a teacher's, to landmarks if given, else among the batch.
 
-    `gather` is of the processes that share the batch, and `generator` draws regions where they are too many.
+    `gather` collects tensors from the processes that share the batch. `generator` draws regions if they are too many.
     """
 
     gather: Gather = gather_alone
@@ -294,7 +295,7 @@ class Relations:
     def of_nodes(
         self, states_XH: torch.Tensor, features_XD: torch.Tensor, group_X: torch.Tensor, landmarks: Landmarks | None
     ) -> torch.Tensor:
-        """Return (X,): the divergence of each node; those of one group are not compared with one another."""
+        """Return (X,): the divergence of each node; nodes of one group are not compared with each other."""
         if landmarks is not None:
             return landmark_divergence(states_XH, features_XD, landmarks)
         return relational_divergence(states_XH, features_XD, group_X, gather=self.gather)
@@ -310,10 +311,10 @@ class Relations:
         landmarks: Landmarks | None,
         known_BS: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return (B,): the divergence of each picture's regions, and of the whole picture.
+        """Return (B,): the divergence of each picture's regions, and of the picture itself.
 
-        Regions that are known are no nodes. The states of a picture's first sequence stand for it; below the fusion
-        all of its sequences have the same. Of more than `MAX_RELATED` regions so many are drawn: every one is
+        Known regions are not nodes. A picture is represented by the states of its first sequence; below the fusion
+        they are the same in all of its sequences. At most `MAX_RELATED` regions are drawn, because every region is
         compared with every other.
         """
         loss_B = torch.zeros(len(image_ids_B), device=image_ids_B.device)
@@ -343,10 +344,10 @@ class Relations:
         """Refuse a batch whose words cannot be related.
 
         Args:
-            num_forms: how many of this process' words are known to differ.
+            num_forms: the number of words of this process that are known to differ.
 
         Raises:
-            ConfigError: it has fewer than two. What is only looked at may be one short text.
+            ConfigError: a training batch has fewer than two. An evaluation batch may be one short text.
         """
         (forms_X,) = self.gather(nodes.take(words.form_NW))
         if torch.is_grad_enabled() and num_forms < 2 and len(set(forms_X.tolist())) < 2:
@@ -367,9 +368,9 @@ class Relations:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the divergence (N, W) of each word and (N,) of each text; 0 where there are no nodes.
 
-        A text stands for the mean of its words, since what several words say together is told apart where each alone
-        is not. Without landmarks a word counts the more, the more informative it is, and texts of the same words are
-        not compared.
+        A text is represented by the mean of its words, because words together can distinguish what a single one
+        cannot. Without landmarks, words are weighted by their information, and texts of the same words are not
+        compared.
 
         Args:
             nodes: of `node_NW`, words with a meaning that both sides have.

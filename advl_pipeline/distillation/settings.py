@@ -1,4 +1,4 @@
-"""The named options of the method, free of any heavy import."""
+"""The named options of the method, without heavy imports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Selection = Literal["adaptive", "prior", "random", "all"]
 Projector = Literal["linear", "mlp", "frozen", "batch-norm", "shared"]
 Weighting = Literal["ratio", "uniform", "oracle"]
 VisionTarget = Literal["image", "regions", "both"]
-"""What is distilled of one vision teacher, once it is decided."""
+"""The resolved distillation target of a vision teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions(Configuration):
-    """Options of docs/method.md on what is distilled, and how strongly."""
+    """Options of docs/method.md that select what is distilled, and its strength."""
 
     title: ClassVar[str] = "Distillation"
 
@@ -80,13 +80,13 @@ class DistillationOptions(Configuration):
 
     @property
     def reads_labels(self) -> bool:
-        """Whether weights are those of the oracle: a control, for labels decide them."""
+        """Whether the weights are an oracle's: a control, because labels determine them."""
         return self.weighting == "oracle"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptOptions(Configuration):
-    """The options decide the adapt step, which comes before the labels are learned: what it learns and holds."""
+    """Options of the adapt step, which precedes learning from labels: its objectives and anchors."""
 
     title: ClassVar[str] = "Adapt step"
 
@@ -155,18 +155,18 @@ class AdaptOptions(Configuration):
 
     @property
     def anchors(self) -> bool:
-        """Whether a step holds states where pretraining left them."""
+        """Whether a step anchors states to their pretrained values."""
         return self.anchor_weight > 0 or self.hold_weight > 0
 
     @property
     def asks_itself(self) -> bool:
-        """Whether answers are the student's own: a control, for no teacher says them."""
+        """Whether the answers are the student's own: a control, because no teacher gives them."""
         return self.answers_of == "student"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSettings(DistillationOptions, AdaptOptions):
-    """The same, decided, with the defaults of `advl`: what the distiller is given."""
+    """The resolved options, with the defaults of `advl`, as the distiller receives them."""
 
     selection: Selection = "adaptive"
     weighting: Weighting = "ratio"

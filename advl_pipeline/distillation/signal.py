@@ -1,10 +1,10 @@
-"""What the loss sees of the teachers. Whether it comes from a cache or a teacher that runs is invisible here.
+"""The teachers' signal as the loss sees it, whether it comes from a cache or a running teacher.
 
-Features of a batch travel as caches store them, half as wide as targets are or a quarter. Where the student computes
-they are widened, averaged to words, boxes or patches, and standardised. Which rows are averaged is settled before,
-with the batch.
+The features of a batch are transferred in their stored type, at half or a quarter of the width of targets. The
+computing device widens them, averages them to words, boxes or patches, and standardises them. Collation determines
+which rows are averaged.
 Shapes: B examples, N sequences, S regions, R visual tokens of the student, W words, F words without rows, D teacher
-width (per teacher), M stored rows, P places of a target, X rows that are averaged, each as often as it counts.
+width (per teacher), M stored rows, P places of a target, X averaged rows, each repeated as often as it counts.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from advl_pipeline.distillation.settings import DistillationSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Averages:
-    """What each place is the weighted sum of, divided by its count where counts are given; places are in `shape`.
+    """Weighted sums of rows for each place, divided by its count where counts are given; `shape` gives the places.
 
-    Place p is of the rows `row_X[start_P1[p] : start_P1[p + 1]]`. Indices are int32, weights and counts float32.
+    Place p sums the rows `row_X[start_P1[p] : start_P1[p + 1]]`. Indices are int32, weights and counts float32.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ class Averages:
             weights_PM = csr_matrix((self.weight_X.numpy(), *indices), shape=(num_places, len(rows_MD)))
             sums_PD = torch.from_numpy(weights_PM @ rows_MD.numpy())
         else:
-            # The same sums by what every device has.
+            # The same sums with operations that every device supports.
             place_X = torch.repeat_interleave(self.start_P1.diff(), output_size=len(self.row_X))
             weighted_XD = rows_MD.index_select(0, self.row_X) * self.weight_X[:, None]
             sums_PD = rows_MD.new_zeros(num_places, rows_MD.shape[1]).index_add_(0, place_X, weighted_XD)
@@ -55,10 +55,10 @@ class Averages:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Rows (M, D) as a cache stores them, and what makes targets of them.
+    """Rows (M, D) as a cache stores them, with everything that targets are computed from.
 
-    They are float16, float32, or int8 codes with their scales (M,). Targets are `averages` of them, where given, and
-    standardised by a mean and variance (D,), where given.
+    They are float16, float32, or int8 codes with their scales (M,). Targets are the `averages` of the rows, if given,
+    standardised by a mean and variance (D,), if given.
     """
 
     values_MD: torch.Tensor
@@ -78,20 +78,20 @@ class Features:
         return rows_MD if self.averages is None else self.averages.apply(rows_MD)
 
     def standardised(self, values_D: torch.Tensor) -> torch.Tensor:
-        """Return (..., D) as targets are."""
+        """Return (..., D), standardised like targets."""
         if self.mean_D is None or self.variance_D is None:
             return values_D
         return standardise(values_D, self.mean_D, self.variance_D)
 
     def targets(self) -> torch.Tensor:
-        """Return what the loss sees."""
+        """Return the targets of the loss."""
         return self.standardised(self.averaged())
 
 
 def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.Tensor) -> torch.Tensor:
     """Scale each dimension of teacher features to mean 0 and variance 1 over the cache.
 
-    Dimensions that never vary carry nothing and become 0.
+    Dimensions with no variance carry no information and become 0.
     """
     deviation = variance_D.clamp(min=0).sqrt()
     scale = torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.zeros_like(deviation))
@@ -99,11 +99,11 @@ def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.
 
 
 Widths = Mapping[str, int]
-"""Of one teacher's features by kind, `image`, `region`, `summary` (of a text) and `word`; without those it lacks."""
+"""Widths of a teacher's features by kind: `image`, `region`, `summary` (of a text) and `word`; absent if missing."""
 
 
 def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, Widths]) -> dict[str, list[str]]:
-    """Return the names of the teachers of each pathway, `vision` and `text`; none of one that a run leaves out."""
+    """Return the teacher names of each pathway, `vision` and `text`; empty for a pathway that a run leaves out."""
     by_pathway = {
         "vision": [name for name, of_teacher in widths.items() if "image" in of_teacher],
         "text": [name for name, of_teacher in widths.items() if "summary" in of_teacher],
@@ -113,9 +113,9 @@ def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, Wid
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """Which entries of a mask (N, W) are set, int64: their places n * W + w, and the rows that have any.
+    """The set entries of a mask (N, W), int64: their places n * W + w, and the rows that have any.
 
-    They are found where a batch is collated. On a device the host would wait for their number.
+    Collation finds them, because on a device the host would have to wait for their number.
     """
 
     place_X: torch.Tensor
@@ -123,7 +123,7 @@ class Nodes:
 
     @classmethod
     def of_mask(cls, mask_NW: torch.Tensor) -> Nodes:
-        """Return those of a mask."""
+        """Return the set entries of a mask."""
         return cls(
             place_X=torch.nonzero(mask_NW.flatten())[:, 0], row_Y=torch.nonzero(mask_NW.flatten(1).any(1))[:, 0]
         )
@@ -139,12 +139,12 @@ class Nodes:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSignal:
-    """One vision teacher on the pictures of a batch: features as they are stored, and targets that are made of them.
+    """One vision teacher's stored features of the pictures of a batch, and the targets computed from them.
 
-    Regions are boxes, or what the student's visual tokens stand for where the teacher gives a grid. `region_mask_BS`
-    says which have a target. `shares_BSR` gives the share of each of the student's visual tokens in its state of a
-    region, summing to 1, or to 0 for a region that it does not see; None: region s is its visual token s.
-    `seen` are the regions that have a target and that the student sees; None: they are found when they are needed.
+    Regions are boxes or, if the teacher has a grid, the places of the student's visual tokens. `region_mask_BS` says
+    which have a target. `shares_BSR` gives the share of each visual token in the student's state of a region. Shares
+    sum to 1, or to 0 for a region that the student does not see; None: region s is visual token s.
+    `seen` are the regions with a target that the student sees; None: computed on demand.
     """
 
     picture: Features
@@ -176,12 +176,12 @@ class VisionSignal:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSignal:
-    """One text teacher on the sequences of a batch: features as they are stored, and targets that are made of them.
+    """One text teacher's stored features of the sequences of a batch, and the targets computed from them.
 
-    `fillings` are the places (F,) among all N * W of words without rows, and features (F, D), float32, of these.
-    `picture` (N rows) is what words are compared with, of an aligned pair of towers. `meant` are the words with a
-    meaning that both sides have states of, spelled in `num_forms` ways, and `unplaced` those of them that a teacher
-    places by landmarks; None: they are found when they are needed.
+    `fillings` are the places (F,), out of N * W, of words without rows, and their features (F, D) float32.
+    `picture` (N rows) has the picture features to compare words with, if the two towers are aligned. `meant` are the
+    words with a meaning that both sides have states of, spelled in `num_forms` ways. `unplaced` are those of them
+    that a teacher places by landmarks; None: computed on demand.
     """
 
     text: Features
@@ -227,8 +227,8 @@ class WordAlignment:
     """The words of each sequence: the word of each student token, the prior, and which words exist.
 
     `form_NW` (int64) is equal where two words are spelled alike. `known_NW` (float32, 0 to 1) says how well the
-    student's pretraining knew a word; without a record of it every word counts as known.
-    `frequent_NW` (bool) marks words of very many texts, which say nothing of one of them.
+    student's pretraining knew a word; without a record every word counts as known.
+    `frequent_NW` (bool) marks words that occur in very many texts and so do not characterise any.
     """
 
     word_of_token_NL: torch.Tensor
@@ -241,7 +241,7 @@ class WordAlignment:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSignal:
-    """All teachers on one batch, by teacher name, and their confidence in the ground truth (B,) by modality."""
+    """All teachers' signals on a batch, by name, and their confidence in the ground truth (B,) by modality."""
 
     vision: Mapping[str, VisionSignal] = field(default_factory=dict)
     text: Mapping[str, TextSignal] = field(default_factory=dict)
@@ -249,7 +249,7 @@ class TeacherSignal:
     confidence: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> TeacherSignal:
-        """Return the signal on a device, where targets are made of the features at once."""
+        """Return the signal on a device, where targets are computed immediately."""
         there = moved(self, device)
         for vision in there.vision.values():
             _ = vision.global_BD, vision.regions_BSD
@@ -259,6 +259,6 @@ class TeacherSignal:
 
 
 def shared_words(words: WordAlignment, part: TextSignal, seen_NW: torch.Tensor) -> torch.Tensor:
-    """Return (N, W) bool: the words that both the student, which has `seen_NW`, and the teacher have states of."""
+    """Return (N, W) bool: the words that both the student (`seen_NW`) and the teacher have states of."""
     shared_NW = words.word_mask_NW & seen_NW
     return shared_NW if part.word_mask_NW is None else shared_NW & part.word_mask_NW

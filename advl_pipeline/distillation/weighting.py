@@ -1,10 +1,10 @@
-"""The two adaptive parts: which words of a sequence are distilled, and how much each instance is.
+"""The two adaptive parts: the selection of words in a sequence, and the weight of each instance.
 
-Adaptive Text Token Selection: the paper fixes that there is an adaptive selection at the level of the token. The
-scores are our reading (docs/method.md): s_j = alpha * prior_j + (1 - alpha) * vis_j, both min-max scaled inside the
-instance; kept are the top ceil(rho * W) words.
+Adaptive Text Token Selection: the paper states that selection is adaptive at token level. The scores are our reading
+(docs/method.md): s_j = alpha * prior_j + (1 - alpha) * vis_j, both min-max scaled within the instance; the top
+ceil(rho * W) words are kept.
 
-Adaptive Confidence-based Weighting: the paper fixes that instances are weighted by confidence. The formula is our
+Adaptive Confidence-based Weighting: the paper states that instances are weighted by confidence. The formula is our
 reading: w(x) = min(w_max, c_T(x) / (sg c_S(x) + eps)): distil more where the teacher is right and the student is
 not.
 Shapes: B examples, N sequences, W words, K classes.
@@ -27,7 +27,7 @@ PRIOR_SHARE = 0.5
 """Share of the prior in a word's score (alpha)."""
 
 KEPT_SHARE = 0.3
-"""Share of the words that is kept (rho)."""
+"""Share of the words to keep (rho)."""
 
 
 def pathway_weights(
@@ -40,23 +40,23 @@ def pathway_weights(
 ) -> torch.Tensor:
     """Return (B,) instance weights of a pathway in [0, WEIGHT_MAX], without gradient.
 
-    `ratio` is c_T / c_S, `uniform` 1, `oracle` c_T, which labels then give. A joint confidence serves both pathways;
-    without any the weights are uniform.
+    `ratio` is c_T / c_S, `uniform` is 1, and `oracle` is c_T, here determined by labels. A joint confidence serves
+    both pathways. Without any confidence the weights are uniform.
 
     Args:
-        student_B: c_S, probability that the student gives to the ground truth.
-        generator: of the shuffling.
+        student_B: c_S, the student's probability of the ground truth.
+        generator: shuffles.
     """
     teacher_B = signal.confidence.get(modality, signal.confidence.get("joint"))
     if teacher_B is None or settings.weighting == "uniform":
         weights_B = torch.ones_like(student_B)
     else:
-        # An oracle's confidence is the weight that labels give.
+        # An oracle's confidence is the weight itself, determined by labels.
         student_B = student_B.detach() + EPSILON
         weights_B = teacher_B / student_B if settings.weighting == "ratio" else teacher_B
     weights_B = weights_B.detach().clamp(max=WEIGHT_MAX)
     if settings.weight_shuffle:
-        # A cycle: no instance keeps its own.
+        # A cyclic shift: no instance keeps its own weight.
         order_B = torch.randperm(len(weights_B), generator=generator).to(weights_B.device, non_blocking=True)
         weights_B = weights_B.index_copy(0, order_B, weights_B.index_select(0, order_B.roll(1)))
     return weights_B
@@ -75,7 +75,7 @@ def soft_label_confidence(logits_BK: torch.Tensor, scores_BK: torch.Tensor) -> t
 
 
 def min_max_scale(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
-    """Scale the valid values of each row to [0, 1]; a row whose values are all equal becomes 0; others are 0."""
+    """Scale the valid values of each row to [0, 1]; rows with equal values and invalid entries become 0."""
     lowest = values_NW.masked_fill(~mask_NW, torch.inf).amin(1, keepdim=True)
     highest = values_NW.masked_fill(~mask_NW, -torch.inf).amax(1, keepdim=True)
     span = highest - lowest
@@ -93,18 +93,18 @@ def select_words(
     rho: float = KEPT_SHARE,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return (N, W) bool: the words that are distilled.
+    """Return (N, W) bool: the words to distil.
 
     Args:
-        kind: `adaptive` mixes prior and visual relevance, `prior` uses the prior alone, `random` draws as many
-            words, `all` keeps every word.
+        kind: `adaptive` mixes prior and visual relevance, `prior` uses only the prior, `random` draws the same number
+            of words, `all` keeps every word.
         mask_NW: bool, the words that exist on both sides of the alignment.
         prior_NW: IDF prior, 0 for function words.
-        relevance_NW: visual relevance; None where neither an aligned teacher nor attention gives one, in which case
-            alpha is 1.
+        relevance_NW: visual relevance; None if neither an aligned teacher nor attention provides one, which sets
+            alpha to 1.
         alpha: share of the prior.
-        rho: share of the words kept, rounded up; at least one word of a row that has any.
-        generator: of `random`.
+        rho: share of the words to keep, rounded up; at least one word of a row that has any.
+        generator: for `random`.
     """
     if kind == "all":
         return mask_NW
@@ -116,7 +116,7 @@ def select_words(
     else:
         score = alpha * prior + (1.0 - alpha) * min_max_scale(relevance_NW, mask_NW)
     num_kept = torch.ceil(rho * mask_NW.sum(1) - ROUNDING).long()
-    # A stable sort keeps the earlier word on a tie, whatever the padding behind it.
+    # A stable sort keeps the earlier word on a tie, independent of the padding.
     order = score.masked_fill(~mask_NW, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
