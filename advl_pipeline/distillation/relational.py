@@ -61,7 +61,7 @@ _MIN_REGIONS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks:
-    """Known words or regions: student states (K, H), teacher features (K, D), and the mean (D,) of all teacher features."""
+    """Known words or regions: student states (K, H), teacher features (K, D), the mean (D,) of all the latter."""
 
     states_KH: torch.Tensor
     features_KD: torch.Tensor
