@@ -4,8 +4,8 @@ Data flows one way: datasets -> teachers -> extraction -> cache -> training -> e
 Phase 1 (`extraction`) runs each frozen teacher once over a dataset; phase 2 (`training`) streams its caches.
 Only the cache connects them, and any Zarr v3 reader opens it without this package.
 
-The functions here are the Python interface (`docs/python.md`); modules below are private. Keywords are the names of
-the command line, `lora_rank` for `--lora-rank`. Heavy modules are imported on first use.
+These functions are the public Python interface (`docs/python.md`); the modules below are private. Keyword arguments
+are named after the command-line flags: `lora_rank` for `--lora-rank`. Heavy modules are imported on first use.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _NAMES_OF = {
     "teachers.open_options": ("OpenOptions",),
     "teachers.vision_backbone": ("ImageFeatures", "PixelSettings", "VisionBackbone"),
 }
-"""Module -> its public names for your own loops and teachers, imported on first use."""
+"""Module -> its public names for custom loops and teachers, imported on first use."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 __all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "predict", *_MODULE_OF]
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 Data: TypeAlias = str | os.PathLike[str] | Rows | Mapping[str, Rows]
-"""A dataset's name, a file or folder, rows, or split -> rows; a `datasets.Dataset` holds rows."""
+"""A dataset name, a file or folder, rows, or split -> rows. A `datasets.Dataset` counts as rows."""
 
 ConfigT = TypeVar("ConfigT")
 
@@ -67,18 +67,18 @@ def __getattr__(name: str) -> Any:
 
 
 def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractResult:
-    """Run a frozen teacher once over a split and write its cache, resuming an interrupted one (`advl extract`).
+    """Run a frozen teacher once over a split and write its cache; an interrupted extraction resumes (`advl extract`).
 
     Args:
-        teacher: a name of `advl teachers list`, or your own opened teacher.
-        data: the name of a dataset, a path, rows, or split -> rows.
-        options: further options of `advl extract`, such as `split` or `output`.
+        teacher: a name from `advl teachers list`, or an opened `Teacher`.
+        data: a dataset name, a path, rows, or split -> rows.
+        options: other options of `advl extract`, such as `split` or `output`.
 
     Returns:
-        `path` of the cache, and counts of what was encoded.
+        The `path` of the cache and the counts of encoded units.
 
     Raises:
-        AdvlError: says what is wrong, where, why, and what to do next.
+        AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
     from advl_pipeline.extraction.checks import check_extraction_options
     from advl_pipeline.extraction.config import ExtractConfig
@@ -91,18 +91,18 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
 
 
 def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> FinetuneResult:
-    """Finetune a student while streaming teacher caches, resuming an interrupted run (`advl finetune`).
+    """Finetune a student while streaming teacher caches; an interrupted run resumes (`advl finetune`).
 
     Args:
-        data: the name of a dataset, a path, rows, or split -> rows.
+        data: a dataset name, a path, rows, or split -> rows.
         output: the run folder.
-        options: further options of `advl finetune`, such as `cache`, `student`, `init`, `method` or `shots`.
+        options: other options of `advl finetune`, such as `cache`, `student`, `init`, `method` or `shots`.
 
     Returns:
-        `output`, the run folder, and `summary`, the content of its result.json.
+        `output`, the run folder, and `summary`, the contents of its result.json.
 
     Raises:
-        AdvlError: says what is wrong, where, why, and what to do next.
+        AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
     from advl_pipeline.training.checks import check_run, check_run_options
     from advl_pipeline.training.config import FinetuneConfig
@@ -119,13 +119,13 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
 
     Args:
         run: the run folder.
-        options: further options of `advl evaluate`, such as `on` or `probe`.
+        options: other options of `advl evaluate`, such as `on` or `probe`.
 
     Returns:
-        `sets`: test set -> its metrics and the rest of its file.
+        `sets`: test set -> its metrics and the other contents of its result file.
 
     Raises:
-        AdvlError: says what is wrong, where, why, and what to do next.
+        AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
     from advl_pipeline.evaluation.checks import check_scoring_options
     from advl_pipeline.evaluation.config import EvaluateConfig
@@ -137,17 +137,17 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
 
 
 def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
-    """Write a finished run's answers to a split into a file (`advl predict`).
+    """Write the predictions of a finished run on a split to a file (`advl predict`).
 
     Args:
         run: the run folder.
-        options: further options of `advl predict`, such as `on` or `output`.
+        options: other options of `advl predict`, such as `on` or `output`.
 
     Returns:
-        `path` of the file, and the number of questions.
+        The `path` of the file and the number of questions.
 
     Raises:
-        AdvlError: says what is wrong, where, why, and what to do next.
+        AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
     from advl_pipeline.evaluation.checks import check_scoring_options
     from advl_pipeline.evaluation.config import PredictConfig
@@ -163,10 +163,10 @@ def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> Answering
 
     Args:
         path: the run folder.
-        device: the device, such as cpu or cuda:0.
+        device: such as cpu or cuda:0.
 
     Raises:
-        AdvlError: there is no finished run, or it learned several tasks.
+        AdvlError: the folder contains no finished run, or the run was trained on several tasks.
     """
     from pathlib import Path
 

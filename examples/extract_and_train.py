@@ -1,7 +1,7 @@
 """Extract two teachers and train a student from their caches: python examples/extract_and_train.py FOLDER
 
-It draws twenty pictures as data and takes a minute: it shows the calls, not a gain. Finished steps are skipped, and
-interrupted ones resume.
+The data are twenty generated pictures, and the run takes about a minute. It shows the API calls and is too small to
+show a gain. On a second run, finished steps are skipped and interrupted ones resume.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Write a cache as the `label` column of sentence-transformers' offline distillation.
+"""Write a cache as the `label` column for offline distillation with sentence-transformers.
 
 python examples/label_column.py CACHE TEXTS OUTPUT.parquet         writes columns `sentence` and `label`
 python examples/label_column.py CACHE TEXTS OUTPUT.parquet MODEL   also trains MODEL on them
 
-TEXTS has one text per line, and the cache must have each of them. Training needs `pip install sentence-transformers`
-(6.2 or later); our tests do not have it and do not run it.
+TEXTS has one text per line, and the cache must contain all of them. Training needs `pip install
+sentence-transformers` (6.2 or later); our tests do not run it.
 """
 
 import sys
@@ -17,7 +17,7 @@ from advl_pipeline import open_cache, text_unit_id
 
 
 def write_labels(cache, texts, output):
-    """Write each text with its vector from the teacher."""
+    """Write each text with its teacher vector."""
     vectors = open_cache(cache).text.global_features([text_unit_id(text) for text in texts])
     width = vectors.shape[1]
     label = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype("float32").ravel()), width)
@@ -26,7 +26,7 @@ def write_labels(cache, texts, output):
 
 
 def train(model_name, labels):
-    """Train a model of sentence-transformers towards the labels; no teacher is loaded."""
+    """Train a sentence-transformers model on the labels; no teacher is loaded."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.losses import EmbedDistillLoss

@@ -1,9 +1,9 @@
-"""Train and score on easy-vqa (`pip install easy-vqa`: 5,000 drawn pictures, 48,248 questions, 13 answers).
+"""Train and evaluate on easy-vqa (`pip install easy-vqa`: 5,000 drawn pictures, 48,248 questions, 13 answers).
 
 python examples/learn_easy_vqa.py FOLDER [PICTURES [EPOCHS]]
 
-It writes FOLDER/easy-vqa.jsonl with PICTURES pictures of train (default: all 4,000), every tenth of them as val. It
-trains the default student, for EPOCHS epochs or the default number, and scores it on the official test.
+The script writes FOLDER/easy-vqa.jsonl with PICTURES train pictures (default: all 4,000), every tenth of them as val.
+It trains the default student for EPOCHS epochs (or the default number) and evaluates it on the official test set.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Train on NLVR (Suhr et al. 2017): is a crowd worker's sentence true of a drawn picture? Score on its dev set.
+"""Train on NLVR (Suhr et al. 2017): is a crowd worker's sentence true of a drawn picture? Evaluate on its dev set.
 
 git clone https://github.com/lil-lab/nlvr NLVR
 python examples/learn_nlvr.py NLVR/nlvr FOLDER [EPOCHS]
 
-The public repository lacks the sentences of train. This script trains on the two public test sets instead, with all
-sentences about a tenth of their pictures as val; dev is the test. Each example is drawn six times, with its boxes in
-another order, and each drawing counts, as in the authors' evaluation.
+The public repository lacks the train sentences. This script trains on the two public test sets instead, with all
+sentences about a tenth of their pictures as val, and uses dev as the test set. Each example has six drawings, with
+its boxes in different orders, and each drawing counts, as in the authors' evaluation.
 """
 
 import json
@@ -24,7 +24,7 @@ with (folder / "nlvr.jsonl").open("w", encoding="utf-8") as file:
         pictures = {path.stem: path.relative_to(source) for path in (source / name / "images").rglob("*.png")}
         for line in (source / name / f"{name}.json").read_text(encoding="utf-8").splitlines():
             example = json.loads(line)
-            # Four sentences describe pictures that were shown together; they stay in one split.
+            # Four sentences describe pictures that were shown together; keep them in one split.
             is_val = int(example["identifier"].split("-")[0]) % 10 == 9
             split = "test" if name == "dev" else "val" if is_val else "train"
             for order in range(6):

@@ -1,4 +1,4 @@
-"""accelerate: the same on any device, in any number of processes. accelerate launch THIS CACHE TEXTS"""
+"""accelerate, on any device and any number of processes: accelerate launch examples/loop_accelerate.py CACHE TEXTS"""
 
 import sys
 from pathlib import Path

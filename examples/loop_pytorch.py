@@ -1,4 +1,4 @@
-"""Plain PyTorch: an encoder of texts follows a cached teacher. python examples/loop_pytorch.py CACHE TEXTS"""
+"""Plain PyTorch: train a text encoder on a cached teacher. python examples/loop_pytorch.py CACHE TEXTS"""
 
 import sys
 from pathlib import Path

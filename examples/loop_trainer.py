@@ -23,6 +23,6 @@ rows = [{"input_ids": tensor([*text.encode()[:64].ljust(64)]), "labels": int(len
 data = CachedFeatures(sys.argv[1:2], "text", unit_ids=list(map(text_unit_id, texts)), rows=rows)
 model = BertForSequenceClassification(BertConfig(vocab_size=256, hidden_size=48, num_hidden_layers=2))
 model.projection = nn.Linear(48, len(next(iter(data[0]["teachers"].values()))["global"]))
-# Without remove_unused_columns=False what the model's forward does not name goes, and so do the teachers.
+# By default the Trainer drops columns that forward() does not name, the teachers' features included.
 arguments = TrainingArguments("trained", remove_unused_columns=False, report_to="none", max_steps=20, logging_steps=5)
 type("Distiller", (FollowsTeacher, Trainer), {})(model, arguments, FeatureCollator(), data).train()

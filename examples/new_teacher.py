@@ -1,8 +1,8 @@
 """Add a teacher, check it and extract its features: python examples/new_teacher.py DATA_ROOT CACHE
 
-The teacher knows only the colours of a picture: the mean and standard deviation of each channel, over the picture and
-over every cell of a grid. To make it a plug-in, return such a `Teacher` from a function and register it as an entry
-point of the group `advl.teachers`; then `--teacher colours` works everywhere.
+The teacher encodes only the colours of a picture: the mean and standard deviation of each channel, over the picture
+and over every grid cell. To make it a plug-in, register a function that returns such a `Teacher` as an entry point of
+the group `advl.teachers`; then `--teacher colours` works in every command.
 """
 
 import sys
@@ -27,14 +27,14 @@ class Colours(advl.VisionBackbone):
     """Mean and standard deviation of each channel; the grid has 4 x 4 cells."""
 
     def features(self, pixels_NCHW: torch.Tensor) -> advl.ImageFeatures:
-        """Return (N, 6) of the picture and (N, 4, 4, 6) of its cells."""
+        """Return features (N, 6) of the picture and (N, 4, 4, 6) of its cells."""
         mean, square = (functional.adaptive_avg_pool2d(values, 4) for values in (pixels_NCHW, pixels_NCHW.square()))
         grid_NDhw = torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
         return advl.ImageFeatures(global_ND=grid_NDhw.mean(dim=(2, 3)), grid_NhwD=grid_NDhw.permute(0, 2, 3, 1))
 
 
 def open_colours(options: advl.OpenOptions) -> advl.Teacher:
-    """Open the teacher, as its entry point does."""
+    """Open the teacher, as its entry point would."""
     backbone = Colours(
         nn.Identity(),
         settings=SETTINGS,
@@ -48,7 +48,7 @@ def open_colours(options: advl.OpenOptions) -> advl.Teacher:
 
 
 def main(data_root: Path, output: Path) -> None:
-    """Extract the teacher over the pictures of the built-in corpus."""
+    """Extract features of the pictures of the built-in corpus."""
     teacher = open_colours(advl.OpenOptions(name="colours", image_tokens="boxes"))
     made = advl.extract(teacher=teacher, data="scenes-vcr", data_root=data_root, output=output, folds=2)
     print(f"{made.encoded_units} pictures encoded into {made.path}")

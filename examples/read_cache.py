@@ -9,7 +9,7 @@ import zarr
 
 
 def open_whole(cache):
-    """Return the final record of a cache, after comparing the size of every file with it."""
+    """Return the final record of a cache after checking the size of every file against it."""
     record = cache / "records" / "complete.json"
     if not record.is_file():
         raise SystemExit(f"{cache} is no finished cache: {record.name} is missing")
@@ -21,7 +21,7 @@ def open_whole(cache):
 
 
 class Features:
-    """Features of one modality by unit id: 32 hexadecimal digits of a picture's or a text's content."""
+    """Features of one modality by unit id, 32 hexadecimal digits derived from a picture's or a text's content."""
 
     def __init__(self, cache, modality, complete):
         self.group = zarr.open_group(cache / modality, mode="r")
@@ -34,7 +34,7 @@ class Features:
         return self.group["global"][self.row_of[unit_id]]
 
     def tokens(self, unit_id):
-        """Return a vector for each word piece, box or cell of a grid, (T, D), if the teacher gave any."""
+        """Return the token features (word pieces, boxes or grid cells), (T, D), if the cache stores any."""
         row = self.row_of[unit_id]
         start = int(self.group["tokens/starts"][row])
         rows = slice(start, start + int(self.group["tokens/lengths"][row]))

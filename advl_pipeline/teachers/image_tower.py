@@ -1,7 +1,7 @@
 """The vision tower: any network that maps pixels to features, with token features per box or per grid cell.
 
-Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, M = h * w, T cells that are kept, R boxes
-of one picture, 4 = (x1, y1, x2, y2), K classes.
+Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, M = h * w, T cells kept, R boxes of one
+picture, 4 = (x1, y1, x2, y2), K classes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from advl_pipeline.teachers.vision_backbone import (
 )
 
 CONTEXT_MARGIN = 1 / 16
-"""Context kept around a box, as a share of its longer edge, on every side."""
+"""Context kept on every side of a box, as a fraction of its longer edge."""
 
 
 def crop_rectangle(box_4: npt.NDArray[np.float32], width: int, height: int) -> tuple[int, int, int, int]:
-    """Return the rectangle (x1, y1, x2, y2), in whole pixels, that is cut out for a box.
+    """Return the crop rectangle (x1, y1, x2, y2) of a box, in integer pixels.
 
-    The box grown by the margin, rounded outwards, clipped to the picture; never empty: a box without area, or
-    one outside the picture, gives the nearest pixel of the picture.
+    The box is grown by the margin, rounded outwards and clipped to the picture. The result is never empty: a box
+    without area or outside the picture gives the nearest pixel.
 
     Args:
         box_4: (x1, y1, x2, y2) in pixels, float32, corners in any order.
@@ -59,18 +59,17 @@ def _clip_edge(low: float, high: float, size: int) -> tuple[int, int]:
 
 FORWARD_CHUNK = {"cpu": 8}
 FORWARD_CHUNK_ELSEWHERE = 128
-"""Most pictures in one forward pass, by kind of device: crops of many boxes are encoded in pieces to bound memory.
-Small pieces stay in a CPU's caches: EfficientNet-Lite0 does 39.7 pictures/s on one core by 8, and 25.1 by 64."""
+"""Maximum pictures in one forward pass, by device type: many box crops are encoded in chunks to bound memory.
+Small chunks fit a CPU's caches: EfficientNet-Lite0 does 39.7 pictures/s on one core in chunks of 8, 25.1 of 64."""
 
 
 class PixelImageTower:
-    """Encodes pictures, as an `ImageTower`, by any `VisionBackbone`.
+    """An `ImageTower` that encodes pictures with any `VisionBackbone`.
 
-    With image tokens `boxes`, the tokens of a unit are the global features of its boxes' cut-outs: the box with
-    1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. The cells of
-    `grid` are on what the network's preprocessing shows it: a
-    central crop where `describe()["pixels"]["fit"]` is "crop". A grid of more than `grid_side` rows or columns is
-    averaged, by area, to so many.
+    With image tokens `boxes`, the tokens of a unit are the global features of its box crops: each box, with
+    1/16 of its longer edge of picture context on every side, on a square of the network's mean colour. The cells of
+    `grid` cover the preprocessed picture, which is a central crop if `describe()["pixels"]["fit"]` is "crop". A grid
+    with more than `grid_side` rows or columns is area-averaged down to that number.
     """
 
     def __init__(self, backbone: VisionBackbone, image_tokens: ImageTokenKind, grid_side: int | None = None) -> None:
@@ -91,7 +90,7 @@ class PixelImageTower:
         return self.backbone.grid_dim if self.image_tokens == "grid" else self.backbone.global_dim
 
     def describe(self) -> dict[str, Any]:
-        """Everything that changes the numbers (see `Tower.describe`)."""
+        """Return everything that changes the numbers (see `Tower.describe`)."""
         tokens: dict[str, Any] = {"kind": self.image_tokens}
         if self.image_tokens == "boxes":
             tokens |= {"margin": CONTEXT_MARGIN, "padding": "mean colour"}
@@ -104,16 +103,16 @@ class PixelImageTower:
         }
 
     def num_tokens(self, unit: ImageUnit) -> int:
-        """Token rows of a unit, without opening the picture."""
+        """Return the number of token rows of a unit, without opening the picture."""
         if self.image_tokens == "grid":
             return self.grid_shape[0] * self.grid_shape[1]
         return 0 if self.image_tokens == "none" else len(unit.boxes_R4)
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
-        """Decode and scale. `inputs["pixels"]`: uint8 (1, C, H, W), then one row per box.
+        """Decode and scale a picture. `inputs["pixels"]`: uint8 (1, C, H, W), then one row per box.
 
         Raises:
-            DatasetError: the picture cannot be read or has another size than its dataset states.
+            DatasetError: the picture cannot be read, or its size differs from the one its dataset states.
         """
         settings = self.backbone.settings
         picture = read_checked(unit.path, width=unit.width, height=unit.height)
@@ -126,8 +125,8 @@ class PixelImageTower:
         return PreparedUnit(inputs=inputs, num_tokens=self.num_tokens(unit))
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
-        """Encode N pictures with all their cut-outs. Statistics: norm of the global feature; entropy (nats) and
-        margin (difference of the two largest probabilities) where the network has a classifier."""
+        """Encode N pictures with all their box crops. Statistics: norm of the global feature; entropy (nats) and
+        margin (difference of the two largest probabilities) if the network has a classifier."""
         counts = [len(unit.inputs["pixels"]) for unit in units]
         starts = list(itertools.accumulate(counts, initial=0))[:-1]
         chunk = FORWARD_CHUNK.get(self.backbone.device.type, FORWARD_CHUNK_ELSEWHERE)
@@ -171,11 +170,11 @@ def classifier_stats(logits_NK: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 MAX_SIZE = 4096
-"""Largest side in pixels."""
+"""Maximum side in pixels."""
 
 
 class SquarePictures:
-    """An `ImageTower` without a network: token rows are the pixels, uint8, the global feature is the mean colour."""
+    """An `ImageTower` without a network: token rows are uint8 pixels, the global feature is the mean colour."""
 
     global_dim = 3
 
@@ -183,7 +182,7 @@ class SquarePictures:
         self.token_dim = size
 
     def describe(self) -> dict[str, Any]:
-        """Everything that changes the pixels (see `Tower.describe`)."""
+        """Return everything that changes the pixels (see `Tower.describe`)."""
         return {
             "picture": {
                 "size": self.token_dim,
@@ -195,11 +194,11 @@ class SquarePictures:
         }
 
     def num_tokens(self, unit: ImageUnit) -> int:
-        """Rows of a picture, the same for all."""
+        """Return the rows of a picture, the same number for all."""
         return 3 * self.token_dim
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
-        """Decode and squeeze; raises `DatasetError` naming a picture that cannot be decoded."""
+        """Decode and squeeze a picture. Raises `DatasetError` naming a picture that cannot be decoded."""
         planes_3SS = read_square(unit.path, self.token_dim).transpose(2, 0, 1)
         rows = np.ascontiguousarray(planes_3SS).reshape(-1, self.token_dim)
         colour_3 = rows.reshape(3, -1).sum(1, dtype=np.uint32) / np.float32(self.token_dim**2)
@@ -207,7 +206,7 @@ class SquarePictures:
         return PreparedUnit(inputs=inputs, num_tokens=len(rows))
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
-        """Hand out the pixels."""
+        """Return the pixels."""
         return EncodedBatch(
             global_ND=torch.stack([unit.inputs["colour"] for unit in units]),
             token_values=[unit.inputs["pixels"] for unit in units],
@@ -215,10 +214,10 @@ class SquarePictures:
 
 
 def open_squares(size: str) -> Teacher:
-    """Open pictures of a side given as text.
+    """Open pictures with a side length given as text.
 
     Raises:
-        ConfigError: it is no number of pixels.
+        ConfigError: the text is not a number of pixels.
     """
     if not size.isdecimal() or not 0 < int(size) <= MAX_SIZE:
         what = f"The side of stored pictures is not a number from 1 to {MAX_SIZE}."

@@ -1,4 +1,4 @@
-"""Declares the interface of a teacher's towers.
+"""The interface of a teacher's towers.
 
 Shapes: N units in a batch, D feature width, M tokens of one unit, K classes of the teacher's own classifier.
 """
@@ -20,11 +20,11 @@ from advl_pipeline.datasets.records import ImageUnit, TextUnit
 class PreparedUnit:
     """One unit ready for the forward pass: `inputs` are CPU tensors without a batch axis.
 
-    `num_tokens` is how many token rows the unit will have: known before the forward, so that shards can be planned.
-    `char_spans_M2` (int32, text only) gives the characters of the unit's text that each token row covers. Where only
-    some of the tower's tokens become rows, `kept_M` (int32, ascending) says which, of the unit `full`. Of rows that
-    are regions, `regions` says where they are: array -> (M, ...), as `cache.layout.REGION_COLUMNS`. A text of which
-    no piece is in the tokenizer's vocabulary is not `is_known`.
+    `num_tokens` is the number of token rows, known before the forward pass so that shards can be planned.
+    `char_spans_M2` (int32, text only) gives the characters of the text that each token row covers. If only some
+    tokens of the tower become rows, `kept_M` (int32, ascending) lists their rows in the unit `full`. For
+    rows that are regions, `regions` gives their positions: array -> (M, ...), as `cache.layout.REGION_COLUMNS`.
+    `is_known` is false for a text without a single piece in the tokenizer's vocabulary.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -37,7 +37,7 @@ class PreparedUnit:
 
 
 def unknown_texts(num_unknown: int, num_texts: int) -> str:
-    """Return what is wrong where a tokenizer knows no piece of most of the texts, else ""."""
+    """Return the problem if a tokenizer knows no piece of most of the texts, else ""."""
     if 2 * num_unknown <= num_texts:
         return ""
     return f"{num_unknown} of {num_texts} texts have no piece that the tokenizer knows"
@@ -45,9 +45,9 @@ def unknown_texts(num_unknown: int, num_texts: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedBatch:
-    """Features of N units, in order, float32, on the device that they were computed on.
+    """Features of N units, in order, float32, on the device that computed them.
 
-    `token_values` holds one (M, D) tensor per unit. `stats` holds one (N,) tensor per statistic, such as
+    `token_values` contains one (M, D) tensor per unit. `stats` contains one (N,) tensor per statistic, such as
     "entropy" and "margin" of the teacher's classifier.
     """
 
@@ -56,7 +56,7 @@ class EncodedBatch:
     stats: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def on_cpu(self) -> EncodedBatch:
-        """Return the features in memory."""
+        """Return the features in CPU memory."""
         return EncodedBatch(
             global_ND=self.global_ND.cpu(),
             token_values=[values.cpu() for values in self.token_values],
@@ -65,9 +65,9 @@ class EncodedBatch:
 
 
 class Tower(Protocol):
-    """Encodes units of one modality with frozen weights.
+    """A frozen encoder of units of one modality.
 
-    Results never depend on what else is in a batch (up to rounding).
+    The features of a unit never depend on the rest of its batch (up to rounding).
     """
 
     @property
@@ -79,45 +79,46 @@ class Tower(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return, as plain JSON types, everything that changes the numbers.
 
-        The digest of the loaded parameters, processor or tokenizer with settings, layer and pooling, pad and
-        truncation policy, token kind, compute dtype; never names of files, versions of libraries or the device.
+        This includes the digest of the loaded parameters, processor or tokenizer with settings, layer and pooling,
+        padding and truncation policy, token kind and compute dtype, but never file names, library versions or the
+        device.
         """
         ...
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
-        """Run the frozen encoder, without gradient, on one batch."""
+        """Run the frozen encoder on one batch, without gradients."""
         ...
 
 
 class ImageTower(Tower, Protocol):
-    """Encodes pictures, whole and by grid cells or boxes."""
+    """An encoder of pictures, with a global feature and grid or box features."""
 
     def num_tokens(self, unit: ImageUnit) -> int:
-        """Token rows of a unit (grid cells or boxes), without opening the picture."""
+        """Return the number of token rows (grid cells or boxes) of a unit, without opening the picture."""
         ...
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
-        """Decode and preprocess. Raises `DatasetError` naming the picture when it cannot be read."""
+        """Decode and preprocess a picture. Raises `DatasetError` naming a picture that cannot be read."""
         ...
 
 
 class TextTower(Tower, Protocol):
-    """Encodes texts, whole and by word pieces."""
+    """An encoder of texts, with a global feature and word-piece features."""
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
-        """Tokenise, with character spans into each unit's text; never cuts a text silently."""
+        """Tokenise texts, with character spans into each text. A text is never truncated silently."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A named teacher: one tower, or two when it is an aligned pair (`aligned`), such as CLIP."""
+    """A named teacher: one tower, or two for an aligned pair (`aligned`) such as CLIP."""
 
     name: str
     image: ImageTower | None = None
     text: TextTower | None = None
     aligned: bool = False
     commit: str = ""
-    """Of the repository of the hub that it was opened from, "" where it was not."""
+    """The commit of its hub repository, "" if it was not opened from the hub."""
     logit_scale: float | None = None
-    """Temperature of an aligned pair: logits are logit_scale times the cosine of the two global features."""
+    """Logit scale of an aligned pair: logits are logit_scale times the cosine of the two global features."""

@@ -1,4 +1,4 @@
-"""How a teacher is opened, whatever its family."""
+"""Options for opening a teacher of any family."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     import torch
 
 ImageTokenKind = Literal["boxes", "grid", "none"]
-"""`boxes`: every box cut out and encoded by itself. `grid`: the cells of the network's last feature map. `none`: no
-token features."""
+"""`boxes`: every box is cropped and encoded separately. `grid`: the cells of the network's last feature map. `none`:
+no token features."""
 
 PICTURES = "pictures:"
-"""Begins the name of what stands in a teacher's place where pictures themselves are stored."""
+"""Prefix of the name that replaces a teacher's when pictures themselves are stored."""
 
 ComputeDtype = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenOptions:
-    """Settings that every teacher understands.
+    """Settings that every teacher accepts.
 
-    `weights` replaces where the weights come from: a folder, or a file of tensors for timm networks. `random_seed`
-    opens the same architecture with random weights drawn from it, for the random-teacher control. `revision` is a
-    commit, branch or tag of the repository on the hub, None for its main branch. `grid_side` is the
-    most rows and columns that a grid keeps, None for as many as the network has.
+    `weights` overrides the source of the weights: a folder, or a tensor file for timm networks. `random_seed` opens
+    the same architecture with random weights drawn from this seed, for the random-teacher control. `revision` is a
+    commit, branch or tag of the hub repository, None for its main branch. `grid_side` is the maximum number of rows
+    and columns of a grid, None for the network's own.
     """
 
     name: str
@@ -50,18 +50,18 @@ class OpenOptions:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device, checked to exist.
+        """The device, verified to exist.
 
         Raises:
-            ConfigError: no such device on this machine.
+            ConfigError: this machine has no such device.
         """
         return open_device(self.device)
 
     def bad_weights(self, what: str, where: Path | str, why: str, *, next_command: str = "") -> WeightsUnavailable:
-        """Return the error of weights that cannot be used.
+        """Return the error for unusable weights.
 
         Args:
-            what: is wrong with them, a predicate such as "are incomplete".
+            what: the problem, a predicate such as "are incomplete".
         """
         message = f"The weights of teacher {self.name!r} {what}."
         return WeightsUnavailable(message, where=str(where), why=why, next_command=next_command)
@@ -69,7 +69,7 @@ class OpenOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckTeacherConfig(DeviceConfig):
-    """A teacher to open and to try on a few made-up units."""
+    """Configuration of a teacher check on a few synthetic units."""
 
     name: str = option(help="Teacher to check.")
     weights: Path | None = option(None, help="Local weights of the teacher instead of the known source.")

@@ -1,8 +1,8 @@
-"""Teachers by name: the catalogue, the doors `hf:`, `timm:` and `random:`, and plug-ins; what is known of each.
+"""Teachers by name, with their metadata: the catalogue, the prefixes `hf:`, `timm:` and `random:`, and plug-ins.
 
-Only `open_teacher` imports a model library or touches a network. A plug-in is an entry point of group `advl.teachers`
-whose object is called with `OpenOptions` and returns a `Teacher`; a `DescribedTeacher` is listed like ours
-(`docs/adding-a-teacher.md`). Facts about teachers are plain JSON types.
+Only `open_teacher` imports a model library or accesses the network. A plug-in is an entry point of group
+`advl.teachers` whose object is called with `OpenOptions` and returns a `Teacher`. A `DescribedTeacher` is listed like
+a built-in one (`docs/adding-a-teacher.md`). Metadata are plain JSON types.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ DOORS: dict[str, str] = {
     "random:NAME": "the architecture of another teacher with random weights: a control; random:NAME@SEED",
     "pictures:SIZE": "no network: the pictures squeezed to SIZE x SIZE pixels, as `advl prepare` stores them",
 }
-"""Forms of names that open more than the catalogue."""
+"""Name prefixes that open teachers outside the catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherCard:
-    """What is known of a teacher before its weights are available.
+    """Metadata of a teacher, available without its weights.
 
-    `source_id` is a repository ORG/MODEL, a timm model, or what a plug-in has the weights from; `model_type` is what
-    transformers calls the family, "" for timm; `architecture` the timm model that weights belong to.
+    `source_id` is a repository ORG/MODEL, a timm model, or a plug-in's source of the weights. `model_type` is the
+    model type in transformers, "" for timm. `architecture` is the timm model of the weights.
     Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a cell of the `grid_shape` map,
-    `token_dim` of a word piece. They are those of the published weights, and `advl teachers check` holds them against
-    these. `max_length` counts word pieces with special tokens. `megabytes` is the size of the download in fp32 or as
-    published. `prompt` is what its page has before each text, where its files do not say.
+    `token_dim` of a word piece. They describe the published weights, and `advl teachers check` verifies them.
+    `max_length` counts word pieces with special tokens. `megabytes` is the size of the download in fp32 or as
+    published. `prompt` is the text prefix documented on the model's page, if its files do not define one.
     """
 
     name: str
@@ -76,21 +76,21 @@ class TeacherCard:
 
     @property
     def states_sizes(self) -> bool:
-        """Whether rows and widths of all features of pictures, and the widths of all those of texts, are stated."""
+        """Whether the card states the rows and widths of all picture features and the widths of all text features."""
         sizes = {"image": (self.image_dim, self.grid_dim, *self.grid_shape), "text": (self.text_dim, self.token_dim)}
         return bool(self.modalities) and all(all(sizes[modality]) for modality in self.modalities)
 
     @property
     def repository(self) -> str:
-        """The repository of the hub that holds its weights."""
+        """The hub repository with its weights."""
         return f"timm/{self.source_id}" if self.source == "timm" else self.source_id
 
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedTeacher:
-    """What the entry point of a teacher may hold instead of a bare opener: one that says what it is before it opens.
+    """An opener with metadata, which a teacher's entry point may name instead of a bare opener.
 
-    `is_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
+    `is_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that downloads them.
     """
 
     card: TeacherCard
@@ -103,24 +103,24 @@ class DescribedTeacher:
 
 
 def read_teacher_cards(text: str) -> dict[str, TeacherCard]:
-    """Return the cards of a TOML file by name, in its order."""
+    """Return the cards of a TOML file by name, in file order."""
     return {name: build_config(TeacherCard, {"name": name}, facts) for name, facts in tomllib.loads(text).items()}
 
 
 CATALOGUE: dict[str, TeacherCard] = read_teacher_cards(read_data("teachers.toml"))
-"""Cards by name, in the order in which `advl teachers list` shows them."""
+"""Cards by name, in the order of `advl teachers list`."""
 
 
 def open_teacher(name: str, **settings: Any) -> Teacher:
     """Open a frozen teacher.
 
     Args:
-        name: a name of the catalogue, `hf:ORG/MODEL[@REVISION]`, `timm:MODEL`, `random:NAME[@SEED]`, or a plug-in's.
+        name: a catalogue name, `hf:ORG/MODEL[@REVISION]`, `timm:MODEL`, `random:NAME[@SEED]`, or a plug-in's name.
         settings: other fields of `OpenOptions`.
 
     Raises:
-        ConfigError: an unknown name (the near ones are listed), device or model type.
-        WeightsUnavailable: the weights are not available; says what to install or where to put them.
+        ConfigError: the name (similar ones are listed), device or model type is unknown.
+        WeightsUnavailable: the weights are missing; the error says what to install or where to put them.
     """
     door, inner, seed = _resolved(name)
     options = OpenOptions(name=name, random_seed=seed, **settings)
@@ -144,10 +144,10 @@ def open_teacher(name: str, **settings: Any) -> Teacher:
 
 
 def _resolved(name: str) -> tuple[str, str, int | None]:
-    """Return the door of a name, "" for a named teacher; what it opens there; and the seed that `random:` gives.
+    """Return the prefix of a name ("" for a named teacher), the name without it, and the seed of `random:`.
 
     Raises:
-        ConfigError: it opens no teacher.
+        ConfigError: the name opens no teacher.
     """
     door, _, rest = name.partition(":")
     seed = None
@@ -175,12 +175,12 @@ def teacher_plugins() -> dict[str, EntryPoint]:
 
 
 def known_names() -> list[str]:
-    """Return every name of the catalogue and of installed plug-ins, in the order of listing."""
+    """Return every name of the catalogue and of installed plug-ins, in listing order."""
     return [*CATALOGUE, *sorted(teacher_plugins())]
 
 
 def require_teacher(name: str) -> None:
-    """Refuse a name that opens no teacher, before anything is loaded; what stands behind `hf:` is not looked up.
+    """Refuse a name that opens no teacher, before anything is loaded; `hf:` names are not looked up on the hub.
 
     Raises:
         ConfigError: no teacher has that name.
@@ -189,9 +189,9 @@ def require_teacher(name: str) -> None:
 
 
 def is_of_hub(name: str) -> bool:
-    """Tell whether a teacher comes from a repository of the hub, at a revision that its name leaves open.
+    """Return whether a teacher comes from a hub repository at a revision that its name does not pin.
 
-    A teacher that Python hands over comes from none, and may have any name.
+    A teacher passed from Python has no repository and may have any name.
     """
     if ":" not in name and name not in known_names():
         return False
@@ -200,7 +200,7 @@ def is_of_hub(name: str) -> bool:
 
 
 def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
-    """Open a plug-in, and see that its random control is another teacher."""
+    """Open a plug-in and verify that its random control is a different teacher."""
     opener = load_plugin(point, "teacher")
     try:
         teacher: Teacher = opener(options)
@@ -211,10 +211,10 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
     if options.random_seed is None:
         return teacher
     try:
-        # Building a network draws random numbers, which what comes after must not notice.
+        # Building a network draws random numbers; later code must not be affected.
         with drawing(0):
             usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
-    except Exception as error:  # What it is otherwise is not available, for reasons of its own.
+    except Exception as error:  # A plug-in may raise anything; its teacher is then unavailable.
         _log.warning(
             "The control %r is not compared with %r, which cannot be opened: %s: %s",
             *(options.name, point.name, type(error).__name__, error),
@@ -235,7 +235,7 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
 
 
 def described(name: str) -> DescribedTeacher | None:
-    """Return the teacher of a plug-in that says what it is; None for any other name.
+    """Return a plug-in's teacher that has metadata; None for any other name.
 
     Raises:
         ConfigError: as `load_plugin`.
@@ -246,7 +246,7 @@ def described(name: str) -> DescribedTeacher | None:
 
 
 def card_of(name: str) -> TeacherCard | None:
-    """Return the card of a name of the catalogue or of a plug-in's; None where there is none.
+    """Return the card of a catalogue or plug-in name; None if it has no card.
 
     Raises:
         ConfigError: as `load_plugin`.
@@ -258,7 +258,7 @@ def card_of(name: str) -> TeacherCard | None:
 
 
 def list_teachers() -> list[dict[str, Any]]:
-    """Return a line of every named teacher, plug-ins last; of one that cannot be used it says so."""
+    """Return one entry per named teacher, plug-ins last; the entry of an unusable teacher says so."""
     lines = []
     for name in known_names():
         try:
@@ -269,13 +269,13 @@ def list_teachers() -> list[dict[str, Any]]:
 
 
 def show_teacher(name: str) -> dict[str, Any]:
-    """Return what is known of a teacher, by any name that opens one, and what would be extracted.
+    """Return the metadata of a teacher, by any name that opens one, and the features it would extract.
 
-    `features` are the arrays of a cache: their width, and the bytes that each unit adds. There are none where only
-    opening the teacher would tell.
+    `features` are the arrays of a cache: their width and the bytes per unit. It is empty if they are known only
+    after the teacher is opened.
 
     Raises:
-        ConfigError: an unknown name; the near ones are listed.
+        ConfigError: the name is unknown; similar ones are listed.
     """
     door, inner, seed = _resolved(name)
     if door == "pictures":
@@ -312,7 +312,7 @@ def show_teacher(name: str) -> dict[str, Any]:
 
 
 def _summary(name: str, card: TeacherCard | None) -> dict[str, Any]:
-    """Return a line of the list. `at_hand`: the weights are on this machine; None where a plug-in alone knows."""
+    """Return an entry of the list. `at_hand`: the weights are on this machine; None if only a plug-in knows."""
     if card is None:
         return {"name": name, "modalities": (), "at_hand": None, "megabytes": 0, "licence": "", "about": "plug-in"}
     facts = {key: getattr(card, key) for key in ("modalities", "megabytes", "licence", "about")}
@@ -320,7 +320,7 @@ def _summary(name: str, card: TeacherCard | None) -> dict[str, Any]:
 
 
 def is_teacher_at_hand(card: TeacherCard) -> bool:
-    """Tell whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
+    """Return whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
     if plugin := described(card.name):
         try:
             return plugin.is_at_hand()

@@ -1,6 +1,6 @@
-"""What the files of a sentence encoder say of its global feature: pooling, layers behind it, length, and a prompt.
+"""The global feature of a sentence encoder, as its files define it: pooling, dense layers, length and prompt.
 
-Every version of sentence-transformers since 2020 wrote `modules.json`; keys of a pooling changed with 5.4.
+Every version of sentence-transformers since 2020 writes `modules.json`; version 5.4 changed the pooling keys.
 
 Shapes: N texts, D width.
 """
@@ -20,7 +20,7 @@ from advl_pipeline.base.tensors import load_tensors
 from advl_pipeline.datasets.problems import first_line
 
 Pooling = Literal["mean over all tokens", "first token", "last token"]
-"""All tokens count special ones in; the first one is [CLS] or <s>, the last one is no padding."""
+"""All tokens include special ones; the first token is [CLS] or <s>; the last token is the last before padding."""
 
 _POOLINGS: dict[str, Pooling] = {
     "mean": "mean over all tokens",
@@ -29,19 +29,19 @@ _POOLINGS: dict[str, Pooling] = {
     "cls_token": "first token",
     "lasttoken": "last token",
 }
-"""By the names of each version."""
+"""Pooling by its name in each version."""
 
 _ACTIVATIONS = {name: getattr(nn, name) for name in ("Identity", "Tanh", "ReLU", "GELU", "SiLU")}
 
 _OF_DOCUMENTS = ("document", "passage", "corpus")
-"""Names of the prompt for texts that are looked for, in the order in which sentence-transformers tries them."""
+"""Names of the document prompt, in the order in which sentence-transformers tries them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceRecipe:
-    """How a text's global feature is made of the states of its tokens, and what is read before the text.
+    """How a text's global feature is computed from its token states, and the prompt before the text.
 
-    `dense` maps the pooled state (N, D) to the feature; None where that is the feature. `max_length` counts tokens.
+    `dense` maps the pooled state (N, D) to the feature, None for the identity. `max_length` counts tokens.
     """
 
     pooling: Pooling
@@ -52,28 +52,28 @@ class SentenceRecipe:
 
 
 def read_beside(folder: Path, name: str) -> Any:
-    """Return what a JSON file next to the model's config holds, or None when there is none."""
+    """Return the contents of a JSON file next to the model's config, or None if it is missing."""
     path = folder / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe | None:
-    """Return what a folder says, None for a model that is no sentence encoder.
+    """Return the recipe in a folder, None for a model that is not a sentence encoder.
 
-    The prompt is the one that it names as the default, else the one of documents: a text of an example is content.
+    The prompt is the folder's default, else its document prompt: the texts of examples are content, not queries.
 
     Args:
-        random_seed: of the weights of its layers, which are not read then.
+        random_seed: for random weights of the dense layers, which are then not read.
 
     Raises:
-        ConfigError: it has parts that are not supported.
+        ConfigError: the encoder has unsupported parts.
         WeightsUnavailable: the weights of a layer are missing or damaged.
     """
     modules = read_beside(folder, "modules.json")
     if modules is None:
         return None
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
-    # A name of a repository never leaves its folder.
+    # A file name in a repository must not leave its folder.
     places = [folder / Path(str(module["path"])).name for module in modules]
     stages = kinds[1:-1] if kinds[-1] == "Normalize" else kinds[1:]
     if kinds[0] != "Transformer" or stages[:1] != ["Pooling"] or set(stages[1:]) - {"Dense"}:
@@ -103,7 +103,7 @@ def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe 
 
 
 def _modes(settings: dict[str, Any]) -> list[str]:
-    """Return the names of the poolings that are on, of the keys of today or of before."""
+    """Return the names of the enabled poolings, from the current keys or the older ones."""
     if (mode := settings.get("pooling_mode")) is not None:
         return [mode] if isinstance(mode, str) else list(mode)
     return [
@@ -126,7 +126,7 @@ def _dense(folder: Path, *, is_random: bool) -> nn.Sequential:
     try:
         state = load_tensors(safe if safe.is_file() else older)
         linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in state.items()})
-    except Exception as error:  # Both libraries raise whatever their parts do.
+    except Exception as error:  # Both libraries raise whatever their dependencies do.
         what = "The weights of a sentence encoder's layer are missing or damaged."
         raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
     return layer

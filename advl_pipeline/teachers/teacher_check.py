@@ -1,4 +1,4 @@
-"""Opening a teacher and trying it: does it load, agree with its card, depend on the batch, fit float16, how fast?"""
+"""Check of a teacher: does it load, match its card, depend on the batch, fit float16, and how fast is it?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from advl_pipeline.teachers.open_options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import card_of, open_teacher
 
 BATCH_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
-"""Difference between a unit alone and in a batch, relative to the largest value, that is put down to rounding."""
+"""Largest difference between a unit alone and in a batch, relative to the largest value, attributed to rounding."""
 
 TEXTS = (
     "Why is the dog holding an umbrella?",
@@ -30,10 +30,10 @@ TEXTS = (
 
 
 def run_check_teacher(config: CheckTeacherConfig) -> dict[str, Any]:
-    """Open a teacher, encode a few made-up pictures and texts with it, and return what each of its `towers` did.
+    """Open a teacher, encode a few synthetic pictures and texts, and return the result of each of its `towers`.
 
-    `batch_difference` is relative to the largest value; `units_per_second` counts pictures with two boxes, or texts,
-    on this machine, the first batch left out. `problems` is empty when all is well.
+    `batch_difference` is relative to the largest value. `units_per_second` counts pictures with two boxes, or texts,
+    on this machine, without the first batch. `problems` is empty if every check passes.
 
     Raises:
         ConfigError: as `open_teacher`.

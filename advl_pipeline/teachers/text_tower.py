@@ -1,8 +1,8 @@
-"""The text tower: any encoder of word pieces.
+"""The text tower: any word-piece encoder.
 
-Texts longer than a model takes are read through overlapping windows; nothing is ever cut. A token's feature comes
-from the window in which it has most context on its poorer side. A unit's global feature is the mean of the windows'
-global features, weighted by the tokens that each one owns.
+Texts longer than the model's maximum are encoded in overlapping windows; nothing is ever truncated. A token's feature
+comes from the window that gives it the most context on its shorter side. A unit's global feature is the mean of the
+windows' global features, weighted by the number of tokens that each window owns.
 
 Shapes: N texts, B windows in a forward pass, L tokens with special ones, M content tokens of one text, D width.
 """
@@ -24,19 +24,19 @@ from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.word_pieces import WordPieces
 
 Window = tuple[int, int, int, int]
-"""Tokens [start, stop) are read together; of these, [first, after), the other two, are owned by this window."""
+"""(start, stop, first, after): the window reads tokens [start, stop) and owns [first, after)."""
 
 
 def plan_windows(num_tokens: int, *, capacity: int, overlap: int) -> tuple[Window, ...]:
     """Cover `num_tokens` tokens with windows of at most `capacity` tokens.
 
-    Neighbours share at least `overlap` tokens and are split in the middle of what they share; the last window
-    reaches back so that it is full too. One window when all tokens fit, also for none.
+    Neighbours share at least `overlap` tokens and are split in the middle of the overlap. The last window reaches
+    back so that it is full too. There is one window if all tokens fit, or if there are no tokens.
 
     Args:
         num_tokens: content tokens of one text, special tokens not counted.
-        capacity: most content tokens in a window, larger than `overlap`.
-        overlap: fewest tokens that neighbouring windows share.
+        capacity: maximum content tokens in a window, larger than `overlap`.
+        overlap: minimum tokens shared by neighbouring windows.
     """
     if not 0 <= overlap < capacity:
         raise ValueError(f"overlap {overlap} must be smaller than capacity {capacity}")
@@ -51,15 +51,15 @@ def plan_windows(num_tokens: int, *, capacity: int, overlap: int) -> tuple[Windo
 
 
 FORWARD_CHUNK = 256
-"""Most windows in one forward pass: a few very long texts must not exhaust the memory."""
+"""Maximum windows in one forward pass: a few very long texts must not exhaust the memory."""
 
 
 TextFeatures = tuple[torch.Tensor, torch.Tensor]
-"""What one forward pass gives: global (B, D) and a state per token, special tokens included, (B, L, D')."""
+"""Output of one forward pass: global (B, D) and token states, special tokens included, (B, L, D')."""
 
 
 class TextBackbone(ABC):
-    """A frozen text network on its device, behind padded token ids."""
+    """A frozen text network on its device; its input is padded token ids."""
 
     def __init__(
         self,
@@ -73,16 +73,16 @@ class TextBackbone(ABC):
         dtype: torch.dtype,
         pad_to_max: bool = False,
     ) -> None:
-        """Freeze and move a network.
+        """Freeze a network and move it to its device.
 
         Args:
-            network: in float32 as loaded; its parameters and buffers are what the digest covers.
-            description: library, architecture, which features are taken.
-            dim: width of the features of tokens.
-            global_dim: width of the global feature; None for the same.
-            max_length: most tokens in one forward pass, special tokens included.
-            device, dtype: where and in what it computes.
-            pad_to_max: every input is padded to `max_length`, as the network was trained.
+            network: in float32 as loaded; the digest covers its parameters and buffers.
+            description: library, architecture and selected features.
+            dim: width of the token features.
+            global_dim: width of the global feature; None for the same width.
+            max_length: maximum tokens in one forward pass, special tokens included.
+            device, dtype: of the computation.
+            pad_to_max: pad every input to `max_length`, as in the network's training.
         """
         self._description = {
             **description,
@@ -95,7 +95,7 @@ class TextBackbone(ABC):
         self.max_length, self.device, self.pad_to_max = max_length, device, pad_to_max
 
     def describe(self) -> dict[str, Any]:
-        """Return the digest of the parameters, architecture, pooling, token features, compute dtype."""
+        """Return the digest of the parameters, architecture, pooling, token features and compute dtype."""
         return dict(self._description)
 
     @torch.inference_mode()
@@ -105,15 +105,15 @@ class TextBackbone(ABC):
 
     @abstractmethod
     def features(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures:
-        """Run the network; padding is to be masked, unless the network was trained to see it."""
+        """Run the network; mask padding, unless the network was trained with visible padding."""
 
 
 class WordPieceTextTower:
-    """Encodes texts, as a `TextTower`, by any `TextBackbone`.
+    """A `TextTower` that encodes texts with any `TextBackbone`.
 
-    Token features are the states of the word pieces without special tokens. A text of more pieces than the model
-    takes is read in overlapping windows (`plan_windows`). Padding is masked, so that a batch's composition does not
-    matter. With `unit_length` the global feature is divided by its Euclidean norm.
+    Token features are the states of the word pieces without special tokens. A text with more pieces than the model's
+    maximum is encoded in overlapping windows (`plan_windows`). Padding is masked, so features do not depend on the
+    batch. With `unit_length` the global feature is divided by its Euclidean norm.
     """
 
     def __init__(self, backbone: TextBackbone, pieces: WordPieces, *, unit_length: bool) -> None:
@@ -133,7 +133,7 @@ class WordPieceTextTower:
         return self.backbone.token_dim
 
     def describe(self) -> dict[str, Any]:
-        """Everything that changes the numbers (see `Tower.describe`)."""
+        """Return everything that changes the numbers (see `Tower.describe`)."""
         return {
             **self.backbone.describe(),
             "unit_length": self.unit_length,
@@ -148,10 +148,10 @@ class WordPieceTextTower:
         }
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
-        """Tokenise. `inputs["ids"]`: content tokens (M,) int64 of the whole text; `inputs["prompt"]`: those before.
+        """Tokenise. `inputs["ids"]`: content tokens (M,) int64 of the text; `inputs["prompt"]`: tokens of the prompt.
 
         Raises:
-            DatasetError: a text without tokens for a model that adds none of its own.
+            DatasetError: a text has no tokens and the model adds no special ones.
         """
         prepared: list[PreparedUnit] = []
         for unit, (ids_M, spans_M2, prompt_P) in zip(units, self.pieces([unit.text for unit in units]), strict=True):

@@ -1,7 +1,7 @@
-"""A text tower of which only some tokens are kept.
+"""A text tower that keeps only some tokens.
 
-A cache may hold only the tokens of texts that are chosen so that all words come up about as often (docs/method.md,
-cover). Global features are of the whole text.
+A cache may store the tokens of selected texts only, chosen so that all words occur about equally often
+(docs/method.md, cover). Global features always cover the complete text.
 Shapes: W words and M token rows of a text.
 """
 
@@ -29,12 +29,12 @@ from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTow
 
 
 class SelectingTextTower:
-    """A text tower whose token rows are those of the words with a meaning of some texts; it keeps none of the others.
+    """A text tower whose token rows are the content words of the chosen texts; other texts have no token rows.
 
-    Its global features are untouched. Tokens that belong to no word, such as special ones, are not kept.
+    Its global features are unchanged. Tokens outside words, such as special ones, are dropped.
 
     Args:
-        chosen: ids of the texts, as `covering_texts` gives them for the share.
+        chosen: ids of the texts, as returned by `covering_texts` for the share.
     """
 
     def __init__(self, tower: TextTower, chosen: Collection[str], share: float) -> None:
@@ -43,13 +43,13 @@ class SelectingTextTower:
         self._chosen, self._share = chosen, share
 
     def describe(self) -> dict[str, Any]:
-        """As the tower, and which tokens are kept."""
+        """Return the tower's description and the kept tokens."""
         kept = "greedy cover of the words with a meaning, of each task"
         how = {"share": self._share, "texts": kept, "stop_words": digest(sorted(STOP_WORDS))}
         return {**self._tower.describe(), "kept_texts": how}
 
     def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
-        """As the tower, with the rows and spans of the kept tokens."""
+        """Prepare units as the tower does, with the rows and spans of the kept tokens only."""
         selected: list[PreparedUnit] = []
         for unit, full in zip(units, self._tower.prepare(units), strict=True):
             if full.char_spans_M2 is None:
@@ -62,7 +62,7 @@ class SelectingTextTower:
         return selected
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
-        """Encode whole texts; return the rows that are kept."""
+        """Encode complete texts; return the kept rows."""
         encoded = self._tower.encode([unit.full or unit for unit in units])
         kept = [torch.from_numpy(unit.kept_M).to(encoded.global_ND.device) for unit in units]
         values = [rows[kept_M] for rows, kept_M in zip(encoded.token_values, kept, strict=True)]
@@ -70,14 +70,14 @@ class SelectingTextTower:
 
 
 def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[int]:
-    """Return the texts that are chosen, in the order in which they are; the earlier one on a tie.
+    """Return the indices of the chosen texts, in order of selection; a tie goes to the earlier text.
 
-    Greedy: t* = argmax_t of the mean, over the words j of t, of 2^(-n(j)), with n(j) how often word j was chosen,
-    until the share rho of all words is chosen. Words with a meaning count, known or not: it needs no student.
+    Greedy: t* = argmax_t of the mean, over the words j of t, of 2^(-n(j)), where n(j) counts how often word j was
+    chosen, until a fraction rho of all words is chosen. Every content word counts, so no student is needed.
 
     Args:
-        words_of_texts: of each text; one without a word is never chosen.
-        share: rho, of all words.
+        words_of_texts: the words of each text; a text without words is never chosen.
+        share: rho, the fraction of all words.
     """
     chosen: list[int] = []
     times: Counter[Hashable] = Counter()
@@ -88,7 +88,7 @@ def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[in
         words = words_of_texts[text]
         return sum(2.0 ** -times[word] for word in words) / len(words)
 
-    # Gains only fall, so that one which is still the largest when it is looked up again is the largest of all.
+    # Gains only decrease, so a gain that is still the largest when recomputed is the largest of all.
     waiting = [(-1.0, text) for text, words in enumerate(words_of_texts) if words]
     heapq.heapify(waiting)
     while num_words < wanted:
@@ -105,7 +105,7 @@ def cover(words_of_texts: Sequence[Sequence[Hashable]], share: float) -> list[in
 
 
 def covering_texts(dataset: Dataset, share: float) -> frozenset[str]:
-    """Choose among the texts of each task of a split, since a run of one task reads no others; returns their ids."""
+    """Return the ids of the chosen texts, selected per task of a split, since a run reads the texts of one task."""
     of_tasks: dict[Task, dict[str, list[str]]] = {}
     for task, candidates in map(dataset.candidates_of, range(len(dataset))):
         words_of = of_tasks.setdefault(task, {})

@@ -1,4 +1,4 @@
-"""Vision networks of timm as frozen teachers: from the hub, from a file of tensors, or with random weights.
+"""timm vision networks as frozen teachers: from the hub, from a tensor file, or with random weights.
 
 Shapes: N pictures, C = 3, H x W pixels, D width, h x w cells.
 """
@@ -29,16 +29,16 @@ from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings,
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 _WEIGHTS = (("model.safetensors",), ("pytorch_model.bin",))
-"""What timm loads of a repository."""
+"""The weight files that timm loads from a repository."""
 
 _CLASS_TOKEN = re.compile(r"vit_\w+_dinov3")
-"""Architectures without a classifier, whose patches timm would average."""
+"""Architectures without a classifier, for which timm would average the patches."""
 
 _PROJECTS = re.compile(r"vit_pe_core")
-"""Architectures whose last layer projects to the space of texts, and tells no classes."""
+"""Architectures whose last layer projects to the text space and is not a classifier."""
 
 TensorNames = Callable[[Mapping[str, torch.Tensor], Any], Mapping[str, torch.Tensor]]
-"""From the tensors of a file and the network to the same tensors by the network's names."""
+"""Maps a file's tensors and the network to the same tensors under the network's names."""
 
 
 def open_timm(
@@ -47,13 +47,13 @@ def open_timm(
     """Open a timm network.
 
     Args:
-        architecture: timm's name, with or without the tag of its weights.
-        weights: a file of tensors (.safetensors, .pth, .pt, .bin), or a folder with exactly one; None: the hub.
-        renamed: gives the tensors of a file of another naming the network's names.
+        architecture: timm's name, with or without the weight tag.
+        weights: a tensor file (.safetensors, .pth, .pt, .bin), or a folder with exactly one; None: the hub.
+        renamed: maps the tensor names of a file that follows another naming scheme to the network's names.
 
     Raises:
-        ConfigError: no such architecture.
-        WeightsUnavailable: the weights are missing, damaged, or those of another network.
+        ConfigError: the architecture is unknown.
+        WeightsUnavailable: the weights are missing, damaged, or belong to another network.
     """
     import timm
 
@@ -73,7 +73,7 @@ def open_timm(
         place = {"device": options.torch_device, "dtype": options.torch_dtype}
         backbone = TimmBackbone(model, architecture=architecture, **place)
     except (ValueError, AttributeError) as error:
-        # Some networks of timm give several maps, or tokens that are no grid.
+        # Some timm networks return several maps, or tokens that are not a grid.
         raise ConfigError(
             f"Features of {architecture} cannot be taken.",
             where="--teacher",
@@ -85,7 +85,7 @@ def open_timm(
 
 
 def _from_hub(architecture: str, options: OpenOptions) -> tuple[Any, str]:
-    """Return the network with its weights, and the commit that they are of."""
+    """Return the network with its weights, and the commit of the weights."""
     import timm
 
     known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
@@ -100,7 +100,7 @@ def _from_hub(architecture: str, options: OpenOptions) -> tuple[Any, str]:
     folder = fetch_teacher(repository, options, weights=_WEIGHTS)
     path = next(path for (name,) in _WEIGHTS for path in folder.glob(name))
     with _named(path, options):
-        # By timm, which brings names of another program's to its own.
+        # Loaded by timm, which converts the parameter names of other programs to its own.
         model = timm.create_model(
             architecture, pretrained=True, pretrained_cfg_overlay={"state_dict": load_tensors(path)}
         )
@@ -123,7 +123,7 @@ def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorN
 
 @contextmanager
 def _named(path: Path, options: OpenOptions) -> Iterator[None]:
-    """Turn what goes wrong with a file of weights into `WeightsUnavailable` about it."""
+    """Turn errors about a weight file into `WeightsUnavailable` naming it."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, UnpicklingError, SafetensorError) as error:
@@ -132,11 +132,11 @@ def _named(path: Path, options: OpenOptions) -> Iterator[None]:
 
 
 class TimmBackbone(VisionBackbone):
-    """Runs a timm model, with its own preprocessing.
+    """A timm model with its own preprocessing.
 
-    The global feature is what its classifier sees (`forward_head(pre_logits=True)`), of DINOv3's transformers the
-    class token, as their training and transformers have it; the grid is its last feature map without class and
-    register tokens; logits come from its classifier where it has one.
+    The global feature is the input of its classifier (`forward_head(pre_logits=True)`). For DINOv3 transformers it
+    is the class token, as in their training and in the transformers library. The grid is the last feature map without
+    class and register tokens. Logits come from the classifier if the model has one.
     """
 
     def __init__(self, model: nn.Module, *, architecture: str, **place: Any) -> None:
@@ -149,7 +149,7 @@ class TimmBackbone(VisionBackbone):
         super().__init__(model, settings=settings, description=description, folds_batch_norms=True, **place)
 
     def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
-        """Run the network on pixels of its dtype."""
+        """Run the network on pixels in its dtype."""
         states = self.network.forward_features(pixels_NCHW)
         return ImageFeatures(
             global_ND=states[:, 0] if self._takes_class_token else self.network.forward_head(states, pre_logits=True),
@@ -161,7 +161,7 @@ class TimmBackbone(VisionBackbone):
         if states.ndim == 3:
             cells_NMD = states[:, getattr(self.network, "num_prefix_tokens", 0) :]
             if cells_NMD.shape[1] < 2:
-                # pit's class token, which it does not call a prefix.
+                # pit's class token, which is not counted as a prefix token.
                 raise ValueError("its last features are of the whole picture only")
             return cells_from_tokens(cells_NMD)
         is_channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
@@ -169,7 +169,7 @@ class TimmBackbone(VisionBackbone):
 
 
 def timm_pixel_settings(model: nn.Module) -> PixelSettings:
-    """Return a timm model's evaluation preprocessing, from its own data configuration."""
+    """Return the evaluation preprocessing of a timm model from its data configuration."""
     from timm.data import resolve_data_config
 
     config = resolve_data_config({}, model=model)

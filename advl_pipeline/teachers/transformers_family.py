@@ -1,12 +1,12 @@
-"""Opening a transformers model as a teacher, by its model type: aligned pairs, vision encoders, text encoders.
+"""transformers models as teachers, by model type: aligned pairs, vision encoders, text encoders.
 
-Both global features of a pair, CLIP or SigLIP, are in the joint space, and so are the text tokens: a word's state
-goes through the same final projection as the text's summary, so that a word and a picture can be compared.
-MetaCLIP 2 is made as CLIP is.
+Both global features of a pair, CLIP or SigLIP, are in the joint space. So are the text tokens: a word's state passes
+through the same final projection as the text's summary, so that a word and a picture can be compared. MetaCLIP 2 is
+handled like CLIP.
 
-Features of a text encoder are its last hidden states, pooled by the mean or the first token. Sentence encoders say
-for themselves (`sentence_encoder.py`); other models follow the tables by model type. A type that is in none is pooled
-by the mean.
+Features of a text encoder are its last hidden states, pooled by the mean or the first token. The files of sentence
+encoders define their pooling (`sentence_encoder.py`); other models follow the tables by model type. A type in no
+table uses mean pooling.
 
 Shapes: N pictures, B windows, L tokens with special ones, C = 3, H x W pixels, M cells, D width.
 """
@@ -44,8 +44,8 @@ from advl_pipeline.teachers.word_pieces import WordPieces
 PAIR_TYPES = frozenset({"clip", "metaclip_2", "siglip"})
 
 VisionKind = Literal["class token", "mean of cells", "pooled map"]
-"""Where the global feature comes from: the class token after the last norm, or the mean that stands in its place; the
-mean of the cells after the last norm; the network's own pooling of its last map."""
+"""Source of the global feature: the class token after the last norm, or the mean that replaces it; the mean of the
+cells after the last norm; the network's own pooling of its last map."""
 
 VISION_TYPES: dict[str, VisionKind] = {
     "dinov2": "class token",
@@ -63,26 +63,26 @@ VISION_TYPES: dict[str, VisionKind] = {
 FIRST_TOKEN_TYPES = frozenset(
     {"bert", "roberta", "xlm-roberta", "camembert", "deberta", "deberta-v2", "electra", "distilbert", "modernbert"}
 )
-"""Model types whose first token is the summary that their tasks of finetuning use."""
+"""Model types whose first token is the text summary in finetuning."""
 
 ENCODER_OF_PAIR_TYPES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
-"""Encoder-decoder types of which the encoder alone is the teacher."""
+"""Encoder-decoder types; only the encoder is the teacher."""
 
 POSITION_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
-"""Types that keep the first positions for padding, so that inputs are that much shorter than the table."""
+"""Types that reserve the first positions for padding, so the maximum input is shorter than the position table."""
 
 
 def open_transformers(repository: str, options: OpenOptions, *, model_type: str = "", prompt: str = "") -> Teacher:
     """Open ORG/MODEL[@REVISION], or the folder of `options.weights`.
 
     Args:
-        repository: its name on the hub, with a revision or without.
-        model_type: the family that a named teacher is of, such as "roberta"; "" takes any.
-        prompt: before each text, where the files name none.
+        repository: its hub name, with or without a revision.
+        model_type: the family of a named teacher, such as "roberta"; "" accepts any.
+        prompt: text prefix, used if the files define none.
 
     Raises:
-        WeightsUnavailable: files are missing or incomplete, or those of another family than the name says.
-        ConfigError: a model, a preprocessing or a pooling that is not supported.
+        WeightsUnavailable: files are missing or incomplete, or belong to another family than the named one.
+        ConfigError: the model, preprocessing or pooling is not supported.
     """
     import transformers
 
@@ -134,7 +134,7 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
 
 
 class PairVisionBackbone(VisionBackbone):
-    """Runs the vision tower of a pair.
+    """The vision tower of a pair.
 
     Global: CLIP's class token or SigLIP's attention pooling, in the joint space. Grid: patch states after the last
     norm, in the tower's own space.
@@ -164,7 +164,7 @@ class PairVisionBackbone(VisionBackbone):
 
 
 class PairTextBackbone(TextBackbone):
-    """Runs the text tower of a pair. SigLIP sees its padding, always up to the full length, as it was trained."""
+    """The text tower of a pair. SigLIP attends to padding up to the full length, as in its training."""
 
     def __init__(self, pair: Any, model_type: str, **place: Any) -> None:
         self._is_clip = model_type != "siglip"
@@ -215,7 +215,7 @@ class TransformersVisionBackbone(VisionBackbone):
 
 
 class TransformersTextBackbone(TextBackbone):
-    """An encoder whose token features are its last hidden states; layers behind the pooling act on the global one."""
+    """A text encoder. Token features are its last hidden states; dense layers apply to the pooled feature only."""
 
     def __init__(self, model: Any, pooling: Pooling, *, dense: nn.Sequential | None, **settings: Any) -> None:
         self._pooling, self._has_dense = pooling, dense is not None
@@ -252,30 +252,30 @@ class TransformersTextBackbone(TextBackbone):
 
 
 def lower_case(tokenizer: Tokenizer) -> None:
-    """Have a tokenizer lower texts, as the training of SigLIP did before it tokenised them.
+    """Make a tokenizer lowercase texts, as SigLIP's training did before tokenisation.
 
-    SigLIP 2 at a fixed resolution is published with Gemma's tokenizer, which keeps the case.
+    SigLIP 2 at a fixed resolution is published with Gemma's tokenizer, which preserves case.
     """
     steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
     tokenizer.normalizer = normalizers.Sequence(steps)
 
 
 def longest_input(config: Any, *, tokenizer_limit: int) -> int:
-    """Return the most tokens, special ones included, that a text encoder reads at once."""
+    """Return the maximum input length of a text encoder in tokens, special ones included."""
     limits = [tokenizer_limit]
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if positions:
         offset = (config.pad_token_id or 0) + 1 if config.model_type in POSITION_OFFSET_TYPES else 0
         limits.append(positions - offset)
-    # Networks with relative positions, such as T5, state no limit but were trained on texts of this length.
+    # Models with relative positions, such as T5, state no limit but were trained on texts of this length.
     return min(min(limits), 8192) if min(limits) < 1_000_000 else 512
 
 
 def _pixel_settings(folder: Path, options: OpenOptions) -> PixelSettings:
-    """Return the preprocessing that a model's image processor does.
+    """Return the preprocessing of a model's image processor.
 
     Raises:
-        ConfigError: a kind of scaling that is not supported, such as a size that varies with the picture.
+        ConfigError: the scaling is not supported, such as a size that varies with the picture.
     """
     import transformers
 
@@ -297,7 +297,7 @@ def _pixel_settings(folder: Path, options: OpenOptions) -> PixelSettings:
     elif edge and "height" in cut:
         height, width, short_edge = cut["height"], cut["width"], edge
     elif edge and crop_pct:
-        # ConvNeXt's rule: large inputs are squashed, smaller ones scaled by the share that is kept, and cut.
+        # ConvNeXt's rule: large inputs are squashed; smaller ones are scaled by the crop fraction and cropped.
         height, width, short_edge = edge, edge, 0 if edge >= 384 else int(edge / crop_pct)
     else:
         raise unsupported(f"size {size} with crop {cut} gives no fixed number of pixels")

@@ -1,7 +1,7 @@
-"""Loads transformers models from a folder or the hub, safely and completely.
+"""Safe and complete loading of transformers models from a folder or the hub.
 
-Code of a repository is never run, files are never unpickled (`weights_only`), and a weight that the files lack is
-an error, never a random number.
+Repository code is never run, files are never unpickled (`weights_only`), and a missing weight is an error, never a
+random number.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _POOLER = "pooler."
 
 
 def transformers_folder(repository: str, options: OpenOptions) -> Path:
-    """Return the folder of a model's files: `--weights` when given, else of one commit of ORG/MODEL[@REVISION].
+    """Return the folder of a model's files: `--weights` if given, else that of one commit of ORG/MODEL[@REVISION].
 
     Raises:
-        WeightsUnavailable: `--weights` names no folder with a config.json, or the repository is not to be had.
+        WeightsUnavailable: `--weights` is not a folder with a config.json, or the repository cannot be fetched.
     """
     if options.weights is None:
         is_random = options.random_seed is not None
@@ -42,7 +42,7 @@ def transformers_folder(repository: str, options: OpenOptions) -> Path:
 
 
 def fetch_teacher(repository: str, options: OpenOptions, *, weights: Sequence[Sequence[str]]) -> Path:
-    """Return the folder of a teacher's repository, at the revision of the options where they name one.
+    """Return the folder of a teacher's repository, at the options' revision if they name one.
 
     Raises:
         WeightsUnavailable: as `fetch`.
@@ -52,11 +52,11 @@ def fetch_teacher(repository: str, options: OpenOptions, *, weights: Sequence[Se
 
 
 def load_part(load: Callable[..., Any], folder: Path, options: OpenOptions, **settings: Any) -> Any:
-    """Call a `from_pretrained` for a config, processor or model, with what a folder holds and nothing else.
+    """Call `from_pretrained` of a config, processor or model on the files of a folder only.
 
     Raises:
         WeightsUnavailable: files are missing, damaged, or need a package that is not installed.
-        ConfigError: the files are of a model that the installed transformers does not know.
+        ConfigError: the installed transformers does not support the model.
     """
     try:
         with _quiet():
@@ -78,13 +78,13 @@ def _needs_package(folder: Path, options: OpenOptions, why: str) -> WeightsUnava
 
 
 def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> Any:
-    """Load a tokenizer from files that hold its vocabulary.
+    """Load a tokenizer from files that contain its vocabulary.
 
     Args:
-        num_states: pieces that the network has an embedding for; a tokenizer has as many, or fewer.
+        num_states: rows of the network's word embeddings; a tokenizer has at most as many pieces.
 
     Raises:
-        WeightsUnavailable: as `load_part`, or the vocabulary is missing or that of another network.
+        WeightsUnavailable: as `load_part`, or the vocabulary is missing or belongs to another network.
     """
     from transformers import AutoTokenizer
 
@@ -103,12 +103,12 @@ def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> An
 def load_model(
     model_class: Any, config: Any, folder: Path, options: OpenOptions, *, keep_pooler: bool = False
 ) -> Any:
-    """Load a model in fp32, or build it with random weights where the options say so.
+    """Load a model in fp32, or build it with random weights if the options ask for them.
 
-    A top-level `pooler` is dropped unless it is kept: no teacher runs it, and files may lack it.
+    A top-level `pooler` is dropped unless it is kept: no teacher uses it, and files may lack it.
 
     Raises:
-        WeightsUnavailable: as `load_part`, or the files lack weights that the network runs.
+        WeightsUnavailable: as `load_part`, or the files lack weights that the network uses.
     """
     if options.random_seed is not None:
         with drawing(options.random_seed):
@@ -135,7 +135,7 @@ def load_model(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from printing reports about weights: what matters is checked and raised here."""
+    """Suppress the weight reports of transformers: relevant problems are checked and raised here."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""What every frozen vision network shares: device, dtype, preprocessing, and widths read off one forward pass.
+"""Base of every frozen vision network: device, dtype, preprocessing, and widths measured in one forward pass.
 
 Batch norms are folded into the convolutions before them (`batch_norms.py`).
 
@@ -26,7 +26,7 @@ from advl_pipeline.datasets.pictures import read_rgb
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFeatures:
-    """What one forward pass gives: global (N, D), grid (N, h, w, D'), logits (N, K) or None."""
+    """Output of one forward pass: global (N, D), grid (N, h, w, D'), logits (N, K) or None."""
 
     global_ND: torch.Tensor
     grid_NhwD: torch.Tensor
@@ -34,7 +34,7 @@ class ImageFeatures:
 
 
 class VisionBackbone(ABC):
-    """A frozen vision network on its device, behind normalised pixels."""
+    """A frozen vision network on its device; its input is normalised pixels."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class VisionBackbone(ABC):
         dtype: torch.dtype,
         folds_batch_norms: bool = False,
     ) -> None:
-        """Freeze and move a network.
+        """Freeze a network and move it to its device.
 
         Args:
-            network: in float32 as loaded; its parameters and buffers are what the digest covers.
-            description: library, architecture, which features are taken.
-            device, dtype: where and in what it computes.
-            folds_batch_norms: fold batch norms into convolutions for speed; the network maps pixels to one tensor.
+            network: in float32 as loaded; the digest covers its parameters and buffers.
+            description: library, architecture and selected features.
+            device, dtype: of the computation.
+            folds_batch_norms: fold batch norms into convolutions for speed; the network must return one tensor.
         """
         self.settings = settings
         self.device = device
@@ -65,7 +65,7 @@ class VisionBackbone(ABC):
         generator = torch.Generator().manual_seed(0)
         noise_1CHW = torch.rand(1, 3, settings.height, settings.width, generator=generator)
         folded = fold_batch_norms(network.eval(), noise_1CHW) if folds_batch_norms else network.eval()
-        # Channels last is the layout that convolutions on CPUs and tensor cores are fastest in.
+        # Channels last is the fastest layout for convolutions on CPUs and tensor cores.
         frozen: Any = folded.requires_grad_(False)
         self.network: Any = frozen.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         probe = self(torch.zeros(1, 3, settings.height, settings.width, device=device))
@@ -74,7 +74,7 @@ class VisionBackbone(ABC):
         self.grid_shape: tuple[int, int] = (rows, columns)
 
     def describe(self) -> dict[str, Any]:
-        """Digest of the parameters, architecture, which features are taken, compute dtype."""
+        """Return the digest of the parameters, architecture, selected features and compute dtype."""
         return dict(self._description)
 
     @torch.inference_mode()
@@ -84,14 +84,14 @@ class VisionBackbone(ABC):
 
     @abstractmethod
     def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
-        """Run the network on pixels of its dtype."""
+        """Run the network on pixels in its dtype."""
 
 
 def cells_from_tokens(tokens_NMD: torch.Tensor) -> torch.Tensor:
-    """Lay the patch tokens of a square picture out as (N, h, w, D).
+    """Reshape the patch tokens of a square picture to (N, h, w, D).
 
     Raises:
-        ValueError: their number is no square.
+        ValueError: the number of tokens is not a square.
     """
     edge = round(tokens_NMD.shape[1] ** 0.5)
     if edge * edge != tokens_NMD.shape[1]:
@@ -104,9 +104,9 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelSettings(Framing):
-    """How a network wants its pictures: which part of them is scaled to how many pixels, and how.
+    """The preprocessing of a network: framing, size in pixels, interpolation and normalisation.
 
-    timm rounds an odd margin half to even, transformers rounds it down. `mean` and `std` are per channel for
+    For odd margins timm rounds half to even and transformers rounds down. `mean` and `std` are per channel for
     intensities in [0, 1].
     """
 
@@ -116,7 +116,7 @@ class PixelSettings(Framing):
 
     @property
     def resample(self) -> Image.Resampling:
-        """Pillow's filter of that name."""
+        """The Pillow filter for `interpolation`."""
         return Image.Resampling[self.interpolation.upper()]
 
     def describe(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class PixelSettings(Framing):
 
     @property
     def mean_colour(self) -> tuple[int, int, int]:
-        """The network's mean as 8-bit RGB: what padding is filled with, zero after normalisation."""
+        """The network's mean as 8-bit RGB: the padding colour, zero after normalisation."""
         red, green, blue = (round(255 * value) for value in self.mean)
         return red, green, blue
 
@@ -143,10 +143,10 @@ def read_checked(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
     """Decode a picture as `read_rgb` does, and check its size.
 
     Args:
-        width, height: the size that the dataset states in pixels, checked when given.
+        width, height: the size stated by the dataset in pixels, checked if given.
 
     Raises:
-        DatasetError: the file is missing, is no picture, is cut short, or has another size than stated.
+        DatasetError: the file is missing, not a picture or truncated, or its size differs from the stated one.
     """
     picture = read_rgb(path)
     if width and height and picture.size != (width, height):
@@ -159,7 +159,7 @@ def read_checked(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
 
 
 def fit_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
-    """Scale a whole RGB picture as the network's own preprocessing does; uint8 (3, H, W)."""
+    """Scale an RGB picture as the network's own preprocessing does; returns uint8 (3, H, W)."""
     size = settings.scaled_size(*picture.size)
     scaled = picture if picture.size == size else picture.resize(size, settings.resample)
     left, top = settings.corner(size)
@@ -167,7 +167,7 @@ def fit_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
 
 
 def crop_picture(picture: Image.Image, rectangle: tuple[int, int, int, int], settings: PixelSettings) -> torch.Tensor:
-    """Cut (x1, y1, x2, y2) in pixels, centre it on a square of the mean colour, scale; uint8 (3, H, W)."""
+    """Crop (x1, y1, x2, y2) in pixels, centre it on a square of the mean colour, scale; returns uint8 (3, H, W)."""
     cut = picture.crop(rectangle)
     side = max(cut.size)
     if cut.size != (side, side):

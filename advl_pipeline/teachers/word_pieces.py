@@ -1,6 +1,6 @@
-"""A tokenizer as a teacher uses it: ids and character spans of the content, special tokens kept apart.
+"""A teacher's tokenizer: ids and character spans of the content, with special tokens separate.
 
-Which characters a piece covers comes from the tokenizer's offsets, or is found by alignment.
+Character spans come from the tokenizer's offsets, or from alignment.
 
 Shapes: M content tokens of one text, 2 = (start, end), end exclusive.
 """
@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 _WORD_MARKS = ("##", "▁", "Ġ", "</w>", "@@")
-"""How WordPiece, SentencePiece, byte-level BPE, CLIP's and fairseq's BPE mark where words begin or end."""
+"""Word-boundary marks of WordPiece, SentencePiece, byte-level BPE, CLIP's BPE and fairseq's BPE."""
 
 
 def trim_spans(text: str, spans_M2: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Leave white space at the ends out of every span; some tokenizers count the space before a word to it."""
+    """Strip white space from the ends of every span; some tokenizers include the space before a word."""
     trimmed_M2 = spans_M2.copy()
     for row, (first, after) in enumerate(spans_M2.tolist()):
         start, end = first, after
@@ -29,22 +29,22 @@ def trim_spans(text: str, spans_M2: npt.NDArray[np.int32]) -> npt.NDArray[np.int
             start += 1
         while end > start and text[end - 1].isspace():
             end -= 1
-        # Setting an item of an array costs more than all else here, and hardly any span has space at an end.
+        # Setting an array item costs more than everything else here, and few spans have space at an end.
         if (start, end) != (first, after):
             trimmed_M2[row] = start, end
     return trimmed_M2
 
 
 def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
-    """Find the characters of each piece when the tokenizer does not say; (M, 2) int32.
+    """Return the character span of each piece, (M, 2) int32, for a tokenizer without offsets.
 
-    Pieces are read from left to right over the text, both without case, accents, compatibility forms, white space
-    and word marks. A piece that is not found next within a short distance (an unknown token, a special token) is
-    given what is between its found neighbours; pieces sharing such a gap share its span. A piece of white space or
-    of a word mark alone covers nothing. The bytes of the text, one a piece (ByT5), are followed exactly.
+    Pieces are matched to the text from left to right, both without case, accents, compatibility forms, white space
+    and word marks. A piece not found within a short distance (an unknown token, a special token) gets the gap between
+    its matched neighbours; pieces in the same gap share its span. A piece of only white space or a word mark has an
+    empty span. Byte pieces (ByT5, one byte each) are matched exactly.
 
     Args:
-        pieces: the tokens of it, in order, as `convert_ids_to_tokens` gives them.
+        pieces: the tokens of the text, in order, from `convert_ids_to_tokens`.
     """
     is_bytes = bool(pieces) and all(len(piece) == 1 and ord(piece) <= 255 for piece in pieces)
     if is_bytes and bytes(map(ord, pieces)) == text.encode("utf-8"):
@@ -60,7 +60,7 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
     pending = 0
     for row, piece in enumerate(pieces):
         wanted = _fold(_strip_marks(piece))
-        # An unknown piece may stand for a whole word, so the next one may be further on by that much.
+        # An unknown piece may replace an entire word, so the next one may be that much further on.
         reach = position + len(wanted) + (64 * pending if pending else 0)
         match = folded.find(wanted, position, reach) if wanted else -1
         if match < 0:
@@ -70,7 +70,7 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
         ends_M[row] = origin[match + len(wanted) - 1] + 1
         position = match + len(wanted)
         pending = 0
-    # Both rise from piece to piece, so the found neighbours are those of the largest end and of the smallest start.
+    # Both increase from piece to piece, so the matched neighbours have the largest end and the smallest start.
     is_found_M = starts_M >= 0
     before_M = np.maximum.accumulate(np.where(is_found_M, ends_M, 0))
     after_M = np.minimum.accumulate(np.where(is_found_M, starts_M, len(text))[::-1])[::-1]
@@ -100,27 +100,27 @@ PROBE_TEXTS = (
     "Why is person_1 pointing at the WINE glass [SEP] because it's half-empty?",
     "  ünïcode  \u4f60\u597d \U0001f600 tab\tand trailing space ",
 )
-"""Texts whose tokens are part of a tokenizer's digest: what it does, whichever library version does it."""
+"""Texts whose tokens are part of a tokenizer's digest: they capture its behaviour in any library version."""
 
 
 Pieces = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]
-"""Content tokens of one text: ids (M,) and spans (M, 2) of its characters; and ids of a prompt before it (P,).
+"""Content tokens of one text: ids (M,) and character spans (M, 2); and the ids of the prompt before it (P,).
 
-A token over the end of the prompt and the beginning of the text is one of the text.
+A token that spans the end of the prompt and the beginning of the text belongs to the text.
 """
 
 
 class WordPieces:
-    """A transformers tokenizer, fast or not; without offsets its pieces are aligned to the text.
+    """A transformers tokenizer, fast or slow; without offsets, its pieces are aligned to the text.
 
-    Every text is read behind the prompt, together with it. `prompt_length` is the most tokens that takes.
+    Every text is tokenised together with the prompt before it. `prompt_length` is the prompt's maximum in tokens.
     """
 
     def __init__(self, tokenizer: Any, *, prompt: str = "") -> None:
         self._tokenizer, self._prompt = tokenizer, prompt
         self._has_offsets = bool(getattr(tokenizer, "is_fast", False))
         if self._has_offsets:
-            # A stored tokenizer may carry a truncation length and padding of its own; both would lose or add tokens.
+            # A saved tokenizer may have truncation and padding settings, which would drop or add tokens.
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
         self.prefix, self.suffix = self._special_tokens()
@@ -130,7 +130,7 @@ class WordPieces:
         self.prompt_length = len(self([""])[0][2]) + 1 if prompt else 0
 
     def __call__(self, texts: Sequence[str]) -> list[Pieces]:
-        """Tokenise texts whole, without special tokens."""
+        """Tokenise complete texts, without special tokens."""
         if not texts:
             return []
         if not self._has_offsets:
@@ -150,7 +150,7 @@ class WordPieces:
         ]
 
     def describe(self) -> dict[str, Any]:
-        """Digest of vocabulary and behaviour, special tokens around a text, and where spans come from."""
+        """Return the digest of vocabulary and behaviour, the special tokens around a text, and the span source."""
         vocabulary = sorted(self._tokenizer.get_vocab().items())
         behaviour = [[ids_M.tolist(), spans_M2.tolist()] for ids_M, spans_M2, _ in self(PROBE_TEXTS)]
         return {
@@ -168,7 +168,7 @@ class WordPieces:
         return self._behind_prompt(text, ids, align_pieces(whole, self._tokenizer.convert_ids_to_tokens(ids)))
 
     def _behind_prompt(self, text: str, ids: Sequence[int], spans_M2: npt.NDArray[np.int32]) -> Pieces:
-        """Divide the tokens of prompt and text; spans count characters of the text."""
+        """Split the tokens into prompt and text; spans count characters of the text."""
         end, first = len(self._prompt), 0
         while self._prompt and first < len(ids) and spans_M2[first, 1] <= end:
             first += 1
@@ -177,7 +177,7 @@ class WordPieces:
         return ids_M[first:], trim_spans(text, of_text_M2), ids_M[:first]
 
     def _special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the ids that the tokenizer puts before and after a text, read off a text of one letter."""
+        """Return the ids that the tokenizer adds before and after a text, determined on a one-letter text."""
         bare = self._tokenizer("a", add_special_tokens=False)["input_ids"]
         full = self._tokenizer("a")["input_ids"]
         for start in range(len(full) - len(bare) + 1):
