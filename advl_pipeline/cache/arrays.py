@@ -1,8 +1,8 @@
-"""Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views.
+"""Memory-mapped arrays of a cache: shard files are mapped on first use, rows are returned as views.
 
-Units are looked up by id: sorted 64-bit prefixes are next to unit positions, and are searched in place.
+Units are looked up by id in an index of sorted 64-bit prefixes and unit positions, which is searched in place.
 
-Shapes: N units, U of them readable, Q units or ids asked for, M token rows.
+Shapes: N units, U of them readable, Q requested units or ids, M token rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from advl_pipeline.cache.layout import DTYPES, ID_BYTES, ArraySpec
 from advl_pipeline.cache.store import Readable
 
 BLOCK_BYTES = 1 << 20
-"""What is read ahead at once where a whole epoch fits into memory: large enough for disks to run at full speed."""
+"""Read-ahead block if an entire epoch fits into memory: large enough for a disk's full speed."""
 
 Rows = npt.NDArray[Any]
 
@@ -30,9 +30,8 @@ Positions = npt.NDArray[np.int64]
 class MappedArray:
     """One array of a cache, read-only: a shard's payload is one block of rows, and rows are views of it.
 
-    Nothing is opened before it is asked for. Mapping a shard checks its length and its index first, so a file that
-    was cut short is an error and never a bus error or rows of zeros. Whether it is the file that was written,
-    `verify` says.
+    Shards are opened on demand. Mapping a shard first checks its length and its index, so a truncated file raises an
+    error and never gives a bus error or rows of zeros. `verify` checks that it is the file that was written.
     """
 
     def __init__(self, store: Readable, spec: ArraySpec) -> None:
@@ -42,20 +41,20 @@ class MappedArray:
         self._store = store
         self._shards: dict[int, tuple[mmap.mmap, Rows]] = {}
         self.announced: set[tuple[int, int]] = set()
-        """Blocks, by shard and number, that the kernel was told of; cleared once they may have left memory."""
+        """Blocks, by shard and number, that were announced to the kernel; cleared when they may have left memory."""
         self.was_read = False
-        """Whether rows were asked for."""
+        """Whether rows were requested."""
 
     def __len__(self) -> int:
         return self.spec.shape[0]
 
     def shard(self, shard: int) -> Rows:
-        """Return the rows that a shard file holds, as a view."""
+        """Return the rows of a shard file, as a view."""
         self.was_read = True
         return self._open(shard)[1]
 
     def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        """Return rows [first, first + length) for each pair, each within a shard: views, of a disk cache copies."""
+        """Return rows [first, first + length) per pair, each within a shard: views, or copies from a disk cache."""
         shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
         shards, firsts, afters = shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist()
         stretches: dict[int, Rows] = {}
@@ -80,7 +79,7 @@ class MappedArray:
         return gathered
 
     def whole(self) -> Rows:
-        """Return all rows: a view when the array is in one shard and no disk cache holds it, else a copy."""
+        """Return all rows: a view if the array has one shard and is not in a disk cache, else a copy."""
         if self.spec.num_shards == 1 and not self._store.is_disk_cache:
             return self.shard(0)[: len(self)]
         return np.concatenate(
@@ -88,7 +87,7 @@ class MappedArray:
         )
 
     def announce(self, first_Q: Positions, length_Q: Positions, *, in_blocks: bool) -> None:
-        """Announce stretches of rows to the kernel: exactly these, or whole blocks, each once."""
+        """Announce ranges of rows to the kernel: exactly these, or entire blocks, each once."""
         shard_Q = first_Q // self.spec.shard_rows
         for shard in np.unique(shard_Q).tolist():
             here = shard_Q == shard
@@ -102,9 +101,9 @@ class MappedArray:
                         self._advise(shard, number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
 
     def is_resident(self, row: int) -> bool:
-        """Whether the kernel holds the page that a row begins on; False where it cannot be asked."""
+        """Return whether the page on which a row begins is in memory; False if this is unknown."""
         if self._store.is_disk_cache:
-            return True  # Looking would fetch it.
+            return True  # A check would fetch the file.
         shard = row // self.spec.shard_rows
         begin_Q, _ = self._stretch_bytes(shard, np.array([row]), np.array([1]))
         with self._store.opened(self.spec.shard_path(shard)) as descriptor:
@@ -128,13 +127,13 @@ class MappedArray:
         if (opened := self._shards.get(shard)) is None:
             with self._store.opened(self.spec.shard_path(shard)) as descriptor:
                 opened = self.mapped(shard, descriptor)
-            # A map would keep the room that a disk cache gives to other files.
+            # An open map would keep disk space after the disk cache evicts the file.
             if not self._store.is_disk_cache:
                 self._shards[shard] = opened
         return opened
 
     def mapped(self, shard: int, descriptor: int) -> tuple[mmap.mmap, Rows]:
-        """Return the map of a shard file that is open, and its rows; raises `CorruptCache`."""
+        """Map an open shard file; return the map and its rows. Raises `CorruptCache`."""
         spec, size = self.spec, os.fstat(descriptor).st_size
         if size != spec.file_bytes(shard):
             why = f"{size} bytes instead of {spec.file_bytes(shard)}"
@@ -148,7 +147,7 @@ class MappedArray:
 
 
 def are_spans(rows_M2: Rows) -> bool:
-    """Whether all rows are [start, end) with 0 <= start <= end."""
+    """Return whether all rows are [start, end) with 0 <= start <= end."""
     return bool((rows_M2[:, 0] >= 0).all() and (np.diff(rows_M2, axis=1) >= 0).all())
 
 
@@ -175,7 +174,7 @@ def look_up(
     prefix_U: npt.NDArray[np.uint64],
     unit_U: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """Return the position of each wanted id among the units, -1 where it is not there."""
+    """Return the position of each wanted id among the units, -1 if it is missing."""
     prefix_Q = _prefixes(wanted_Q16)
     slot_Q = np.searchsorted(prefix_U, prefix_Q)
     slot_Q[slot_Q == len(prefix_U)] = len(prefix_U) - 1
@@ -195,7 +194,7 @@ def look_up(
 
 
 class UnitIds(Sequence[str]):
-    """The readable units' ids in the order of the store, decoded one by one when asked for."""
+    """The ids of the readable units in the order of the store, each decoded on access."""
 
     def __init__(self, unit_ids_N16: npt.NDArray[np.uint8], position_U: npt.NDArray[np.int64] | None) -> None:
         self._unit_ids_N16 = unit_ids_N16

@@ -1,4 +1,4 @@
-"""The commands that need a cache alone: what it holds at a glance, its export, removing what is no longer wanted.
+"""The commands that need only a cache: a summary, the export, and the removal of a cache or parts of it.
 
 An export is HDF5 or safetensors, written a few thousand units at a time.
 
@@ -45,13 +45,15 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def run_cache_export(config: ExportConfig) -> dict[str, Any]:
-    """Write a cache's features in another format, and say what was written.
+    """Export a cache's features to another format, and return a summary.
 
-    Every unit's id, global feature, token rows, lengths and character spans are written, quarantined units left out.
+    The export has the id, global feature, token rows, lengths and character spans of every unit that is not
+    quarantined.
 
     Raises:
         ConfigError: the output exists.
-        CorruptCache: the cache cannot be read. StorageError: the disk is full or failed; no output is left.
+        CorruptCache: the cache cannot be read.
+        StorageError: the disk is full or failed; no output is left.
     """
     require_outputs(config)
     cache = open_cache(config.cache)
@@ -82,9 +84,9 @@ def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
 
 
 class _HeldFile(io.FileIO):
-    """A file for HDF5, which crashes when it must close a file after a failed write: failures are held back.
+    """A file for HDF5 that defers write errors, since HDF5 crashes when it closes a file after a failed write.
 
-    From the first failure on, writes seem to succeed; `raise_failure` tells of it.
+    After the first error, writes seem to succeed; `raise_failure` raises it.
     """
 
     _failure: OSError | None = None
@@ -152,7 +154,7 @@ def _to_safetensors(cache: TeacherCache, output: Path) -> None:
 
 
 def run_info(config: InfoConfig) -> dict[str, Any]:
-    """Summarise a cache; `num_bytes` counts what is on disk or in the store.
+    """Summarise a cache; `num_bytes` is its size on disk or in the store.
 
     Raises:
         ConfigError: there is no cache.
@@ -193,22 +195,22 @@ def run_info(config: InfoConfig) -> dict[str, Any]:
 def run_prune(config: PruneConfig) -> dict[str, Any]:
     """Remove sets of confidences, leftovers of stopped runs in a complete cache, or the cache itself.
 
-    It says what was removed, or would be.
+    Return what was removed or, in a dry run, would be removed.
 
     Raises:
         ConfigError: there is no cache.
-        InUse: an extraction writes the cache at this moment.
+        InUse: an extraction is writing the cache.
     """
     store = open_store(config.cache)
     sizes = require_cache(store)
     if config.all:
-        # A folder with some records/ is not ours to remove.
+        # Never remove a folder that merely contains records/.
         store.require_place()
         if not config.dry_run:
-            # What an extraction that runs would go on to write could be resumed by nothing.
+            # A running extraction would go on writing files that nothing could resume.
             with holding(store):
-                # First what makes it a complete cache, so that a removal cut short leaves none that looks whole; last
-                # what makes it a cache at all, so that the removal can be given again.
+                # The complete record goes first, so an interrupted removal never leaves a cache that looks complete.
+                # The identity and the records go last, so the command can be repeated.
                 store.delete(COMPLETE_RECORD)
                 store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
                 store.delete_under()

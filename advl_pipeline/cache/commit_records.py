@@ -1,8 +1,8 @@
 """Commit records: the size and digest of each file of a cache. A record is written after the files that it lists.
 
-`records/plan.json` vouches for what is known before encoding, `records/<modality>-<shard>.json` for one shard,
-`records/<modality>-tables.json` for the arrays with a row per unit, and `records/complete.json`, written last of all,
-for every file of the cache, the other records included: it follows from them, and each of them from it.
+`records/plan.json` covers the files known before encoding, `records/<modality>-<shard>.json` one shard,
+`records/<modality>-tables.json` the arrays with one row per unit. `records/complete.json` is written last and covers
+every file of the cache, including the other records. It follows from them, and each of them follows from it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _MAX_WIDTH = 2**20
 class ModalityRecord:
     """Shape of one modality: units, feature widths (token_dim None: no token features), whether tokens have spans.
 
-    `kept`: only some of the teacher's token rows were stored, and which is recorded. `regions`: the rows are regions
-    of a picture, each with its box (`layout.REGION_COLUMNS`).
+    `kept`: only some of the teacher's token rows were stored, and their positions are recorded. `regions`: the rows
+    are regions of a picture, each with its box (`layout.REGION_COLUMNS`).
     """
 
     num_units: int
@@ -44,7 +44,7 @@ class ModalityRecord:
     regions: bool = False
 
     def is_plausible(self) -> bool:
-        """Whether a cache could have such a modality; asked before anything is sized by it."""
+        """Return whether a cache could have such a modality. Check this before allocating by its sizes."""
         widths = [self.global_dim] if self.token_dim is None else [self.global_dim, self.token_dim]
         sizes_are_sane = all(type(width) is int and 0 < width <= _MAX_WIDTH for width in widths)
         flags_are_sane = all(type(flag) is bool for flag in (self.spans, self.kept, self.regions))
@@ -53,9 +53,9 @@ class ModalityRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRecord:
-    """What is settled before encoding: modalities, stored dtype, rows per shard, digest of the identity.
+    """The plan made before encoding: modalities, stored dtype, rows per shard, digest of the identity.
 
-    `provenance` repeats the provenance file, so that any two files may be lost; None in caches of before it did.
+    `provenance` repeats the provenance file, so that any two files may be lost; None in caches of older versions.
     """
 
     identity_sha256: str
@@ -66,7 +66,7 @@ class PlanRecord:
     provenance: Mapping[str, Any] | None = None
 
     def is_plausible(self) -> bool:
-        """Whether a cache could have such a plan; asked before anything is sized by it."""
+        """Return whether a cache could have such a plan. Check this before allocating by its sizes."""
         return (
             all(name in MODALITIES and shape.is_plausible() for name, shape in self.modalities.items())
             and self.stored_dtype in get_args(StoredDtype)
@@ -77,7 +77,7 @@ class PlanRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRecord:
-    """One committed shard; `quarantined` lists positions of units that could not be read, with the reasons."""
+    """One committed shard; `quarantined` maps the positions of units that could not be read to the reasons."""
 
     modality: str
     shard: int
@@ -91,10 +91,10 @@ class ShardRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompleteRecord:
-    """Every file of a complete cache but this record itself and the confidence groups, which have their own.
+    """All files of a complete cache, except this record and the confidence groups, which have their own records.
 
-    `quarantined` gives, per modality, the ids of units that could not be read, with the reasons; `clipped` how many
-    stored values was beyond the range of the stored dtype.
+    Per modality, `quarantined` maps the ids of units that could not be read to the reasons, and `clipped` counts the
+    stored values beyond the range of the stored dtype.
     """
 
     files: Files
@@ -103,7 +103,7 @@ class CompleteRecord:
 
 
 def shard_name(modality: str, shard: int) -> str:
-    """Return what a shard's record and its work in progress are called."""
+    """Return the name of a shard's record and of its work in progress."""
     return f"{modality}-{shard:05d}"
 
 
@@ -112,7 +112,7 @@ def shard_record_path(modality: str, shard: int) -> str:
 
 
 def committed_shards(names: Iterable[str]) -> set[tuple[str, int]]:
-    """Return the shards that have a record among these files, sound or not."""
+    """Return the shards with a record among these files, sound or not."""
     records = (name.removeprefix("records/") for name in names if name.startswith("records/"))
     parts = [name.removesuffix(".json").rpartition("-") for name in records]
     return {(modality, int(number)) for modality, _, number in parts if modality in MODALITIES and number.isdigit()}
@@ -131,7 +131,7 @@ def unseal(store: Readable, name: str) -> dict[str, Any]:
     """Read a record.
 
     Raises:
-        CorruptCache: it is missing, does not parse, or is not what it was when it was sealed.
+        CorruptCache: it is missing, does not parse, or changed after it was sealed.
     """
     raw = store.get(name)
     try:
@@ -152,7 +152,7 @@ def render_record(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
     if not isinstance(record, ShardRecord):
         content["schema_version"] = SCHEMA_VERSION
     if isinstance(record, PlanRecord):
-        # What was added to the format later is left out where it says nothing.
+        # Fields that were added to the format later are omitted if they are empty.
         content = {key: value for key, value in content.items() if value is not None}
         content["modalities"] = {
             name: {key: value for key, value in asdict(shape).items() if key not in ("kept", "regions") or value}
@@ -203,7 +203,7 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
 
 
 def load_tables(store: Readable, modality: str) -> dict[str, FileEntry]:
-    """Read the files that a modality's tables consist of; raises `CorruptCache`."""
+    """Read the entries of the files of a modality's tables; raises `CorruptCache`."""
     content = unseal(store, tables_record_path(modality))
     with _reading(store, tables_record_path(modality)):
         return files_from_json(content["files"])
@@ -226,7 +226,7 @@ def files_from_json(content: Mapping[str, Any]) -> dict[str, FileEntry]:
 
 @contextmanager
 def _reading(store: Readable, name: str) -> Iterator[None]:
-    # A sealed record of the wrong shape: forged, or another version's.
+    # A sealed record with the wrong fields is forged, or from another version.
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,10 +1,10 @@
-"""Confidence statistics of a cache: per example and estimator, the probability given to the ground truth, and the
-share of what is wrong that it outranks.
+"""Confidence statistics of a cache: per example and estimator, the probability of the ground truth, and the fraction
+of the wrong answers that it outranks.
 
-Each set has an identity of its own (estimator, task, split, folds, seed, examples) and is in `confidence/<key>/`,
-where the key is the beginning of the identity's digest. Sets are added at any time. A sound set is never rewritten,
-whoever estimates it again; a damaged one loses its record before anything else. So when files do not match the record
-that a reader has read, the record was replaced or removed meanwhile, or the files are damaged.
+Each set has its own identity (estimator, task, split, folds, seed, examples) and is in `confidence/<key>/`. The key
+is the beginning of the identity's digest. Sets can be added at any time. A sound set is never rewritten, even if it
+is estimated again; a damaged one loses its record first. So if files do not match the record that a reader has read,
+either the record was replaced or removed in the meantime, or the files are damaged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OF_A_SET = re.compile(rf"(?:confidence/|records/confidence-)([0-9a-f]{{{KEY_DIG
 
 
 class ConfidenceSet(NamedTuple):
-    """n example ids; `probability_N` (n,) float32 in [0, 1]; `outranked_N` likewise, NaN where nothing is wrong."""
+    """n example ids; `probability_N` (n,) float32 in [0, 1]; `outranked_N` likewise, NaN without wrong answers."""
 
     example_ids: list[str]
     probability_N: npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ class ConfidenceSet(NamedTuple):
 
 
 def confidence_key(identity: Mapping[str, Any]) -> str:
-    """Return the name of the group that holds a set of confidences."""
+    """Return the name of the group of a set of confidences."""
     return digest(identity)[:KEY_DIGITS]
 
 
@@ -51,14 +51,14 @@ def confidence_record_path(key: str) -> str:
 
 
 def write_confidence(location: Location, identity: Mapping[str, Any], confidences: ConfidenceSet) -> None:
-    """Add a set of confidences; a sound one that exists stays as it is, whoever wrote it.
+    """Add a set of confidences; an existing sound set is kept, no matter which process wrote it.
 
-    Runs that begin together estimate the same set; on other processors its last bits may differ, so that their files
-    must not mix.
+    Runs that begin together estimate the same set. Its last bits may differ between processors, so the files of two
+    runs must not mix.
 
     Args:
-        identity: what the numbers depend on, as plain JSON types.
-        confidences: of distinct examples.
+        identity: everything that the numbers depend on, as plain JSON types.
+        confidences: statistics of distinct examples.
 
     Raises:
         StorageError: the store failed.
@@ -93,7 +93,7 @@ def _write(store: Store, identity: Mapping[str, Any], confidences: ConfidenceSet
     for name, values in content.items():
         spec = single_shard(f"{_FOLDER}/{key}/{name}", values.shape, values.dtype.name)
         files[spec.metadata_path] = store.put(spec.metadata_path, [spec.metadata()])
-        # The numbers of whoever wrote them first stand: those of another processor may differ in their last bits.
+        # The first process to write wins: the last bits may differ on another processor.
         files[spec.shard_path(0)] = store.put_if_absent(spec.shard_path(0), spec.content(0, values))
     files[_GROUP] = store.put(_GROUP, [group_metadata()])
     own_group = f"{_FOLDER}/{key}/zarr.json"
@@ -109,10 +109,10 @@ def _write(store: Store, identity: Mapping[str, Any], confidences: ConfidenceSet
 
 
 def read_confidence(location: Location, identity: Mapping[str, Any]) -> ConfidenceSet | None:
-    """Return the set with this identity, or None when there is none.
+    """Return the set with this identity, or None if it does not exist.
 
     Raises:
-        CorruptCache: the set is there but damaged.
+        CorruptCache: the set exists but is damaged.
     """
     return _read(open_store(location), identity)
 
@@ -127,8 +127,8 @@ def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
         try:
             return _read_under(store, record, identity)
         except CorruptCache:
-            # Another process may have replaced or removed the set meanwhile: damage is what stands under one record
-            # twice.
+            # Another process may have replaced or removed the set in the meantime. It is damaged only if a second
+            # read fails with the same record.
             if record == seen:
                 raise
             seen = record
@@ -168,21 +168,21 @@ def committed_keys(names: Iterable[str]) -> list[str]:
 
 
 def unfinished_keys(names: Iterable[str]) -> list[str]:
-    """Return the keys of sets that have files among these, and no record: they were begun and never committed."""
+    """Return the keys of sets with files among these but no record: they were begun and never committed."""
     names = list(names)
     begun = {name.split("/")[1] for name in names if name.startswith(f"{_FOLDER}/") and name.count("/") > 1}
     return sorted(begun.difference(committed_keys(names)))
 
 
 def remove_confidence(store: Store, key: str) -> None:
-    """Remove a set: its record first, so that it is never half there."""
+    """Remove a set: its record first, so that no partial set looks complete."""
     store.delete(confidence_record_path(key))
     is_last = not committed_keys(store.list("records"))
     store.delete_under(_FOLDER if is_last else f"{_FOLDER}/{key}")
 
 
 def clear_away(store: Store, bad_names: Iterable[str], recorded: Files) -> None:
-    """Remove every set with a bad file, and restore the group that they are in if it is bad."""
+    """Remove every set with a bad file, and restore the parent group if it is bad."""
     bad = set(bad_names)
     for key in sorted({match[1] for name in bad if (match := _OF_A_SET.fullmatch(name))}):
         remove_confidence(store, key)

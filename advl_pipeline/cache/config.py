@@ -1,4 +1,4 @@
-"""Configurations of the commands that work on a cache alone, and of where files of remote caches are kept."""
+"""Configurations of the commands that need only a cache, and of the disk cache for remote caches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advl_pipeline.base.locations import Location, user_cache
 ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
 
 DEFAULT_GB = 50.0
-"""How much the disk cache may hold by default."""
+"""Default size limit of the disk cache."""
 
 
 def disk_cache_folder() -> Path:
@@ -24,7 +24,7 @@ def disk_cache_folder() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class DiskCacheOptions(Configuration):
-    """Where files of remote caches are kept."""
+    """Location and size of the disk cache for remote caches."""
 
     title: ClassVar[str] = "Remote caches"
 

@@ -1,10 +1,10 @@
-"""A bounded folder of this machine that holds files of remote caches: what finetuning reads them through.
+"""A local folder of bounded size for files of remote caches; finetuning reads remote caches through it.
 
-Several processes may share one folder. One of them fetches a file under a lock and checks it against the digest in
-the cache's commit record as it arrives; every other process checks it when it first opens it. The least recently
-opened files are evicted first; a process that has one open reads on. The bound covers everything in the folder,
-downloads in progress included. Files needed soon are prefetched, a few at once, in the order of need, into free room
-only.
+Several processes may share one folder. One of them fetches a file under a lock and checks it during the download
+against the digest in the cache's commit record. Every other process checks it when it first opens it. The least
+recently opened files are evicted first; a process with an evicted file open can still read it. The size limit covers
+everything in the folder, including downloads in progress. Files needed soon are prefetched, a few at a time, in the
+order of need, and only into free space.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LOCK = ".lock"
 _SECONDS_TO_WAIT_FOR_ROOM = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.1
 _CONNECTIONS = 4
-"""An object store gives one connection a part of what the line gives."""
+"""Parallel downloads: one connection to an object store uses only part of the bandwidth."""
 
 Stream = Callable[[str], Iterator[Buffer]]
 
@@ -50,9 +50,9 @@ class DiskCache(Readable):
 
     Args:
         stream: yields the content of a file in blocks; raises `MissingFile`.
-        files: what the cache's commit record says of each file; no other file is given out.
-        key: names the content of the cache, such as the digest of its complete record.
-        max_bytes: of the files of all remote caches in the folder.
+        files: the entries in the cache's commit record; no other file can be opened.
+        key: identifies the content of the cache, such as the digest of its complete record.
+        max_bytes: size limit of the files of all remote caches in the folder.
     """
 
     is_disk_cache = True
@@ -74,7 +74,7 @@ class DiskCache(Readable):
         self._lock = threading.Lock()
 
     def get(self, name: str) -> bytes:
-        """As `Readable.get`, as the commit record says it must be; it stays here."""
+        """As `Readable.get`, for a file checked against the commit record; it stays in the folder."""
         with self.opened(name) as descriptor:
             return os.pread(descriptor, self._files[name].num_bytes, 0)
 
@@ -85,7 +85,7 @@ class DiskCache(Readable):
             raise self.damaged(_DAMAGED, name, "its commit record does not list it")
         descriptor = self._open_sound(name)
         try:
-            # The time of access, set by hand since most file systems update it rarely; eviction goes by it.
+            # Eviction uses the access time, which most file systems update rarely, so set it explicitly.
             with suppress(OSError):
                 os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
             yield descriptor
@@ -107,18 +107,18 @@ class DiskCache(Readable):
                     self._verified.add(key)
                     stack.pop_all()
                     return descriptor
-                # Damaged on this disk, it is fetched again.
+                # The local copy is damaged; fetch it again.
                 path.unlink(missing_ok=True)
 
     def _fetch(self, name: str, *, free_room_only: bool = False) -> bool:
-        """Bring a file here, or wait for who brings it; returns False where there is no free room for it."""
+        """Fetch a file, or wait for the process that fetches it; return False if there is no free space for it."""
         path, entry = safe_path(self.root, name), self._files[name]
         partial = partial_beside(path)
         with process_lock(_lock_of(path), "this file", wait=None if free_room_only else _look_on), writing(path):
             if path.exists():
                 return True
             try:
-                # Of a few kilobytes of metadata it is not asked whether there is room.
+                # No space is reserved for metadata, which takes a few kilobytes.
                 if "/c/" in name and not self._reserve(partial, entry.num_bytes, free_room_only=free_room_only):
                     return False
                 self._download(name, partial, entry)
@@ -129,7 +129,7 @@ class DiskCache(Readable):
         return True
 
     def _reserve(self, partial: Path, num_bytes: int, *, free_room_only: bool) -> bool:
-        """Make room for a file and take it, so that other processes count it while it comes in."""
+        """Free and reserve space for a file, so that other processes count it during the download."""
         deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ROOM
         while True:
             with process_lock(self._folder / _LOCK, "the disk cache", wait=_look_on):
@@ -139,7 +139,7 @@ class DiskCache(Readable):
                     return True
             if free_room_only:
                 return False
-            # What is in the way comes in at this moment.
+            # The space is taken by downloads in progress.
             if num_bytes > self._max_bytes or time.monotonic() > deadline:
                 raise StorageError(
                     "The disk cache of remote caches is too small.",
@@ -160,7 +160,7 @@ class DiskCache(Readable):
         for opened_ns, size, path in sorted(files):
             if used + num_bytes <= self._max_bytes or opened_ns >= used_before:
                 break
-            # Shards, and parts of them that a killed process left; not the few kilobytes of metadata.
+            # Evict shards and partial downloads of killed processes, not the few kilobytes of metadata.
             if "/c/" in path.as_posix() and not _is_coming_in(path):
                 path.unlink(missing_ok=True)
                 used -= size
@@ -182,14 +182,14 @@ class DiskCache(Readable):
             raise self.damaged(_DAMAGED, name, problem)
 
     def fetch_ahead(self, names: Iterable[str]) -> None:
-        """Fetch files in the background, in this order, each once at most; into free room only."""
+        """Fetch files in the background, in this order, each at most once, and only into free space."""
         with self._lock:
             new = [name for name in names if name in self._files and name not in self._requested]
             self._requested.update(new)
             self._ahead.extend(new)
             for _ in range(min(_CONNECTIONS - self._num_threads, len(self._ahead))):
                 self._num_threads += 1
-                # No daemons: one that is inside a library when the interpreter ends could crash it.
+                # No daemon threads: one inside a library call could crash the interpreter as it exits.
                 threading.Thread(target=self._work_ahead, name="advl-fetch-ahead").start()
 
     def _work_ahead(self) -> None:
@@ -202,12 +202,12 @@ class DiskCache(Readable):
             try:
                 has_room = safe_path(self.root, name).exists() or self._fetch(name, free_room_only=True)
             except InUse:
-                continue  # Another one fetches it.
+                continue  # Another process or thread fetches it.
             except AdvlError:
-                has_room = False  # Whoever reads the file meets the error, and until then it is none.
+                has_room = False  # The error is raised again when the file is read.
             if not has_room:
                 with self._lock:
-                    # Nothing more is fetched ahead.
+                    # Stop fetching ahead.
                     self._requested.update(self._files)
                     self._ahead.clear()
 
@@ -221,12 +221,12 @@ def _lock_of(path: Path) -> Path:
 
 
 def _look_on(holder: str) -> None:
-    """Wait for a lock without a word: whoever holds it fetches a file."""
+    """Wait for a lock silently: its holder is fetching a file."""
     del holder
 
 
 def _is_coming_in(path: Path) -> bool:
-    """Whether this is a part of a file that a process fetches at this moment."""
+    """Return whether this is a partial download that a process is still fetching."""
     if path.suffix != ".partial":
         return False
     try:

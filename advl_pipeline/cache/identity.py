@@ -1,8 +1,8 @@
-"""The identity of a cache, and its provenance: how it was made, recorded next to the identity and no part of it.
+"""The identity of a cache, and its provenance: how it was made, recorded next to the identity but not part of it.
 
-An identity holds everything that changes the numbers. Its canonical form is JSON in UTF-8 with sorted keys, no white
-space, no NaN: equal settings give equal bytes, and different settings (1 and 1.0 and true and "1" included) give
-different ones.
+An identity contains everything that changes the numbers. Its canonical form is JSON in UTF-8 with sorted keys, no
+white space and no NaN. Equal settings give equal bytes, and different settings give different ones: 1, 1.0, true and
+"1" all differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ABSENT = "(absent)"
 PROVENANCE_FILE = "records/provenance.json"
 
 IMPORTED = "import:"
-"""Begins the name of a teacher whose features were imported."""
+"""Prefix of the name of a teacher with imported features."""
 
 _IMPORT_OPTIONS = "dataset split ground_truth_regions dtype data_root".split()
 
@@ -35,10 +35,10 @@ _EXTRACT_OPTIONS = (
 ).split()
 
 _UNSAID = {"grid_side": 12, "seed": [0], "ids": [], "shard_rows": 32768, "on_error": "fail"}
-"""Defaults that a command need not say."""
+"""Defaults that a command need not state."""
 
 Difference = tuple[str, str, str]
-"""One setting that differs: its dotted path, and what was expected and found, as canonical JSON or `ABSENT`."""
+"""One setting that differs: its dotted path, its expected and its actual value as canonical JSON or `ABSENT`."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -70,7 +70,7 @@ def differences(
         right = {keys: value for keys, value in right.items() if keys in left}
     return tuple(
         (
-            # A key that could be taken for a path is quoted.
+            # Quote a key that could be mistaken for a path.
             ".".join(json.dumps(key, ensure_ascii=False) if not key or "." in key else key for key in keys),
             left.get(keys, ABSENT),
             right.get(keys, ABSENT),
@@ -81,7 +81,7 @@ def differences(
 
 
 def difference_table(rows: tuple[Difference, ...], *, width: int = 44) -> str:
-    """Render differences as two columns, long values cut in the middle."""
+    """Render differences as two columns, with long values shortened in the middle."""
     header = ("setting", "asked for", "found")
     cells = [header, *((path, _short(expected, width), _short(found, width)) for path, expected, found in rows)]
     widths = [max(len(cell[column]) for cell in cells) for column in range(3)]
@@ -145,11 +145,11 @@ def _short(text: str, width: int) -> str:
 def extract_command(
     config: Mapping[str, Any], output: Location | str = "", *, renew: bool = False, note: str = ""
 ) -> Advice:
-    """Return the command that makes or resumes a cache, or (`renew`) removes what is there and makes it again.
+    """Return the command that makes or resumes a cache or, with `renew`, removes the existing one and makes it again.
 
     Args:
-        config: options of the extraction, or what is left of them.
-        output: where, if not where such a cache is by default.
+        config: options of the extraction, possibly incomplete.
+        output: location of the cache, if it is not the default one.
     """
     teacher = str(config.get("teacher", ""))
     is_import = teacher.startswith(IMPORTED)
@@ -170,7 +170,7 @@ def extract_command(
 
 
 def recorded_command(store: Readable, *, renew: bool = False) -> Advice:
-    """Return the `extract_command` of a cache, as its record says that it was made."""
+    """Return the `extract_command` of a cache, from the options in its record."""
     recorded = read_metadata(store, PROVENANCE_FILE)
     config = recorded.get("config") if isinstance(recorded, dict) else None
     return extract_command(config if isinstance(config, dict) else {}, store.location, renew=renew)

@@ -1,10 +1,10 @@
-"""Layout of a cache: its arrays, how a shard file of one is laid out, and in which shard each unit's rows are.
+"""Layout of a cache: its arrays, the layout of their shard files, and the placement of units in shards.
 
 Every array uses the standard sharding codec with inner chunks that span all columns. A shard file is its inner chunks
 in order, which is one contiguous row-major block of rows, followed by the codec's index: 16 bytes (offset, length)
-for each inner chunk and a CRC-32C. Inner chunks wholly beyond the end of the array are absent from the last shard.
+for each inner chunk and a CRC-32C. Inner chunks entirely beyond the end of the array are absent from the last shard.
 
-Which arrays a modality has follows from the plan. Where ragged units are is a pure function of their token rows.
+The plan determines the arrays of a modality. The placement of ragged units is a pure function of their row counts.
 
 Shapes: N units, S shards.
 """
@@ -34,14 +34,14 @@ ABSENT_CHUNK = 2**64 - 1
 """Offset and length that mark an inner chunk that is not stored (Zarr v3, sharding codec)."""
 
 ID_BYTES = 16
-"""Of a unit's id."""
+"""Size of a unit's id."""
 
 MAX_SHARD_BYTES = 2**36
 
 MAX_ROWS = 2**48
 
 TABLE_ROWS = 65536
-"""Most units per shard file of `global`."""
+"""Maximum number of units per shard file of `global`."""
 
 _TARGET_INNER_BYTES = 1 << 19
 
@@ -52,10 +52,10 @@ REGION_COLUMNS: Mapping[str, tuple[tuple[int, ...], str]] = {
     "box_index": ((), "int32"),
     "confidence": ((), "float32"),
 }
-"""What goes with the features of a region: array -> columns, dtype.
+"""Arrays stored with the features of regions: name -> columns, dtype.
 
-`boxes` are x1, y1, x2, y2, width and height as shares of the picture. `box_index` is the row of the dataset's own
-boxes that a region stands for, -1 for a detected one. `confidence` is the detector's, -1 where it gave none.
+`boxes` are x1, y1, x2, y2, width and height as fractions of the picture. `box_index` is the row of the region in the
+dataset's own boxes, -1 for a detected one. `confidence` is the detector's, -1 if it gave none.
 """
 
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -72,7 +72,7 @@ class ArraySpec:
     inner_rows: int
 
     def is_plausible(self) -> bool:
-        """Whether a cache could have such an array; asked before anything is allocated or mapped by its sizes."""
+        """Whether a cache could have such an array. Check this before allocating or mapping by its sizes."""
         return (
             self.dtype in DTYPES
             and 1 <= len(self.shape) <= 2
@@ -107,7 +107,7 @@ class ArraySpec:
         return min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
 
     def stored_rows(self, shard: int) -> int:
-        """Rows that a shard file holds: whole inner chunks."""
+        """Rows in a shard file: a multiple of the inner chunk."""
         return -(-self.valid_rows(shard) // self.inner_rows) * self.inner_rows
 
     def payload_bytes(self, shard: int) -> int:
@@ -127,7 +127,7 @@ class ArraySpec:
         return self.payload_bytes(shard) + self.shard_rows // self.inner_rows * 16 + 4
 
     def content(self, shard: int, rows: npt.NDArray[Any]) -> list[Buffer]:
-        """What a shard file consists of: its rows, zeros up to a whole inner chunk, the index."""
+        """The content of a shard file: its rows, zero padding to a full inner chunk, the index."""
         payload = np.ascontiguousarray(rows, DTYPES[self.dtype])
         slack = self.payload_bytes(shard) - payload.nbytes
         if slack < 0 or payload.shape[1:] != self.shape[1:]:
@@ -163,18 +163,18 @@ class ArraySpec:
 
 
 def single_shard(path: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:
-    """Return the layout of an array that is written whole, in one shard file."""
+    """Return the layout of an array in a single shard file."""
     inner = min(_MOST_INNER_ROWS, shape[0])
     return ArraySpec(path=path, shape=shape, dtype=dtype, shard_rows=-(-shape[0] // inner) * inner, inner_rows=inner)
 
 
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
-    """The `zarr.json` of a group."""
+    """Return the `zarr.json` of a group."""
     return render_json({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes or {})})
 
 
 def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
-    """Arrays that are known before encoding."""
+    """Return the layouts of the arrays that are known before encoding."""
     return {
         "starts": single_shard(f"{modality}/tokens/starts", (num_units,), "int64"),
         "lengths": single_shard(f"{modality}/tokens/lengths", (num_units,), "int32"),
@@ -183,7 +183,7 @@ def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
 
 
 def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, ArraySpec]:
-    """Arrays with one row per token, all cut into the same shards; none where there are no token features."""
+    """Return the layouts of the arrays with one row per token, in equal shards; empty without token features."""
     shape = plan.modalities[modality]
     if shape.token_dim is None:
         return {}
@@ -210,7 +210,7 @@ def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, Arr
 
 
 def global_spec(modality: str, plan: PlanRecord) -> ArraySpec:
-    """The array with one feature vector per unit. It stays at 16 bits where tokens are stored in 8."""
+    """Return the layout of the array with one feature vector per unit: 16 bits even if tokens are stored in 8."""
     shape = plan.modalities[modality]
     shard_rows = min(TABLE_ROWS, 1 << (shape.num_units - 1).bit_length())
     return ArraySpec(
@@ -223,12 +223,12 @@ def global_spec(modality: str, plan: PlanRecord) -> ArraySpec:
 
 
 def stat_spec(modality: str, name: str, num_units: int) -> ArraySpec:
-    """One statistic per unit."""
+    """Return the layout of one statistic per unit."""
     return single_shard(f"{modality}/stats/{name}", (num_units,), "float32")
 
 
 def moment_specs(modality: str, plan: PlanRecord) -> dict[str, ArraySpec]:
-    """Mean and variance per dimension, of global features and of token rows."""
+    """Return the layouts of mean and variance per dimension, of global features and of token rows."""
     shape = plan.modalities[modality]
     widths = {"global": shape.global_dim} | ({"token": shape.token_dim} if shape.token_dim is not None else {})
     return {
@@ -239,7 +239,7 @@ def moment_specs(modality: str, plan: PlanRecord) -> dict[str, ArraySpec]:
 
 
 def index_specs(modality: str, num_readable: int) -> dict[str, ArraySpec]:
-    """The look-up of units by id; no arrays when no unit could be read."""
+    """Return the layouts of the look-up of units by id; empty if no unit could be read."""
     if num_readable == 0:
         return {}
     return {
@@ -249,7 +249,7 @@ def index_specs(modality: str, num_readable: int) -> dict[str, ArraySpec]:
 
 
 def array_specs(modality: str, plan: PlanRecord, *, num_rows: int, num_readable: int) -> list[ArraySpec]:
-    """All arrays of a modality but for the statistics that only some teachers give."""
+    """Return the layouts of all arrays of a modality, except statistics that only some teachers give."""
     num_units = plan.modalities[modality].num_units
     return [
         *plan_specs(modality, num_units).values(),
@@ -262,7 +262,7 @@ def array_specs(modality: str, plan: PlanRecord, *, num_rows: int, num_readable:
 
 
 def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
-    # The largest power of two that divides the shard, of about the target size and at most hold all rows.
+    # The largest power of two that divides the shard, is about the target size and does not exceed all rows.
     inner = 1
     while shard_rows % (inner * 2) == 0 and inner * width * 2 < _TARGET_INNER_BYTES and inner < num_rows:
         inner *= 2
@@ -271,11 +271,11 @@ def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """Where each unit's rows are.
+    """The placement of all units' rows in shards.
 
-    Unit u is rows starts_N[u] to starts_N[u] + lengths_N[u] of the flat values. Shard k holds units
-    first_unit_S1[k] to first_unit_S1[k + 1], in rows k * shard_rows onwards; rows_used_S[k] of its rows are taken,
-    and the next unit would not have fitted. A unit without tokens still takes one row, which it does not point at.
+    Unit u has rows starts_N[u] to starts_N[u] + lengths_N[u] of the flat values. Shard k contains units
+    first_unit_S1[k] to first_unit_S1[k + 1], from row k * shard_rows on. It uses rows_used_S[k] rows, and the next
+    unit would not fit. A unit without tokens still occupies one row, which it does not reference.
     """
 
     shard_rows: int
@@ -298,7 +298,7 @@ class ShardPlan:
         return (self.num_shards - 1) * self.shard_rows + int(self.rows_used_S[-1])
 
     def units_of(self, shard: int) -> range:
-        """Positions of the units that a shard holds."""
+        """Positions of the units in a shard."""
         return range(int(self.first_unit_S1[shard]), int(self.first_unit_S1[shard + 1]))
 
 

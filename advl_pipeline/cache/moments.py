@@ -1,4 +1,4 @@
-"""Mean and variance of stored rows, by sums that are added up block by block in float64.
+"""Mean and variance of stored rows, from sums accumulated block by block in float64.
 
 Shapes: N units, M rows, D columns.
 """
@@ -20,7 +20,7 @@ def sums(values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None = 
     """Return (2, D): the sum and the sum of squares of each column, in float64.
 
     Args:
-        scale_M: given where rows are int8 codes.
+        scale_M: scales of the rows if they are int8 codes.
     """
     total_2D = np.zeros((2, values_MD.shape[1]))
     for first in range(0, len(values_MD), _BLOCK_ROWS):
@@ -38,12 +38,12 @@ def moments_of(
     readable_N: npt.NDArray[np.bool_],
     lengths_N: npt.NDArray[np.int32],
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return population mean and variance (D,), such as "token_mean", of the readable units' features.
+    """Return the population mean and variance (D,) of the readable units' features, by names such as "token_mean".
 
-    Without any row the mean is 0 and the variance 1, which leaves targets as they are.
+    Without rows the mean is 0 and the variance 1, which leaves targets unchanged.
 
     Args:
-        sums_of: "global" and, where there are token features, "token" -> the `sums` of all rows.
+        sums_of: "global" and, with token features, "token" -> the `sums` of all rows.
         readable_N: False for units that could not be read.
         lengths_N: token rows of each unit.
     """

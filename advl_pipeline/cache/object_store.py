@@ -1,9 +1,9 @@
 """A cache under a URL, reached through `obstore`.
 
-Every object is written under its final name by one PUT, and a record after what it lists. What that relies on, and
-S3, GCS and their like give: a PUT shows the whole object or nothing, a later GET sees it, and a PUT may be made
-conditional on there being no object yet. A record is created on that condition, so nothing is committed twice. An
-object that is there already is kept if it is the same to the byte, and otherwise replaced.
+Every object is written under its final name by one PUT, and a record after the files that it lists. This relies on
+guarantees of S3, GCS and similar stores: a PUT is atomic, a later GET sees it, and a PUT can be conditional on the
+object not existing. Records are created on that condition, so nothing is committed twice. An existing object is kept
+if it is identical byte for byte, and otherwise replaced.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from obstore.store import GCSStore, S3Store
 
 FIRST_PAUSE_SECONDS = 0.2
-"""Before a request is made again; twice as long before each further one."""
+"""Pause before the first retry of a request; doubled before each further one."""
 
 _CONNECT_SECONDS = 5
 
@@ -74,7 +74,7 @@ _CREDENTIALS = {
 }
 
 _CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "an answer stopped coming"}
-"""What the library's messages name when a body does not come to its end, and what that is."""
+"""Marks of an incomplete body in the library's messages, and their meaning."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,21 +82,21 @@ Answer = TypeVar("Answer")
 
 
 class _CutShort(StorageError):
-    """An answer ended, or stopped coming, before it was whole."""
+    """An answer that ended or stalled before it was complete."""
 
 
 class ObjectStore(Store):
     """The objects under one URL, by their names relative to it.
 
-    Credentials, region and endpoint come from the environment (`AWS_*`, `GOOGLE_*`) or from the machine's role; they
+    Credentials, region and endpoint come from the environment (`AWS_*`, `GOOGLE_*`) or from the machine's role. They
     are never part of a URL, a record or a message.
 
     Args:
-        disk_cache_gb: how much this machine keeps of files that are read, or mapped of an unfinished cache.
+        disk_cache_gb: size limit of the disk cache through which a complete cache is read.
 
     Raises:
-        ConfigError: the extra `s3` is not installed, or the environment's settings make no sense.
-        StorageError: any call, when the store refuses it or cannot be reached; known within seconds.
+        ConfigError: the extra `s3` is not installed, or the environment's settings are invalid.
+        StorageError: the store refuses a call or cannot be reached; any call may raise it, within seconds.
     """
 
     max_file_bytes = _LARGEST_PUT
@@ -128,7 +128,7 @@ class ObjectStore(Store):
         scratch = disk_cache_folder() / "writing"
         with writing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
-            # Without a name: it is gone with its last map, however the process ends.
+            # An unnamed file disappears with its last map, however the process ends.
             with tempfile.TemporaryFile(dir=scratch) as file:
                 for block in self.stream(name):
                     file.write(block)
@@ -145,9 +145,9 @@ class ObjectStore(Store):
         return {item["path"][base:]: item["size"] for item in items if item["path"].startswith(whole)}
 
     def create(self, name: str, content: Buffer) -> bool:
-        """Write an object that is not there yet, in one request; False when it is there already.
+        """Write a new object in one request; return False if it exists already.
 
-        A write whose answer was lost is repeated, and then refused for what it has written itself.
+        If the answer to a write is lost, the retry is refused because of the object that the first try wrote.
         """
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
@@ -219,7 +219,7 @@ class ObjectStore(Store):
     def _put(self, name: str, content: Buffer, mode: Literal["create", "overwrite"]) -> None:
         import obstore
 
-        # One request, never in parts: the object is there whole or not at all, and so is the condition.
+        # Never a multipart upload: one request keeps the write and its condition atomic.
         try:
             self._ask(
                 name, lambda: obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
@@ -228,10 +228,10 @@ class ObjectStore(Store):
             raise self._no_bucket(f"{self._url}/{name}") from None
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
-        """Make a request, again where its answer was cut short, which the library does for objects alone.
+        """Make a request, and retry it if its answer was cut short; the library does so only for objects.
 
-        Reading, listing, removing and writing on a condition may be repeated: as often as the library would, and
-        less often where every try waits for long.
+        Reads, listings, removals and conditional writes may be repeated: as often as the library would, and less
+        often if every try waits for long.
         """
         begin, num_tries = time.monotonic(), 0
         while True:
@@ -265,7 +265,7 @@ class ObjectStore(Store):
             raise self._told(where, error) from None
 
     def _told(self, where: str, error: Exception) -> AdvlError:
-        """Return what an error of the library means to the user."""
+        """Translate an error of the library into one for the user."""
         from obstore.exceptions import NotFoundError, PermissionDeniedError, UnauthenticatedError
 
         reason = _reason(error)
@@ -306,7 +306,7 @@ def _open(url: Url) -> S3Store | GCSStore:
         from obstore.exceptions import BaseError
         from obstore.store import GCSStore, S3Store
     options: dict[str, Any] = {
-        # Without TLS only where AWS_ENDPOINT_URL says http:// itself.
+        # Plain HTTP is used only if AWS_ENDPOINT_URL begins with http://.
         "client_options": {
             "allow_http": True,
             "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
@@ -330,9 +330,9 @@ def _open(url: Url) -> S3Store | GCSStore:
 
 
 def _reason(error: BaseException) -> str:
-    """Condense a message to what helps: the status, the store's own code, the innermost cause. Never its whole text.
+    """Reduce a message to the status, the store's own code and the innermost cause; never return the full text.
 
-    The text repeats requests and answers, and those may name keys and tokens.
+    The text repeats requests and answers, which may contain keys and tokens.
     """
     text = str(error)
     status = re.search(r"\b([1-5]\d\d [A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)", text)

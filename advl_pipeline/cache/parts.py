@@ -1,8 +1,8 @@
-"""Who writes a cache: one process alone, or each of several a part of its shards, which it holds by a lock.
+"""Division of the writing of a cache: one process, or several that each write a locked part of the shards.
 
-Parts are disjoint by arithmetic, so the processes of a job array need not speak to one another: the one that commits
-the last shard completes the cache. A lock keeps the same part from being written twice on one machine, or in one
-folder that several see. It is no part of the cache, and ends with its process.
+Parts are disjoint by arithmetic, so the processes of a job array need no communication: the one that commits the last
+shard completes the cache. A lock prevents two processes of one machine, or of several that share a folder, from
+writing the same part. It is not part of the cache, and ends with its process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.cache.store import Store
 
 _SECONDS_TO_DIE = 3.0
-"""A process that was killed this moment may hold its lock a little longer."""
+"""Wait for the lock of a process that was just killed, which may last a little longer."""
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -35,7 +35,7 @@ class ExtractionPart:
         return f"{self.number}/{self.count}"
 
     def holds(self, shard: int) -> bool:
-        """Whether the shard of this number, counted over all modalities, belongs to the part."""
+        """Return whether the shard of this number, counted over all modalities, belongs to the part."""
         return shard % self.count == self.number - 1
 
 
@@ -43,7 +43,7 @@ WHOLE = ExtractionPart()
 
 
 def parse_part(text: str) -> ExtractionPart:
-    """Read "I/N"; raises `ConfigError`."""
+    """Parse "I/N"; raises `ConfigError`."""
     numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     part = ExtractionPart(int(numbers[1]), int(numbers[2])) if numbers else ExtractionPart(0, 0)
     if not 1 <= part.number <= part.count:
@@ -54,11 +54,11 @@ def parse_part(text: str) -> ExtractionPart:
 
 @contextmanager
 def holding(store: Store, part: ExtractionPart = WHOLE) -> Iterator[None]:
-    """Hold a part of a cache for this process until the block ends.
+    """Lock a part of a cache for this process until the block ends.
 
     Raises:
-        InUse: another process of this machine, or of those that see the folder, holds it or shards of it.
-        ConfigError: the object store takes no conditions on writes.
+        InUse: another process, of this machine or of one that shares the folder, has locked it or some of its shards.
+        ConfigError: the object store does not support conditional writes.
     """
     store.prepare_writing()
     folders = [store.locks, *store.locks.parents]
@@ -67,12 +67,12 @@ def holding(store: Store, part: ExtractionPart = WHOLE) -> Iterator[None]:
         with _locked(store.locks / f"part-{part.number}-of-{part.count}", f"this cache, part {part}"):
             for path in store.locks.glob("part-*-of-*"):
                 if not path.name.endswith(f"-of-{part.count}"):
-                    # The shards of another division overlap ours. A process that died left only its lock file.
+                    # Parts of a different division overlap this one. A dead process leaves only its lock file.
                     with _locked(path, "this cache, in other parts"):
                         pass
             yield
     finally:
-        # Nothing is left behind where nothing was written.
+        # Leave no empty folders if nothing was written.
         with suppress(OSError):
             for folder in dict.fromkeys([*folders[:2], *made]):
                 folder.rmdir()
@@ -95,7 +95,7 @@ def _locked(path: Path, what: str) -> Iterator[None]:
 
 
 def remove_dead_locks(store: Store) -> None:
-    """Remove the files of locks that nobody holds any more."""
+    """Remove the lock files of dead processes."""
     for path in store.locks.glob("part-*-of-*"):
         with suppress(InUse), process_lock(path, "this cache"):
             pass

@@ -1,4 +1,4 @@
-"""Stored numbers: float32 features to the stored dtype and back, range-checked.
+"""Conversion of float32 features to the stored dtype and back, range-checked.
 
 Shapes: M rows, D columns.
 """
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
     import torch
 
 StoredDtype = Literal["float16", "float32", "int8", "uint8"]
-"""Of token rows; int8 codes have a scale per row, uint8 are pixels."""
+"""Dtype of stored token rows; int8 codes have one scale per row, uint8 values are pixels."""
 
 FLOAT16_MAX = 65504.0
 INT8_MAX = 127
 _BLOCK_VALUES = 1 << 18
-"""Dequantised at once: their products stay in a core's cache."""
+"""Values dequantised at a time: their products stay in a core's cache."""
 
 
 def wide_dtype(stored: StoredDtype) -> Literal["float16", "float32"]:
-    """Return how the one feature vector of each unit is stored with token rows of a dtype."""
+    """Return the dtype of the global features that goes with a dtype of token rows."""
     return "float32" if stored == "float32" else "float16"
 
 
 def to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], int]:
-    """Round to float16, clipping what is beyond its range; returns also how many values were clipped."""
+    """Round to float16 and clip values beyond its range; return also the number of clipped values."""
     in_range_MD, clipped = clip_to_float16(values_MD)
-    # Numpy rounds in software, ten times as slowly.
+    # NumPy rounds in software and is ten times slower.
     return as_tensor(in_range_MD).half().numpy(), clipped
 
 
 def clip_to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
-    """Clip to the range of float16; returns also how many values were clipped."""
+    """Clip to the range of float16; return also the number of clipped values."""
     clipped = int(np.count_nonzero(np.abs(values_MD) > FLOAT16_MAX))
     return (np.clip(values_MD, -FLOAT16_MAX, FLOAT16_MAX) if clipped else values_MD), clipped
 
 
 def to_int8(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantise each row symmetrically; returns codes (M, D) and scales (M,) with values = codes * scales.
+    """Quantise each row symmetrically; return codes (M, D) and scales (M,) with values = codes * scales.
 
     A row of zeros has scale 0.
     """
@@ -53,7 +53,7 @@ def to_int8(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], n
 
 
 def from_int8(codes_MD: npt.NDArray[np.int8], scale_M: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Return the float16 values that the codes stand for, as `dequantise`; by numpy where torch is not installed."""
+    """Return the float16 values of codes, as `dequantise`; computed by NumPy if torch is not installed."""
     try:
         import torch
     except ModuleNotFoundError:
@@ -74,13 +74,13 @@ def dequantise(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def as_tensor(values: npt.NDArray[Any]) -> torch.Tensor:
-    """Return a tensor over the same memory, or over a copy of what must not be written to, such as a mapped file."""
-    import torch  # Here, as looking at a cache needs none.
+    """Return a tensor over the same memory, or over a copy if the memory is read-only, such as a mapped file."""
+    import torch  # Imported here: inspecting a cache needs no torch.
 
     return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:
-    """Whether no value is NaN or infinite, without a temporary of the values' size when all are finite."""
+    """Return whether no value is NaN or infinite; if all are finite, without a temporary of the same size."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.sum(values, dtype=np.float32))) or bool(np.isfinite(values).all())

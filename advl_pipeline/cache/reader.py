@@ -1,6 +1,6 @@
-"""Reading a cache: look-up by unit id, features as memory-mapped views, everything cheap checked when it is opened.
+"""Reader of a cache: look-up by unit id, memory-mapped features, and all cheap checks when the cache is opened.
 
-Shapes: N units, Q ids asked for, M token rows, D feature width.
+Shapes: N units, Q requested ids, M token rows, D feature width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Readable, get_
 from advl_pipeline.cache.stores import open_store
 
 _HASHED_AT_OPENING = 1 << 20
-"""Tables up to this size, in bytes, are hashed when a cache is opened: a millisecond."""
+"""Tables up to this size, in bytes, are hashed when a cache is opened. This takes a millisecond."""
 
 _SAMPLED_UNITS = 32
 
@@ -44,7 +44,7 @@ Features = npt.NDArray[Any]
 
 
 class UnknownUnit(AdvlError):
-    """An id that a cache does not hold, or whose unit could not be read when the cache was made."""
+    """An id that is not in the cache, or whose unit could not be read when the cache was made."""
 
     exit_code = 3
 
@@ -67,12 +67,12 @@ class TeacherCache:
 
     @property
     def lacks_common_words(self) -> bool:
-        """Whether version 0.2 stored the tokens of each text's rarest words alone (`--select-tokens`)."""
+        """Whether version 0.2 stored only the tokens of each text's rarest words (`--select-tokens`)."""
         return "kept_tokens" in (self.identity["teacher"].get("text") or {})
 
     @property
     def keeps_some_texts(self) -> bool:
-        """Whether only some texts have their tokens stored."""
+        """Whether tokens are stored for only some of the texts."""
         return "kept_texts" in (self.identity["teacher"].get("text") or {})
 
     @property
@@ -81,11 +81,11 @@ class TeacherCache:
         return digest(self.identity)
 
     def stores(self) -> dict[str, FeatureStore]:
-        """Return the modalities that the cache has."""
+        """Return the stores of the cache by modality."""
         return {name: store for name, store in (("image", self.image), ("text", self.text)) if store is not None}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Maps do not travel between processes; a spawned worker opens the cache itself.
+        # Memory maps cannot be pickled, so a spawned worker opens the cache itself.
         return partial(open_cache, disk_cache_gb=self.disk_cache_gb), (self.path,)
 
 
@@ -102,8 +102,8 @@ def open_cache(
 
     Args:
         path: the cache's folder, or its URL (s3://, gs://, file://).
-        expect: settings that the cache's identity must have; those not mentioned may be anything.
-        disk_cache_gb: how much of remote caches' files is kept on this machine.
+        expect: settings that the cache's identity must have; others may have any value.
+        disk_cache_gb: size limit of the disk cache for remote caches on this machine.
 
     Raises:
         ConfigError: there is no cache.
@@ -111,7 +111,7 @@ def open_cache(
         CorruptCache: the extraction was not finished, or a file is missing, cut short or inconsistent.
         StorageError: the object store refuses access or cannot be reached.
     """
-    # As many open files as the system lets this process have: a mapped shard counts as one.
+    # Raise the limit of open files as far as the system allows: each mapped shard counts as one.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -153,12 +153,12 @@ def open_cache(
 
 
 class FeatureStore:
-    """The features of one modality. All look-ups are by unit id; an id that is not there raises `UnknownUnit`.
+    """The features of one modality. All look-ups are by unit id; a missing id raises `UnknownUnit`.
 
     `global_mean`, `global_variance`, `token_mean` and `token_variance` are the moments of the stored features per
-    dimension, (D,) float32; the token ones are empty, and `token_dim` 0, where the cache holds no token features.
-    `clipped` counts the values beyond the range of the stored dtype. `quarantined` gives the reasons why units could
-    not be read when the cache was made, by their ids.
+    dimension, (D,) float32. Without token features the token moments are empty and `token_dim` is 0. `clipped` counts
+    the values beyond the range of the stored dtype. `quarantined` maps the ids of units that could not be read when
+    the cache was made to the reasons.
     """
 
     def __init__(self, files: Readable, modality: str, plan: PlanRecord, complete: CompleteRecord) -> None:
@@ -198,7 +198,7 @@ class FeatureStore:
         self.token_variance: npt.NDArray[np.float32] = vectors.get("token_variance", none)
 
     def _require_small_tables(self, specs: Sequence[ArraySpec]) -> None:
-        """Hash tables that are cheap to hash: a wrong bit would scale a target, or give another unit's rows."""
+        """Check the hashes of small tables: a wrong bit would scale a target or return another unit's rows."""
         for name in (name for spec in specs for name in spec.shard_paths()):
             if not self._files.is_disk_cache and self._entries[name].num_bytes <= _HASHED_AT_OPENING:
                 get_recorded(self._files, name, self._entries)
@@ -208,7 +208,7 @@ class FeatureStore:
 
     @property
     def ids(self) -> UnitIds:
-        """The ids of all readable units, in the order in which they are stored."""
+        """The ids of all readable units, in storage order."""
         return UnitIds(self._unit_ids_N16, self._order_U)
 
     def contains(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -222,9 +222,9 @@ class FeatureStore:
         return self._global.gather(self._positions(ids))
 
     def token_features(self, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
-        """Return the token rows of the units one after another, (M, D), and how many rows each has, (Q,) int32.
+        """Return the concatenated token rows of the units, (M, D), and the number of rows per unit, (Q,) int32.
 
-        One unit alone is a view into the cache; several are copied together. Features stored as int8 come as float16.
+        For one unit the rows are a view into the cache, for several a copy. int8 features are returned as float16.
         """
         values_MD, scale_M, length_Q = self.stored_tokens(ids)
         return values_MD if scale_M is None else from_int8(values_MD, scale_M), length_Q
@@ -232,7 +232,7 @@ class FeatureStore:
     def stored_tokens(
         self, ids: Sequence[str]
     ) -> tuple[Features, npt.NDArray[np.float32] | None, npt.NDArray[np.int32]]:
-        """As `token_features`, but of features stored as int8 the codes, with their scales, (M,), in the middle."""
+        """Return (rows, scales, lengths): as `token_features`, but int8 features as codes with their scales (M,)."""
         positions_Q = self._positions(ids)
         scale_M = self._joined("scales", positions_Q) if "scales" in self._tokens else None
         return self._joined("values", positions_Q), scale_M, self._lengths_N[positions_Q]
@@ -246,20 +246,20 @@ class FeatureStore:
         return rows_M2
 
     def token_columns(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-        """Return what the cache holds next to the rows of `token_features(ids)`, by name; of one unit views.
+        """Return the columns stored with the rows of `token_features(ids)`, by name; for one unit they are views.
 
-        "char_spans" (M, 2) int32 of texts; "kept" (M,) int32 where only some of the teacher's tokens were stored:
-        which of them each row is, from 0; of regions the arrays of `layout.REGION_COLUMNS`.
+        Texts have "char_spans" (M, 2) int32. If only some of the teacher's tokens were stored, "kept" (M,) int32 is
+        the position of each row among them, from 0. Regions have the arrays of `layout.REGION_COLUMNS`.
         """
         positions_Q = self._positions(ids)
         return {name: self._joined(name, positions_Q) for name in self._tokens if name not in ("values", "scales")}
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return how many token rows each unit has, (Q,), without touching the features."""
+        """Return the number of token rows per unit, (Q,), without reading the features."""
         return self._lengths_N[self._positions(ids)]
 
     def begin_epoch(self) -> None:
-        """Look again at how the store relates to memory, and forget what was announced."""
+        """Check again whether the store is in memory or would fit, and forget earlier announcements."""
         sample_Q = np.linspace(0, self._num_units - 1, _SAMPLED_UNITS).astype(np.int64)
         if self.has_tokens:
             values = self._tokens["values"]
@@ -272,18 +272,18 @@ class FeatureStore:
             item.announced.clear()
 
     def announce(self, ids: Sequence[str]) -> None:
-        """Announce the next units to the kernel; it reads them ahead while the caller continues.
+        """Announce the next units to the kernel, which reads them ahead while the caller continues.
 
-        Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
-        at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced
-        where a sample of the store was in memory when the epoch began. Of a remote store, the files that hold the
-        units are fetched, array by array, in the order in which the units need them: of arrays that were read before.
+        If the store fits into free memory, entire blocks around the units are announced: they are large enough to
+        read at the disk's full speed, and the epoch needs all of them. Otherwise only the units are announced.
+        Nothing is announced if a sample of the store was in memory when the epoch began. For a remote store, the
+        files of the units are fetched in the order of need, array by array, for arrays that were read before.
         """
         positions_Q = self._positions(ids)
         start_Q, length_Q = self._bounds(positions_Q)
         if self._files.is_disk_cache:
             for array, row_Q in [(self._global, positions_Q), *((item, start_Q) for item in self._tokens.values())]:
-                if array.was_read:  # Nobody may want the others.
+                if array.was_read:  # The others may never be needed.
                     shards = dict.fromkeys((row_Q // array.spec.shard_rows).tolist())
                     self._files.fetch_ahead(map(array.spec.shard_path, shards))
             return
@@ -297,7 +297,7 @@ class FeatureStore:
             self._tokens[name].announce(start_Q[is_used], length_Q[is_used], in_blocks=in_blocks)
 
     def _positions(self, ids: Sequence[str]) -> Positions:
-        """Return where units are, (Q,); raises `UnknownUnit` for an id that is not there."""
+        """Return the positions of units, (Q,); raises `UnknownUnit` for a missing id."""
         if len(ids) == 0:
             return np.zeros(0, np.int64)
         found_Q = self._look_up(ids) if len(self._unit_U) else np.full(len(ids), -1, np.int64)
@@ -325,7 +325,7 @@ class FeatureStore:
         )
 
     def _bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
-        """Return first token row and number of token rows of units; raises `CorruptCache` for rows elsewhere."""
+        """Return the first token row and the row count of each unit; raises `CorruptCache` for rows out of bounds."""
         start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q].astype(np.int64)
         if len(start_Q) and self._tokens:
             spec = self._tokens["values"].spec
@@ -337,7 +337,7 @@ class FeatureStore:
         return start_Q, length_Q
 
     def _joined(self, name: str, positions_Q: Positions) -> Features:
-        """Return the rows of units one after another; of one unit a view."""
+        """Return the concatenated rows of units; a view for one unit."""
         if name not in self._tokens:
             where = self._files.where(f"{self.modality}/tokens")
             raise ConfigError(f"The {self.modality} tokens of this cache have no {name}.", where=where)
@@ -348,7 +348,7 @@ class FeatureStore:
         return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
 
     def _table(self, spec: ArraySpec) -> MappedArray:
-        # Opened only if its metadata is, to the byte, what the plan implies.
+        # Open the array only if its metadata is byte for byte what the plan implies.
         raw = get_recorded(self._files, spec.metadata_path, self._entries)
         if raw != spec.metadata():
             raise self._files.damaged("An array is not what the plan of the cache says.", spec.metadata_path)
@@ -356,7 +356,7 @@ class FeatureStore:
 
 
 def available_memory() -> int:
-    """Return how many bytes the kernel could give without swapping; 0 where it does not say."""
+    """Return the bytes of memory available without swapping; 0 if the kernel does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

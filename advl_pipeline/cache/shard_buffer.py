@@ -1,4 +1,4 @@
-"""The rows of one shard while they are computed, and what they add to the tables of their modality.
+"""Buffer for the rows of one shard during encoding, and the shard's part of its modality's tables.
 
 Shapes: N units, M token rows, D feature width.
 """
@@ -21,7 +21,7 @@ from advl_pipeline.cache.quantise import clip_to_float16, is_finite, to_float16,
 class ShardBuffer:
     """Rows of one shard; units arrive in any order, each exactly once.
 
-    `tokens` holds the rows of the token arrays: "values", "scales" and what goes with them.
+    `tokens` contains the rows of the token arrays: "values", "scales" and their columns.
     """
 
     def __init__(self, plan: PlanRecord, modality: str, placement: ShardPlan, shard: int) -> None:
@@ -51,10 +51,10 @@ class ShardBuffer:
         stats: Mapping[str, float],
         per_token: Mapping[str, npt.NDArray[Any]],
     ) -> None:
-        """Store one unit's features, and what goes with each token row: array -> (M, ...), as the plan has them.
+        """Store one unit's features and the columns of its token rows: name -> (M, ...), as planned.
 
         Raises:
-            AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.
+            AdvlError: the teacher gave NaN or infinity, or a number of rows that was not planned.
         """
         slot, where = self._free_slot(unit), f"unit {unit} of shard {self.shard}"
         first, planned, num_rows = int(self._first_row_N[slot]), int(self._length_N[slot]), len(values_MD)
@@ -92,12 +92,12 @@ class ShardBuffer:
         self._filled_N[slot] = True
 
     def require_filled(self) -> None:
-        """Raise `ValueError` when a unit of the shard is missing."""
+        """Raise `ValueError` if a unit of the shard is missing."""
         if not self._filled_N.all():
             raise ValueError(f"shard {self.shard} lacks unit {self.units[int(self._filled_N.argmin())]}")
 
     def staged(self) -> dict[str, npt.NDArray[Any]]:
-        """Return what the shard adds to the per-unit tables, computed from the stored form."""
+        """Return the shard's part of the per-unit tables, computed from the stored form."""
         return staged_content(self._global_ND, self.tokens.get("values"), self.tokens.get("scales"), self._stats)
 
     def _free_slot(self, unit: int) -> int:
@@ -107,7 +107,7 @@ class ShardBuffer:
         return slot
 
     def _narrow(self, values_MD: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        # What was computed on a GPU comes halved.
+        # Features from a GPU are already float16.
         if self._stored == "float32" or values_MD.dtype == np.float16:
             return values_MD
         narrow, clipped = to_float16(values_MD)
@@ -121,7 +121,7 @@ def staged_content(
     scale_M: npt.NDArray[np.float32] | None,
     stats: Mapping[str, npt.NDArray[np.float32]],
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return what a shard adds to the per-unit tables, computed from the stored form of its features."""
+    """Return a shard's part of the per-unit tables, computed from the stored form of its features."""
     content: dict[str, npt.NDArray[Any]] = {
         "global": global_ND,
         "stat-norm": np.linalg.norm(global_ND.astype(np.float32), axis=1).astype(np.float32),

@@ -1,8 +1,8 @@
-"""A place that holds a cache: the interface that every cache command is written against.
+"""Storage of a cache: the interface that all cache commands use.
 
-A store is a folder or a prefix in a bucket; `stores.open_store` alone asks which. Names are those of
-`docs/cache-format.md`, relative to the cache. A file is there whole or not at all. The checks
-made when a cache is opened are here too: that it is a cache, that its files are plain, complete and in place.
+A store is a folder or a prefix in a bucket; only `stores.open_store` asks which. File names are those of
+`docs/cache-format.md`, relative to the cache. A file is either complete or absent. The module also has the checks
+made when a cache is opened: that it is a cache, and that its files are regular, complete and in place.
 """
 
 from __future__ import annotations
@@ -22,68 +22,68 @@ from advl_pipeline.base.locations import Location
 IDENTITY_FILE = MARKERS["cache"].file
 
 WORK_FOLDER = ".work"
-"""Work in progress, inside the cache so that renames stay on one file system; gone once the cache is complete."""
+"""Work in progress, inside the cache so that renames stay on one file system; removed on completion."""
 
 LOCKS = f"{WORK_FOLDER}/locks"
 """Locks of the processes that write a cache in a folder."""
 
 NOT_PLAIN = -1
-"""Stands in a listing for the size of what is no plain file, such as a link."""
+"""The size in a listing of anything that is not a regular file, such as a link."""
 
 Buffer = bytes | bytearray | memoryview
 
 Stamp = tuple[int, int, int, int]
-"""Size, inode, time of modification and of status change, in ns: what tells that a file was not touched."""
+"""Size, inode, mtime and ctime in ns. They show whether a file was touched."""
 
 
 class FileEntry(NamedTuple):
-    """Size and hexadecimal SHA-256 of a file; in a record a list of both."""
+    """Size and hexadecimal SHA-256 of a file; a two-item list in a record."""
 
     num_bytes: int
     sha256: str
 
 
 Files = Mapping[str, FileEntry]
-"""What the files of a cache must be, by name."""
+"""Recorded size and digest of the files of a cache, by name."""
 
 
 class MissingFile(CorruptCache):
-    """There is no file of that name."""
+    """A file that does not exist."""
 
 
 class Overtaken(StorageError):
-    """Another process has written, or removed, what this one was writing."""
+    """A conflict: another process wrote or removed what this one was writing."""
 
     usual = (again("run the same command again"),)
 
 
 class Readable(ABC):
-    """Files of a cache that can be read."""
+    """Read access to the files of a cache."""
 
     location: Location
-    """What the user calls the cache."""
+    """The cache's location as the user gave it."""
     is_disk_cache = False
-    """Whether files are copies of remote ones: hashed when they are opened, and evicted for others."""
+    """Whether files are copies of remote ones, which are hashed when opened and may be evicted."""
 
     @abstractmethod
     def get(self, name: str) -> bytes:
-        """Return the content of a metadata file; raises `CorruptCache`, of it `MissingFile`."""
+        """Return the content of a metadata file; raises `CorruptCache`, or its subclass `MissingFile`."""
 
     @abstractmethod
     def opened(self, name: str) -> AbstractContextManager[int]:
-        """Give a descriptor of a file within the block; a map that is made of it may live on.
+        """Open a file for the block and give its descriptor; a memory map of it may outlive the block.
 
         Raises:
-            CorruptCache: the file is missing or no plain file; of files that are hashed, it is damaged.
-            StorageError: the store or the disk failed, or there is no room.
+            CorruptCache: the file is missing or not regular, or, if it is hashed on opening, damaged.
+            StorageError: the store or the disk failed, or there is no space.
         """
 
     def fetch_ahead(self, names: Iterable[str]) -> None:
-        """Bring files here in the background, in this order, where that is a way to go."""
+        """Fetch files in the background, in this order; does nothing if files are local."""
         del names
 
     def where(self, name: str) -> str:
-        """Return what the user calls a file."""
+        """Return a file's location as the user would write it."""
         return f"{self.location}/{name}"
 
     @property
@@ -92,11 +92,11 @@ class Readable(ABC):
         return repair_command(self.location)
 
     def refused(self, what: str, why: str = "", next_command: str = "") -> ConfigError:
-        """Return the error of a command that does not apply to this cache or place."""
+        """Return the error for a command that does not apply to this cache or location."""
         return ConfigError(what, where=str(self.location), why=why, next_command=next_command)
 
     def damaged(self, what: str, name: str, why: str = "") -> CorruptCache:
-        """Return the error of a file that is not what it must be, with the command that repairs the cache."""
+        """Return the error for a damaged file, with the command that repairs the cache."""
         return CorruptCache(what, where=self.where(name), why=why, next_command=self.repair_command)
 
 
@@ -104,23 +104,23 @@ class Store(Readable):
     """A cache, finished or not."""
 
     folder: Path | None = None
-    """The local folder of the cache, if it is in one."""
+    """The local folder of the cache, or None."""
     max_file_bytes: int | None = None
-    """The largest file that the store takes."""
+    """The largest file that the store accepts."""
     locks: Path
-    """The folder of the locks of processes that write the cache."""
+    """The folder with the locks of the processes that write the cache."""
 
     @abstractmethod
     def list(self, folder: str = "") -> dict[str, int]:
-        """Return the names of all files under a folder with their sizes, `NOT_PLAIN` where they are none.
+        """Return the sizes of all files under a folder by name, `NOT_PLAIN` for those that are not regular.
 
         Raises:
-            CorruptCache: the folder is a link to elsewhere.
+            CorruptCache: the folder is a symbolic link.
         """
 
     @abstractmethod
     def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
-        """Have a file hold this content, its parts one after another; one that does is left alone.
+        """Write a file from concatenated parts; a file with the same content is left alone.
 
         Raises:
             StorageError: the store or the disk failed.
@@ -128,10 +128,10 @@ class Store(Readable):
 
     @abstractmethod
     def put_if_absent(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
-        """Write a file where there is none; returns what stands there then, written by this process or another."""
+        """Write a file unless it exists; return the entry of the existing or the new file."""
 
     def commit(self, name: str, content: bytes) -> FileEntry:
-        """Write a record; raises `Overtaken` where another one stands."""
+        """Write a record; raises `Overtaken` if a different one exists."""
         entry = self.put_if_absent(name, [content])
         if entry != entry_of(content):
             raise Overtaken("Another process has written what this one was writing.", where=self.where(name))
@@ -139,49 +139,50 @@ class Store(Readable):
 
     @abstractmethod
     def delete(self, *names: str) -> None:
-        """Remove files, and links and folders in their place; what is not there, or cannot be, is no error."""
+        """Remove files, and links and folders in their place; a missing or impossible name is not an error."""
 
     @abstractmethod
     def delete_under(self, folder: str = "") -> None:
-        """Remove a folder, or all of the cache, with everything below; several processes may do so at once."""
+        """Remove a folder, or the entire cache, recursively; several processes may do so at once."""
 
     @abstractmethod
     def prepare_writing(self) -> None:
-        """See that a process may write here.
+        """Check that this process may write here.
 
         Raises:
-            ConfigError: a file cannot be written on the condition that there is none.
+            ConfigError: the store does not support conditional writes (only if no such file exists).
         """
 
     @abstractmethod
     def require_place(self) -> None:
-        """Raise `ConfigError` where something else than a cache is here."""
+        """Raise `ConfigError` if the location contains something other than a cache."""
 
     def changed(self, files: Files) -> dict[str, Stamp]:
-        """Return the files that are not as they were when they were last vouched for, and how they are now.
+        """Return the current stamps of the files that changed since they were last verified.
 
-        Files that are hashed whenever they are read need nobody's word.
+        Files that are hashed on every read are never listed.
         """
         del files
         return {}
 
     def mark_verified(self, stamps: Mapping[str, Stamp]) -> None:
-        """Note that files have their recorded content for as long as they are as `changed` found them."""
+        """Note that files have their recorded content as long as they keep these stamps from `changed`."""
 
     @abstractmethod
     def reading(self, record: bytes, files: Files) -> Readable:
-        """Return what a complete cache is read through, over and over.
+        """Return the store for repeated reads of a complete cache.
 
         Args:
-            record: the complete record, whose digest tells one content of the cache from another.
+            record: the complete record, whose digest identifies the content of the cache.
+            files: the files that it lists.
 
         Raises:
-            CorruptCache: a file that it lists is missing or of another size.
+            CorruptCache: a listed file is missing or has another size.
         """
 
 
 def render_json(value: Any) -> bytes:
-    """JSON for people, in one deterministic form."""
+    """Return human-readable JSON in one deterministic form."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -199,17 +200,17 @@ def repair_command(location: Location) -> Advice:
 
 
 def journal_path(cache: Path) -> Path:
-    """Return the file next to a cache that says how long it took, such as train.extraction.jsonl next to train/."""
+    """Return the file next to a cache with its extraction times: train.extraction.jsonl next to train/."""
     return cache_note(cache, "extraction.jsonl")
 
 
 def verified_path(cache: Path) -> Path:
-    """Return the file next to a cache that notes how its files were when they were last seen to be sound."""
+    """Return the file next to a cache with the stamps of its files at the last verification."""
     return cache_note(cache, "vouched.json")
 
 
 def entry_of(*parts: Buffer) -> FileEntry:
-    """Return size and digest of a file that consists of these parts."""
+    """Return size and digest of a file with these parts as content."""
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
@@ -225,15 +226,15 @@ def hash_file(file: Path | int) -> FileEntry:
 
 
 def is_inside(relative: str) -> bool:
-    """Whether a name can be that of a file below the cache."""
+    """Return whether a name can be that of a file inside the cache."""
     return "\0" not in relative and not {"", ".", ".."} & set(relative.split("/"))
 
 
 def safe_path(root: Path, relative: str) -> Path:
-    """Return the path of a file of the cache, refusing names and links that lead elsewhere.
+    """Return the path of a file of the cache; refuse names and links that lead out of it.
 
     Raises:
-        CorruptCache: the name leaves the cache, by `..` or by a symbolic link.
+        CorruptCache: the name leads out of the cache, by `..` or by a symbolic link.
     """
     if not is_inside(relative):
         raise CorruptCache("A file name leaves the cache.", where=relative)
@@ -244,7 +245,7 @@ def safe_path(root: Path, relative: str) -> Path:
 
 
 def require_cache(store: Store) -> dict[str, int]:
-    """Return the sizes of all files; raises `ConfigError` where there is neither a cache nor a started one."""
+    """Return the sizes of all files; raises `ConfigError` if there is no complete or started cache."""
     sizes = store.list()
     if IDENTITY_FILE not in sizes and not any(name.startswith("records/") for name in sizes):
         below = sorted(name.removesuffix(f"/{IDENTITY_FILE}") for name in sizes if name.endswith(f"/{IDENTITY_FILE}"))
@@ -262,7 +263,7 @@ def require_cache(store: Store) -> dict[str, int]:
 
 
 def get_recorded(store: Readable, name: str, files: Files) -> bytes:
-    """Read a small file whose content must be what the commit record says; raises `CorruptCache`."""
+    """Read a small file and check it against the commit record; raises `CorruptCache`."""
     raw = store.get(name)
     if entry_of(raw) != files.get(name):
         raise store.damaged("A file of the cache is not what its commit record says.", name)
@@ -270,21 +271,21 @@ def get_recorded(store: Readable, name: str, files: Files) -> bytes:
 
 
 def require_sizes(store: Readable, sizes: Mapping[str, int], files: Files) -> None:
-    """Check that every recorded file is there, plain and of its recorded size; raises `CorruptCache`."""
+    """Check that every recorded file exists, is regular and has its recorded size; raises `CorruptCache`."""
     for name, entry in files.items():
         if problem := size_problem(sizes, name, entry.num_bytes):
             raise store.damaged("A file of the cache is damaged.", name, problem)
 
 
 def content_problem(actual: FileEntry, entry: FileEntry) -> str | None:
-    """Return in which way a file is not what it must be, or None."""
+    """Return how a file differs from its recorded size and digest, or None."""
     if actual.num_bytes != entry.num_bytes:
         return f"it has {actual.num_bytes} bytes instead of {entry.num_bytes}"
     return None if actual == entry else "its content changed"
 
 
 def size_problem(sizes: Mapping[str, int], name: str, num_bytes: int) -> str | None:
-    """Return what a listing shows to be wrong with a file, or None."""
+    """Return the problem with a file that a listing shows, or None."""
     actual = sizes.get(name)
     if actual == num_bytes:
         return None

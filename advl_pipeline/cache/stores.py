@@ -1,6 +1,6 @@
-"""A cache in a folder, and `open_store`, the one place that asks whether it is one or is in a bucket.
+"""A cache in a folder, and `open_store`, the only place that distinguishes folders from buckets.
 
-In a folder files are written whole in the work folder, flushed, and shown by a rename or a link.
+In a folder, a file is written completely in the work folder, flushed, and published by a rename or a link.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ _TEMPORARY = f"{WORK_FOLDER}/tmp"
 
 
 def open_store(location: Location, disk_cache_gb: float = DEFAULT_GB) -> Store:
-    """Return the store at a location, without a request to it.
+    """Return the store at a location without a request to it.
 
     Args:
         location: folder or URL.
-        disk_cache_gb: how much this machine keeps of files that are elsewhere.
+        disk_cache_gb: size limit of the disk cache for remote files.
     """
     return ObjectStore(location, disk_cache_gb) if isinstance(location, Url) else FolderStore(location)
 
 
 class FolderStore(Store):
-    """A folder that all processes see."""
+    """A cache in a folder that all processes share."""
 
     def __init__(self, root: Path) -> None:
         self.location = self.folder = self._root = root
@@ -76,7 +76,7 @@ class FolderStore(Store):
     def opened(self, name: str) -> Iterator[int]:
         path = safe_path(self._root, name)
         try:
-            # Without waiting for the other end of a pipe.
+            # O_NONBLOCK: never wait for the other end of a named pipe.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise MissingFile(
@@ -131,7 +131,7 @@ class FolderStore(Store):
             return hash_file(target)
 
     def _publish(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
-        """Write a file and show it, again where another process cleared the work folder away meanwhile."""
+        """Write and publish a file; retry if another process removes the work folder in the meantime."""
         for attempt in range(_ATTEMPTS):
             try:
                 self._write_and_show(name, parts, replace=replace)
@@ -163,7 +163,7 @@ class FolderStore(Store):
             self._remove_empty(temporary.parent)
 
     def _clear_the_way(self, target: Path) -> None:
-        """Remove links, and a folder, that stand where a plain file is to be."""
+        """Remove links, or a folder, in the place of a regular file."""
         for folder in reversed(target.relative_to(self._root).parents):
             if folder.name and (self._root / folder).is_symlink():
                 (self._root / folder).unlink()
@@ -177,7 +177,7 @@ class FolderStore(Store):
             path = self._root / name
             with writing(path):
                 self._clear_the_way(path)
-                # A folder with a file's name above it has nothing of that name.
+                # If a parent of the name is a file, nothing of that name exists.
                 with suppress(FileNotFoundError, NotADirectoryError):
                     path.unlink()
             self._remove_empty(path.parent)
@@ -218,13 +218,13 @@ class FolderStore(Store):
             "record": hash_file(self._root / COMPLETE_RECORD).sha256,
             "files": self._verified_stamps() | dict(stamps),
         }
-        # Where nothing can be written next to the cache, the next run hashes what changed once more.
+        # If nothing can be written next to the cache, the next run hashes the changed files again.
         with suppress(StorageError, OSError):
             if may_note(path):
                 write_text(path, json.dumps(note))
 
     def _verified_stamps(self) -> dict[str, Stamp]:
-        """Return the stamps that were noted under the complete record that stands."""
+        """Return the stamps that were noted for the current complete record."""
         try:
             note = json.loads(verified_path(self._root).read_bytes())
             is_of_this_record = note["record"] == hash_file(self._root / COMPLETE_RECORD).sha256
@@ -258,7 +258,7 @@ def _open_new(path: Path) -> io.FileIO:
 
 
 def _link(path: Path, target: Path) -> bool:
-    """Give a file a second name if nothing has that name; False where the file system has no such links."""
+    """Give a file a second name unless that name is taken; False if the file system has no hard links."""
     try:
         target.hardlink_to(path)
     except FileExistsError:

@@ -1,6 +1,6 @@
 """Caches as a torch `Dataset` and a collator, for your own training loop.
 
-Shapes: B items of a batch, M tokens of the longest of them, D feature width of a teacher.
+Shapes: B items of a batch, M tokens of the longest item, D feature width of a teacher.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TEACHERS = "teachers"
 
 
 class CachedFeatures(Dataset[dict[str, Any]]):
-    """What teachers say of units, one unit an item: a map-style dataset for `DataLoader`, accelerate or a `Trainer`.
+    """Teacher features, one item per unit: a map-style dataset for `DataLoader`, accelerate or a `Trainer`.
 
-    An item has the entries of its row, or `unit_id` where no rows are given, and `teachers`: by the teacher's name a
-    dictionary of `global` (D,) and, where the cache has token features, `tokens` (M, D), in the stored dtype; int8
-    codes come as float16. Spawned workers open the caches themselves.
+    An item has the entries of its row, or `unit_id` without rows, and `teachers`. This maps each teacher's name to a
+    dictionary of `global` (D,) and, if the cache has token features, `tokens` (M, D). Features have the stored dtype;
+    int8 codes are returned as float16. Spawned workers open the caches themselves.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         tokens: bool = True,
     ) -> None:
         """Args:
-        caches: one of each teacher.
-        modality: of the units.
-        unit_ids: of the items, in order, as `datasets.unit_ids` gives them; None for all units of the first cache.
-        rows: your own entries, one mapping for each id, such as token ids and labels.
-        tokens: whether token features are read, where there are any.
+        caches: one per teacher.
+        modality: the modality of the units.
+        unit_ids: ids of the items, in order, as from `datasets.unit_ids`; None for all units of the first cache.
+        rows: your own entries, one mapping per id, such as token ids and labels.
+        tokens: whether to read token features, if there are any.
 
         Raises:
-            ConfigError: no cache, two of one teacher, a modality that a cache lacks, or another number of rows.
-            UnknownUnit: a cache does not hold an id.
+            ConfigError: no cache, two of one teacher, a cache without the modality, or a wrong number of rows.
+            UnknownUnit: an id is missing from a cache.
         """
         opened = [cache if isinstance(cache, TeacherCache) else open_cache(cache) for cache in caches]
         self._caches = {cache.teacher_name: cache for cache in opened}
@@ -74,7 +74,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several items by one look-up in each cache, as `DataLoader` asks for them."""
+        """Return several items with one look-up per cache; `DataLoader` calls this for a batch."""
         items = [
             {**({"unit_id": self._ids[index]} if self._rows is None else self._rows[index]), TEACHERS: {}}
             for index in indices
@@ -86,7 +86,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
                 item[TEACHERS][name] = {"global": values_D}
             if self._tokens and store.has_tokens:
                 values_MD, lengths_B = store.token_features(ids)
-                # One unit alone is a view of a map, which torch must not write to.
+                # The tokens of a single unit are a view of a memory map, which torch must not write to.
                 tokens = torch.split(as_tensor(values_MD), lengths_B.tolist())
                 for item, tokens_MD in zip(items, tokens, strict=True):
                     item[TEACHERS][name]["tokens"] = tokens_MD
@@ -98,7 +98,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class FeatureCollator:
-    """Make a batch: `teachers` by name with `global` (B, D), `tokens` (B, M, D), zero-padded, and `mask` (B, M).
+    """Collator of items: `teachers` by name with `global` (B, D), zero-padded `tokens` (B, M, D) and `mask` (B, M).
 
     `rest` collates all other entries, a list of dictionaries, into a dictionary.
     """

@@ -2,12 +2,12 @@
 
 Before a run trains on a cache, `require_trustworthy` checks the files that changed since they were last verified. The
 process that completes a cache notes size, inode and times of every recorded file in a file next to the cache. A file
-that differs from its note is hashed, and noted again once it matches its record, so the next run hashes nothing. The
-first run on a copy, or on a cache from elsewhere, hashes everything. No time is compared with another time: a wrong
-clock or a touched record proves nothing. `advl cache verify` hashes everything, which costs about as much as reading
-it once; only this finds bits that the disk lost on its own. Objects in a store are hashed on every fetch.
+that differs from its note is hashed, and noted again if it matches its record, so the next run hashes nothing. The
+first run on a copy, or on a cache from elsewhere, hashes everything. Times are never compared with each other: a
+wrong clock or a touched record proves nothing. `advl cache verify` hashes everything, which costs about as much as
+reading it once. Only this finds bits that the disk lost on its own. Objects in a store are hashed on every fetch.
 
-Shapes: N units, Q units looked at, M token rows, D feature width.
+Shapes: N units, Q checked units, M token rows, D feature width.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter
 
 _NORM_TOLERANCE = 1e-2
-"""Of a stored norm, relative; float16 is a tenth of that."""
+"""Relative tolerance of a stored norm; float16 rounding is a tenth of it."""
 
 _ROUNDING = 1e-9
-"""Of a moment, for a mean of 1."""
+"""Rounding error of a moment, for a mean of 1."""
 
 _FEATURES = re.compile(r"(image|text)/(global|tokens/(?!starts/|lengths/)\w+)/c/.+")
 
@@ -75,11 +75,11 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was checked and what was found.
+    """The checked files and the findings.
 
-    `files` is what the records that could be read list, `findings` what is wrong with which file, in their order.
-    Where the files `contradict` one another, each of them is what its record says. `recomputed` units were encoded
-    again, and `worst` is the largest 1 - cosine between them and what is stored.
+    `files` are the files listed by the readable records, `findings` the problem of each bad file, sorted by name.
+    `contradict`: every file matches its record, but the files contradict one another. `recomputed` units were
+    encoded again, and `worst` is the largest 1 - cosine between them and the stored features.
     """
 
     path: Location
@@ -112,7 +112,7 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
     store = open_store(location)
     sizes = require_cache(store)
     with suppress(CorruptCache):
-        load_plan(store)  # A cache of a form that is not read any more is refused, not repaired.
+        load_plan(store)  # A format that is no longer supported is refused, not repaired.
     findings: dict[str, str] = {}
     files = recorded_files(store, sizes, findings)
     numbers: StoredNumbers | None = None
@@ -130,7 +130,7 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
         progress(files[name].num_bytes)
     if COMPLETE_RECORD not in findings:
         known = {*files, COMPLETE_RECORD, *map(confidence_record_path, committed_keys(sizes))}
-        # Locks are of who writes, such as a repair that verifies first.
+        # Locks belong to a process that writes, such as a repair that verifies first.
         strays = [name for name in sizes if name not in known and not name.startswith(f"{LOCKS}/")]
         findings |= dict.fromkeys(strays, "it belongs to no record")
     if is_as_recorded := not findings:
@@ -144,12 +144,12 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
 
 
 def is_bulk(name: str) -> bool:
-    """Whether a file is a shard of features, which is what a cache mostly consists of."""
+    """Return whether a file is a shard of features, the bulk of a cache."""
     return _FEATURES.fullmatch(name) is not None
 
 
 def describe_findings(report: VerifyReport) -> CorruptCache:
-    """Return the error that a command ends with when a cache is not sound."""
+    """Return the error of a command for a cache that is not sound."""
     lines = [f"{name}: {problem}" for name, problem in report.findings.items()]
     return CorruptCache(
         f"The cache is not sound: {len(lines)} finding(s).",
@@ -160,10 +160,10 @@ def describe_findings(report: VerifyReport) -> CorruptCache:
 
 
 def recorded_files(store: Store, sizes: Mapping[str, int], findings: dict[str, str]) -> Files:
-    """Return the files that records list: those of the complete record, or of all others where it is damaged.
+    """Return the files listed by the complete record or, if it is damaged, by all other records.
 
     Args:
-        findings: what is wrong with the records is added here.
+        findings: receives the problems of the records.
     """
     files: dict[str, FileEntry] = {}
     complete = _attempt(findings, COMPLETE_RECORD, partial(load_complete, store))
@@ -200,13 +200,13 @@ def _attempt(findings: dict[str, str], path: str, read: Callable[[], Content]) -
 
 
 def file_problem(store: Store, name: str, entry: FileEntry, numbers: StoredNumbers | None = None) -> str | None:
-    """Return what is wrong with a file, or None.
+    """Return the problem of a file, or None.
 
     Args:
-        store: that holds it.
-        name: of the file.
-        entry: what it must be.
-        numbers: looks at the numbers in it too, where it is a shard of features.
+        store: the store of the file.
+        name: the file's name.
+        entry: its recorded size and digest.
+        numbers: also checks the numbers of the file if it is a shard of features.
     """
     try:
         with store.opened(name) as descriptor:
@@ -217,9 +217,9 @@ def file_problem(store: Store, name: str, entry: FileEntry, numbers: StoredNumbe
 
 
 class StoredNumbers:
-    """The features of a cache, checked shard by shard while they are hashed, and summed for their moments.
+    """Checker of a cache's features, shard by shard during hashing; it also sums them for their moments.
 
-    After the last shard it checks what hashes cannot show: whether the files together make a cache.
+    After the last shard it checks what hashes cannot show: whether the files are consistent with each other.
     """
 
     def __init__(self, store: Store) -> None:
@@ -237,7 +237,7 @@ class StoredNumbers:
                 self._shards |= {spec.shard_path(shard): (array, shard) for shard in range(spec.num_shards)}
 
     def problem(self, name: str, descriptor: int) -> str | None:
-        """Return what is wrong with the numbers of a shard, or None; other files have none."""
+        """Return the problem with the numbers of a shard, or None; always None for other files."""
         if name not in self._shards:
             return None
         array, shard = self._shards[name]
@@ -275,7 +275,7 @@ class StoredNumbers:
         try:
             is_planned = digest(read_metadata(store, IDENTITY_FILE)) == writer.plan.identity_sha256
             expect(is_planned, IDENTITY_FILE, "it is not what the cache was planned for")
-            # First, for by units that the record misreports the index cannot be read.
+            # First, because the index cannot be read if the record misreports the units.
             expected = writer.complete_record({name: load_tables(store, name) for name in writer.plan.modalities})
             expect(complete == expected, COMPLETE_RECORD, "it is not what the other records say")
             for modality, shape in writer.plan.modalities.items():
@@ -310,14 +310,14 @@ class StoredNumbers:
         return np.array([unit_id not in quarantined for unit_id in UnitIds(self._writer.unit_ids(modality), None)])
 
     def wrong_moments(self) -> dict[str, str]:
-        """Return the moments that are not those of the features; every shard must have been checked."""
+        """Return the moments that do not match the features; all shards must have been checked before."""
         findings = {}
         for modality, sums_of in self._sums.items():
             lengths_N = self._writer.placement(modality).lengths_N
             moments = moments_of(sums_of, self._readable(modality), lengths_N)
             for name, spec in layout.moment_specs(modality, self._writer.plan).items():
                 kind, moment = name.split("_")
-                # Tables are added up in other parts than the writer did, which changes the last bits of the sums.
+                # The sums are over other blocks than the writer's, which changes their last bits.
                 rounding_D = _ROUNDING * (1 + moments[f"{kind}_mean"] ** 2)
                 if not np.isclose(MappedArray(self._store, spec).whole(), moments[name], atol=rounding_D).all():
                     findings[spec.shard_path(0)] = f"it is not the {moment} of the features"
@@ -325,17 +325,17 @@ class StoredNumbers:
 
 
 def has_its_norms(global_QD: npt.NDArray[Any], norm_Q: npt.NDArray[np.float32]) -> bool:
-    """Say whether all features are as long as the teacher gave them, or all were scaled to unit length."""
+    """Return whether all features have the teacher's norms, or all have unit length."""
     stored_Q = np.linalg.norm(global_QD.astype(np.float32), axis=1)
     unit_Q = np.where(norm_Q > 0, np.float32(1), np.float32(0))
     return any(np.allclose(stored_Q, wanted_Q, rtol=_NORM_TOLERANCE, atol=1e-4) for wanted_Q in (norm_Q, unit_Q))
 
 
 def require_trustworthy(cache: TeacherCache) -> None:
-    """Refuse a cache that is not what its commit record says, as far as can be seen at little cost.
+    """Refuse a cache that differs from its commit record; only changed files are hashed.
 
     Args:
-        cache: opened, so that every file is there and of its recorded size.
+        cache: an open cache, so every file exists and has its recorded size.
 
     Raises:
         CorruptCache: a file changed.

@@ -1,9 +1,9 @@
-"""Writing a cache: the plan, then whole shards in any order by any process, then the tables, last the commit record.
+"""Writer of a cache: first the plan, then shards in any order by any process, the tables, and the commit record.
 
-A shard's part of the per-unit tables is kept in the work folder until all shards are committed: one file per shard,
-safetensors behind the digest of its content, so that lost or changed data never get into a table.
+A shard's part of the per-unit tables stays in the work folder until all shards are committed: one safetensors file
+per shard, preceded by the digest of its content, so that lost or changed data never get into a table.
 
-Moments are summed over shards in a fixed order, so that every run gives the same bits.
+Moments are summed over shards in a fixed order, so every run gives the same bits.
 
 Shapes: N units, M token rows, D feature width.
 """
@@ -69,9 +69,9 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class CachePlan:
-    """A cache to be begun: its record without files, and the ids (N, 16) and the shards of each modality's N units.
+    """The plan of a new cache: its record without files, and the ids (N, 16) and shards of each modality's N units.
 
-    Token rows were counted in `num_counted` of the units; the other units repeat these numbers.
+    Token rows were counted in `num_counted` of the units; the counts are repeated for the others.
     """
 
     record: PlanRecord
@@ -80,7 +80,7 @@ class CachePlan:
     num_counted: Mapping[str, int]
 
     def num_bytes(self, modality: str) -> int:
-        """Return how many bytes a modality will take: whole chunks, and the metadata of arrays."""
+        """Return the size of a modality in bytes, with padded chunks and array metadata."""
         placement = self.placements[modality]
         specs = layout.array_specs(
             modality, self.record, num_rows=placement.num_rows, num_readable=placement.num_units
@@ -95,16 +95,16 @@ def plan_cache(
     *,
     max_file_bytes: int | None = None,
 ) -> CachePlan:
-    """Return the plan of a cache; nothing is written.
+    """Return the plan of a cache without writing anything.
 
     Args:
-        record: without files.
-        unit_ids: of each modality, (N, 16).
-        lengths: of each modality the token rows of n units, (n,); of fewer than all they are repeated.
-        max_file_bytes: the largest file that its store takes; None for any.
+        record: the plan record, without files.
+        unit_ids: modality -> ids, (N, 16).
+        lengths: modality -> token rows of n units, (n,); repeated if n < N.
+        max_file_bytes: the largest file that the store accepts; None for no limit.
 
     Raises:
-        ConfigError: shards that no reader opens, or the store does not take.
+        ConfigError: the shards are too large for readers or for the store.
     """
     shard_rows = record.shard_rows
     placements = {
@@ -128,18 +128,18 @@ def plan_cache(
 def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Write everything that is known before encoding; the plan record comes last.
 
-    Processes that begin at once write one plan: the provenance is that of the first, and the rest follows from it.
+    Processes that begin at the same time write one plan: the first provenance wins, and the rest follows from it.
 
     Args:
-        identity: the one that was planned for.
-        overwrite: replace an identity and a provenance that stand there.
+        identity: the identity of the planned cache.
+        overwrite: replace an existing identity and provenance.
 
     Raises:
-        ConfigError: another process began the cache with shards of another size.
-        Overtaken: another process has begun another cache here.
+        ConfigError: another process began the cache with a different shard size.
+        Overtaken: another process began a different cache here.
     """
     shard_rows, provenance = plan.record.shard_rows, plan.record.provenance or {}
-    # The identity comes first: it is what tells other commands that this place is a cache.
+    # The identity comes first: by it other commands recognise a cache.
     if overwrite:
         for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance)):
             store.put(name, [render_json(content)])
@@ -162,7 +162,7 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, o
 
 
 class CacheWriter:
-    """A planned cache that is being filled; any number of processes may hold one each."""
+    """Writer of a planned cache; any number of processes may each have one."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -171,7 +171,7 @@ class CacheWriter:
         self._tables: dict[str, MappedArray] = {}
 
     def placement(self, modality: str) -> ShardPlan:
-        """Return where the units of a modality are."""
+        """Return the placement of a modality's units in shards."""
         if modality not in self._placements:
             specs = layout.plan_specs(modality, self.plan.modalities[modality].num_units)
             lengths_N = MappedArray(self.store, specs["lengths"]).whole()
@@ -184,18 +184,18 @@ class CacheWriter:
         return MappedArray(self.store, spec).whole()
 
     def token_specs(self, modality: str) -> dict[str, ArraySpec]:
-        """Return the layout of the arrays with one row per token; none where there are no token features."""
+        """Return the layouts of the arrays with one row per token; empty without token features."""
         return layout.token_specs(modality, self.plan, self.placement(modality).num_rows)
 
     def row_specs(self, modality: str) -> list[ArraySpec]:
-        """Return the layout of the arrays that cannot be known beforehand: features, scales, spans."""
+        """Return the layouts of the arrays that encoding fills: features, scales, spans."""
         return [layout.global_spec(modality, self.plan), *self.token_specs(modality).values()]
 
     def is_complete(self) -> bool:
         return COMPLETE_RECORD in self.store.list("records")
 
     def pending(self, modality: str) -> list[int]:
-        """Return the shards that are not committed yet, in order."""
+        """Return the uncommitted shards, in order."""
         committed = committed_shards(self.store.list("records"))
         return [shard for shard in range(self.placement(modality).num_shards) if (modality, shard) not in committed]
 
@@ -204,9 +204,9 @@ class CacheWriter:
         return ShardBuffer(self.plan, modality, self.placement(modality), shard)
 
     def commit_shard(self, modality: str, buffer: ShardBuffer) -> None:
-        """Write what a shard adds to the tables, its files, and last its record.
+        """Write a shard's part of the tables, then its files, and last its record.
 
-        A shard that another process has committed meanwhile is left to that.
+        A shard that another process committed in the meantime is left alone.
         """
         buffer.require_filled()
         try:
@@ -229,9 +229,9 @@ class CacheWriter:
             return
 
     def content_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
-        """Return what a committed shard adds to the tables, read back from sound tables and token rows.
+        """Return a committed shard's part of the tables, read back from sound tables and token rows.
 
-        `stats` lists all statistics: even the norms may be of what the teacher scaled before it was stored.
+        `stats` lists all statistics. Even norms cannot be recomputed: they may be from before the teacher scaled.
         """
         placement, table = self.placement(modality), layout.global_spec(modality, self.plan)
         position_N = np.array(placement.units_of(shard), np.int64)
@@ -250,11 +250,11 @@ class CacheWriter:
     def finalise(self) -> None:
         """Write the tables and the record that makes the cache complete. All shards must be committed.
 
-        Processes that do so at once write the same bytes.
+        Processes that finalise at the same time write the same bytes.
 
         Raises:
-            CorruptCache: what a shard adds to the tables is missing or damaged.
-            Overtaken: another process has completed another cache here.
+            CorruptCache: a shard's part of the tables is missing or damaged.
+            Overtaken: another process completed a different cache here.
         """
         tables = {}
         for modality in self.plan.modalities:
@@ -264,10 +264,10 @@ class CacheWriter:
         self.store.commit(COMPLETE_RECORD, render_record(self.complete_record(tables)))
 
     def complete_record(self, tables: Mapping[str, Files]) -> CompleteRecord:
-        """Return the record of the complete cache, which follows from those of the plan and the shards.
+        """Return the record of the complete cache, which follows from the plan and shard records.
 
         Args:
-            tables: of each modality the files that the record of its tables lists.
+            tables: modality -> the files listed by the record of its tables.
         """
         contents = {PLAN_RECORD: self.store.get(PLAN_RECORD), **self._groups()}
         files, quarantined, clipped = dict(self.plan.files), {}, {}
@@ -314,9 +314,9 @@ class CacheWriter:
         return files
 
     def _gather(self, modality: str, rows_per_table: int, content: dict[str, Array]) -> Iterator[Array]:
-        """Yield the global features of all shards in parts of a table's rows; put what else they add in `content`.
+        """Yield the global features of all shards, one table of rows at a time; collect the rest in `content`.
 
-        Statistics are put together, sums added up, in the order of the shards, so that every run gives the same bits.
+        Statistics are joined and sums added in the order of the shards, so every run gives the same bits.
         """
         placement = self.placement(modality)
         held: list[Array] = []
@@ -327,7 +327,7 @@ class CacheWriter:
             part = added.pop("global")
             for name, values in added.items():
                 if name.startswith(_STATISTIC):
-                    # A shard of unreadable units alone has none of the teacher's own statistics.
+                    # A shard with only unreadable units has none of the teacher's own statistics.
                     content.setdefault(name, np.zeros(placement.num_units, np.float32))[units.start : units.stop] = (
                         values
                     )
@@ -344,7 +344,7 @@ class CacheWriter:
             yield np.concatenate(held)
 
     def _groups(self) -> dict[str, bytes]:
-        # They come after all arrays, so that no Zarr reader opens an unfinished cache and sees zeros.
+        # Groups come after all arrays, so that no Zarr reader opens an unfinished cache and sees zeros.
         identity, provenance = (read_metadata(self.store, name) for name in (IDENTITY_FILE, PROVENANCE_FILE))
         folders = [
             f"{modality}{below}" for modality in self.plan.modalities for below in ("", "/tokens", "/stats", "/index")
@@ -358,7 +358,7 @@ class CacheWriter:
 
 
 def publish_array(store: Store, spec: ArraySpec, rows: Array) -> dict[str, FileEntry]:
-    """Write an array's metadata and shards, leaving files alone that already hold the same; returns their entries."""
+    """Write an array's metadata and shards, skipping files that are already the same; return their entries."""
     files = {spec.metadata_path: store.put(spec.metadata_path, [spec.metadata()])}
     for shard in range(spec.num_shards):
         first = shard * spec.shard_rows
@@ -372,21 +372,21 @@ def publish_shard(store: Store, spec: ArraySpec, shard: int, rows: Array) -> Fil
 
 
 def staged_path(modality: str, shard: int) -> str:
-    """Return the name of the file that holds what a shard adds."""
+    """Return the name of the work file with a shard's part of the tables."""
     return f"{STAGED_FOLDER}/{shard_name(modality, shard)}.safetensors"
 
 
 def stage(store: Store, modality: str, shard: int, content: Mapping[str, Array]) -> None:
-    """Keep what a shard adds; raises `StorageError`."""
+    """Save a shard's part of the tables; raises `StorageError`."""
     body = save({name: np.ascontiguousarray(values) for name, values in content.items()})
     store.put(staged_path(modality, shard), [hashlib.sha256(body).digest(), body])
 
 
 def load_staged(store: Readable, modality: str, shard: int) -> dict[str, Array]:
-    """Return what a shard adds.
+    """Return a shard's part of the tables.
 
     Raises:
-        CorruptCache: it is missing, or not as it was written.
+        CorruptCache: the file is missing or damaged.
     """
     name = staged_path(modality, shard)
     try:
@@ -402,7 +402,7 @@ def load_staged(store: Readable, modality: str, shard: int) -> dict[str, Array]:
 
 
 def clear_work(store: Store) -> None:
-    """Remove the work files that runs left, version 0.2 included; locks of running processes stay."""
+    """Remove the work files of earlier runs, version 0.2 included; locks of running processes stay."""
     for below in (STAGED_FOLDER, *(f"{WORK_FOLDER}/{name}" for name in ("tmp", "claims"))):
         store.delete_under(below)
     remove_dead_locks(store)
