@@ -1,7 +1,7 @@
-"""How a generated answer is read: which option it names, by the rule of a set's authors or of the common harness.
+"""Parse the option that a generated answer names, by the rule of a set's authors or of the common harness.
 
-Each rule is what a public scorer does, quirks included, since numbers depend on them; `tests/assets/metrics` holds
-what those scorers read. An answer that names no option, or one beyond them, is wrong.
+Each rule reproduces a public scorer, quirks included, since numbers depend on them. `tests/assets/metrics` contains
+the outputs of those scorers. An answer that names no option, or a letter beyond the options, is wrong.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from advl_pipeline.datasets.listed_options import YES_NO, is_yes_no
 from advl_pipeline.datasets.measures import Rule
 
 BEYOND = -1
-"""What is returned of a letter that stands for no option."""
+"""Position of a letter beyond the options."""
 
 Reader = Callable[[str, Sequence[str]], int | None]
-"""Reads an answer to a question with these options: the position of one, `BEYOND`, or None for no option at all."""
+"""Parses an answer to a question with these options into the position of one, `BEYOND`, or None for no option."""
 
 
 def read_option(answer: str, options: Sequence[str], rule: Rule) -> int | None:
-    """Return the position of the option that an answer names, `BEYOND` them, or None where it names none.
+    """Return the position of the option that an answer names, `BEYOND`, or None if it names no option.
 
     Args:
-        rule: of a set's card. Where yes and no are the options, all rules but POPE's take the first of the two words.
+        rule: from the set's card. If the options are yes and no, all rules but POPE's use the first of the two words.
     """
     if is_yes_no(options):
         word = _pope(answer) if rule == "pope" else _first_word(answer, YES_NO)
@@ -33,9 +33,9 @@ def read_option(answer: str, options: Sequence[str], rule: Rule) -> int | None:
 
 
 def read_ranked(answer: str, letters: Sequence[str] = ("A", "B", "C", "D")) -> str | None:
-    """Return the capital letter that stands in the best place of an answer; of two in one place the later one.
+    """Return the capital letter in the highest-ranked place of an answer; the last one if a place matches twice.
 
-    So does lmms-eval's reader of multiple choice, on which RealWorldQA's number rests.
+    This is the multiple-choice parser of lmms-eval, which determines the score of RealWorldQA.
     """
     text = answer
     for mark in (",", ".", "!", "?", ";", ":", "'", '"'):
@@ -61,12 +61,12 @@ def read_ranked(answer: str, letters: Sequence[str] = ("A", "B", "C", "D")) -> s
 
 
 def _letter(answer: str, options: Sequence[str]) -> int | None:
-    """Read a letter that is the whole answer, follows "answer is", or stands alone; else the text of one option."""
+    """Read a letter that is the entire answer, follows "answer is", or is a word; else the text of one option."""
     text = answer.strip()
     whole = re.fullmatch(r"\(?([A-Za-z])\)?[.:,]?", text)
     named = re.search(r"\b(?:answer|option)(?: is|:)?\s*\(?([A-Z])\b", text)
     first = re.match(r"\(?([A-Z])(?:\)|[.:,])", text)
-    # Alone, A is an article more often than an answer.
+    # As a word, A is more often an article than an answer.
     alone = {*re.findall(r"(?<![\w'])([A-Z])(?![\w'])", text)} & {*ascii_uppercase[1 : len(options)]}
     for match in (whole, named, first):
         if match:
@@ -78,7 +78,7 @@ def _letter(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _mmstar(answer: str, options: Sequence[str]) -> int | None:
-    """Read the first character, or the one behind a bracket, "option " or "the answer is ", as MMStar's authors."""
+    """Read the first character, or the one after a bracket, "option " or "the answer is ", as MMStar's authors do."""
     text = answer.lower().strip().replace("\n", " ")
     for start in ("(", "option ", "the answer is "):
         if text.startswith(start):
@@ -87,7 +87,7 @@ def _mmstar(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _cv_bench(answer: str, options: Sequence[str]) -> int | None:
-    """Read the first character behind the last "answer is" or "answer:", as CV-Bench's authors."""
+    """Read the first character after the last "answer is" or "answer:", as CV-Bench's authors do."""
     text = answer.lower().strip()
     for phrase in ("answer is", "answer:"):
         if phrase in text:
@@ -98,7 +98,7 @@ def _cv_bench(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _scienceqa(answer: str, options: Sequence[str]) -> int | None:
-    """Read the one "The answer is X" that more follows, as ScienceQA's authors, who draw an option where it fails."""
+    """Read a single "The answer is X" followed by more text, as ScienceQA's authors do; they guess if it fails."""
     letters = re.findall(r"The answer is ([A-Z])\.?.", answer)
     return _place(letters[0], options) if len(letters) == 1 else None
 
@@ -109,13 +109,13 @@ def _ranked(answer: str, options: Sequence[str]) -> int | None:
 
 
 def _pope(answer: str) -> str:
-    """Read "no" where the first sentence holds No, no or not as a word, and "yes" in all else, as POPE's authors."""
+    """Read "no" if the first sentence contains the word No, no or not, else "yes", as POPE's authors do."""
     words = answer.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & {*words} else "yes"
 
 
 def _naturalbench(answer: str, options: Sequence[str]) -> int | None:
-    """Read A or B, whichever stands alone first in any case, as NaturalBench's authors: the article "a" is A too."""
+    """Read the first word A or B in any case, as NaturalBench's authors do: the article "a" counts as A."""
     letter = _first_word(answer, tuple(ascii_uppercase[: len(options)]))
     return None if letter is None else ascii_uppercase.index(letter)
 

@@ -1,4 +1,4 @@
-"""What is refused before torch loads: runs that are not there or not finished, test sets that do not exist."""
+"""Checks before torch loads: runs that are missing or not finished, test sets that do not exist."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from advl_pipeline.training.config import FinetuneConfig
 
 
 def require_finished(run: Path) -> dict[str, Any]:
-    """Return the configuration that a finished run was made with.
+    """Return the configuration that a finished run was created with.
 
     Raises:
-        ConfigError: the folder holds no run. WeightsUnavailable: the run is not finished.
+        ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished.
     """
     config = read_config(run)
     if is_finished(run):
@@ -33,10 +33,10 @@ def require_finished(run: Path) -> dict[str, Any]:
 
 
 def require_readable(config: ReadoutConfig) -> None:
-    """Refuse a readout without caches, with ones that are not there, or that name paths which were not given.
+    """Refuse a readout without caches, with missing caches, or with caches that name paths not given by the user.
 
     Raises:
-        ConfigError, CorruptCache: as they say.
+        ConfigError: there is no cache, or a cache names another path. CorruptCache: a cache is missing or damaged.
     """
     if not config.cache:
         extract = "advl extract --teacher NAME --dataset NAME --split train".split()
@@ -48,10 +48,10 @@ def require_readable(config: ReadoutConfig) -> None:
 
 
 def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | None]:
-    """Return the dataset that a cache is of, and the folder of the datasets; None for the usual one.
+    """Return the dataset of a cache and the folder of the datasets; None for the default folder.
 
-    A cache may come from anyone: a path of its record is opened where it was typed, or where the run that is read out
-    was trained on it.
+    A cache may come from anyone. A path in its record is opened only if the user typed it, or if the run that is read
+    out was trained on it.
 
     Raises:
         ConfigError: the record names another path.
@@ -65,7 +65,7 @@ def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | 
         if name in typed and typed[name] is None and trained_on.get(name) != path
     }
     if moved_to(None, recorded) is None:
-        missing.pop("data_root", None)  # It is not on this machine, and the usual folder serves.
+        missing.pop("data_root", None)  # It does not exist on this machine, so the default folder is used.
     if missing:
         words = command_words(ReadoutConfig, {**config_to_dict(config), **missing, "student": None})
         raise refused_paths(cache.path, missing, ["advl", "readout", str(config.student), *words])
@@ -73,14 +73,14 @@ def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | 
 
 
 def check_scoring(run: Path, test_sets: Sequence[str], data_root: Path | None) -> None:
-    """Refuse a run that cannot answer, and test sets that do not exist, in well under a second.
+    """Refuse, in well under a second, a run that cannot answer and test sets that do not exist.
 
     Args:
-        test_sets: each a split of the run's dataset, or DATASET/SPLIT.
+        test_sets: splits of the run's dataset, or DATASET/SPLIT.
 
     Raises:
-        ConfigError: no such run or set. WeightsUnavailable: the run is not finished. DatasetError: own data
-            that cannot be read.
+        ConfigError: no such run or set. WeightsUnavailable: the run is not finished. DatasetError: the user's own
+            data cannot be read.
     """
     trained_on = require_finished(run)
     for test_set in test_sets:
@@ -89,7 +89,7 @@ def check_scoring(run: Path, test_sets: Sequence[str], data_root: Path | None) -
             require_names(name, split=split, data_root=moved_to(data_root, trained_on))
         except DatasetMissing as error:
             if name == trained_on["dataset"] and is_location(name) and not Path(name).exists():
-                # A run stays valid when its data move.
+                # A run remains valid after its data move.
                 error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
             raise
 

@@ -1,4 +1,4 @@
-"""What `advl evaluate`, `predict`, `readout` and `score` are asked for."""
+"""Configurations of `advl evaluate`, `predict`, `readout` and `score`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.students.options import PictureOptions, RegionOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
-"""How a picture is replaced: by another one of the set, by nothing but its boxes, hidden; `none` replaces none."""
+"""How a picture is replaced: by another one of the set, by its boxes only, or hidden; `none` replaces none."""
 
 Protocol = Literal["likelihood", "letters"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
-    """Options of which student answers, and what it is shown."""
+    """Options of a student that answers, and of its inputs."""
 
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
 
@@ -67,7 +67,7 @@ class EvaluateConfig(AnswerOptions):
 
     @property
     def probes(self) -> tuple[Probe, ...]:
-        """How pictures are replaced, as it was asked for or by default."""
+        """Replacements of the pictures, as given or by default."""
         return self.probe or (() if self.protocol == "letters" else ("swapped", "blanked", "removed"))
 
 

@@ -1,7 +1,7 @@
-"""Scores per item, which paired statistics are computed from, and the trivial scores that they are compared with.
+"""Scores per item, the input of paired statistics, and the trivial scores that they are compared with.
 
-Those are chance and the commonest correct answer. A student that always answers "no" looks as if it had learned
-something where most correct answers are no, so its commonest answer is reported too.
+The trivial scores are chance and the most common correct answer. If most correct answers are no, a student that only
+answers "no" seems to have learned something, so its most common answer is reported too.
 Shapes: n items, C candidates or classes, K answers.
 """
 
@@ -35,7 +35,7 @@ METRIC_OF_TASK: Mapping[str, str] = {
     "answers": "answers",
 }
 JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choice", "rationale"): "joint"}
-"""Metrics of two tasks of a question -> that of both being right."""
+"""Metrics of two tasks of a question -> the metric of both being right."""
 METRIC_NAMES = {
     "q2a": "Q→A accuracy",
     "qa2r": "QA→R accuracy",
@@ -51,12 +51,12 @@ METRIC_NAMES = {
 
 
 def metric_name(metric: str) -> str:
-    """Return what a reader calls a metric; one of a plug-in has no other name."""
+    """Return the display name of a metric; a metric of a plug-in keeps its own."""
     return METRIC_NAMES.get(metric, metric)
 
 
 def question_rank(question_id: str) -> bytes:
-    """Return what questions are drawn by: as good as at random, and the same every time."""
+    """Return the sort key by which questions are drawn: as good as random, and the same every time."""
     return hashlib.blake2b(question_id.encode()).digest()
 
 
@@ -66,7 +66,7 @@ def question_id(example: Example) -> str:
 
 
 def questions_of(example_ids: Sequence[str], tasks: Sequence[Task]) -> list[str]:
-    """Return the id of the question of each example of a split that is opened for these tasks."""
+    """Return the question id of each example of a split opened for these tasks."""
     suffixes = tuple(f":{task}" for task in tasks)
     return [name.rpartition(":")[0] if name.endswith(suffixes) else name for name in example_ids]
 
@@ -75,7 +75,7 @@ def first_maximum(scores_nC: npt.NDArray[np.floating], names: Sequence[str]) -> 
     """Return (n,) the position of the first maximum of each row; -inf marks candidates that an item lacks.
 
     Raises:
-        ConfigError: a row holds a NaN, as of a run that diverged; the maximum would be where the NaN is.
+        ConfigError: a row contains a NaN, as from a run that diverged; the NaN would be its maximum.
     """
     bad = np.flatnonzero(np.isnan(scores_nC).any(axis=1))
     if bad.size:
@@ -106,10 +106,10 @@ def score_labels(examples: Sequence[Example], chosen: Sequence[int]) -> list[flo
 def score_ties(
     examples: Sequence[Example], chosen: Sequence[int], scores_nC: npt.NDArray[np.floating], ties: Ties
 ) -> list[float]:
-    """Score choices against the labels where it matters whether another candidate has the same score.
+    """Score choices against the labels with a rule for ties.
 
     Args:
-        ties: `right` counts a right candidate that shares the highest score, `wrong` one that has it alone.
+        ties: `right` counts a right candidate that shares the highest score, `wrong` only one that does not share it.
 
     Raises:
         DatasetError: an item without a label.
@@ -127,7 +127,7 @@ def score_ties(
 def score_texts(
     examples: Sequence[Example], texts: Sequence[str], *, dataset: IndexedDataset, mode: VqaMode
 ) -> list[float]:
-    """Score answers in words as the official VQA evaluator does, which normalises them.
+    """Score answers in words as the official VQA evaluator does, with its normalisation.
 
     Raises:
         DatasetError: the split has no public answers.
@@ -139,7 +139,7 @@ def score_texts(
 
 
 def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> list[float]:
-    """Score choices by what the items' soft labels give to them; an answer that one lacks gets 0.
+    """Score choices by the items' soft labels; an answer missing from the soft label gets 0.
 
     Raises:
         DatasetError: no item has an answer among the classes.
@@ -151,14 +151,14 @@ def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> lis
 
 
 def joint_items(answers: Items, rationales: Items) -> Items:
-    """Return Q->AR: what both tasks are worth together, of the questions that both ask."""
+    """Return Q->AR: the joint score of both tasks for the questions that both ask."""
     rationale_of = dict(zip(rationales.question_ids, rationales.score_n, strict=True))
     both = answers.take([row for row, question in enumerate(answers.question_ids) if question in rationale_of])
     return replace(both, score_n=both.score_n * [rationale_of[question] for question in both.question_ids])
 
 
 def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.floating]) -> dict[str, dict[str, float]]:
-    """Return accuracy in percent and number of items of each kind; `kinds` names that of each item."""
+    """Return accuracy in percent and number of items per kind; `kinds` gives the kind of each item."""
     kind_n = np.array(kinds)
     return {
         kind: {"accuracy": 100.0 * float(score_n[kind_n == kind].mean()), "num_items": int((kind_n == kind).sum())}
@@ -167,13 +167,13 @@ def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.floating]) -> dict
 
 
 def group_accuracy(items: Items) -> dict[str, float]:
-    """Return the share of groups whose items are all right, in percent, and the number of groups."""
+    """Return the percentage of groups with all items right, and the number of groups."""
     share = group_share(items.score_n, items.pictures) or 0.0
     return {"accuracy": 100.0 * share, "num_groups": len(set(items.pictures))}
 
 
 def accuracy_by_answer_type(items: Items, dataset: IndexedDataset) -> dict[str, dict[str, float]]:
-    """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
+    """Return accuracy and number of VQA questions by answer type: yes/no, number or other."""
     types = [dataset.ground_truth(name).answer_type for name in items.question_ids]
     accuracies = accuracy_by(types, items.score_n)
     return {kind: accuracies[kind] for kind in ANSWER_TYPES if kind in accuracies}
@@ -181,9 +181,9 @@ def accuracy_by_answer_type(items: Items, dataset: IndexedDataset) -> dict[str, 
 
 @dataclass(kw_only=True)
 class AnswerTally:
-    """Counts the right answers to the examples of a task and those of a student, part by part.
+    """Counter of the right answers to the examples of a task and of a student's answers, part by part.
 
-    `label_names` are of the classes; () for candidates, which are named by their place.
+    `label_names` are the class names; () for candidates, which are named by position.
     """
 
     label_names: Sequence[str]
@@ -194,7 +194,7 @@ class AnswerTally:
     _labels: dict[str, int] = field(default_factory=dict)
 
     def add(self, examples: Sequence[Example], given: Sequence[int]) -> None:
-        """Count examples and the student's answers to them, which are below 0 where it gave none."""
+        """Count examples and the student's answers to them; a negative answer means none."""
         for example in examples:
             worth = dict(example.soft_label) or ({} if example.label is None else {example.label: 1.0})
             self._num_outside += not worth
@@ -207,10 +207,10 @@ class AnswerTally:
     def summary(self) -> dict[str, Any]:
         """Return percentages of all examples.
 
-        `chance`: an answer drawn at random. `majority`: always giving `answer`, the one that is right most often; a
-        right answer that the student has no class for counts as wrong. `given`: how often the student gives
-        `given_answer`, its commonest. `outside`: questions none of whose right answers the student has a class for,
-        where there are any; the rest is the most that it can reach.
+        `chance`: a random answer. `majority`: always giving `answer`, the one that is right most often; a right
+        answer without a class in the student counts as wrong. `given`: how often the student gives `given_answer`,
+        its most common answer. `outside`: questions for which the student has no class of any right answer, if there
+        are such questions; its accuracy is at most the remaining share.
         """
         number = self._given.total()
         best, worth = max(self._worth.items(), key=lambda pair: pair[1], default=(0, 0.0))
@@ -224,7 +224,7 @@ class AnswerTally:
         } | ({"outside": 100.0 * self._num_outside / number} if self._num_outside else {})
 
     def joint_summary(self, other: AnswerTally) -> dict[str, Any]:
-        """Return the same of giving both right answers to a question, which the other task asks too."""
+        """Return the same summary for both answers to a question being right, with `other` the second task."""
         both = [(label, other._labels[name]) for name, label in self._labels.items() if name in other._labels]
         (first, second), number = Counter(both).most_common(1)[0]
         return {

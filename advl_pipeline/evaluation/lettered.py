@@ -1,6 +1,6 @@
-"""Questions as the common harnesses ask them: options listed behind letters, and one closing line.
+"""Questions in the format of the common harnesses: options listed by letter, and one closing line.
 
-What a student writes is read by the rule of the set's card (`answer_reading.py`), or compared as a text.
+Generated answers are parsed by the rule of the set's card (`answer_reading.py`), or compared as texts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Exa
 from advl_pipeline.evaluation.answer_reading import read_ranked
 
 LETTERED_TASKS = MULTIPLE_CHOICE_TASKS | {"answers", "vqa"}
-"""Tasks whose questions can be asked so."""
+"""Tasks whose questions can be asked in this format."""
 
 
 def options_of(example: Example) -> tuple[str, ...]:
-    """Return the texts to choose from."""
+    """Return the texts of the options."""
     return tuple(candidate.text[candidate.answer_start :] for candidate in example.candidates)
 
 
@@ -29,10 +29,10 @@ def question_words(example: Example) -> str:
 
 
 def as_asked(example: Example, closings: Mapping[str, str]) -> Example:
-    """Return the example as a question whose answer is to be generated.
+    """Return the example as a question for which the student generates an answer.
 
     Args:
-        closings: what follows it, of `letters`, `yes_no` and `answers`; those of `CLOSINGS` where one is missing.
+        closings: closing lines by `letters`, `yes_no` and `answers`; a missing one is taken from `CLOSINGS`.
 
     Raises:
         DatasetError: there are more options than letters.
@@ -43,18 +43,18 @@ def as_asked(example: Example, closings: Mapping[str, str]) -> Example:
         form = "yes_no" if is_yes_no(options) else "letters"
         question = question if form == "yes_no" else with_letters(question, options)
     closing = closings.get(form, CLOSINGS[form])
-    # Lines stay lines: the text is no unit of a cache.
+    # Line breaks are kept, since the text is not a unit of a cache.
     text = TextUnit(unit_id="", text=f"{question}\n{closing}" if closing else question)
     return replace(example, task="answers", candidates=(Candidate(text_unit=text),))
 
 
 def answer_worth(answer: str, worth: Mapping[str, float], rule: Rule) -> float:
-    """Return what a generated answer is worth: that of the equal text; nothing is normalised.
+    """Return the score of a generated answer, which is that of the equal text; nothing is normalised.
 
     Args:
-        worth: of the answers that people gave.
-        rule: `ranked` reads a letter where a right answer is one from A to D, and else compares texts without case
-            and a full stop at the end, as lmms-eval does for RealWorldQA.
+        worth: score of each annotated answer.
+        rule: `ranked` reads a letter if a right answer is one from A to D. Otherwise it compares texts without case
+            and final full stop, as lmms-eval does for RealWorldQA.
     """
     if rule != "ranked":
         return worth.get(answer, 0.0)

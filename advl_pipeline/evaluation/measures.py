@@ -1,6 +1,6 @@
-"""The numbers that a set is known by, as its card defines them (`datasets/measures.py`): pure functions of items.
+"""The standard numbers of a set, as its card defines them (`datasets/measures.py`): pure functions of items.
 
-They are tested against what the authors' own scorers give (`tests/assets/metrics`). Shapes: n items.
+They are tested against the outputs of the authors' own scorers (`tests/assets/metrics`). Shapes: n items.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from advl_pipeline.datasets.measures import Measure
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Items:
-    """Items by a metric: worth `score_n` (n,) in [0, 1], and columns of them, which are empty where nobody asks.
+    """Items scored by a metric: scores `score_n` (n,) in [0, 1], and columns, which are empty if not needed.
 
-    Questions on one picture, or of one group, are not independent of one another. `right` and `given` are answers as
-    texts. Columns, not a frame of pandas: scoring is done by itself too, and would wait half a second for the import.
+    Questions on one picture, or of one group, are not independent. `right` and `given` are answers as texts.
+    The columns are not a pandas frame, since importing pandas would delay scoring commands by half a second.
     """
 
     score_n: npt.NDArray[np.floating]
@@ -33,7 +33,7 @@ class Items:
     facets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def take(self, rows: Sequence[int]) -> Items:
-        """Return some of the items, by their positions."""
+        """Return the items at the given positions."""
 
         def of(column: Sequence[str]) -> list[str]:
             return [column[row] for row in rows] if column else []
@@ -49,20 +49,20 @@ class Items:
         )
 
     def where(self, facet: str, value: str) -> Items:
-        """Return the items whose facet has a value."""
+        """Return the items whose facet has the given value."""
         return self.take([row for row, other in enumerate(self.facets[facet]) if other == value])
 
 
 def confusion(items: Items, positive: str) -> Counter[tuple[bool, bool]]:
-    """Count items by whether `positive`, of a task of yes and no, is the right and whether it is the given answer."""
+    """Count items by whether `positive` is the right answer and whether it is the given answer, for yes/no tasks."""
     answers = zip(items.right, items.given, strict=True)
     return Counter((right == positive, given == positive) for right, given in answers)
 
 
 def yes_no_shares(counts: Counter[tuple[bool, bool]]) -> dict[str, float | None]:
-    """Return precision, recall, their harmonic mean (F1) and the share of positive answers, of a `confusion`.
+    """Return precision, recall, their harmonic mean (F1) and the share of positive answers from a `confusion`.
 
-    One without a denominator is None, and so is F1 where one of the others is.
+    A number without a denominator is None; F1 is None if precision or recall is.
     """
     right, answered = counts[True, True], counts[True, True] + counts[False, True]
     precision, recall = _share(right, answered), _share(right, counts[True, True] + counts[True, False])
@@ -76,12 +76,12 @@ def yes_no_shares(counts: Counter[tuple[bool, bool]]) -> dict[str, float | None]
 
 
 def group_share(score_n: npt.NDArray[np.floating], keys: Iterable[Any], size: int | None = None) -> float | None:
-    """Return the share of groups all of whose items are worth 1; None without an item.
+    """Return the share of groups in which every item scores 1; None without items.
 
     Args:
-        keys: of each item, what tells its group.
-        size: items of a whole group. A group that has fewer is wrong, and of groups there are n / size, which need be
-            no whole number; None where groups are as large as they are.
+        keys: group key of each item.
+        size: number of items in a complete group. A smaller group is wrong, and the number of groups is n / size,
+            which need not be an integer. None accepts groups of any size.
     """
     groups: defaultdict[Any, list[float]] = defaultdict(list)
     for key, score in zip(keys, score_n.tolist(), strict=True):
@@ -93,10 +93,10 @@ def group_share(score_n: npt.NDArray[np.floating], keys: Iterable[Any], size: in
 def answer_distance(right: Sequence[str], given: Sequence[str], keys: Iterable[Sequence[str]]) -> float | None:
     """Return a hundredth of the chi-square of given answers against right ones, averaged over groups by their sizes.
 
-    It is GQA's `distribution`. An answer that is nowhere right is not counted itself; it is missing elsewhere.
+    This is GQA's `distribution`. An answer that is never right counts only through the right answer that it replaces.
 
     Args:
-        keys: of each item, what tells its group; one with an empty part is in none.
+        keys: group key of each item; an item whose key has an empty part is in no group.
     """
     expected, observed = defaultdict[Any, Counter[str]](Counter), defaultdict[Any, Counter[str]](Counter)
     for key, right_answer, given_answer in zip(keys, right, given, strict=True):
@@ -111,9 +111,9 @@ def answer_distance(right: Sequence[str], given: Sequence[str], keys: Iterable[S
 
 
 def measured(measure: Measure, items: Items) -> dict[str, float | None]:
-    """Return the numbers of a measure by their names, in percent; None for one without a denominator.
+    """Return the numbers of a measure by name, in percent; None for a number without a denominator.
 
-    That is one number, or one for each value of the facet `by`, called "NAME, VALUE", in the order of appearance.
+    There is one number, or one per value of the facet `by`, named "NAME, VALUE", in order of appearance.
     """
     if measure.by is None:
         return {measure.name: _percent(_quantity(measure, items))}
@@ -137,7 +137,7 @@ def _quantity(measure: Measure, items: Items) -> float | None:
 
 
 def _nested_mean(wanted: Iterable[Any], shares: Mapping[str, float | None]) -> float | None:
-    """Return the mean of the shares of values, of which some are means of their own; None where one is not there."""
+    """Return the mean of the shares of values, where a nested tuple is a mean itself; None if a share is missing."""
     parts = [shares.get(value) if isinstance(value, str) else _nested_mean(value, shares) for value in wanted]
     known = [part for part in parts if part is not None]
     return sum(known) / len(known) if known and len(known) == len(parts) else None

@@ -1,10 +1,10 @@
-"""VQA's accuracy exactly as the two official evaluators compute it, and SNLI-VE's with its confusion matrix.
+"""VQA accuracy exactly as in the two official evaluators, and SNLI-VE accuracy with its confusion matrix.
 
 Modes of VQA:
-2021  (GT-Vision-Lab/VQA a013f00) normalises prediction and ground truth, but only where the cleaned answers of the
-      annotators are not all the same; a unanimous "yes" is compared as it is, so that "Yes" scores 0.
-2017  (a4f1afd, which most re-implementations copy) always normalises the prediction; of the ground truth it strips
-      the punctuation only, and only where the raw answers differ.
+2021  (GT-Vision-Lab/VQA a013f00) normalises prediction and ground truth, but only if the cleaned answers of the
+      annotators are not all the same; a unanimous "yes" is compared unchanged, so that "Yes" scores 0.
+2017  (a4f1afd, which most re-implementations copy) always normalises the prediction; in the ground truth it strips
+      only the punctuation, and only if the raw answers differ.
 vqa-vs  min(k / 3, 1) of the k annotators who gave exactly the predicted answer; nothing is normalised (VQA-VS).
 
 Shapes of SNLI-VE: N pairs, C classes.
@@ -39,7 +39,7 @@ def question_accuracy(prediction: str, truth: GroundTruth, mode: VqaMode = "2021
         return min(1.0, answers.count(answer) / 3)
     total = 0.0
     for left_out in range(len(answers)):
-        # The original compares whole entries, so entries that are equal as a whole are left out together.
+        # The original compares complete entries, so equal entries are left out together.
         matching = sum(
             other == answer and (other, entry) != (answers[left_out], truth.entries[left_out])
             for other, entry in zip(answers, truth.entries, strict=True)
@@ -55,10 +55,10 @@ def vqa_accuracy(
 
     Args:
         truths: (question id, ground truth) pairs in the order of the annotations.
-        predictions: question id -> answer; exactly the annotated questions.
+        predictions: question id -> answer, for exactly the annotated questions.
 
     Raises:
-        DatasetError: nothing to score.
+        DatasetError: there is nothing to score.
     """
     per_question: dict[int, float] = {}
     by_answer_type: dict[str, list[float]] = {}
@@ -81,7 +81,7 @@ def vqa_accuracy(
 
 
 def _percent(values: Iterable[float]) -> float:
-    """Return 100 times the mean, summed one by one from the left as the original does, to two decimals."""
+    """Return 100 times the mean, summed from the left as in the original, to two decimals."""
     total, count = 0.0, 0
     for value in values:
         total += value
@@ -92,7 +92,7 @@ def _percent(values: Iterable[float]) -> float:
 def snli_ve_accuracy(
     predicted_N: npt.NDArray[np.int64], labels_N: npt.NDArray[np.int64], label_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Score SNLI-VE: accuracy in percent; `confusion[t][p]`, C by C, are the pairs of class t that were called p.
+    """Score SNLI-VE: accuracy in percent, and `confusion[t][p]` (C, C), the pairs of class t predicted as p.
 
     Args:
         predicted_N, labels_N: class numbers in the order of `label_names`.

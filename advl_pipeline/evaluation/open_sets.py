@@ -1,4 +1,4 @@
-"""Test sets as a run reads them: opened with its wording, classes and pictures, sampled, read part by part."""
+"""Test sets opened with the wording, classes and pictures of a run, sampled, and read part by part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
 
 EXAMPLES_AT_ONCE = 8192
-"""Examples that are held at once, with one row of scores per view each: 100 MB per view for 3,129 answers."""
+"""Examples in memory at once, with one row of scores per view each: 100 MB per view for 3,129 answers."""
 
 
 def open_with_classes(
@@ -54,21 +54,21 @@ def open_as_trained(
     needs_head: bool = True,
     **options: Any,
 ) -> IndexedDataset:
-    """Open a split as the run read its own, with its stored pictures.
+    """Open a split as the run opened its training split, with its stored pictures.
 
     Args:
         trained_on: configuration of the run.
-        needs_head: the run is to score the answers of its own head.
-        options: others of `open_dataset`.
+        needs_head: whether the run scores the answers of its own head.
+        options: other options of `open_dataset`.
 
     Raises:
-        ConfigError: the run has no head for its tasks and classes. DatasetError: it is missing or malformed.
+        ConfigError: the run has no head for its tasks and classes. DatasetError: the split is missing or malformed.
     """
     opened = open_with_classes(config, finished, trained_on, dataset=dataset, split=split, **options)
     for task in opened.tasks if needs_head else ():
         head = head_name(task)
         fits = head in finished.label_names
-        # An answer is an answer whatever the vocabulary of the set: a run keeps its own.
+        # Open answers need no common vocabulary: a run keeps its own.
         if fits and head != "vqa":
             fits = finished.label_names[head] == tuple(opened.label_names(task))
         if not fits:
@@ -85,10 +85,10 @@ def open_as_trained(
 def sample_questions(
     example_ids: Sequence[str], tasks: Sequence[Task], count: int | None, *, name_of: Callable[[str], str] = str
 ) -> Sequence[int]:
-    """Return the positions of all examples of `count` questions of a set, or of all where it holds no more.
+    """Return the positions of all examples of `count` questions of a set, or of all questions if it has no more.
 
-    The same questions are drawn whatever the run, so that runs can be compared item by item; so they are of sets that
-    ask the same questions otherwise, by what `name_of` calls a question in all of them.
+    The same questions are drawn for every run, so that runs can be compared item by item. Sets that ask the same
+    questions in another way get the same sample, since `name_of` gives a question one name in all of them.
     """
     if count is None:
         return range(len(example_ids))
@@ -100,11 +100,11 @@ def sample_questions(
 def example_parts(
     dataset: Dataset, positions: Sequence[int] | None = None, *, multiple_of: int = 1
 ) -> Iterator[list[Example]]:
-    """Yield the examples of a split in order, some thousand at a time: a whole test set need not fit in memory.
+    """Yield the examples of a split in order, some thousands at a time: a test set need not fit in memory.
 
     Args:
-        positions: of the examples that are wanted; None for all.
-        multiple_of: examples that must not be parted; all parts but the last are multiples of it.
+        positions: positions of the requested examples; None for all.
+        multiple_of: number of examples that stay together; all parts but the last are multiples of it.
     """
     size = EXAMPLES_AT_ONCE // multiple_of * multiple_of
     positions = range(len(dataset)) if positions is None else positions

@@ -1,7 +1,7 @@
-"""Scores of a finished run on examples, and its answer to one question: the student and its head alone, no teacher.
+"""Scores of a finished run on examples, and its answer to one question: only the student and its head, no teacher.
 
-Whether a student uses the picture is seen where the same items are scored with other pictures of the test set, with
-ones that show nothing (`StudentBatch.blanked`), or by the text alone (`encode(..., mask_visual=True)`).
+To measure whether a student uses the picture, the same items are scored with other pictures of the test set, with
+blank ones (`StudentBatch.blanked`), or by the text only (`encode(..., mask_visual=True)`).
 Shapes: B examples, C candidates, K classes.
 """
 
@@ -62,7 +62,7 @@ from advl_pipeline.training.student_inputs import regions_of_run, use_region_cac
 from advl_pipeline.training.targets import shape_logits
 
 View = Literal["shown", "swapped", "blanked", "removed"]
-"""The true picture, another one, one that shows nothing, or none: the student with its text alone."""
+"""The true picture, another one, a blank one, or none: the student with only its text."""
 
 
 NO_OTHERS: Mapping[str, ImageUnit] = MappingProxyType({})
@@ -72,7 +72,7 @@ ON_ONE_THREAD = ComputeConfig(device="cpu", mixed_precision="no", num_workers=1)
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The student of a run with its heads, and the class names of each head."""
+    """The student of a run with its heads and the class names of each head."""
 
     student: Student
     heads: nn.ModuleDict
@@ -80,13 +80,13 @@ class FinishedRun:
     device: torch.device
     mixed_precision: MixedPrecision = "no"
     hides_picture: bool = False
-    """Whether the run trained a text-only student: it is not shown pictures here either."""
+    """Whether the run trained a text-only student, which gets no pictures here either."""
     num_workers: int = 1
     """Threads that decode and collate; scores do not depend on it."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Return the names of the classes or answers of the run; None for one that only chooses."""
+        """Return the names of the classes or answers of the run; None for a run that only chooses."""
         return next((names for names in self.label_names.values() if names), None)
 
     @torch.inference_mode()
@@ -98,13 +98,13 @@ class FinishedRun:
         views: Sequence[View] = ("shown",),
         others: Mapping[str, ImageUnit] = NO_OTHERS,
     ) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
-        """Yield, per example and for each view, one row of scores: (C,) candidate logits or (K,) class logits.
+        """Yield, per example and view, one row of scores: (C,) candidate logits or (K,) class logits.
 
-        A batch holds one task; runs of examples of one task are cut into batches in the order given. All views are
-        computed from one reading of the example.
+        A batch contains one task: consecutive examples of one task are cut into batches in the order given. Each
+        example is read once for all views.
 
         Args:
-            others: picture by picture id, the one that is shown in its place in the view "swapped"; none without it.
+            others: picture id -> the picture shown instead in the view "swapped"; not needed for other views.
         """
         with Prefetcher(lambda: self._batches(examples, batch_size, others)) as batches:
             for task, is_choice, batch, swapped in batches:
@@ -115,10 +115,10 @@ class FinishedRun:
                 yield from zip(*rows, strict=True)
 
     def generated(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[str]:
-        """Yield, per example, the answer that the student itself words.
+        """Yield the answer that the student generates for each example.
 
         Raises:
-            ConfigError: the student does not answer in words, or the run hides pictures.
+            ConfigError: the student cannot generate answers, or the run hides pictures.
         """
         if self.hides_picture:
             raise ConfigError("A run without pictures generates no answers.", next_command=leave_out("--generate"))
@@ -161,21 +161,21 @@ def load_finished(
     *,
     overrides: Mapping[str, Any] | None = None,
 ) -> FinishedRun:
-    """Load what `advl finetune` left.
+    """Load a run finished by `advl finetune`.
 
     Args:
-        compute: as `resolved` returns it.
+        compute: as returned by `resolved`.
         overrides: settings of the student that differ from training, such as the region features of another split.
 
     Raises:
-        ConfigError: the folder holds no run. WeightsUnavailable: the run is not finished.
+        ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished.
     """
     config = require_finished(folder)
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     if compute.mixed_precision == "bf16" and read_json(folder / names.ENVIRONMENT).get("base_dtype") == "bf16":
-        # As it was trained, so that it fits where it did.
+        # As in training, so that it fits on the same device.
         hold_frozen_in_bf16(student.requires_grad_(False))
-    student.require_inputs()  # Loads what threads that collate would each load at first.
+    student.require_inputs()  # Loads now, once, what each collating thread would otherwise load first.
     with drawing():
         heads, label_names = load_heads(folder, student)
     target = open_device(compute.device)
@@ -199,9 +199,9 @@ def _same_task_batches(examples: Iterable[Example], batch_size: int) -> Iterator
 
 
 def swapped_pictures(images: Sequence[ImageUnit], *, seed: int) -> dict[str, ImageUnit]:
-    """Return, for each picture by id, another one: a random cyclic order without fixed points.
+    """Return picture id -> another picture: a random cyclic order without fixed points.
 
-    Pictures with as many boxes are exchanged where there are any, so that object tags stay meaningful.
+    Pictures are exchanged with ones that have the same number of boxes, if any, so that object tags stay meaningful.
     """
     generator = np.random.default_rng(np.random.SeedSequence([seed, len(images)]))
     groups: dict[int, list[ImageUnit]] = {}
@@ -221,10 +221,10 @@ def swapped_pictures(images: Sequence[ImageUnit], *, seed: int) -> dict[str, Ima
 
 
 def with_picture(example: Example, image: ImageUnit) -> Example:
-    """Return the example on another picture; a tag of a box that the picture lacks wraps around to one it has.
+    """Return the example on another picture; tags of boxes that the picture lacks wrap around to existing ones.
 
-    Where tags have labels, which some students turn into words, a tagged box keeps the label that the text was
-    written about: the picture changes, the text does not.
+    If tags have labels, which some students turn into words, a tagged box keeps the label that the text was written
+    about: the picture changes, the text does not.
     """
     num_boxes = len(image.boxes_R4)
     tagged = {tag.box % num_boxes: tag.box for candidate in example.candidates for tag in candidate.tags if num_boxes}
@@ -252,7 +252,7 @@ Picture = str | os.PathLike[str] | bytes | Image.Image
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunAnswer:
-    """The answer of a run: its text, and the logit of every answer that it could choose from."""
+    """The answer of a run: its text, and the logit of every possible answer."""
 
     text: str
     logits: Mapping[str, float]
@@ -262,7 +262,7 @@ class RunAnswer:
 class AnsweringRun:
     """A finished run that answers questions.
 
-    `answers` are the classes or open answers that it knows; none where it chooses. `finished` is its student.
+    `answers` are its classes or open answers; empty if it chooses. `finished` is its student.
     """
 
     path: Path
@@ -274,12 +274,12 @@ class AnsweringRun:
         """Answer one question about one picture.
 
         Args:
-            picture: its file, its bytes, or an image of Pillow.
-            question: or the text that is to be judged, of a run that learned classes.
-            choices: to choose from, of a run that learned to choose; other runs answer from `answers`.
+            picture: path, bytes or Pillow image.
+            question: the question, or the text to judge for a run that learned classes.
+            choices: the choices for a run that learned to choose; other runs answer from `answers`.
 
         Raises:
-            ConfigError: choices are missing, or given to a run that takes none.
+            ConfigError: choices are missing, or given to a run that does not accept them.
             DatasetError: the picture cannot be read.
         """
         chooses = self.task in MULTIPLE_CHOICE_TASKS
@@ -311,11 +311,11 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
     """Load a finished run to ask it questions.
 
     Args:
-        path: its folder.
-        device: where it computes, such as cpu or cuda:0.
+        path: the run folder.
+        device: the device, such as cpu or cuda:0.
 
     Raises:
-        ConfigError: the folder holds no run, or one that learned tasks of several heads.
+        ConfigError: the folder contains no run, or one that learned tasks of several heads.
         WeightsUnavailable: the run is not finished.
     """
     finished = load_finished(path, resolved(ComputeConfig(device=device, num_workers=1)))
@@ -329,13 +329,13 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
         advice = "score it with `evaluate`, or train a run of one task"
         raise ConfigError(what, where=str(path), why=", ".join(sorted(heads)), next_command=advice)
     ((name, facts),) = heads.items()
-    # Tasks that choose share a head, whichever of them the run learned.
+    # All choice tasks share one head, whichever of them the run learned.
     task: Task = "choice" if name == head_name("choice") else facts["task"]
     return AnsweringRun(path=path, task=task, answers=finished.label_names[name], finished=finished)
 
 
 def _unit(picture: Picture, folder: Path) -> ImageUnit:
-    """Return a picture without boxes; one in memory is written into the folder first."""
+    """Return a picture without boxes; a picture in memory is first written into the folder."""
     path = folder / "picture"
     if isinstance(picture, bytes | Image.Image):
         write_bytes(path, as_file(picture))

@@ -1,11 +1,11 @@
-"""`run_predict`: a finished run's predictions on a split, in the forms that the leaderboards take.
+"""`run_predict`: write a finished run's predictions on a split in the formats of the leaderboards.
 
 VCR: CSV of `annot_id`, 4 answer scores and, given each of the 4 answers, 4 rationale scores (1 + 20 columns).
 VQA: JSON list of {question_id, answer} for all questions of the split (EvalAI).
-SNLI-VE: CSV of pairID and label; there is no server, `advl score snli-ve` takes it.
+SNLI-VE: CSV of pairID and label, for `advl score snli-ve`, since there is no server.
 Own data: CSV of id, index and prediction.
 
-Legend: N questions, A answers that rationales are conditioned on, C choices, K classes.
+Shapes: N questions, A answers that rationales are conditioned on, C choices, K classes.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def write_vcr_submission(
     answer_scores_NC: npt.NDArray[np.floating],
     rationale_scores_NAC: npt.NDArray[np.floating],
 ) -> None:
-    """Write the VCR leaderboard's CSV, rows by the number after the dash.
+    """Write the CSV of the VCR leaderboard, with rows sorted by the number after the dash.
 
     Args:
-        annot_ids: such as "test-12".
+        annot_ids: ids such as "test-12".
         answer_scores_NC: logits or probabilities (N, 4).
-        rationale_scores_NAC: (N, 4, 4), [question, answer that it is conditioned on, rationale].
+        rationale_scores_NAC: logits or probabilities (N, 4, 4), [question, conditioning answer, rationale].
 
     Raises:
         DatasetError: a score is not finite, or an id has no number.
@@ -73,13 +73,13 @@ def write_vcr_submission(
             raise DatasetError("A VCR id has no number.", where=name, why="expected an id such as test-12")
         if not np.isfinite(scores_F).all():
             raise DatasetError("A score is not a finite number.", where=name, why="the run has most likely diverged")
-        # str() of a NumPy number is the shortest text that reads back as the same number.
+        # str() of a NumPy number is the shortest text that parses to the same number.
         rows.append((int(number), [name, *map(str, scores_F)]))
     write_csv(path, VCR_COLUMNS, [cells for _, cells in sorted(rows)])
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV with a header; raises what `atomic.write_text` does."""
+    """Write a CSV with a header; raise the errors of `atomic.write_text`."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -89,7 +89,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictResult:
-    """The file, the questions in it, and how many of all texts are longer than the student takes."""
+    """The file, the number of its questions, and how many of all texts exceed the student's length limit."""
 
     path: Path
     dataset: str
@@ -102,8 +102,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
     """Predict a split and write the file.
 
     Raises:
-        ConfigError: no such run or split, the run lacks one of VCR's two tasks, or a file that holds no predictions
-            is there.
+        ConfigError: no such run or split, the run lacks one of VCR's two tasks, or the output would overwrite a file
+            that contains no predictions.
         WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
     """
     require_outputs(config)
@@ -123,7 +123,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
         raise ConfigError("A VCR submission needs both tasks.", where=str(config.run), why=why)
     finished = load_finished(config.run, config)
     finished.student.cut_texts()
-    # A run of other tasks answers all, by the heads that they share.
+    # A run trained on other tasks answers all of them with the shared heads.
     learned = tuple(task for task in tasks if task in trained_on["task"])
     dataset = open_as_trained(
         config, finished, trained_on, dataset=name, split=split, every_answer=is_vcr, tasks=learned
@@ -138,7 +138,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
                 examples = [example for example in part if example.task == task]
                 rows |= _predicted(config, finished, examples, dataset.label_names(task)) if examples else {}
         num_items = len(rows)
-        # The official forms take ids and labels as they are; a text of own data may come from anyone.
+        # The official formats need ids and labels unchanged; texts of own data may come from anyone.
         if dataset.tasks == ("vqa",):
             answers = [{"question_id": int(name), "answer": text} for name, (_, text) in rows.items()]
             write_text(path, json.dumps(answers, ensure_ascii=False) + "\n")
@@ -152,7 +152,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
 
 
 def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
-    """Score the 20 sequences of each question; examples are as answer, then rationales given answer 0 to 3."""
+    """Score the 20 sequences of each question: the answers, then the rationales given answers 0 to 3."""
     per_question = 1 + NUM_CHOICES
     annot_ids = [annotation_of(name) for name in dataset.example_ids[::per_question]]
     answers, rationales = [], []
@@ -168,7 +168,7 @@ def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedD
 def _predicted(
     config: PredictConfig, finished: FinishedRun, examples: Sequence[Example], label_names: Sequence[str]
 ) -> dict[str, tuple[int, str]]:
-    """Return example id -> the place of its answer among classes or choices, and its text."""
+    """Return example id -> position of its answer among the classes or choices, and its text."""
     ids = [example.example_id for example in examples]
     if config.generate and examples[0].task == "vqa":
         chosen, texts = [0] * len(ids), list(finished.generated(examples, batch_size=config.batch_size))

@@ -1,7 +1,7 @@
-"""The prior of the question: what is right without looking, by the answers that training gives to the same words.
+"""The prior of the question: accuracy without the picture, from the training answers to the same words.
 
-A student of two epochs may be right on most questions and have learned at most that "is there a circle?" is
-mostly answered by no. So its scores stand next to this one.
+A student after two epochs may be right on most questions although it learned only that "is there a circle?" is
+mostly answered with no. So its scores are reported next to the prior.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 
 
 class QuestionPrior:
-    """The commonest training answer to each question, and to all of them for a question that training lacks.
+    """The most common training answer to each question, or to all questions for one that is not in training.
 
     Args:
-        train: the labelled splits, opened with one list of classes or answers.
+        train: the labelled splits, opened with the same list of classes or answers.
     """
 
     def __init__(self, train: Iterable[IndexedDataset]) -> None:
@@ -25,7 +25,7 @@ class QuestionPrior:
         for split in train:
             for words, worth in split.words_and_labels():
                 for answer, value in worth.items():
-                    counts[_words(words)][answer] += value  # type: ignore[assignment]  # Soft labels are shares.
+                    counts[_words(words)][answer] += value  # type: ignore[assignment]  # Soft labels are fractions.
         self._by_words = {words: _commonest(counter) for words, counter in counts.items()}
         total: Counter[int] = Counter()
         for counter in counts.values():
@@ -33,9 +33,9 @@ class QuestionPrior:
         self._overall = _commonest(total)
 
     def summary(self, dataset: IndexedDataset, positions: Sequence[int]) -> dict[str, Any]:
-        """Return percentages of some examples of a split that was opened with the same classes.
+        """Return percentages of the given examples of a split that was opened with the same classes.
 
-        `prior`: those that the prior answers correctly. `prior_known`: those whose question training has, too.
+        `prior`: examples that the prior answers correctly. `prior_known`: examples whose question is in training too.
         """
         right, known = 0.0, 0
         for words, worth in dataset.words_and_labels(positions):

@@ -1,6 +1,6 @@
 """`run_readout`: does a student, without labels, place words and regions as its teachers do?
 
-The gate before a study: what a teacher knows can only help where the student comes to place words as it does.
+The gate before a study: a teacher can only help a student that learns to place words as the teacher does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run_readout(config: ReadoutConfig) -> dict[str, Any]:
     """Compare how a student and the teachers of the caches place words and regions.
 
     Returns:
-        placement: the readout by teacher (see `Readout.shares`); naming: the gate of names, None where nobody asked.
+        placement: the readout by teacher (see `Readout.shares`); naming: the gate of names, None if not requested.
 
     Raises:
         ConfigError: no cache, caches of different splits, or no name questions for `--oracle`.
