@@ -1,4 +1,4 @@
-"""What is there: datasets and their cards at a glance, and one of them checked against its card."""
+"""Listing of datasets and cards, and checks of a dataset against its card."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_d
 
 
 def run_check(config: CheckConfig, *, progress: bool = False) -> dict[str, Any]:
-    """Check a dataset: annotations fully, pictures for being there, or decoded with `deep`.
+    """Check a dataset: parse all annotations, and see that pictures exist or, with `deep`, decode them.
 
     Returns:
-        One entry per split, `ok`, `missing`, `malformed`, or `differs`: everything reads, but counts are not those of
-        the card. `usable` says that some split is there and none is malformed.
+        One entry per split: `ok`, `missing`, `malformed`, or `differs` (all files are readable, but the counts differ
+        from the card). `usable` is True if some split is present and none is malformed.
 
     Raises:
-        ConfigError: an unknown dataset or split.
+        ConfigError: the dataset or split is unknown.
     """
     known = find_dataset(config.name, config.data_root).splits
     require_known(config.name, "split", config.split, known)
@@ -90,7 +90,7 @@ def run_subset(config: SubsetConfig) -> dict[str, Any]:
     """Draw a low-shot subset and write its ids.
 
     Raises:
-        ConfigError: the split holds fewer questions, or a file that is no such list is there.
+        ConfigError: the split has fewer questions, or the output path exists and is not an id list.
         DatasetError: the split is missing or malformed.
     """
     require_outputs(config)
@@ -107,9 +107,9 @@ def run_subset(config: SubsetConfig) -> dict[str, Any]:
 
 
 def list_datasets(data_root: Path | None) -> list[dict[str, Any]]:
-    """List all datasets that `open_dataset` takes; one whose reader finds no data has no tasks and no splits.
+    """List all datasets that `open_dataset` accepts; one whose reader finds no data has no tasks and no splits.
 
-    `present` says that a folder exists, nothing about its content.
+    `present` only says that a folder exists, not what it contains.
     """
     rows = []
     for name in dataset_names():
@@ -127,7 +127,7 @@ def list_datasets(data_root: Path | None) -> list[dict[str, Any]]:
 
 
 def _is_here(card: Card, root: Path) -> bool:
-    """Tell whether a set is on this machine; of the hub, whether its rows were read before or its files copied."""
+    """Return whether a dataset is on this machine; for the hub, whether its rows were read or its files copied."""
     if folder := card.facts.get("folder"):
         return Path(root, folder).is_dir()
     return (
@@ -138,10 +138,10 @@ def _is_here(card: Card, root: Path) -> bool:
 
 
 def dataset_card(name: str) -> Card:
-    """Return the card of a name, or of the dataset of that name.
+    """Return the card with a name, or the card of the dataset with that name.
 
     Raises:
-        ConfigError: there is no such dataset.
+        ConfigError: the dataset does not exist.
     """
     if name in card_names():
         return load_card(name)

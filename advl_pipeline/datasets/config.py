@@ -1,4 +1,4 @@
-"""What is read of a dataset: the options of a run, and of the `advl datasets` commands that look at what is there."""
+"""Dataset options: those of a run, and those of the `advl datasets` commands."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _HEEDED_BY = {
     "answers or classes": ({"vqa", "answers", "classes"}, "have neither open answers nor classes"),
     "open answers": ({"vqa", "answers"}, "have no open answers"),
 }
-"""Facts about data that options need: the tasks of which one must be there, and what is said of data without."""
+"""Facts about data that options need: the tasks that provide each, and the message for data without them."""
 
 
 def facts_of_data(tasks: Collection[str]) -> dict[str, str]:
-    """Return the facts about data that options need, as `unused_options` takes them.
+    """Return the facts about data that options need, in the form that `unused_options` expects.
 
     Args:
-        tasks: of the dataset; none where they are not known, so that nothing is held against the data.
+        tasks: tasks of the dataset; empty if unknown, so that no option is refused because of the data.
     """
     return {
         name: f"the data {lack}" if tasks and not heeding & set(tasks) else ""
@@ -34,7 +34,7 @@ def facts_of_data(tasks: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRootOptions(Configuration):
-    """Where datasets are."""
+    """Location of the datasets."""
 
     title: ClassVar[str] = "Data"
 
@@ -45,7 +45,7 @@ class DataRootOptions(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(DataRootOptions):
-    """Which examples a run trains on."""
+    """Selection of the examples that a run trains on."""
 
     title: ClassVar[str] = "Data"
 
@@ -87,7 +87,7 @@ class DataOptions(DataRootOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckConfig(DataRootOptions):
-    """Holds the options of `advl datasets check`."""
+    """Options of `advl datasets check`."""
 
     name: str = option(help=DATASET_HELP)
     split: tuple[str, ...] = option((), help="Split to check; repeatable [default: all].")
@@ -96,7 +96,7 @@ class CheckConfig(DataRootOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubsetConfig(DataRootOptions, ReplaceOptions):
-    """Holds the options of `advl datasets subset`."""
+    """Options of `advl datasets subset`."""
 
     name: str = option(help=DATASET_HELP)
     output: Path = option(

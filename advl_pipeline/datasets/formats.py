@@ -1,4 +1,4 @@
-"""Published formats: a split that a card describes is the rows of its files, read as its format is."""
+"""Published formats: readers for the files that a card lists for each split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, answer_scores
 
 
 class SplitFiles(NamedTuple):
-    """Files of a split below the folder of the datasets, as its card names them."""
+    """Files of a split, as its card names them, below the datasets folder."""
 
     card: Card
     split: str
@@ -44,11 +44,11 @@ class SplitFiles(NamedTuple):
         return self.root / str(self.card.facts["pictures_folder"])
 
     def named(self, fact: str) -> Path:
-        """Return the file that a fact of the split names."""
+        """Return the path of the file that a fact of the split names."""
         return require_there(self.folder / self.facts[fact], dataset=self.card.name)
 
     def index_of(self, rows: RowSource) -> Index:
-        """Return the index of the split's rows, with the boxes of a file of boxes, which some corpora have."""
+        """Return the index of the split's rows, with boxes from a separate file if the corpus has one."""
         if boxes := self.facts.get("boxes"):
             rows = with_boxes(rows, self.folder / boxes)
         folder = index_folder(self.root, self.folder)
@@ -60,7 +60,7 @@ def _read_vcr(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
     rows = vcr_source(files.named("annotations"), labelled=is_labelled, pictures=files.pictures)
     reading = vcr_reading(
         options.tasks,
-        # Nobody knows the right answers of a split without labels.
+        # A split without labels has no right answers.
         every_answer=options.every_answer or not is_labelled,
         style=options.text_style or files.card.facts["text_style"],
     )
@@ -79,7 +79,7 @@ def _read_vqa(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
 
     def built() -> tuple[str, ...]:
         lists = card.facts["answer_lists"]
-        # A run that trains on all that the published models count knows all of their answers.
+        # A run that trains on all splits that the published models count has all of their answers.
         counted = lists["published" if [*options.together] == lists.get("published") else options.answer_list]
         return vocabulary_of(
             [part(split) for split in counted],
@@ -90,7 +90,7 @@ def _read_vqa(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
     index, rows = part(files.split)
     reading = Reading(
         variants=(RowVariant("vqa"),),
-        # Built once answers are needed.
+        # Built when answers are first needed.
         classes=built if options.answers is None else partial(tuple, options.answers),
         scores=answer_scores,
         locate=locate_picture,
@@ -111,7 +111,7 @@ def _read_snli_ve(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
 
 
 class Format(NamedTuple):
-    """A published format: tasks that a dataset in it is opened for unless fewer are asked for, and what reads it."""
+    """A published format: its default tasks and its reader."""
 
     tasks: tuple[Task, ...]
     read: Callable[[SplitFiles, ReadOptions], IndexedDataset]
@@ -126,4 +126,4 @@ FORMATS: Mapping[str, Format] = {
     "vqa": Format(("vqa",), _read_vqa),
     "snli-ve": Format(("snli-ve",), _read_snli_ve),
 }
-"""Format of a card -> how it is read."""
+"""Format of a card -> its reader."""

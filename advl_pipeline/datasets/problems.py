@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, item by item, so that a reader can fail on it or skip, count and list it."""
+"""Problems of a dataset, item by item, so that a reader can fail on them or skip, count and list them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal
 from advl_pipeline.base.errors import DatasetError, advise, again
 
 OnError = Literal["fail", "skip", "list"]
-"""Fail on the first malformed item; leave malformed items and bad pictures out; or leave malformed items out and look
-at no picture (`advl datasets check` does that itself)."""
+"""Fail on the first malformed item; skip malformed items and bad pictures; or skip malformed items and open no
+picture (`advl datasets check` checks pictures itself)."""
 
 _MAX_SHOWN = 60
-"""Characters of a value in a message."""
+"""Maximum number of characters of a value in a message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing that is wrong: in which file, at which line (0 where lines mean nothing), and what."""
+    """One problem: its file, its line (0 if lines do not apply), and a description."""
 
     file: str
     line: int
@@ -30,53 +30,53 @@ class Problem:
 
 
 class Malformed(Exception):
-    """Raised inside a reader for one item that cannot be used; the reader adds file and line."""
+    """Error for one unusable item, raised inside a reader, which adds file and line."""
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it: a long one is cut short."""
+    """Return a value for a message, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def unlike(name: str, value: object, expected: str) -> Malformed:
-    """Return the complaint about a field that is not what was expected; long values are cut short."""
+    """Return the error of a field with an unexpected value; truncate long values."""
     return Malformed(f"field {name!r} is {'missing' if value is None else shown(value)}, expected {expected}")
 
 
 def unreadable(path: object, error: Exception, *, what: str = "A file", next_command: str = "") -> DatasetError:
-    """Return the error of a file that cannot be read, by what the system or the reader said.
+    """Return the error of an unreadable file, with the reason from the system or the reader.
 
     Args:
-        what: subject of the sentence.
+        what: subject of the message.
     """
     why = getattr(error, "strerror", None) or str(error)
     return DatasetError(f"{what} cannot be read.", where=str(path), why=why, next_command=next_command)
 
 
 def unfetched(what: str, *, where: str, error: Exception) -> DatasetError:
-    """Return the error of data of the hub that the network, or their library, did not give.
+    """Return the error of hub data that could not be downloaded.
 
     Args:
-        what: the sentence.
+        what: the message.
     """
     advice = "look whether the network is there and whether the set has changed, then run the same command again"
     return DatasetError(what, where=where, why=first_line(error), next_command=again(advice))
 
 
 def first_line(error: Exception) -> str:
-    """Return the kind of an error of a library, and the first line of what it says."""
+    """Return the type of a library's error and the first line of its message."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 class NothingUsable(DatasetError):
-    """No item of a split can be used; `problems` says why of each."""
+    """Error of a split without a usable item; `problems` gives the reason for each item."""
 
     problems: tuple[Problem, ...] = ()
 
 
 def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, where: str) -> NothingUsable:
-    """Return the error of a split whose items were all left out."""
+    """Return the error of a split with no item left."""
     error = NothingUsable(
         f"The split {split} of {dataset} holds no usable item.",
         where=problems[0].where if problems else where,

@@ -1,4 +1,4 @@
-"""How the rows of a dataset become examples: tasks, wording, classes, and where pictures are."""
+"""Conversion of the rows of a dataset to examples: tasks, wording, classes, and locations of pictures."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from advl_pipeline.datasets.records import Candidate, Task, compose
 from advl_pipeline.datasets.rows import PictureFacts
 
 _ROLES: Mapping[Task, Task] = {"vcr-q2a": "choice", "vcr-qa2r": "rationale", "vqa": "answers", "snli-ve": "classes"}
-"""Which of the kinds of task a benchmark's is; own data have the kinds themselves."""
+"""Kind of each benchmark task; tasks of your own data are kinds already."""
 
 Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
-"""Words the candidates of an example: (picture, context, choices) -> one candidate each."""
+"""Function that words the candidates of an example: (picture, context, choices) -> one candidate per choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowVariant:
-    """One way to make an example of a row: its task, suffix of its id, answer that it is given."""
+    """One way to make an example from a row: its task, the suffix of its id, and the given answer."""
 
     task: Task
     suffix: str = ""
@@ -27,22 +27,22 @@ class RowVariant:
 
     @property
     def role(self) -> Task:
-        """What is asked: which choice or rationale is right, which class its text has, how it is answered."""
+        """Kind of the task: pick a choice, pick a rationale, classify the text, or answer the question."""
         return _ROLES.get(self.task, self.task)
 
 
 def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
-    """Word texts that name boxes, if any, as own data do."""
+    """Word the texts of your own data, which may refer to boxes."""
     return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the rows of one dataset are read.
+    """Rules for reading the rows of one dataset.
 
-    `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
-    of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
-    name that the row has, where the two differ. `held` gives the pictures that nobody has fetched.
+    `classes` returns the class names and is called once. `scores` maps the answers of a question (text -> number of
+    people) to soft scores. `locate` maps the pictures folder and the name in the row to the name of the picture
+    file, if the two names differ. `held` provides the pictures that are not downloaded yet.
     """
 
     variants: tuple[RowVariant, ...]

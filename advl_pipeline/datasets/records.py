@@ -1,6 +1,6 @@
-"""The records that every dataset yields (units that teachers encode, candidates, examples), and what it offers.
+"""Records that every dataset yields (units that teachers encode, candidates, examples), and its interface.
 
-A *unit* is one thing a teacher encodes, named by its content. An *example* is one labelled item: one image
+A *unit* is one input of a teacher, identified by its content. An *example* is one labelled item: one image
 unit, and one text unit per candidate.
 """
 
@@ -21,35 +21,35 @@ from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.problems import Malformed, Problem
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
-"""The benchmarks' tasks, and the kinds of task that own data has (`own/`)."""
+"""Tasks of the benchmarks, and the kinds of task that your own data can have (`own/`)."""
 
 MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r", "choice", "rationale"})
-"""Tasks whose label is an index into the candidates; the others have one candidate and a list of classes."""
+"""Tasks whose label is an index into the candidates. The others have one candidate and a list of classes."""
 
 _HEADS: Mapping[str, str] = {**dict.fromkeys(MULTIPLE_CHOICE_TASKS, "vcr"), "answers": "vqa", "classes": "snli-ve"}
 
 _TAG = re.compile(r"\[([^\[\]|]*[^\[\]|\s][^\[\]|]*)\|(\d+)\]")
-"""Words that name a box: "Why is [the dog|0] running?" says that the words "the dog" stand for box 0."""
+"""Words that refer to a box: in "Why is [the dog|0] running?" the words "the dog" refer to box 0."""
 
 UNIT_ID_LENGTH = 32
 """Hexadecimal digits of a unit id (128 bits of BLAKE2b)."""
 
 
 def head_name(task: str) -> str:
-    """Return the head that a task uses, named after the benchmark that it was published for.
+    """Return the head of a task, named after the benchmark that it was published for.
 
-    All choices share one, as both VCR tasks do in UNITER: "vcr". Open answers with soft labels have "vqa", classes
-    have "snli-ve". Layouts of the text and published recipes follow the head too.
+    All multiple-choice tasks share "vcr", as both VCR tasks do in UNITER. Open answers with soft labels use "vqa",
+    classes use "snli-ve". The head also determines the text layout and the published recipe.
     """
     return _HEADS.get(task, task)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageUnit:
-    """One picture with the boxes that its dataset gives for it.
+    """One picture with its boxes from the dataset.
 
-    `boxes_R4` holds (x1, y1, x2, y2) in pixels of the full picture, float32, in dataset order; object tags index
-    its rows. It has no rows where the dataset gives no boxes.
+    `boxes_R4` contains (x1, y1, x2, y2) in pixels of the full picture, float32, in dataset order; object tags index
+    its rows. It has no rows if the dataset provides no boxes.
     """
 
     unit_id: str
@@ -62,7 +62,7 @@ class ImageUnit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextUnit:
-    """One text as the task words it: what a text teacher is given."""
+    """One text in the wording of the task: the input of a text teacher."""
 
     unit_id: str
     text: str
@@ -81,11 +81,11 @@ class ObjectTag:
 class Candidate:
     """One answer choice with its context.
 
-    `text` is canonical: every character span in the project, of a teacher's tokens or of a student's, refers to it.
-    Characters [0, context_length) are the context (question, or question and answer); the answer follows one
-    space later. A text without context has context_length 0 and starts at once.
-    Where the context is itself a question and its answer (VCR's QA->R), the question is characters
-    [0, question_length) and the answer follows one space later; question_length is 0 elsewhere.
+    `text` is canonical: the character spans of teacher tokens and of student tokens all refer to it.
+    Characters [0, context_length) are the context (question, or question and answer). The answer follows after one
+    space. A text without context has context_length 0 and no leading space.
+    If the context is a question and its answer (VCR's QA->R), the question is characters [0, question_length) and
+    the answer follows after one space; otherwise question_length is 0.
     """
 
     text_unit: TextUnit
@@ -107,10 +107,10 @@ class Candidate:
 class Example:
     """One item of a task: a picture, the candidates and the label.
 
-    `label` indexes the candidates (VCR) or the dataset's `label_names` (SNLI-VE, VQA's best answer); None where the
-    split has no labels. `soft_label` holds (class index, score) pairs for VQA. `stratum` is what low-shot
-    subsets are balanced over besides the label, such as the question type. `group` names what items are not
-    independent within, where that is more than their picture.
+    `label` indexes the candidates (VCR) or the dataset's `label_names` (SNLI-VE, VQA's best answer); None if the
+    split has no labels. `soft_label` contains (class index, score) pairs for VQA. Low-shot subsets are balanced over
+    the label and over `stratum`, such as the question type. `group` names a set of dependent items, if that is more
+    than the items of one picture.
     """
 
     example_id: str
@@ -124,25 +124,25 @@ class Example:
 
     @property
     def cluster(self) -> str:
-        """What folds and resampling keep together: the group, else the picture."""
+        """Unit that folds and resampling keep together: the group, else the picture."""
         return self.group or self.image.unit_id
 
 
 def normalise_text(text: str) -> str:
-    """Return the canonical form of a text: Unicode NFC, runs of white space folded to one space, trimmed."""
+    """Return the canonical form of a text: Unicode NFC, white space collapsed to single spaces, trimmed."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def text_unit(text: str) -> TextUnit:
-    """Make the unit of a text; equal normalised texts give equal units."""
+    """Return the unit of a text; equal normalised texts give equal units."""
     normal = normalise_text(text)
     return TextUnit(unit_id=_digest(b"text\0", normal.encode()), text=normal)
 
 
 def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]:
-    """Return a text in normal form without the marks of its tags, and the tags.
+    """Return a text in canonical form without tag markup, and its tags.
 
-    Where there are no boxes, a bracket is a bracket.
+    Without boxes, brackets are ordinary text.
 
     Raises:
         Malformed: a tag names a box that the row does not have.
@@ -165,7 +165,7 @@ def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]
 
 
 def compose(context: Sequence[str], choice: str, num_boxes: int) -> Candidate:
-    """Join the question, the answer that a rationale is for if there is one, and a choice, each with its tags."""
+    """Join the question, for a rationale its answer, and a choice, each with its tags."""
     pieces: list[str] = []
     tags: list[ObjectTag] = []
     ends: list[int] = []
@@ -185,7 +185,7 @@ def compose(context: Sequence[str], choice: str, num_boxes: int) -> Candidate:
 
 
 def image_unit_id(image_digest: bytes, boxes_R4: npt.NDArray[np.float32]) -> str:
-    """Return the id of a picture with its boxes, from the 32-byte SHA-256 digest of the file's bytes."""
+    """Return the id of a picture with its boxes, from the 32-byte SHA-256 digest of the file."""
     return _digest(b"image\0", image_digest, np.ascontiguousarray(boxes_R4, dtype="<f4").tobytes())
 
 
@@ -197,21 +197,21 @@ def _digest(*parts: bytes) -> str:
 
 
 def text_unit_id(text: str, answer: str = "") -> str:
-    """Return the id of a text, as a task words it.
+    """Return the id of a text in the wording of its task.
 
     Args:
-        text: the whole text, or the question.
-        answer: of a question, where a candidate is both: they are joined by a space.
+        text: the complete text, or the question.
+        answer: the answer, if a candidate is a question and an answer; both are joined by a space.
     """
     return text_unit(f"{text} {answer}").unit_id
 
 
 def picture_unit_id(path: str | Path, boxes: Sequence[Sequence[float]] = ()) -> str:
-    """Return the id of a picture file with the boxes that its dataset gives for it.
+    """Return the id of a picture file with its boxes from the dataset.
 
     Args:
-        path: of the file, whose bytes count and whose name does not.
-        boxes: x1, y1, x2, y2 in pixels, in the dataset's order; none where it gives none.
+        path: the file; its bytes enter the id, its name does not.
+        boxes: x1, y1, x2, y2 in pixels, in the dataset's order; empty if it provides none.
     """
     with regular_file(Path(path)) as file:
         digest = hashlib.file_digest(file, "sha256").digest()
@@ -221,59 +221,59 @@ def picture_unit_id(path: str | Path, boxes: Sequence[Sequence[float]] = ()) -> 
 class Dataset(Protocol):
     """One split of one dataset, opened for one or more tasks.
 
-    Example ids are unique within the split and carry the task where a split is opened for several
-    ("train-12:vcr-qa2r"). Access is by position or by id; both are cheap and nothing is parsed twice.
+    Example ids are unique within the split. They include the task if the split is opened for several
+    ("train-12:vcr-qa2r"). Access by position and by id is cheap, and nothing is parsed twice.
     """
 
     name: str
     split: str
     tasks: tuple[Task, ...]
     text_style: str
-    """How object tags become text; part of the identity of every cache of this dataset's texts."""
+    """Wording of object tags; part of the identity of every cache of this dataset's texts."""
     skipped: tuple[Problem, ...]
-    """What was left out as malformed."""
+    """Malformed items that were left out."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
     def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
-        """Return the task and the candidates of an example; its picture is not opened."""
+        """Return the task and the candidates of an example without opening its picture."""
         ...
 
     @property
     def identity_name(self) -> str:
-        """What stands for the name in identities of caches and runs: the name itself, unless it is a path."""
+        """Return the name in identities of caches and runs: the name itself, unless it is a path."""
         ...
 
     @property
     def example_ids(self) -> Sequence[str]: ...
 
     def label_names(self, task: Task) -> tuple[str, ...]:
-        """Class names of a classification task in the order of the labels; () for multiple choice."""
+        """Return the class names of a classification task in label order; () for multiple choice."""
         ...
 
     def content_digest(self) -> str:
-        """Hexadecimal SHA-256 of everything that the examples hold, pictures included; never of paths or times."""
+        """Return the hexadecimal SHA-256 of the examples' content, pictures included, without paths or times."""
         ...
 
     def image_units(self) -> Sequence[ImageUnit]:
-        """The split's pictures, each once, in order of first appearance."""
+        """Return the split's pictures, each once, in order of first appearance."""
         ...
 
     def text_units(self) -> Sequence[TextUnit]:
-        """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
+        """Return the split's texts over all tasks and candidates, each once, in order of first appearance."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionTable:
-    """The questions of a split as low-shot subsets see them; a question may yield several examples.
+    """Questions of a split for low-shot sampling; a question may yield several examples.
 
-    `example_ids[i]` are the examples of question i. `cells` (n,) int64 says which class-balance cell a question
-    belongs to (labels, or combinations of them), cells being numbered in the order in which a subset takes from
-    them. `strata` (n,) holds what is balanced proportionally inside a cell. `by_class` is False where classes are
-    too many to be equally frequent (VQA): cells are then filled in proportion to their size.
+    `example_ids[i]` are the examples of question i. `cells` (n,) int64 is the class-balance cell of each question
+    (a label, or a combination of labels). Subsets draw from the cells in the order of their numbers. `strata` (n,)
+    are balanced proportionally inside a cell. `by_class` is False if there are too many classes for equal
+    frequencies (VQA): cells are then filled in proportion to their size.
     """
 
     question_ids: Sequence[str]

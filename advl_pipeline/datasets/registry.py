@@ -1,4 +1,4 @@
-"""Datasets by name: published ones as their cards describe them, those of plug-ins, data that are given as rows."""
+"""Datasets by name: published ones with a card, those of plug-ins, and data given as rows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from advl_pipeline.datasets.vqa_answers import read_vocabulary
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names that `open_dataset` takes, besides those that say where own data is (`roots.py`)."""
+    """Return the names that `open_dataset` accepts, besides locations of your own data (`roots.py`)."""
     with_cards = (card.name for card in readable_cards() if card.format in (ROWS, *FORMATS))
     return tuple(sorted({*with_cards, *dataset_plugins()}))
 
 
 def known_dataset(name: str) -> DatasetSpec | None:
-    """Return a dataset as its card or its package describes it, without a look at its data; None for other rows."""
+    """Return a dataset as its card or package describes it, without reading its data; None for other rows."""
     card = known_card(name)
     if card.name and card.format == ROWS:
         tasks, splits = tuple(card.facts["tasks"]), tuple(card.splits)
@@ -49,10 +49,10 @@ def known_dataset(name: str) -> DatasetSpec | None:
 
 
 def read_rows(name: str, data_root: Path | None) -> DatasetSpec | None:
-    """Read and index data that are given as rows; None for a published format, and for a name that nothing has.
+    """Read and index data given as rows; return None for a published format and for an unknown name.
 
     Raises:
-        ConfigError: a card that cannot be used. DatasetError: they cannot be read.
+        ConfigError: the card cannot be used. DatasetError: the rows cannot be read.
     """
     known = known_dataset(name)
     is_rows = known.card.format == ROWS if known else is_location(name) or name in dataset_plugins()
@@ -60,10 +60,10 @@ def read_rows(name: str, data_root: Path | None) -> DatasetSpec | None:
 
 
 def find_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
-    """Return a dataset by its name; rows that nothing describes are read and indexed.
+    """Return a dataset by its name; read and index rows that have no description.
 
     Raises:
-        ConfigError: there is no such dataset. DatasetError: own data that cannot be read.
+        ConfigError: the dataset does not exist. DatasetError: your own data cannot be read.
     """
     if dataset := known_dataset(name) or read_rows(name, data_root):
         return dataset
@@ -72,34 +72,34 @@ def find_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
 
 
 def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root: Path | None = None) -> None:
-    """Refuse a dataset, a split or a task that does not exist, before a file of a known dataset is read.
+    """Refuse an unknown dataset, split or task before any file of a known dataset is read.
 
     Args:
-        split: of the dataset, or several that are joined by +.
+        split: a split of the dataset, or several joined by +.
 
     Raises:
-        ConfigError: there is none of that name. DatasetError: own data that cannot be read, or a known
-            dataset is not there.
+        ConfigError: the name does not exist. DatasetError: your own data cannot be read, or a known
+            dataset is missing.
     """
     dataset, parts = find_dataset(name, data_root), split.split(JOIN)
     require_known(name, "task", tasks, dataset.tasks)
     require_known(name, "split", parts, dataset.splits)
     folder = dataset.card.facts.get("folder")
     if folder and not (resolve_data_root(data_root) / folder).is_dir():
-        # It says itself what is to be done.
+        # The error already names the next step.
         open_dataset(name, split=parts[0], data_root=data_root)
 
 
 def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
-    """Return the evaluator that a VQA dataset is scored by: its card's, else the official one of 2021."""
+    """Return the evaluator of a VQA dataset: the one its card names, else the official one of 2021."""
     mode: Literal["2021", "2017", "vqa-vs"] = known_card(name).facts.get("vqa_mode", "2021")
     return mode
 
 
 def split_to_score(name: str, data_root: Path | None, *, trained_on: str) -> str:
-    """Return the split that a finished run is scored on: a labelled one that it did not see, best of all test.
+    """Return the split that a finished run is scored on: a labelled split that it did not see, preferably test.
 
-    Where there is none it is train.
+    Without such a split it is train.
     """
     dataset, seen = read_rows(name, data_root) or find_dataset(name, data_root), trained_on.split(JOIN)
     labelled = [split for split in dataset.labelled if split not in seen]
@@ -116,13 +116,13 @@ def open_dataset(
     Args:
         name: see `dataset_names`.
         split: one of the dataset's `splits`.
-        data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. For own data: the folder of
-            the pictures; None for that of the file.
-        tasks: restrict to these; all tasks of the dataset by default.
-        options: see `ReadOptions`; `answers` may be a file with them, too.
+        data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. For your own data: the folder
+            of the pictures; None for the folder of the file.
+        tasks: restrict to these tasks; all tasks of the dataset by default.
+        options: see `ReadOptions`; `answers` may also be the path of a file.
 
     Raises:
-        ConfigError: an unknown name, split, task or option.
+        ConfigError: a name, split, task or option is unknown.
         DatasetError: a file is missing or malformed.
     """
     dataset = find_dataset(name, data_root)
@@ -141,15 +141,15 @@ def open_dataset(
 
 
 def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Concatenated:
-    """Open a split, or several that are joined by +, such as train+val: all that a run is trained on.
+    """Open a split, or several joined by +, such as train+val: the training data of a run.
 
     Args:
         name: see `dataset_names`.
-        split: of the dataset, or names of several.
-        options: as `open_dataset` takes them.
+        split: a split of the dataset, or several joined by +.
+        options: passed to `open_dataset`.
 
     Raises:
-        ConfigError, DatasetError: as `open_dataset`, or splits that hold the same items.
+        ConfigError, DatasetError: as `open_dataset`, or the splits contain the same items.
     """
     names = split.split(JOIN)
     if len(names) == 1:
@@ -158,7 +158,7 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Co
 
 
 def require_known(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse splits or tasks that a dataset does not have; the near ones are listed."""
+    """Refuse splits or tasks that a dataset does not have, and list similar names."""
     for wanted_name in wanted:
         if wanted_name not in known:
             raise unknown_name(f"{name} has no {what} {wanted_name!r}.", wanted_name, known)

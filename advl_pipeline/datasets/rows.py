@@ -1,6 +1,6 @@
-"""What a dataset is made of: rows, each of which knows its file and line.
+"""Rows of a dataset, each with its file and line.
 
-Whatever stores data hands over a `RowSource`.
+Every reader of stored data returns a `RowSource`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.row_files import checked, read_table
 
 HELD = "//"
-"""How the names of `Held` pictures begin, in an index; no name of a row does."""
+"""Prefix of the names of `Held` pictures in an index; no name in a row has it."""
 
 
 class Held(NamedTuple):
-    """A picture inside a Parquet file of the hub, which nobody has fetched yet.
+    """A picture inside a Parquet file of the hub that is not downloaded yet.
 
-    `file` is ORG/NAME@REVISION/PATH. The picture stands in a row of a row group, in a column, at a place of its list.
-    `num_bytes` is the size of the whole row group in that column.
+    `file` is ORG/NAME@REVISION/PATH. The other fields locate the picture: row group, row, column, and position in
+    the column's list. `num_bytes` is the size of that column in the row group.
     """
 
     file: str
@@ -35,7 +35,7 @@ class Held(NamedTuple):
 
     @classmethod
     def named(cls, name: str) -> Held:
-        """Return the picture of a name."""
+        """Return the picture with a name."""
         return cls(*json.loads(name.removeprefix(HELD)))
 
     @property
@@ -49,22 +49,22 @@ class Held(NamedTuple):
 
     @property
     def inside(self) -> str:
-        """Path of the file in its repository."""
+        """Return the path of the file in its repository."""
         return self.file.partition("@")[2].partition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """A row, checked.
+    """A checked row.
 
-    `image` is the name of a picture, its bytes, or where it is held. `boxes` are in pixels, of a picture of `size`
-    where the data say it. Where they are in a file next to the picture, `boxes_file` names it and `box_labels` are
-    what it must hold.
-    `texts` holds the question or the text, then the choices, then the rationales: `num_choices` of them are choices.
-    `label` is the position of the right choice, or the name of the class or of the most frequent answer; None where
-    there is none. `facets` are in the order of the card's. `answers` are the texts that people gave, `counts` how
-    many gave each (one each where it is empty), `entries` what `vqa_answers.GroundTruth` says. `cell` is the class-
-    balance cell of low-shot subsets, None where that is the label.
+    `image` is the name of a picture, its bytes, or its location on the hub. `boxes` are in pixels; `size` is the size
+    of the picture if the data give it. If the boxes are in a file next to the picture, `boxes_file` names it and
+    `box_labels` are its expected labels.
+    `texts` contains the question or the text, then `num_choices` choices, then the rationales.
+    `label` is the position of the right choice, or the name of the class or of the most frequent answer; None
+    without a label. `facets` follow the order of the card. `answers` are the texts that people gave, `counts` the
+    number of people per answer (one each if empty), `entries` as in `vqa_answers.GroundTruth`. `cell` is the
+    class-balance cell of low-shot subsets; None if the label is the cell.
     """
 
     item_id: str | None
@@ -87,28 +87,28 @@ class Item:
 
     def __post_init__(self) -> None:
         for label, texts in ((self.label, self.choices), (self.rationale_label, self.rationales)):
-            # A number may be NumPy's.
+            # The label may be a NumPy integer.
             if not (label is None or isinstance(label, str) or 0 <= label < len(texts)):
                 raise Malformed(f"the label is {label}, and there are {len(texts)} texts to choose from")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What is to be chosen from; () where a text has a class or an answer."""
+        """The choices; () for texts with a class or an answer."""
         return self.texts[1 : 1 + self.num_choices]
 
     @property
     def rationales(self) -> tuple[str, ...]:
-        """The rationales to choose from; () where there are none."""
+        """The rationales to choose from; () without rationales."""
         return self.texts[1 + self.num_choices :]
 
 
 class Row(NamedTuple):
-    """One item as it is stored.
+    """One stored item.
 
-    `record` maps columns to values (`docs/adding-a-dataset.md`), is an item that its reader has checked, is what is
-    wrong with a line that cannot be parsed, or None for a row that the card leaves out. `split` is the split that the
-    file is of, None where a column says it or where there is one split alone. `file` and `line` (from 1) name the
-    place in messages. `name` is unique within the split; it makes the id of an item that has none, as SPLIT-NAME.
+    `record` is a mapping from columns to values (`docs/adding-a-dataset.md`), an item that its reader has checked,
+    the error of a line that cannot be parsed, or None for a row that the card leaves out. `split` is the split of
+    the file; None if a column contains it or if there is only one split. `file` and `line` (from 1) name the place
+    in messages. `name` is unique within the split; an item without an id gets the id SPLIT-NAME.
     """
 
     record: Mapping[str, Any] | Item | Malformed | None
@@ -120,15 +120,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RowSource:
-    """Rows of a whole dataset, over all splits, in a fixed order.
+    """Rows of a dataset over all splits, in a fixed order.
 
-    `rows` is called when there is no index of the content yet, rarely more than once. The content is known by the
-    bytes of `files` and by `version`, whatever else decides the rows: where both are as before, `rows` is not called.
-    `state`, where there is one, returns what changes when rows change while they are read.
-    `pictures` is the folder that names of pictures are relative to; with `is_confined` a link that leads out of it is
-    refused, as others made it. `split` is that of rows which name none. `kind`
-    is told by a reader that hands over items, which are all of it; else the first row tells it. `called` is what
-    identities call the whole where the rows have a published version; else they are called by their content.
+    `rows` is called if the content has no index yet, rarely more than once. The bytes of `files` and `version`,
+    which covers everything else that determines the rows, identify the content: if both are unchanged, `rows` is
+    not called. `state`, if given, returns a value that changes when rows change while they are read.
+    `pictures` is the folder that picture names are relative to. With `is_confined`, links that leave it are refused,
+    since the folder comes from others. `split` is the split of rows that name none. `kind` is the kind of all items
+    of a reader that yields items; otherwise the first row determines it. `called` is the name in identities of rows
+    with a published version; other rows are identified by their content.
     """
 
     rows: Callable[[], Iterable[Row]]
@@ -144,15 +144,15 @@ class RowSource:
 
 
 def checked_rows(path: Path, check: Callable[[Mapping[str, Any]], Item]) -> Iterator[Row]:
-    """Yield the rows of a file, each of which a reader has checked or found malformed."""
+    """Yield the rows of a file, each as a checked item or as the error of a malformed one."""
     for line, record in checked(read_table(path), check):
         yield Row(record, name=str(line), file=str(path), line=line)
 
 
 class PictureFacts(NamedTuple):
-    """What rows say of a picture; see `Item`.
+    """Facts of a picture that rows give; see `Item`.
 
-    A name that begins with "/" is the digest of a picture in a table, one with "//" that of a `Held` picture.
+    A name that begins with "/" is the digest of a picture in a table, one with "//" the name of a `Held` picture.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""A dataset before one of its splits is opened: its name, tasks and splits, and what opens it.
+"""Specification of a dataset whose splits are not open yet: name, tasks, splits, and a function that opens one.
 
-A plug-in is an entry point of the group `advl.datasets`. It holds a `DatasetSpec`, or a function from the folder of
-the datasets to a `RowSource` (`docs/adding-a-dataset.md`).
+A plug-in is an entry point of the group `advl.datasets`. It is a `DatasetSpec`, or a function that maps the datasets
+folder to a `RowSource` (`docs/adding-a-dataset.md`).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "advl.datasets"
 
 AnswerList = Literal["train", "published"]
-"""From whose annotations the answer vocabulary of VQA is built: of train alone, so that no other split has a say in
-training, or of the splits that the published models count (`answer_lists` of the card)."""
+"""Annotations that the VQA answer vocabulary is built from: train only, so that no other split influences training,
+or the splits that the published models count (`answer_lists` of the card)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
-    """How a dataset is read.
+    """Options for reading a dataset.
 
-    `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `every_answer` asks for VCR's
-    rationales given each of the answers, instead of the right one. `label_order` orders the classes of SNLI-VE.
-    `answers` is an answer vocabulary for VQA, or the classes or answers of rows; None to find those that
-    `answer_list` names, or that train has. `together` names the splits that are opened as one, and so share their
-    classes. `on_error` says whether malformed items and unreadable pictures fail, or are left out and listed in
-    `skipped`.
+    `text_style` is the wording of VCR's object tags (`vcr_text`); None for the dataset's default. `every_answer`
+    pairs VCR's rationales with each answer, not only the right one. `label_order` orders the classes of SNLI-VE.
+    `answers` is an answer vocabulary for VQA, or the classes or answers of rows; None to use those that
+    `answer_list` names, or those of train. `together` names the splits that are opened as one and share their
+    classes. `on_error` says whether malformed items and unreadable pictures raise an error, or are left out and
+    listed in `skipped`.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -53,12 +53,12 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A dataset before one of its splits is opened.
+    """Specification of a dataset whose splits are not open yet.
 
-    `card` holds its facts; several datasets may share one. `open` opens a split: (split, folder of the datasets or
-    None for the usual one, options) -> dataset. `common_name` gives a question of a split the name that it has in all
-    splits that ask it. `labelled` are the splits whose truth is public. `line` tells a user what was made of the
-    columns of rows; it is "" where the card or a package says what they are.
+    `card` contains its facts; several datasets may share one. `open` opens a split: (split, datasets folder or
+    None for the default, options) -> dataset. `common_name` maps a question of a split to the name that all splits
+    with this question share. `labelled` lists the splits with public labels. `line` tells the user how the columns
+    of rows were interpreted; it is "" if the card or a package defines them.
     """
 
     name: str
@@ -72,5 +72,5 @@ class DatasetSpec:
 
 
 def dataset_plugins() -> dict[str, EntryPoint]:
-    """Return the datasets of other packages by name; none of them is loaded."""
+    """Return the datasets of other packages by name, without loading them."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
