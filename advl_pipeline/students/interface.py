@@ -26,36 +26,35 @@ from advl_pipeline.students.presets import published_presets
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
-"""What visual tokens with a place are: cells of a regular grid over the picture, or regions of any place and size."""
+"""Kind of visual tokens with a place: cells of a regular grid over the picture, or regions of any place and size."""
 
 
 @dataclass(kw_only=True)
 class StudentBatch:
     """A padded batch of sequences, one per candidate.
 
-    `token_ids_NL` (int64) are the tokens of the texts, `token_mask_NL` (bool) says which are no padding. So does
-    `visual_mask_NR` (bool) of the visual tokens.
-    `char_spans_NL2` (int64) gives the characters of `Candidate.text` that each token covers, (0, 0) for special
-    tokens and padding. `box_index_NR` (int64) gives the row of `ImageUnit.boxes_R4` that each visual token stands
-    for, -1 for whole-image tokens, grid cells and padding. `places_BR4` (float32) says where each visual token of an
-    example's picture is: x1, y1, x2, y2 as shares of its width and height, NaN for a token that is nowhere (class
-    tokens, the whole picture, padding); None where the student cannot say. Students subclass it to add their own
-    tensors; `to` moves every tensor field.
+    `token_ids_NL` (int64) contains the text tokens. `token_mask_NL` and `visual_mask_NR` (bool) are False for
+    padding. `char_spans_NL2` (int64) gives the characters of `Candidate.text` that each token covers, (0, 0) for
+    special tokens and padding. `box_index_NR` (int64) gives the row of `ImageUnit.boxes_R4` for each visual token,
+    -1 for whole-image tokens, grid cells and padding. `places_BR4` (float32) gives the box of each visual token in
+    its example's picture: x1, y1, x2, y2 as fractions of width and height, NaN for tokens without a place (class
+    tokens, the whole picture, padding). It is None if the student does not know places. Students subclass the batch
+    to add their own tensors. `to` moves every tensor field.
     """
 
     picture_field: ClassVar[str] = ""
-    """The tensor that holds what pictures show, apart from where their boxes are."""
+    """Name of the tensor with the pictures' content, without the boxes' positions."""
     blank_value: ClassVar[int] = 0
-    """What that tensor holds where a picture shows nothing."""
+    """Value of that tensor for a blank picture."""
 
     num_candidates: tuple[int, ...]
-    """Sequences of each of the B examples; they are next to one another."""
+    """Number of sequences of each of the B examples; an example's sequences are adjacent."""
     example_N: torch.Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
-    """The example of each sequence, int64; found from `num_candidates`."""
+    """Index of each sequence's example, int64; computed from `num_candidates`."""
     first_B: torch.Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
-    """The first sequence of each example, int64; found from `num_candidates`."""
+    """Index of each example's first sequence, int64; computed from `num_candidates`."""
     num_cut: int = 0
-    """Texts that were cut to the student's length."""
+    """Number of texts truncated to the student's maximum length."""
     token_ids_NL: torch.Tensor
     token_mask_NL: torch.Tensor
     char_spans_NL2: torch.Tensor
@@ -64,7 +63,7 @@ class StudentBatch:
     places_BR4: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        # Here and not where they are needed: on a device, a list becomes a tensor by waiting for it.
+        # Computed here, on the CPU: turning a list into a tensor on a device would synchronise with it.
         if not len(self.example_N):
             counts = np.array(self.num_candidates)
             self.example_N = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
@@ -87,10 +86,10 @@ class StudentBatch:
         return self
 
     def blanked(self) -> Self:
-        """Return the batch with pictures that show nothing; boxes, tags and masks stay.
+        """Return the batch with blank pictures; boxes, tags and masks stay.
 
         Raises:
-            ConfigError: the batch does not say which of its tensors holds the pictures.
+            ConfigError: the batch does not name the tensor with its pictures.
         """
         if not self.picture_field:
             raise ConfigError(
@@ -104,9 +103,9 @@ class StudentBatch:
 
 @dataclass(kw_only=True)
 class Answered:
-    """Log-likelihoods (N, K) of answers in words, float32, and the tokens (N, K) that each is a sum over.
+    """Log-likelihoods (N, K) of answers in words, float32, each summed over its number of tokens (N, K).
 
-    K is 1 where each sequence holds its own answer, as candidates do. Answers that nobody asked about have no token.
+    K is 1 if each sequence contains its own answer, as candidates do. Answers that were not requested have 0 tokens.
     """
 
     log_likelihood_NK: torch.Tensor
@@ -115,7 +114,7 @@ class Answered:
 
     @property
     def scores(self) -> torch.Tensor:
-        """What answers are compared by, (N, K); -inf for those that nobody asked about."""
+        """Scores that rank the answers, (N, K); -inf for answers that were not requested."""
         scores = self.log_likelihood_NK
         if self.length_normalised:
             scores = scores / self.num_tokens_NK.clamp(min=1)
@@ -124,13 +123,13 @@ class Answered:
 
 @dataclass(kw_only=True)
 class StudentOutput:
-    """What a student computes for a batch.
+    """The output of a student for a batch.
 
-    `image_state_NH` is the student's whole-image token where it has one, else None (the mean of the visual states
-    serves). `relevance_NL` is the attention mass from each text token to the visual tokens, detached, where the
-    student can give it. `answered` is of a student that answers in words, where the batch holds answers: no head is
-    asked then. `visual_layers` are visual states (N, R, H) at several depths, of a student that was told to give
-    them. A student whose heads read more (`OutputHead`) subclasses it.
+    `image_state_NH` is the student's whole-image token. It is None for a student without one; the mean of the visual
+    states is used instead. `relevance_NL` is the attention mass from each text token to the visual tokens, detached,
+    if the student can compute it. `answered` is set by a student that answers in words, if the batch contains
+    answers; no head is called then. `visual_layers` are visual states (N, R, H) at several depths, set after
+    `give_layers`. A student whose heads read more (`OutputHead`) subclasses the output.
     """
 
     text_states_NLH: torch.Tensor
@@ -142,7 +141,7 @@ class StudentOutput:
     visual_layers: tuple[torch.Tensor, ...] = ()
 
     def class_logits(self, head: nn.Module) -> torch.Tensor:
-        """Return (N, K): a head's logits, or the scores of answers in words."""
+        """Return class logits (N, K): those of a head, or the scores of answers in words."""
         if self.answered is not None:
             return self.answered.scores
         logits: torch.Tensor = head(self if isinstance(head, OutputHead) else self.pooled_NP)
@@ -151,9 +150,9 @@ class StudentOutput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSettings:
-    """Low-rank updates of a student: their rank, the scale alpha / rank, and the modules that get them, by name.
+    """Low-rank updates of a student: their rank, the scale alpha / rank, and the names of the updated modules.
 
-    Modules whose whole name the regular expression `excluded` matches get none.
+    A module is skipped if the regular expression `excluded` matches its full name.
     """
 
     rank: int
@@ -164,7 +163,7 @@ class LoraSettings:
 
 @dataclass(kw_only=True)
 class Perturbation:
-    """Additive perturbations for adversarial training (VILLA): of the word embeddings, of the raw visual features."""
+    """Additive perturbations for adversarial training (VILLA) of the word embeddings and the raw visual features."""
 
     text_NLE: torch.Tensor | None = None
     visual_NRF: torch.Tensor | None = None
@@ -182,25 +181,25 @@ class OutputHead(nn.Module, ABC):
     """A head that reads more of a student's output than its pooled state."""
 
     def read_texts(self, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Hear the texts of a split before training, token ids and mask (N, L) of each batch; ignored by default."""
+        """Receive the texts of a split before training: token ids and mask (N, L) per batch. Ignored by default."""
 
     @abstractmethod
     def forward(self, output: StudentOutput) -> torch.Tensor:
-        """Return (N, K)."""
+        """Return logits (N, K)."""
 
 
 class AnswerHead(nn.Module):
-    """Stands in a head's place where answers are words; it has no parameters and is never asked."""
+    """Placeholder for a head if answers are words; it has no parameters and is never called."""
 
     def forward(self, pooled_NP: torch.Tensor) -> torch.Tensor:
         raise ValueError("a student that answers in words was given no answers to score")
 
 
 class Student(nn.Module, ABC):
-    """Encodes text and picture together, and builds a head for each task."""
+    """A joint encoder of text and picture that builds a head for each task."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
-    """Name -> settings that differ from the defaults of the class' configuration."""
+    """Name -> settings that differ from the defaults of the configuration class."""
     name: str
     config: Any
     """Its settings, a dataclass."""
@@ -209,23 +208,23 @@ class Student(nn.Module, ABC):
     pooled_size: int
     """Width P of the pooled state; equal to H for most students."""
     lora: LoraSettings | None = None
-    """How a run updates it where it starts from published weights; None: all of it is trained."""
+    """Low-rank updates of a run that starts from published weights; None trains all weights."""
     places: PlaceKind | None = None
-    """What its visual tokens with a place are. None: batches do not say where tokens are (`places_BR4`), and no
-    teacher's grid can be laid over them."""
+    """Kind of its visual tokens with a place. None: batches have no `places_BR4`, and no teacher's grid can be
+    aligned with them."""
     head_key: ClassVar[str] = ""
-    """What the names of a task's head begin with in its published checkpoints, a regular expression."""
+    """Regular expression for the prefix of a task head's keys in published checkpoints."""
     towers: ClassVar[tuple[str, ...]] = ()
-    """Teachers, by name, whose weights parts of it take over before it is trained (`take_towers`)."""
+    """Names of the teachers whose weights it copies before training (`take_towers`)."""
 
     _shared: dict[str, list[tuple[Sequence[torch.Tensor], Any]]] | None = None
-    """What layers below the fusion gave, with the inputs that they gave it for."""
+    """Cached inputs and outputs of the layers below the fusion."""
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """Compute `once` what does not change between the passes inside, none of which is perturbed.
+        """Let passes inside share the states that `once` computes; none of the passes may be perturbed.
 
-        A pass that takes gradients comes before one that takes none. They share their dropout below the fusion.
+        A pass with gradients must precede a pass without. The passes share their dropout below the fusion.
         """
         self._shared = {}
         try:
@@ -234,11 +233,11 @@ class Student(nn.Module, ABC):
             self._shared = None
 
     def once(self, name: str, inputs: Sequence[torch.Tensor], compute: Callable[[], States]) -> States:
-        """Run layers below the fusion; passes under `sharing` take over what equal inputs gave before.
+        """Run layers below the fusion; under `sharing`, reuse the states of equal inputs.
 
         Args:
-            inputs: everything that their states depend on.
-            compute: runs them.
+            inputs: everything that the states depend on.
+            compute: runs the layers.
         """
         if self._shared is None:
             return compute()
@@ -251,28 +250,28 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> StudentBatch:
-        """Tokenise and pad; opens pictures or region features as the student needs them."""
+        """Tokenise and pad; open pictures or region features if the student needs them."""
 
     def with_answers(
         self, batch: StudentBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
     ) -> StudentBatch:
-        """Return the batch with the answers that a student which answers in words is to score; others need none.
+        """Return the batch with the answers to score; only students that answer in words need them.
 
         Args:
-            batch: what `collate` returned, before it is moved.
-            label_names: of the task's K classes or answers.
+            batch: output of `collate`, before it is moved.
+            label_names: names of the task's K classes or answers.
             wanted_BK: bool, the answers whose scores are needed, None for all.
         """
         return batch
 
     def announce(self, examples: Sequence[Example]) -> None:
-        """Announce the next examples to collate, so that their features are read ahead; ignored by default."""
+        """Announce the next examples to collate, so that their features are prefetched; ignored by default."""
 
     def begin_epoch(self) -> None:
-        """Announce that all examples are collated again; ignored by default."""
+        """Announce that all examples will be collated again; ignored by default."""
 
     def generate(self, batch: StudentBatch) -> list[str]:
-        """Return the answer that a student which answers in words gives to each sequence of a batch without answers.
+        """Generate an answer in words for each sequence of a batch without answers.
 
         Raises:
             ConfigError: the student does not answer in words.
@@ -284,44 +283,44 @@ class Student(nn.Module, ABC):
         )
 
     def take_towers(self, networks: Sequence[nn.Module]) -> None:
-        """Take over the weights of `towers`, whose networks these are; nothing to take by default."""
+        """Copy the weights of the networks of `towers`; does nothing by default."""
 
     def require_inputs(self) -> None:
-        """Refuse a student that cannot read any example, before anything is written; nothing to refuse by default.
+        """Refuse a student that cannot read any example, before anything is written; does nothing by default.
 
         Raises:
-            ConfigError: what the student reads its inputs with does not fit it. WeightsUnavailable: it is missing.
+            ConfigError: the student's input reader does not fit it. WeightsUnavailable: the reader is missing.
         """
 
     def caveats(self) -> tuple[str, ...]:
-        """Return what a reader of the student's numbers must know of its inputs; nothing by default."""
+        """Return caveats about the student's inputs for readers of its scores; none by default."""
         return ()
 
     def load_published(self, path: Path) -> LoadReport:
-        """Fill the student from a published checkpoint, file or folder; nothing is raised for keys that do not fit.
+        """Load a published checkpoint, file or folder; keys that do not fit raise no error.
 
         Raises:
-            ConfigError: nothing of it fits. WeightsUnavailable: it is not there or damaged.
+            ConfigError: no key fits. WeightsUnavailable: the checkpoint is missing or damaged.
         """
         return load_file(self, path, getattr(self, "rules", KeyRules()))
 
     def save_inputs(self, folder: Path) -> None:
-        """Save next to the weights whatever else is needed to read examples elsewhere; nothing by default."""
+        """Save next to the weights whatever else is needed to read examples; nothing by default."""
 
     @property
     def max_text_length(self) -> int | None:
-        """Tokens of one row of text, special ones among them; None for a student without such a limit."""
+        """Maximum number of tokens of a text row, special tokens included; None for no limit."""
         return None
 
     def count_cut(self, examples: Sequence[Example]) -> int:
-        """Return how many of the examples' texts `collate` would cut to `max_text_length`, without pictures.
+        """Count the texts that `collate` would truncate to `max_text_length`, without opening pictures.
 
-        A student that never cuts a text returns 0, also where it would refuse one.
+        A student that never truncates returns 0, even if it would refuse a text.
         """
         return 0
 
     def cut_texts(self) -> None:
-        """Cut texts that are too long from now on, where they would be an error; nothing to change by default."""
+        """Truncate texts that are too long from now on, instead of refusing them; does nothing by default."""
 
     @abstractmethod
     def encode(
@@ -335,29 +334,29 @@ class Student(nn.Module, ABC):
         """Run the encoder.
 
         Args:
-            batch: what `collate` returned, on the student's device.
+            batch: output of `collate`, on the student's device.
             perturbation: added to the inputs; None for the clean pass.
-            mask_visual: hide the modalities from one another: no text state depends on the picture and no visual
+            mask_visual: hide the modalities from each other: no text state depends on the picture and no visual
                 state on the text (the two summaries of the contrastive objective).
-            need_relevance: also return `relevance_NL`, which may cost a slower attention.
+            need_relevance: also return `relevance_NL`, which may require a slower attention.
         """
 
     def delta(self, perturbation: Perturbation | None) -> Perturbation:
-        """Return what a pass adds to the student's inputs; raises as `require_perturbable`."""
+        """Return the perturbation of a pass, an empty one for None; raises like `require_perturbable`."""
         if perturbation is not None:
             self.require_perturbable()
         return perturbation or Perturbation()
 
     @property
     def is_perturbable(self) -> bool:
-        """Whether something can be added to its inputs: it says of which shapes (`zero_perturbation`)."""
+        """Whether its inputs can be perturbed, that is, whether it implements `zero_perturbation`."""
         return type(self).zero_perturbation is not Student.zero_perturbation
 
     def require_perturbable(self) -> None:
-        """Refuse a student to whose inputs nothing can be added.
+        """Refuse a student whose inputs cannot be perturbed.
 
         Raises:
-            ConfigError: its inputs are others than VILLA's.
+            ConfigError: its inputs differ from VILLA's.
         """
         if not self.is_perturbable:
             raise ConfigError(
@@ -367,38 +366,38 @@ class Student(nn.Module, ABC):
             )
 
     def zero_perturbation(self, batch: StudentBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
-        """Return zeros of the shapes of what `encode` adds to the words and to the visual features of a batch.
+        """Return a perturbation of zeros, shaped like the words and the visual features of a batch.
 
         Args:
             batch: on the student's device.
-            text: whether words are perturbed, else None stands for them; `visual` likewise.
-            visual: see `text`.
+            text: whether to perturb words; None is returned for them otherwise.
+            visual: likewise for visual features.
         """
         raise NotImplementedError(f"{self.name} was not asked by `require_perturbable`")
 
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
-        """Return what heads read of `encode`, such as `pooled_NP` or `answered`; other states may be missing."""
+        """Return the part of `encode` that heads read, such as `pooled_NP` or `answered`; the rest may be missing."""
         return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
 
     def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
-        """Return what inference computes, (N, K): the head's logits, or the scores of answers in words."""
+        """Return the logits of inference (N, K): those of the head, or the scores of answers in words."""
         return self.encode_pooled(batch, mask_visual=mask_visual).class_logits(head)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        """Return states of the text that have not seen the picture, and of the picture that have not seen the text.
+        """Return text states that do not depend on the picture, and visual states that do not depend on the text.
 
-        Shapes are those of `encode`; `pooled_NP` sums up the text alone. A student that has layers below its fusion
-        returns their states; the others make a pass that hides the modalities from one another.
+        Shapes are those of `encode`; `pooled_NP` summarises only the text. A student with layers below its fusion
+        returns their states. Other students run a pass that hides the modalities from each other.
         """
         return self.encode(batch, mask_visual=True)
 
     def give_layers(self) -> None:
-        """Give visual states at several depths from now on.
+        """Return visual states at several depths from now on.
 
         Raises:
-            ConfigError: the student has none.
+            ConfigError: the student has states at one depth only.
         """
         raise ConfigError(
             f"{self.name} gives its image tokens at one depth, so no projector can be shared.",
@@ -408,26 +407,26 @@ class Student(nn.Module, ABC):
         )
 
     def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
-        """Return (N, R, H): the picture's tokens before they meet the text."""
+        """Return the picture's tokens before fusion with the text, (N, R, H)."""
         return self.encode_unimodal(batch).visual_states_NRH
 
     def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and mask of the examples' texts, (N, L), as `collate` does, without opening a picture.
 
         Raises:
-            ConfigError: the student has no heads that ask for it.
+            ConfigError: none of the student's heads needs it.
         """
         raise ConfigError(f"{self.name} does not give its texts without their pictures.")
 
     @abstractmethod
     def build_head(self, task: str, num_classes: int) -> nn.Module:
-        """Return a fresh head for a task: pooled (N, P) -> logits (N, num_classes); 1 class for multiple choice."""
+        """Return a new head for a task: pooled (N, P) -> logits (N, num_classes); 1 class for multiple choice."""
 
     @classmethod
     def head_rules(cls, task: str) -> KeyRules | None:
-        """Return the rules that take a task's head out of a published checkpoint; None where those have no heads."""
+        """Return the rules that extract a task's head from a published checkpoint; None if it contains no heads."""
         return rules_below(cls.head_key) if cls.head_key else None
 
     def config_dict(self) -> dict[str, Any]:
-        """Return the architecture as plain JSON types, enough to build the same student again."""
+        """Return the architecture as plain JSON types, sufficient to rebuild the student."""
         return config_to_dict(self.config)

@@ -1,4 +1,4 @@
-"""Which student a run finetunes, and how it is built; light to import, so that the command line can offer it."""
+"""Options of a run's student. The module imports quickly, because the command line needs it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from advl_pipeline.datasets.roots import is_location
 BaseDtype = Literal["fp32", "bf16"]
 
 PIXELS = Path("pixels")
-"""Stands where a cache of regions would: small crops, asked for by name."""
+"""Value of `regions` that selects small crops instead of a cache."""
 
 _DEFAULTS = read_tables("defaults.toml")
 DEFAULT_STUDENT: str = _DEFAULTS.get("student", "")
-"""The student that a run finetunes unless another is named: what a plug-in says, none without one."""
+"""The default student of a run, set by a plug-in; empty without one."""
 OWN_DATA_STUDENT: str = _DEFAULTS["own_data_student"]
-"""The same for own data."""
+"""The default student for your own data."""
 
 
 def default_student(dataset: str) -> str:
-    """Return the student that a run on a dataset finetunes unless another is named."""
+    """Return the default student of a run on a dataset."""
     return OWN_DATA_STUDENT if is_location(dataset) else DEFAULT_STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionOptions(Configuration):
-    """Where a student has the regions of its pictures from."""
+    """Sources of a student's regions."""
 
     title: ClassVar[str] = "Student"
 
@@ -45,7 +45,7 @@ class RegionOptions(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions(RegionOptions):
-    """Where a student has its pictures, or the regions of its pictures, from."""
+    """Sources of a student's pictures and regions."""
 
     title: ClassVar[str] = "Student"
 
@@ -59,7 +59,7 @@ class PictureOptions(RegionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOptions(Configuration):
-    """Which student a run finetunes, and how it is built."""
+    """Choice and construction of a run's student."""
 
     title: ClassVar[str] = "Student"
 

@@ -1,4 +1,4 @@
-"""The students of this package by name, their families and sizes, and the architecture of each, which is data."""
+"""Names, families, sizes and architectures of the students of this package, read from data files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ STUDENTS: dict[str, str] = {
     if "class" in facts
     for name in facts["names"].split()
 }
-"""Name -> module of this folder and class, as `data/students.toml` has them."""
+"""Name -> module of this folder and class, from `data/students.toml`."""
 
 SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")
-"""What may follow a family's name; a name without a size has the size "base" in recipes."""
+"""Size suffixes of a family's name; a name without one has the size "base" in recipes."""
 
 
 def published_presets() -> dict[str, dict[str, Any]]:
-    """Return name -> settings of all students of `STUDENTS`, which are data (`data/architectures.toml`)."""
+    """Return name -> settings of all students of `STUDENTS`, from `data/architectures.toml`."""
     tables = read_tables("architectures.toml")
     return {name: merged(tables.get(family_of(name), {}), tables.get(name, {})) for name in STUDENTS}
 
 
 def merged(usual: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two tables as one. Where both have a key, the second counts; tables inside are joined likewise."""
+    """Merge two tables recursively; the second takes precedence."""
     inside = {
         key: merged(usual[key], value)
         for key, value in particular.items()
@@ -36,12 +36,12 @@ def merged(usual: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str,
 
 
 def library_config(kind: Any, config: Any, **more: Any) -> Any:
-    """Return transformers' configuration of a student's architecture (`data/library_names.toml`).
+    """Return a transformers configuration of a student's architecture (`data/library_names.toml`).
 
     Args:
-        kind: transformers' class of it.
-        config: of the student.
-        more: settings by transformers' names, also those of a configuration inside.
+        kind: the configuration class of transformers.
+        config: the student's configuration.
+        more: settings by transformers' names, nested configurations included.
     """
 
     def valued(names: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,5 +60,5 @@ def family_of(name: str) -> str:
 
 
 def size_of(name: str) -> str:
-    """Return the size at the end of a student's name, "base" where it has none."""
+    """Return the size suffix of a student's name, "base" without one."""
     return name[len(family_of(name)) + 1 :] or "base"

@@ -1,7 +1,7 @@
-"""Students by name: which there are, what is known of each, whether a checkpoint fits one, and building one.
+"""The registry of students: list, describe and build them by name, and check checkpoints against them.
 
-A new student is one file and the facts of its family (`data/students.toml`), or an entry point `advl.students` and a
-file of that name in a plug-in's data. Results are plain JSON types.
+A new student requires one file and the facts of its family (`data/students.toml`), or an entry point
+`advl.students` and a `students.toml` in a plug-in's data. Results are plain JSON types.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Builder = Callable[[str, "Path | None", Mapping[str, Any]], "Student"]
 
 
 def student_names() -> list[str]:
-    """Return the names of all students, plug-ins included, in order."""
+    """Return the sorted names of all students, plug-ins included."""
     return sorted({*STUDENTS, *(point.name for point in entry_points(group="advl.students"))})
 
 
 def require_student(name: str) -> None:
-    """Refuse a name that is none of `student_names()`, before anything is loaded.
+    """Refuse a name that is not in `student_names()`, before anything is loaded.
 
     Raises:
         ConfigError: the name is unknown.
@@ -44,12 +44,12 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
 
     Args:
         name: one of `student_names()`.
-        weights: a folder that `save_student` wrote, or a checkpoint in the student's own format; None for random
+        weights: a folder written by `save_student`, or a checkpoint in the student's own format; None for random
             weights.
         overrides: architecture settings that differ from the student's defaults, such as the number of layers.
 
     Raises:
-        ConfigError: unknown name or setting. WeightsUnavailable: the weights are not there.
+        ConfigError: the name or a setting is unknown. WeightsUnavailable: the weights are missing.
     """
     require_student(name)
     if name in STUDENTS:
@@ -69,7 +69,7 @@ def family_class(name: str) -> Any:
 
 
 def families() -> dict[str, dict[str, Any]]:
-    """Return what is known of each family: title, visual input, weights, reference, proof, largest, unproven."""
+    """Return the facts of each family: title, visual input, weights, reference, proof, largest, unproven."""
     return read_tables("students.toml")
 
 
@@ -87,14 +87,14 @@ def _facts(name: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
-    """Return architecture, parameters, and what was proven of one student.
+    """Return the architecture, number of parameters and verified facts of a student.
 
     Args:
-        tokenizer: folder or name of another tokenizer than the student's own, where that is not available.
+        tokenizer: folder or name of a tokenizer to use if the student's own is not available.
 
     Raises:
-        ConfigError: unknown name. WeightsUnavailable: the tokenizer is not available, for students whose architecture
-            names its padding.
+        ConfigError: the name is unknown. WeightsUnavailable: the tokenizer is not available, and the student's
+            architecture needs its padding token.
     """
     student = build_student(name, overrides={} if tokenizer is None else {"tokenizer": tokenizer})
     return {
@@ -107,33 +107,33 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
 
 
 def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = None) -> dict[str, Any]:
-    """Return what became of every key of a checkpoint; the student is built with random weights first.
+    """Load a checkpoint into a student with random weights and report what happened to every key.
 
     Args:
-        checkpoint: file or folder; of a repository on the hub, where `weight_files.located` put it.
+        checkpoint: file or folder; for a repository on the hub, the path from `weight_files.located`.
         tokenizer: as for `show_student`.
 
     Raises:
-        ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
+        ConfigError: the name is unknown, or no key fits. WeightsUnavailable: the file is missing or damaged.
     """
     settings: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
     if name in STUDENTS:
-        # A chat model's architecture is with its weights, and so are many tokenizers.
+        # A chat model's architecture is stored with its weights, and so are many tokenizers.
         settings = family_class(name).settings_beside(checkpoint) | settings
     return {"student": name, **build_student(name, overrides=settings).load_published(checkpoint).to_dict()}
 
 
 _IN_METERS_ORDER = frozenset({"meter", "bridgetower"})
-"""Families whose published heads have SNLI-VE's classes in METER's order, all others in UNITER's."""
+"""Families whose published heads use METER's order of the SNLI-VE classes; all others use UNITER's."""
 
 
 def label_order_of(student: str) -> Literal["uniter", "meter"]:
-    """Return whose order the classes of SNLI-VE have for a student: that of its published heads."""
+    """Return the order of SNLI-VE's classes for a student, which is the order of its published heads."""
     return "meter" if family_of(student) in _IN_METERS_ORDER else "uniter"
 
 
 def student_table() -> str:
-    """Return what is known of the families as a Markdown table, as docs/students.md shows it."""
+    """Return the Markdown table of families in docs/students.md."""
     names: dict[str, list[str]] = {}
     for name in student_names():
         if size_of(name) != "tiny" and family_of(name) in families():

@@ -1,5 +1,7 @@
-"""A student on disk: `student.json` (name, architecture, origin) next to `model.safetensors`; and built, from there,
-from a published checkpoint, or with random weights."""
+"""Save students as `student.json` (name, architecture, origin) and `model.safetensors`, and build them.
+
+A student is built from such a folder, from a published checkpoint, or with random weights.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,16 @@ from advl_pipeline.students.weight_files import (
 )
 
 _PLACES_OF_REGIONS = ("ground_truth_regions", "region_naming", "region_split")
-"""Settings of 0.2, which stored where the files of a student's regions lay, as `regions` too."""
+"""Settings of 0.2, which stored the paths of a student's region files here and in `regions`."""
 
 _GONE = {"train_towers": False, "max_new_tokens": 10}
-"""Settings that went, with what every student now has; one that was stored with another value is refused."""
+"""Removed settings and the only values accepted for them; a stored student with another value is refused."""
 
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
 DESCRIPTION_FILE = names.STUDENT
 
 BASE = "base"
-"""In a description: the weights that a student's low-rank updates belong to, and their digest."""
+"""Key of a description: the base weights of a student's low-rank updates, and their digest."""
 
 
 def save_student(
@@ -49,16 +51,16 @@ def save_student(
     updates: LoraSettings | None = None,
     base: Path | None = None,
 ) -> None:
-    """Write the student; the description comes first, so that a folder with anything of a student says so.
+    """Write the student; the description comes first, so that an incomplete folder is recognised as a student.
 
-    Weights that are missing, or of another student, are found by the digest in the description.
+    The digest in the description detects weights that are missing or belong to another student.
 
     Args:
         folder: created when missing.
-        student: its encoder; heads and projections are not part of it.
-        origin: what it was made from, such as the identity of its pretraining.
-        updates: low-rank updates that were added to it, to be written alone.
-        base: the weights that updates belong to: a folder, a file or `hf:ORG/MODEL`.
+        student: the encoder; heads and projections are not part of it.
+        origin: the student's origin, such as the identity of its pretraining.
+        updates: its low-rank updates; only they are written then.
+        base: the base weights of the updates: a folder, a file or `hf:ORG/MODEL`.
     """
     make_folder(folder)
     tensors = student.state_dict() if updates is None else adapter_tensors(student)
@@ -75,7 +77,7 @@ def save_student(
 def write_description(
     folder: Path, student: Student, tensors: Mapping[str, torch.Tensor], *, origin: Mapping[str, Any], **more: Any
 ) -> None:
-    """Write what makes a folder that of a student; of a student that is still to be made, without tensors."""
+    """Write the description that marks a folder as a student; `tensors` is empty for a student not yet made."""
     make_folder(folder)
     description = {
         **more,
@@ -91,7 +93,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Return the description of a saved student.
 
     Raises:
-        WeightsUnavailable: there is none in the folder.
+        WeightsUnavailable: the folder has no description, or it is damaged.
     """
     file = folder / DESCRIPTION_FILE
     if not file.is_file():
@@ -109,7 +111,7 @@ def saved_settings(folder: Path, name: str) -> dict[str, Any]:
     """Return the architecture of a saved student.
 
     Raises:
-        WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student is there.
+        WeightsUnavailable: the folder has no usable description. IdentityMismatch: it contains another student.
     """
     config = _described(folder, name)["config"]
     settings = {
@@ -123,12 +125,12 @@ def saved_settings(folder: Path, name: str) -> dict[str, Any]:
 
 
 def load_weights(student: Student, path: Path) -> None:
-    """Fill a student from a folder that `save_student` wrote, or from an original checkpoint.
+    """Load a student's weights from a folder written by `save_student` or from an original checkpoint.
 
     Raises:
-        WeightsUnavailable: weights are missing or damaged. IdentityMismatch: another student is there, the weights
-            are not the ones that the description names, or files of a finished run changed. ConfigError: a checkpoint
-            does not fill the student.
+        WeightsUnavailable: weights are missing or damaged. IdentityMismatch: the folder contains another student, the
+            weights do not match the description, or files of a finished run changed. ConfigError: a checkpoint does
+            not contain all parameters of the student.
     """
     if not (path / DESCRIPTION_FILE).is_file():
         _load_original(student, path)
@@ -152,7 +154,7 @@ def load_weights(student: Student, path: Path) -> None:
 
 
 def _require_described(tensors: Mapping[str, torch.Tensor], description: Mapping[str, Any], file: Path) -> None:
-    """Refuse tensors of another digest than a description has."""
+    """Refuse tensors whose digest differs from the description's."""
     if parameter_digest(tensors) != description["parameters_digest"]:
         raise IdentityMismatch("The weights file is not the one that student.json describes.", where=str(file))
 
@@ -167,7 +169,7 @@ def _described(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]) -> None:
-    """Fill a student from the weights that low-rank updates belong to, and merge the updates into it."""
+    """Load the base weights of low-rank updates into a student, and merge the updates."""
     base = Path(description[BASE]["weights"])
     source = located(base)
     if not weight_files(source):
@@ -182,7 +184,7 @@ def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]
 
 
 def _load_original(student: Student, path: Path) -> None:
-    """Fill a student from a checkpoint; keys of heads and of pretraining are set aside, others are named."""
+    """Load a checkpoint into a student; refuse it if parameters are missing or differ in shape."""
     report = student.load_published(path)
     absent = [*report.missing, *report.reinitialised]
     if absent:
@@ -197,10 +199,10 @@ def _load_original(student: Student, path: Path) -> None:
 def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]], Student]:
     """Return the function that builds the students of a class by name.
 
-    Settings are those of a preset, then of a saved folder, then of the files next to the weights, then overrides.
+    Settings are applied in this order: preset, saved folder, files next to the weights, overrides.
 
     Args:
-        student_class: has `config_class`, `presets` (name -> settings) and, of published weights, `rules`.
+        student_class: has `config_class`, `presets` (name -> settings) and `rules` for published weights.
     """
 
     def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Student:
