@@ -1,7 +1,8 @@
-"""Texts as a chat model reads them: its processor's template and tokens, and the characters behind each token.
+"""Conversations for chat models: the processor's template and tokens, and the characters of each token.
 
-The template is rendered once around two marks; rows are cut from it, so that a row has the ids that the processor
-gives to the whole conversation. One token stands for the picture until its own tokens take that place.
+The template is rendered once around two marks. Rows are built from its parts, so that a row has the same ids as the
+processor's encoding of the entire conversation. One placeholder token represents the picture until its own tokens
+replace it.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate
 from advl_pipeline.students.chat_pictures import Picture
 
 QUESTION, ANSWER = "\ue000", "\ue001"
-"""Private characters that stand for the two texts while the template is rendered."""
+"""Private-use characters, placeholders of the two texts while the template is rendered."""
 
 INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
     {"vqa": "Answer briefly.", "snli-ve": "Is this entailment, neutral or contradiction?"}
 )
-"""What follows the question, by task, where no instruction is given."""
+"""Default instructions after the question, by task."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRow:
-    """Tokens of one conversation: spans into `Candidate.text`, (0, 0) for the template's and the picture's tokens.
+    """Tokens of one conversation. Spans index `Candidate.text`; tokens of the template and the picture have (0, 0).
 
-    `is_picture_S` (bool) says which are the picture's. An answer begins at `prompt_length`, which is the length of a
-    row without one; it ends with the token that ends a turn.
+    `is_picture_S` (bool) marks the picture's tokens. An answer begins at `prompt_length` and includes the token that
+    ends a turn. In a row without an answer, `prompt_length` is the length of the row.
     """
 
     token_ids_S: npt.NDArray[np.int64]
@@ -44,15 +45,16 @@ class ChatRow:
 
 
 class Chat:
-    """Lays out conversations by the chat template and tokenizer of a processor.
+    """A formatter of conversations, based on the chat template and tokenizer of a processor.
 
     Args:
-        processor: transformers' processor.
-        image_token_id: the token whose places a picture's features take.
-        where: of the processor, for errors.
+        processor: a processor of transformers.
+        image_token_id: the placeholder token of a picture's features.
+        where: location of the processor, for errors.
 
     Raises:
-        ConfigError: there is no chat template, or it does not show a picture and both texts, or end an answer.
+        ConfigError: the chat template is missing, does not contain a picture and both texts, or does not end an
+            answer.
     """
 
     def __init__(self, processor: Any, *, image_token_id: int, where: str) -> None:
@@ -79,10 +81,10 @@ class Chat:
         self.end_id = self._end()
 
     def _end(self) -> int:
-        """Return the token that ends an answer: the template's first of no word, else the tokenizer's own end.
+        """Return the token that ends an answer: the template's first special token, else the tokenizer's EOS.
 
         Raises:
-            ConfigError: there is neither.
+            ConfigError: neither exists.
         """
         known = self._tokenizer.added_tokens_decoder
         marks = [token for token in self._ids(self._after) if token in known and known[token].special]
@@ -106,18 +108,19 @@ class Chat:
         *,
         lists_options: bool = False,
     ) -> list[ChatRow]:
-        """Return the row of each candidate: its context is asked and it is the answer where there are choices.
+        """Return one row per candidate.
 
-        Of a caption there is no question; of all other tasks the text is the question, and the row ends where the
-        answer begins. The instruction follows the question on a line of its own.
+        In multiple choice, the candidate's context is the question and the rest is the answer. A caption has no
+        question. In all other tasks, the text is the question, and the row ends before the answer. The instruction
+        follows the question on its own line.
 
         Args:
-            candidates: of one example.
-            lists_options: choices are listed behind letters, and a candidate's answer is its letter; the words of the
-                candidate are those of its line. Where yes and no are the choices, they are not listed.
+            candidates: candidates of one example.
+            lists_options: list the choices by letter and answer with the candidate's letter. The candidate's spans
+                then point to its line in the list. Yes and no are not listed.
 
         Raises:
-            DatasetError: a text holds the token that stands for the picture, or there are more choices than letters.
+            DatasetError: a text contains the picture's placeholder token, or there are more choices than letters.
         """
         is_answered = task in MULTIPLE_CHOICE_TASKS or task == "captions"
         asked = [
@@ -148,10 +151,10 @@ class Chat:
             zip(candidates, asked, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ):
             answer_at = len(before) + len(question) + len(listed) + len(closing) + len(between)
-            # Where the candidate's parts are in the row, their length, and their first character in the candidate.
+            # Position of each of the candidate's parts in the row, its length, and its position in the candidate.
             parts = [(len(before), len(question), 0)]
             if is_answered:
-                # Of listed options, behind the lines before it and its own letter.
+                # A listed option begins after the preceding lines and its own letter.
                 lines = with_letters("", [*options[:number], ""]) if is_listed else ""
                 words_at = len(before) + len(question) + len(lines) if is_listed else answer_at
                 parts.append((words_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
@@ -171,15 +174,15 @@ class Chat:
         prompt_end: int,
         is_answered: bool,
     ) -> ChatRow:
-        """Return the row of a tokenised conversation, with the picture's own tokens in their place.
+        """Return the row of a tokenised conversation, with placeholders expanded to the picture's tokens.
 
         Args:
-            offsets_S2: of the tokens in the conversation.
-            parts: of the candidate in the conversation: where each begins, its length, and where in the candidate.
-            prompt_end: where the answer begins.
+            offsets_S2: character offsets of the tokens in the conversation.
+            parts: parts of the candidate: start in the conversation, length, start in the candidate.
+            prompt_end: first character of the answer.
 
         Raises:
-            DatasetError: the text holds the token that stands for the picture.
+            DatasetError: the text contains the picture's placeholder token.
         """
         is_shown_S = ids_S == self.image_token_id
         if is_shown_S.sum() != len(picture.runs):
@@ -208,7 +211,7 @@ class Chat:
         )
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """Return the tokens with which a turn gives each answer, without the one that ends it."""
+        """Return the tokens of each answer in a turn, without the token that ends it."""
         token_ids: list[list[int]] = self._tokenizer(
             [self.lead + answer for answer in answers], add_special_tokens=False
         )["input_ids"]
@@ -220,7 +223,7 @@ class Chat:
         return str(self._tokenizer.convert_ids_to_tokens(self.end_id))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of generated tokens, as far as the first one that ends a turn."""
+        """Return the text of generated tokens up to the first token that ends a turn."""
         kept = list(token_ids)
         if self.end_id in kept:
             kept = kept[: kept.index(self.end_id)]

@@ -1,11 +1,11 @@
-"""Conversations as a batch: how those of an example share a row, and what each pass of the language model reads.
+"""Batches of conversations: the packing of an example's sequences into a row, and the inputs of the language model.
 
-What an example's candidates have in common, the picture above all, is computed once: they are behind it in one row,
-and see it and themselves alone, at the positions that each would have by itself. So do the answers of a list behind
-their question.
+The common prefix of an example's candidates, which includes the picture, is computed once. The candidates follow it
+in one row. Each attends only to the prefix and to itself, with the position ids that it would have in its own row.
+The answers of a list follow their question in the same way.
 
 Shapes: B rows, or examples, N sequences, S tokens of a sequence, L of them text, R of them picture, W tokens of a
-row, M picture tokens of all rows, Q foretold tokens, K answers, H width.
+row, M picture tokens of all rows, Q predicted tokens, K answers, H width.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from advl_pipeline.students.chat_pictures import GRID, Picture, stacked
 from advl_pipeline.students.interface import StudentBatch
 
 COMMON, PADDING = -1, -2
-"""Whose a token of a row is, where it is no candidate's own."""
+"""Owners of tokens in a row that belong to no single candidate."""
 
 TOKENS_AT_ONCE = 512
-"""Tokens of answers behind a sequence; longer lists of answers take several passes."""
+"""Maximum number of answer tokens after a sequence; longer lists of answers take several passes."""
 
 MASK_ALIGNMENT = 8
-"""Places of which a row of an attention mask holds a multiple: kernels copy another mask for each layer."""
+"""Rows of attention masks are padded to a multiple of this; kernels copy unaligned masks in each layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Says how the sequences of each example share a row; all tensors are int64.
+    """The mapping between sequences and the rows that they share; all tensors are int64.
 
-    `token_BW` says which token of which sequence is at each place, n * S + s. `row_N` and `place_NS` are the way
-    back: a sequence's row, and where in it each of its tokens is. Token `place_M` of row `row_M` shows feature
-    `feature_M` of the pictures, which are counted one after the other.
+    `token_BW` is the token at each place of a row, as n * S + s. `row_N` and `place_NS` are the inverse: a
+    sequence's row, and the place of each of its tokens in the row. Token `place_M` of row `row_M` shows feature
+    `feature_M` of the pictures, which are numbered consecutively.
     """
 
     token_BW: torch.Tensor
@@ -52,7 +52,7 @@ class Packing:
     feature_M: torch.Tensor
 
     def packed(self, value_NS: torch.Tensor) -> torch.Tensor:
-        """Lay what sequences have for each token, (..., N, S), out in rows: (..., B, W)."""
+        """Gather values of sequences' tokens, (..., N, S), into rows, (..., B, W)."""
         return value_NS.flatten(-2)[..., self.token_BW]
 
 
@@ -64,19 +64,20 @@ def packing(
     block_NS: npt.NDArray[np.int64],
     apart: bool = False,
 ) -> tuple[Packing, torch.Tensor, torch.Tensor]:
-    """Pack each example's sequences into one row: what all have in common, then what each has by itself.
+    """Pack each example's sequences into one row: the common prefix, then the rest of each sequence.
 
     Args:
-        num_candidates: sequences of each example.
-        lengths_N: tokens of each sequence.
-        shows_NS: the tokens that stand for a part of the picture.
-        meant_NS: everything that tells two tokens of one place apart; their ids at least.
-        block_NS: which tokens see one another in both directions, -1 for those that see what is before them alone.
-        apart: give each sequence a row of its own.
+        num_candidates: number of sequences of each example.
+        lengths_N: number of tokens of each sequence.
+        shows_NS: whether a token represents a part of the picture.
+        meant_NS: everything that distinguishes two tokens at the same place, at least their ids.
+        block_NS: block of each token; tokens of a block attend to each other in both directions. -1 for causal
+            attention.
+        apart: give each sequence its own row.
 
     Returns:
-        The packing, and of each place (B, W) which of the row's sequences it belongs to, `COMMON` where to all and
-        `PADDING` where to none, and its block.
+        The packing, the owner of each place (B, W) and its block. The owner is the index of a sequence in the row,
+        `COMMON` for all of them, or `PADDING`.
     """
     num_sequences, size = shows_NS.shape
     counts_E = np.array(num_candidates)
@@ -89,12 +90,12 @@ def packing(
     )
     candidate_N = np.arange(num_sequences) - first_B[row_N]
     is_token_NS = place_S < lengths_N[:, None]
-    # States are the same as far as the tokens are, and as no later token is seen.
+    # States are equal up to the first differing token, as long as no later token is attended to.
     alike_NS = is_token_NS.copy()
     for meant in (*meant_NS, block_NS):
         alike_NS &= meant == meant[first_B[row_N]]
     common_B = np.minimum.accumulate(np.logical_and.reduceat(alike_NS, first_B), axis=1).sum(1)
-    # Tokens that see later ones share their states only where all of what they see is common.
+    # Tokens that attend to later ones can share states only if everything they attend to is common.
     for row, common in enumerate(common_B):
         if 0 < common < size and block_NS[first_B[row], common - 1] >= 0:
             block = block_NS[first_B[row], common - 1]
@@ -108,7 +109,7 @@ def packing(
     num_features_E = shows_NS[first_E].sum(1)
     first_feature_E = np.cumsum(num_features_E) - num_features_E
     feature_NS = np.where(shows_NS, first_feature_E[example_N, None] + shows_NS.cumsum(1) - 1, -1)
-    # Of what is common, the first sequence's tokens are laid down.
+    # The common prefix is taken from the first sequence.
     laid = np.nonzero(is_token_NS & (is_own_NS | (candidate_N == 0)[:, None]))
     at = row_N[laid[0]], place_NS[laid]
     token_BW = np.zeros((len(counts_B), int(place_NS.max()) + 1), dtype=np.int64)
@@ -126,13 +127,13 @@ _nothing = partial(torch.empty, 0, dtype=torch.int64)
 
 @dataclass(kw_only=True)
 class Rows:
-    """What one pass of the language model reads, and which tokens it foretells there; all int64 but `picture_BW`.
+    """The inputs of one pass of the language model and the tokens to predict; int64 unless noted.
 
-    `positions_BW`, (3, B, W) for a model that counts in time, height and width, are those that each token would have
-    in a row of its own sequence, and `step_BW` is its place there. `own_BW` and `block_BW` are as `packing` gives
-    them, and `picture_BW` (bool) says which tokens are the picture's. `behind_BW` (bool) are the tokens of answers
-    that are behind their sequences, None where none do. Token `source_Q`, counted over all rows, foretells
-    `target_Q`, a token of answer `answer_Q`, counted over all sequences.
+    `positions_BW` are the position ids of each token in its own sequence, (3, B, W) for a model with positions in
+    time, height and width. `step_BW` is the token's place in its sequence. `own_BW` and `block_BW` come from
+    `packing`. `picture_BW` (bool) marks the picture's tokens. `behind_BW` (bool) marks the tokens of answers that
+    follow their sequences; None without such answers. Token `source_Q`, numbered over all rows, predicts `target_Q`,
+    a token of answer `answer_Q`, numbered over all sequences.
     """
 
     ids_BW: torch.Tensor
@@ -151,7 +152,7 @@ class Rows:
         return self.ids_BW.shape[1]
 
     def allowed(self, *, mask_visual: bool) -> torch.Tensor:
-        """Return (B, W, W) bool: which places each place sees."""
+        """Return the attention mask, (B, W, W) bool: True where a place may attend to another."""
         own_BW, block_BW, picture = self.own_BW, self.block_BW, self.picture_BW
         place = torch.arange(own_BW.shape[1], device=own_BW.device)
         reachable = (own_BW == COMMON)[:, None, :] | (own_BW[:, None, :] == own_BW[:, :, None])
@@ -159,25 +160,25 @@ class Rows:
         is_before = place[None, :] <= place[:, None]
         allowed = reachable & (is_before | is_block)
         if mask_visual:
-            # The text sees no picture, and the picture no text behind it.
+            # Text does not attend to the picture, nor the picture to text after it.
             allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
             allowed = allowed & (is_before | picture[:, None, :] | ~picture[:, :, None])
         return allowed
 
     def within(self, window: int) -> torch.Tensor:
-        """Return (B, W, W) bool: places that are less than a window of steps back."""
+        """Return the sliding-window mask, (B, W, W) bool: True for places less than a window of steps back."""
         return self.step_BW[:, None, :] > self.step_BW[:, :, None] - window
 
     def followed(
         self, lengths: Sequence[int], wanted: Sequence[Sequence[tuple[int, Sequence[int]]]], *, num: int, end_id: int
     ) -> Rows:
-        """Return rows of one sequence each with answers behind it, each as if it were the only one.
+        """Return rows with one sequence each, followed by answers that do not attend to each other.
 
         Args:
-            lengths: tokens of each sequence, of which the last foretells every answer's first.
-            wanted: of each sequence the answers: number and tokens, without the token that ends them.
+            lengths: number of tokens of each sequence; the last one predicts the first token of every answer.
+            wanted: answers of each sequence, as number and tokens without the token that ends them.
             num: K.
-            end_id: token that ends an answer; it is foretold, and no token follows it.
+            end_id: token that ends an answer; it is predicted, but not part of the input.
         """
         longest = max(
             length + sum(len(ids) for _, ids in answers) for length, answers in zip(lengths, wanted, strict=True)
@@ -196,7 +197,7 @@ class Rows:
             rows.positions_BW[..., row, at] = rows.positions_BW[..., row, length - 1, None] + 1 + offset
             rows.step_BW[row, at] = length + offset
             rows.behind_BW[row, at] = True
-            # A token foretells the one after it; before the first stands the sequence's last, after the last the end.
+            # Each token predicts the next: the sequence's last token the answer's first, the answer's last the end.
             source = np.insert(length + np.arange(len(tokens)), starts, length - 1) + row * rows.width
             target, answer = np.insert(tokens, starts + sizes, end_id), np.repeat(numbers, sizes + 1) + row * num
             foretold.append(np.stack([source, target, answer]))
@@ -204,7 +205,7 @@ class Rows:
         return rows
 
     def widened(self, width: int) -> Rows:
-        """Return rows of as many places, up to a multiple of `MASK_ALIGNMENT`, that foretell nothing."""
+        """Return rows padded to a width, rounded up to a multiple of `MASK_ALIGNMENT`, without predictions."""
         more = (0, width - self.width + -width % MASK_ALIGNMENT)
         fill = {"own_BW": PADDING, "block_BW": -1}
         tensors = {part.name: getattr(self, part.name) for part in fields(self) if part.name.endswith("_BW")}
@@ -221,13 +222,13 @@ class Rows:
 class ChatBatch(StudentBatch):
     """Conversations, padded on the right.
 
-    `sequence_ids_NS` are all tokens and `length_N` their number. `text_place_NL` and `visual_place_NR` say where the
-    text's and the picture's states are among them, and `tag_NS` (int64) which of the picture's tokens a token refers
-    to besides its word, -1 for none. `packing` says how an example's conversations are in one row, and `rows` what
-    the language model reads of them. `behind` are the rows with answers behind them, asked about in turn, and
-    `num_answers` is K; 1 where each sequence ends in its own, which is asked about (`answers_inside`).
-    `pixels` holds the pictures one after the other, `num_pixels` the rows of each, and `inputs` what else the vision
-    encoder takes; `grids` are frames, rows and columns of each picture's patches, numbers and no tensor.
+    `sequence_ids_NS` contains all tokens, `length_N` their number. `text_place_NL` and `visual_place_NR` index the
+    tokens of the text and of the picture. `tag_NS` (int64) is the picture token that a token refers to besides its
+    word, -1 for none. `packing` maps conversations to rows, and `rows` are the inputs of the language model.
+    `behind` are rows followed by answers, one entry per pass, and `num_answers` is K. K is 1 if each sequence ends
+    in its own answer, which is scored (`answers_inside`). `pixels` concatenates the pictures, `num_pixels` are the
+    rows of each, and `inputs` are the other inputs of the vision encoder. `grids` are frames, rows and columns of
+    each picture's patches, as numbers instead of a tensor.
     """
 
     picture_field: ClassVar[str] = "pixels"
@@ -254,30 +255,30 @@ class ChatBatch(StudentBatch):
 
     @property
     def passes(self) -> tuple[Rows, ...]:
-        """The rows that foretell the answers that are asked about, none where none are."""
+        """The rows that predict the answers to score; empty if there are none."""
         return (self.rows,) if self.answers_inside else self.behind
 
     def without_answers(self) -> Self:
-        """Return the batch with nothing asked about."""
+        """Return the batch without answers to score."""
         return replace(self, behind=(), answers_inside=False)
 
     def of_sequences(self, states_BWH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
-        """Return (N, L, H), float32: of each sequence the states at its places, from those of the rows.
+        """Gather the states of sequences from those of rows, (N, L, H), float32.
 
         Args:
-            place_NL: int64, places in the sequence.
+            place_NL: int64, places in each sequence.
         """
         row_N1 = self.packing.row_N[:, None] * states_BWH.shape[1]
         place_NL = row_N1 + self.packing.place_NS.gather(1, place_NL)
         return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1).float()
 
     def last_states(self, states_BWH: torch.Tensor) -> torch.Tensor:
-        """Return (N, H): the state of each sequence's last token."""
+        """Return the state of each sequence's last token, (N, H)."""
         return self.of_sequences(states_BWH, self.length_N[:, None] - 1)[:, 0]
 
 
 def parts_of_list(answers: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, Sequence[int]]]]:
-    """Cut a list of answers into parts of at most `TOKENS_AT_ONCE` tokens; every answer keeps its number."""
+    """Split a list of answers into parts of at most `TOKENS_AT_ONCE` tokens; every answer keeps its number."""
     part: list[tuple[int, Sequence[int]]] = []
     size = 0
     for number, ids in enumerate(answers):
@@ -307,15 +308,15 @@ def chat_batch(
     answers_inside: bool,
     length_normalised: bool,
 ) -> ChatBatch:
-    """Lay out conversations, of which each holds its picture's tokens.
+    """Build a batch of conversations whose rows already contain the picture's tokens.
 
     Args:
-        rows: of all candidates of all examples.
-        tags: of each row which of the picture's tokens a token refers to.
-        pictures: one for each example.
-        both_ways: as `FamilyFacts` has it.
-        apart: as `packing` takes it.
-        answers_inside: each row ends in the answer that is asked about.
+        rows: rows of all candidates of all examples.
+        tags: for each row, the picture token that each token refers to.
+        pictures: one per example.
+        both_ways: as in `FamilyFacts`.
+        apart: as in `packing`.
+        answers_inside: each row ends in the answer to score.
     """
     text = [np.flatnonzero(~row.is_picture_S) for row in rows]
     visual = [np.flatnonzero(row.is_picture_S & (row.token_ids_S == image_token_id)) for row in rows]
@@ -366,7 +367,7 @@ def chat_batch(
 
 
 def _of_pictures(pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Return the fields of a batch that its pictures fill."""
+    """Return the fields of a batch that come from its pictures."""
     names = [name for name in pictures[0].inputs if name != GRID]
     grids = (picture.inputs[GRID][0].tolist() for picture in pictures if GRID in picture.inputs)
     places = [torch.from_numpy(picture.places_R4) for picture in pictures]
@@ -380,7 +381,7 @@ def _of_pictures(pictures: Sequence[Picture]) -> dict[str, Any]:
 
 
 def _blocks(shows_NS: npt.NDArray[np.bool_], starts: npt.NDArray[np.int64], both_ways: str) -> npt.NDArray[np.int64]:
-    """Return (N, S) int64: which tokens see one another in both directions, -1 for those that do not."""
+    """Return the block of each token, (N, S) int64, for attention in both directions; -1 for no block."""
     if both_ways == "picture":
         begins_NS = shows_NS & ~np.pad(shows_NS, ((0, 0), (1, 0)))[:, :-1]
         return np.where(shows_NS, begins_NS.cumsum(1), -1)
@@ -395,7 +396,7 @@ def _foretell(
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
 ) -> None:
-    """Have rows foretell the answers that their sequences end in, each from its start on."""
+    """Let rows predict the answers at the end of their sequences, in place."""
     places = [np.arange(start, length) for start, length in zip(starts, lengths, strict=True)]
     place_Q = torch.from_numpy(np.concatenate(places))
     answer_Q = torch.from_numpy(np.repeat(np.arange(len(places)), lengths - starts))
@@ -404,6 +405,6 @@ def _foretell(
 
 
 def padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:
-    """Return whole numbers of one or more rows, of which shorter ones end in `value`."""
+    """Stack one or more integer rows, padded with `value` on the right."""
     tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=value)

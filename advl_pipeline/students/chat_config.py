@@ -1,4 +1,4 @@
-"""What a chat model is set to, and what is known of its type."""
+"""Settings of a chat model, and facts about its type."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class GenerativeConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyFacts:
-    """What a type of transformers' chat models does otherwise than most; `data/chat_models.toml` says it by type.
+    """Differences of a type of chat models in transformers from the default, from `data/chat_models.toml`.
 
-    A type that is not proven is tried out before it is used.
+    A type that is not proven is tested before it is used.
     """
 
     patches: Literal["", "colours-first", "colours-last"] = ""
@@ -64,6 +64,6 @@ class FamilyFacts:
 
 
 def family_facts(model_type: str) -> FamilyFacts:
-    """Return the facts of a type, the usual ones for a type that the table does not name."""
+    """Return the facts of a type, the defaults for a type that is not in the table."""
     table = read_tables("chat_models.toml")
     return FamilyFacts(**{**table["default"], **table.get(model_type, {})}, is_proven=model_type in table)

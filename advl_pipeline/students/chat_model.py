@@ -1,7 +1,7 @@
-"""What a chat model of transformers is made of: its configuration, weights, pictures' features, and layers.
+"""Parts of a chat model of transformers: its configuration, weights, picture features, and layers.
 
 Shapes: B rows, W tokens of a row, V tokens of all pictures, U tiles, M picture tokens of all rows, D features of one,
-Q foretold tokens, N sequences, K answers, H width.
+Q predicted tokens, N sequences, K answers, H width.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from advl_pipeline.students.checkpoints import LoadReport, unreadable_weights
 from advl_pipeline.students.weight_files import required_weights
 
 ROWS_AT_ONCE = 2048
-"""States whose words are scored at once: 400 MB in float32 for 49,280 words."""
+"""Number of states whose word logits are computed at once: 400 MB in float32 for 49,280 words."""
 
 MASKED_LAYERS = ("full_attention", "sliding_attention")
 RECURRENT_LAYERS = ("linear_attention", "conv")
-"""Kinds of layers, as transformers' configurations name them: those that a mask is for, and those that read on."""
+"""Kinds of layers by transformers' names: layers with an attention mask, and recurrent layers."""
 
 
 def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0) -> Any:
-    """Return transformers' configuration of an architecture, with a student's dropout.
+    """Return the transformers configuration of an architecture, with a student's dropout.
 
     Raises:
         ConfigError: transformers does not know it.
@@ -70,10 +70,10 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
 
 
 def require_parts(model: Any) -> None:
-    """Refuse a type of model that is not a decoder of words behind an encoder of pictures.
+    """Refuse a model that is not a picture encoder followed by a language model.
 
     Raises:
-        ConfigError: the model has no such parts.
+        ConfigError: the model lacks such a part.
     """
     decoder = model.get_decoder()
     why = ""
@@ -91,13 +91,13 @@ def require_parts(model: Any) -> None:
 
 
 def require_same_likelihood(student: Any) -> None:
-    """Refuse a type by which a conversation is not as likely as transformers says: one that is not proven is tried.
+    """Refuse a model type whose log-likelihood of a conversation here differs from transformers'.
 
     Args:
-        student: a chat model's.
+        student: a student with a chat model of a type that is not proven.
 
     Raises:
-        ConfigError: it is not, or one of the two could not compute it.
+        ConfigError: the log-likelihoods differ, or one of them cannot be computed.
     """
     context, answer = "What is it?", "A lake."
     candidate = Candidate(text_unit=text_unit(f"{context} {answer}"), context_length=len(context))
@@ -129,29 +129,29 @@ def require_same_likelihood(student: Any) -> None:
 
 
 def picture_inputs(model: Any) -> tuple[str, ...]:
-    """Return the names of what transformers computes the features of pictures from."""
+    """Return the names of the arguments from which transformers computes picture features."""
     return tuple(inspect.signature(model.base_model.get_image_features).parameters)
 
 
 def layer_kinds(decoder: Any) -> frozenset[str]:
-    """Return the kinds of a language model's layers; none where all are of one kind."""
+    """Return the kinds of a language model's layers; empty if the configuration does not list them."""
     return frozenset(getattr(decoder.config, "layer_types", None) or ())
 
 
 def is_recurrent(decoder: Any) -> bool:
-    """Whether a state depends on all that is before it in its row, whatever a mask says."""
+    """Return whether a state depends on everything before it in its row, regardless of the mask."""
     return bool(layer_kinds(decoder) & {*RECURRENT_LAYERS})
 
 
 def read_published(path: Path, config: Any) -> tuple[Any, LoadReport]:
-    """Read a model as transformers does, which knows the names that older files of a type have.
+    """Load a model with transformers, which handles the key names of a type's older files.
 
     Args:
-        path: of its folder, or of a file of weights in it.
-        config: transformers' configuration of the model.
+        path: path of its folder, or of a weights file in it.
+        config: the model's transformers configuration.
 
     Raises:
-        WeightsUnavailable: the weights are not there, or damaged.
+        WeightsUnavailable: the weights are missing or damaged.
     """
     required_weights(path)
     folder = path if path.is_dir() else path.parent
@@ -183,15 +183,15 @@ def read_published(path: Path, config: Any) -> tuple[Any, LoadReport]:
 def picture_features(
     parts: Any, inputs: Mapping[str, torch.Tensor], device: torch.device, *, in_tiles: bool
 ) -> torch.Tensor:
-    """Return (V, D, H) of pictures; see `GenerativeStudent.picture_features`.
+    """Return the features of pictures, (V, D, H); see `GenerativeStudent.picture_features`.
 
     Args:
-        parts: the model without its words' logits.
-        inputs: what its vision encoder takes.
-        in_tiles: each tile of a picture is a picture of its own to the encoder.
+        parts: the model without its word logits.
+        inputs: inputs of its vision encoder.
+        in_tiles: the encoder treats each tile of a picture as a separate picture.
     """
     if in_tiles:
-        # Tiles have no padding. transformers' own pass looks for some, which makes the host wait for the device.
+        # Tiles have no padding. transformers' own forward pass searches for it, which synchronises with the device.
         encoder, pixels_U3EE = parts.vision_model, inputs["pixel_values"][0]
         side = pixels_U3EE.shape[-1] // encoder.patch_size
         everywhere = torch.ones(len(pixels_U3EE), side, side, dtype=torch.bool, device=pixels_U3EE.device)
@@ -208,10 +208,10 @@ def picture_features(
 def answer_likelihoods(
     model: Any, final_BWH: torch.Tensor, rows: Rows, num_sequences: int, num_answers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-likelihoods (N, K) of answers, float32, and how many tokens (N, K) each is a sum over.
+    """Return log-likelihoods (N, K) of answers, float32, and the number of tokens (N, K) in each sum.
 
     Args:
-        final_BWH: last states of rows that foretell the answers.
+        final_BWH: last states of rows that predict the answers.
         num_sequences: N.
         num_answers: K.
     """
@@ -229,7 +229,7 @@ def answer_likelihoods(
 
 
 def word_logits(model: Any, states_QH: torch.Tensor) -> torch.Tensor:
-    """Return the logits of all words, as transformers' model gives them."""
+    """Return the logits of all words, as in transformers."""
     logits: torch.Tensor = model.lm_head(states_QH)
     cap = getattr(model.get_decoder().config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
@@ -241,8 +241,8 @@ def last_states(
     """Return the last states (B, W, H) of rows.
 
     Args:
-        x_BWH: what enters the language model.
-        more: what else it takes.
+        x_BWH: input embeddings of the language model.
+        more: its other inputs.
     """
     kinds = layer_kinds(decoder)
     masks: Any = None
@@ -272,7 +272,7 @@ def last_states(
 
 
 def states_of(output: Any) -> torch.Tensor:
-    """Return the states of what a layer, or the whole stack, gives."""
+    """Return the states in the output of a layer or of the entire stack."""
     if isinstance(output, tuple):
         output = output[0]
     states: torch.Tensor = getattr(output, "last_hidden_state", output)
@@ -280,16 +280,16 @@ def states_of(output: Any) -> torch.Tensor:
 
 
 def _flat(features: Any) -> torch.Tensor:
-    """Return (V, H) of the features of several pictures, which transformers gives as one tensor or one for each."""
+    """Return the features of several pictures, (V, H), from transformers' single tensor or one tensor each."""
     if isinstance(features, torch.Tensor):
         return features.flatten(0, -2)
     return torch.cat([part.flatten(0, -2) for part in features])
 
 
 def add_inner_features(hidden_BWH: torch.Tensor, place_M: torch.Tensor, features_MH: torch.Tensor) -> torch.Tensor:
-    """Add features to states: at places that are counted over all rows, or where a mask is, as transformers has it.
+    """Add features to states, at places numbered over all rows or, as in transformers, where a mask is True.
 
-    Of a mask the device must tell the host how many places there are, once for each layer.
+    A mask synchronises with the device once per layer, to count the places.
     """
     if place_M.dtype == torch.bool:
         place_M = torch.nonzero(place_M.flatten())[:, 0]
@@ -297,12 +297,12 @@ def add_inner_features(hidden_BWH: torch.Tensor, place_M: torch.Tensor, features
 
 
 def _laid_out(encoder: Any, grid_B3: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return where an encoder's patches are, on its device: transformers would leave it with the grid, on the host.
+    """Return the positions of patches on the encoder's device; transformers would keep them on the CPU.
 
     Args:
-        encoder: of a model whose pictures have grids of their own.
+        encoder: the encoder of a model with a grid per picture.
         grid_B3: frames, rows and columns of each picture's patches.
-        device: of the encoder.
+        device: device of the encoder.
     """
     from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 

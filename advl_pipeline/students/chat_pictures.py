@@ -1,7 +1,7 @@
-"""Pictures as a chat model's processor reads them: what stands for one in a text, bytes for its encoder, and places.
+"""Pictures for chat models, from the processor: placeholder text, bytes for the vision encoder, and token places.
 
-Shapes: B pictures, U tiles or patches, F values of a patch, R picture tokens, 4 = (x1, y1, x2, y2) in shares of the
-picture.
+Shapes: B pictures, U tiles or patches, F values of a patch, R picture tokens, 4 = (x1, y1, x2, y2) as fractions of
+the picture.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from advl_pipeline.students.chat_config import FamilyFacts
 from advl_pipeline.students.pixel_student import normalise_colours
 
 GRID = "image_grid_thw"
-"""What processors of the Qwen-VL family and others call frames, rows and columns of a picture's patches."""
+"""Name of the frames, rows and columns of a picture's patches in processors of the Qwen-VL family and others."""
 
 _TILE = re.compile(r"<[^<>]*row_(\d+)_col_(\d+)[^<>]*>")
-"""Names a tile's place in the text that stands for a picture."""
+"""Name of a tile in a picture's placeholder text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A picture as a chat model reads it.
+    """A picture as input of a chat model.
 
-    `text` stands for it in a conversation. Each run of the picture's token is one token there, and `runs` says how
-    many it is. `pixels` are for the vision encoder, uint8 where the device can normalise them; `inputs` is what else
-    that takes. `places_R4` says where each token is, NaN where that is unknown.
+    `text` is its placeholder in a conversation. Each run of the picture's token is collapsed to one token there, and
+    `runs` contains their lengths. `pixels` are for the vision encoder, uint8 if the device can normalise them.
+    `inputs` are the encoder's other inputs. `places_R4` are the boxes of tokens, NaN if unknown.
     """
 
     text: str
@@ -54,13 +54,13 @@ class Picture:
 
 
 class PictureReader:
-    """Reads pictures as a processor does, and scales their values on the device as it would.
+    """A picture reader with the results of a processor that normalises values on the device.
 
     Args:
-        processor: transformers' processor.
-        facts: of the model's type.
-        image_token_id: the token in whose places a picture's features stand.
-        wanted: names of what the vision encoder takes besides pixels.
+        processor: a processor of transformers.
+        facts: facts of the model's type.
+        image_token_id: the placeholder token of a picture's features.
+        wanted: names of the vision encoder's inputs besides pixels.
     """
 
     def __init__(self, processor: Any, facts: FamilyFacts, *, image_token_id: int, wanted: Sequence[str]) -> None:
@@ -71,10 +71,10 @@ class PictureReader:
         self._wanted = wanted
 
     def _processed(self, shown: Image.Image, *, as_bytes: bool) -> Any:
-        """Return what the processor makes of a picture and of the token that stands for it.
+        """Return the processor's output for a picture and its placeholder token.
 
         Args:
-            as_bytes: leave scaling of the values to the device, which is sent a quarter of the bytes.
+            as_bytes: leave scaling to the device; this transfers a quarter of the bytes.
         """
         return self._processor(
             text=[self._processor.image_token],
@@ -86,7 +86,7 @@ class PictureReader:
 
     @cached_property
     def _as_bytes(self) -> bool:
-        """Whether it is known where the colours are in what the processor makes of a picture."""
+        """Whether the position of the colour axis in the processor's output is known."""
         pixels = self._processed(Image.new("RGB", (64, 64)), as_bytes=True)["pixel_values"]
         return bool(self._facts.patches) or (pixels.dim() > 3 and pixels.shape[-3] == 3)
 
@@ -94,8 +94,8 @@ class PictureReader:
         """Read a picture.
 
         Raises:
-            DatasetError: the picture cannot be decoded, or the processor cannot cut it. ConfigError: it becomes tiles
-                that the vocabulary does not name.
+            DatasetError: the picture cannot be decoded, or the processor cannot split it. ConfigError: it has more
+                tiles than the vocabulary has names for.
         """
         try:
             read = self._processed(read_rgb(unit.path), as_bytes=self._as_bytes)
@@ -139,7 +139,7 @@ class PictureReader:
     def _places(
         self, read: Mapping[str, Any], text: str, runs: Sequence[int], unit: ImageUnit
     ) -> npt.NDArray[np.float32]:
-        """Return (R, 4): where a picture's tokens are, NaN for those of which the processor does not tell it."""
+        """Return the boxes of a picture's tokens, (R, 4); NaN if the processor does not define them."""
         if GRID in read:
             rows, columns = (int(size) // self._pictures.merge_size for size in read[GRID][0, 1:])
             return grid_rectangles(rows, columns)
@@ -154,16 +154,16 @@ class PictureReader:
         whole_R4 = self._whole(read, sum(runs[rows * columns :]), unit)
         if not rows:
             return whole_R4
-        # Tiles cover a picture that is squeezed to fill them; the tokens of each come row by row.
+        # Tiles cover a picture that is resized to fill them; the tokens of each tile are in row-major order.
         side = math.isqrt(runs[0])
         tiles = grid_rectangles(rows * side, columns * side).reshape(rows, side, columns, side, 4)
         return np.concatenate([tiles.swapaxes(1, 2).reshape(-1, 4), whole_R4])
 
     def _whole(self, read: Mapping[str, Any], number: int, unit: ImageUnit) -> npt.NDArray[np.float32]:
-        """Return where the tokens are that follow the named tiles and show the whole picture.
+        """Return the boxes of the tokens after the named tiles, which show the whole picture.
 
         Args:
-            number: of these tokens.
+            number: number of these tokens.
         """
         nowhere = np.full((number, 4), np.nan, dtype=np.float32)
         if "spatial_shapes" in read:
@@ -180,7 +180,7 @@ class PictureReader:
         return nowhere
 
     def _window(self, unit: ImageUnit) -> tuple[float, float, float, float]:
-        """Return the rectangle of a picture that the processor shows: the centre where it crops, else all."""
+        """Return the rectangle of a picture that the processor keeps: the centre if it crops, else all."""
         if not getattr(self._pictures, "do_center_crop", False):
             return WHOLE
         height, width = self._pictures.crop_size["height"], self._pictures.crop_size["width"]
@@ -189,7 +189,7 @@ class PictureReader:
         return framing.window(unit.width, unit.height)
 
     def normalised(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return pixel values as the processor scales them; those that are no bytes are scaled already."""
+        """Normalise pixel values like the processor; values other than uint8 are normalised already."""
         values = pixels.to(dtype)
         if pixels.dtype != torch.uint8:
             return values
@@ -206,13 +206,13 @@ class PictureReader:
 
 
 def _tile_grid(text: str) -> tuple[int, int]:
-    """Return rows and columns of the tiles that a text names, 0 where it names none."""
+    """Return the numbers of rows and columns of the tiles named in a text, 0 if there are none."""
     tiles = [(0, 0), *((int(row), int(column)) for row, column in _TILE.findall(text))]
     return max(row for row, _ in tiles), max(column for _, column in tiles)
 
 
 def stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return tensors one after the other, smaller ones padded with zeros, as processors pad what they batch."""
+    """Concatenate tensors, with smaller ones padded with zeros, as processors pad batches."""
     sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:

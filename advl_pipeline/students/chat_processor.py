@@ -1,6 +1,6 @@
-"""The processor of a chat model: loaded, set as asked, and held against the model that it is for.
+"""Load the processor of a chat model, apply a student's settings, and check that it fits the model.
 
-Models of small sizes that have no published one get a processor over the embedded vocabulary.
+Small models without a published processor get one over the embedded vocabulary.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from advl_pipeline.students.chat_pictures import GRID
 from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, embedded_tokenizer_file
 
 PICTURE_SETTINGS = ("min_pixels", "max_pixels", "longest_edge", "image_splitting")
-"""Settings of a student that its processor of pictures obeys."""
+"""Settings of a student that configure its image processor."""
 
 
 def load_processor(config: GenerativeConfig, model: Any, facts: FamilyFacts) -> Any:
-    """Load the processor that a student names, and set what it is asked for of pictures.
+    """Load a student's processor and apply its picture settings.
 
     Args:
-        config: of the student.
+        config: the student's configuration.
         model: transformers' configuration of its model.
-        facts: of the model's type.
+        facts: facts of the model's type.
 
     Raises:
-        WeightsUnavailable: it is neither here nor to be had. ConfigError: it has no such setting, or the settings
-            contradict one another.
+        WeightsUnavailable: the processor is not on this machine and cannot be downloaded. ConfigError: the processor
+            has no such setting, or the settings contradict each other.
     """
     if config.tokenizer == EMBEDDED_TOKENIZER:
         processor = embedded_processor(model)
@@ -46,8 +46,8 @@ def load_processor(config: GenerativeConfig, model: Any, facts: FamilyFacts) -> 
 def _published_processor(name: str, facts: FamilyFacts) -> Any:
     """Load a processor from a folder, or by its name on the hub.
 
-    Its tokenizer cuts texts as its `tokenizer.json` says: transformers rebuilds some from their class, and leaves
-    out what that does not know.
+    The parts of its tokenizer are restored from `tokenizer.json`, because transformers rebuilds some tokenizers from
+    their class and loses settings that the class does not support.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -101,15 +101,15 @@ def _set_pictures(pictures: Any, config: GenerativeConfig) -> None:
 
 
 def require_fit(processor: Any, model: Any, num_rows: int, facts: FamilyFacts, *, where: str) -> None:
-    """Refuse a processor of another model: of other tokens, or of other patches.
+    """Refuse a processor of another model, with other tokens or other patches.
 
     Args:
         model: transformers' configuration.
-        num_rows: of the model's word table.
-        where: of the processor, for errors.
+        num_rows: number of rows of the model's word embeddings.
+        where: location of the processor, for errors.
 
     Raises:
-        ConfigError: it is of another one.
+        ConfigError: the processor belongs to another model.
     """
     why = _misfit(processor, model, num_rows, facts)
     if why:
@@ -145,7 +145,7 @@ def _misfit(processor: Any, model: Any, num_rows: int, facts: FamilyFacts) -> st
 
 
 def smaller_pictures(pictures: Any) -> str:
-    """Return the option that gives a picture fewer tokens, in words."""
+    """Describe the option that gives a picture fewer tokens."""
     if GRID in pictures.model_input_names:
         return "max_pixels=262144 gives a picture fewer tokens"
     if hasattr(pictures, "do_image_splitting"):
@@ -154,7 +154,7 @@ def smaller_pictures(pictures: Any) -> str:
 
 
 MAX_SPLITS = 6
-"""Rows and columns of tiles that SmolVLM's published vocabulary names."""
+"""Number of rows and of columns of tiles that SmolVLM's published vocabulary names."""
 
 TILES_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
@@ -162,7 +162,7 @@ TILES_TEMPLATE = (
     "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""Renders what SmolVLM's published template does."""
+"""A chat template with the same output as SmolVLM's published one."""
 
 PATCHES_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -170,19 +170,19 @@ PATCHES_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Renders what Qwen3-VL's published template does for pictures and texts."""
+"""A chat template with the same output as Qwen3-VL's published one for pictures and texts."""
 
 FEWEST_PIXELS, MOST_PIXELS = 32 * 32, 64 * 64
 
 
 def embedded_processor(model: Any) -> Any:
-    """Return a processor over the embedded vocabulary, with the marks and a template of a published one.
+    """Return a processor over the embedded vocabulary, with the special tokens and template of a published one.
 
     Args:
         model: transformers' configuration of the model.
 
     Raises:
-        ConfigError: no such processor is made for a type.
+        ConfigError: the model's type is not supported.
     """
     if model.model_type in ("smolvlm", "idefics3"):
         return _of_tiles(model)
@@ -228,16 +228,16 @@ def _of_patches(vision: Any) -> Any:
 
 
 def _tokenizer(marks: list[str], **special: str) -> transformers.PreTrainedTokenizerFast:
-    """Return a tokenizer of the embedded vocabulary for a size that has no published one.
+    """Return a tokenizer of the embedded vocabulary for a size without a published one.
 
     Args:
-        marks: tokens of the template and of pictures.
-        special: what the library knows by name, such as `eos_token`.
+        marks: special tokens of the template and of pictures.
+        special: special tokens that transformers knows by name, such as `eos_token`.
     """
     words = Tokenizer.from_file(str(embedded_tokenizer_file()))
     words.no_padding()
     words.no_truncation()
-    # A conversation has the template's marks and no others.
+    # A conversation has only the template's special tokens.
     words.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="[PAD]", additional_special_tokens=marks, **special

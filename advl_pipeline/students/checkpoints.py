@@ -1,8 +1,8 @@
-"""Checkpoints as their users have them: read safely, mapped by declared rules, every key accounted for.
+"""Load published checkpoints safely: keys are mapped by declared rules, and every key is reported.
 
-A file is never unpickled: `torch.load(weights_only=True)` or safetensors. Training frameworks wrap the same
-tensors differently; `read_checkpoint` takes the wrapping off and `map_keys` renames by the student's `KeyRules`.
-`load_into` loads, and its `LoadReport` names every key that was missing, unexpected, resized or set aside.
+Files are read with `torch.load(weights_only=True)` or safetensors, without arbitrary unpickling. Training frameworks
+wrap the same tensors differently. `read_checkpoint` unwraps them, and `map_keys` renames them by the student's
+`KeyRules`. `load_into` loads them, and its `LoadReport` lists every missing, unexpected, resized or ignored key.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Resizer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Prepare = Callable[[StateDict], StateDict]
 
 WRAPPER_KEYS = ("state_dict", "model_state", "model_state_dict", "model", "module")
-"""Entries under which training frameworks keep the weights: Lightning, UNITER, several, fairseq, DeepSpeed."""
+"""Entries under which training frameworks store the weights: Lightning, UNITER, several, fairseq, DeepSpeed."""
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-"""Prefixes that DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile add to every name."""
 
 INERT_GLOBALS: dict[str, type[Any]] = {
     "pytorch_lightning.utilities.parsing.AttributeDict": OrderedDict,
@@ -45,21 +45,21 @@ INERT_GLOBALS: dict[str, type[Any]] = {
     "sacred.config.custom_containers.ReadOnlyDict": OrderedDict,
     "sacred.config.custom_containers.ReadOnlyList": list,
 }
-"""Containers of hyper-parameters inside Lightning checkpoints: read as plain ones, their classes never imported."""
+"""Containers of hyper-parameters in Lightning checkpoints, read as plain ones without importing their classes."""
 
 OLD_NAMES = ((re.compile(r"(^|\.)gamma$"), r"\1weight"), (re.compile(r"(^|\.)beta$"), r"\1bias"))
-"""What LayerNorm called weight and bias."""
+"""Former names of LayerNorm's weight and bias, with their replacements."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyRules:
-    """How the names of a checkpoint become the names of a student.
+    """Rules that map the names of a checkpoint to the names of a student.
 
     `rename` pairs (regular expression, replacement) are applied in order, each with `re.sub`. Keys that match
-    `ignore` belong to parts the student does not have, such as pretraining heads; they are listed, not loaded.
-    `resize` maps a regular expression of *student* names to the rule that fits a table of another size. *Student*
-    names that match `optional` may be absent from the file and then keep their fresh values. `prepare` rewrites the
-    tensors before anything else, where renaming is not enough.
+    `ignore` belong to parts that the student does not have, such as pretraining heads; they are listed, not loaded.
+    `resize` maps a regular expression of *student* names to the rule that resizes a table of another size. *Student*
+    names that match `optional` may be missing in the file; they keep their initial values. `prepare` rewrites the
+    tensors first, for cases where renaming is not enough.
     """
 
     rename: tuple[Sequence[str], ...] = ()
@@ -72,22 +72,22 @@ class KeyRules:
 def published_keys(
     family: str, *, resize: Mapping[str, Resizer] = MappingProxyType({}), prepare: Prepare | None = None
 ) -> KeyRules:
-    """Return the rules for a family's published checkpoints; names are data (`data/checkpoint_keys.toml`)."""
+    """Return the rules for a family's published checkpoints, from `data/checkpoint_keys.toml`."""
     keys = {name: tuple(values) for name, values in read_tables("checkpoint_keys.toml")[family].items()}
     return KeyRules(**keys, resize=tuple(resize.items()), prepare=prepare)
 
 
 def rules_below(prefix: str) -> KeyRules:
-    """Return the rules that take what is below a prefix, a regular expression, by the names behind it."""
+    """Return the rules that select the keys below a prefix, a regular expression, and strip it."""
     return KeyRules(rename=((rf"^{prefix}\.", ""),), ignore=(rf"^(?!{prefix}\.)",))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
-    """What became of every key.
+    """The result of loading a checkpoint, by key.
 
-    `reinitialised` lists keys whose shape differs and for which no resize rule exists: the student keeps its fresh
-    values there. `resized` were fitted by a declared rule. `fresh` were absent, as they may be.
+    `reinitialised` keys differ in shape and have no resize rule; the student keeps its initial values. `resized` keys
+    were resized by a declared rule. `fresh` keys are optional and were missing.
     """
 
     source: str
@@ -101,7 +101,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """True when every parameter came from the file and every key of the file was used or set aside."""
+        """Whether every parameter came from the file and every key of the file was used or ignored."""
         return not (self.missing or self.unexpected or self.reinitialised)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def read_checkpoint(path: Path) -> StateDict:
     """Return the tensors of a checkpoint file or folder by name, unwrapped and in float32.
 
     Raises:
-        WeightsUnavailable: nothing is there, the file is cut, or it is a pointer of a large-file store.
-        ConfigError: the file holds more than tensors and plain containers, or no tensors at all.
+        WeightsUnavailable: the file is missing, truncated, or a Git LFS pointer.
+        ConfigError: the file contains more than tensors and plain containers, or no tensors at all.
     """
     content: dict[str, Any] = {}
     for file in _files_of(path):
         content |= _read(file)
-    # Descend into the one entry that holds the weights, until names map to tensors.
+    # Descend into the entry with the weights until names map to tensors.
     while wrapped := [content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)]:
         content = dict(wrapped[0])
     raw = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
@@ -139,7 +139,7 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def map_keys(state: Mapping[str, torch.Tensor], rules: KeyRules) -> tuple[StateDict, tuple[str, ...]]:
-    """Rename by rules. Returns the renamed tensors and the names that the rules set aside.
+    """Rename keys by rules. Return the renamed tensors and the names of ignored keys.
 
     Raises:
         ConfigError: two keys get the same name.
@@ -162,7 +162,7 @@ def map_keys(state: Mapping[str, torch.Tensor], rules: KeyRules) -> tuple[StateD
 
 
 def load_into(module: nn.Module, state: Mapping[str, torch.Tensor], rules: KeyRules, *, source: str) -> LoadReport:
-    """Map and load what fits; report the rest by name. Nothing is raised for missing or unexpected keys."""
+    """Map keys, load those that fit, and report the rest. Missing or unexpected keys raise no error."""
     prepared = rules.prepare(dict(state)) if rules.prepare else state
     mapped, ignored = map_keys(prepared, rules)
     module_state = module.state_dict()
@@ -200,7 +200,7 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules, *, must_fit: bool 
     """Read a checkpoint and load it into a module (`read_checkpoint`, then `load_into`).
 
     Raises:
-        ConfigError: nothing of it fits, where something must.
+        ConfigError: no key fits, and `must_fit` is true.
     """
     state = read_checkpoint(path)
     report = load_into(module, state, rules, source=path.name)
@@ -215,7 +215,7 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules, *, must_fit: bool 
 
 
 def grow_rows(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Keep the table's rows and let the rows that it lacks keep their fresh values (UNITER's person tokens)."""
+    """Keep the table's rows; additional rows keep their initial values (UNITER's person tokens)."""
     return torch.cat([value[: len(target)].to(target.dtype), target[len(value) :]])
 
 
@@ -226,10 +226,9 @@ def grow_rows_from_first(value: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Fit a table of position embeddings of a square patch grid to another grid, bicubically.
+    """Interpolate position embeddings of a square patch grid to another grid, bicubically.
 
-    Both are (1 + side * side, H) or (1, 1 + side * side, H), with the class token's row first, as CLIP and ViT
-    keep them.
+    Both are (1 + side * side, H) or (1, 1 + side * side, H), with the class token's row first, as in CLIP and ViT.
     """
     table, wanted = value.reshape(-1, value.shape[-1]), target.reshape(-1, target.shape[-1])
     side, new_side = (math.isqrt(len(rows) - 1) for rows in (table, wanted))
@@ -241,7 +240,7 @@ def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """Return the files of a checkpoint: the file itself, or those of a folder saved by transformers or by us."""
+    """Return the files of a checkpoint: the file itself, or those of a folder saved by transformers or ADVL."""
     if path.is_file():
         return [path]
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -249,7 +248,7 @@ def _files_of(path: Path) -> list[Path]:
         if index.is_file():
             try:
                 shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-                # An index is data: only names inside the folder are taken from it.
+                # The index is untrusted: only file names inside the folder are used.
                 return [path / Path(shard).name for shard in sorted(shards)]
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 raise unreadable_weights(index, error) from None
@@ -286,7 +285,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def unreadable_weights(path: Path, error: Exception) -> WeightsUnavailable:
-    """Return the refusal of weights that a library cannot read."""
+    """Return the error for weights that a library cannot read."""
     why = str(error).strip().split("\n", maxsplit=1)[0]
     return WeightsUnavailable(
         "The checkpoint cannot be read.", where=str(path), why=why, next_command="download it again"
