@@ -1,9 +1,8 @@
-"""The bridge: how a text teacher would answer, by way of what the student already names, without labels.
+"""The bridge: a text teacher's answers through the words that the student already names, without labels.
 
-docs/method.md: a candidate scores sum_k p(k | region) p(k | words), over the known words k. The student as it
-starts says which of them names the tagged region, the teacher which of them the candidate's own words are like. In
-a control the student says that, too: the same answers without what a teacher knows.
-Shapes: N candidates, W words, R visual tokens, K landmarks, H student width, D teacher width.
+docs/method.md: a candidate scores sum_k p(k | region) p(k | words), over the known words k. The student at the start
+gives p(k | region), for the tagged region. The teacher gives p(k | words), by the similarity of the candidate's own
+words to word k. In a control the student gives that too: the same answers without the teacher's knowledge.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from advl_pipeline.training.resolved import Run
 EXAMPLES_AT_ONCE = 32
 
 THE_STUDENT = "the student"
-"""Stands in a teacher's place where the student's own similarities of words answer."""
+"""Name in place of a teacher's when the student's own word similarities give the answers."""
 
 
 def bridge_scores(
@@ -48,7 +47,7 @@ def bridge_scores(
     """Return (N,) in [0, 1]: the probability that region and words draw the same known word.
 
     Args:
-        region_NH: the student's states of what each candidate speaks of; 0 for nothing, which scores by words alone.
+        region_NH: the student's states of the region of each candidate; 0 for none, so that only words count.
         words_ND: the teacher's mean feature of each candidate's words.
     """
     named_NK = (students_names(region_NH, landmarks) / TEMPERATURE).softmax(-1)
@@ -58,8 +57,8 @@ def bridge_scores(
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherAnswers:
-    """What the adapt step learns to answer: example id -> (C,) shares, none where it learns nothing; and what was
-    found out about it, with the `separation` of right from wrong on the labelled items where there is a bridge."""
+    """The answers that the adapt step learns: example id -> (C,) shares, empty without any; and the findings about
+    them, with the `separation` of right from wrong on the labelled items if there is a bridge."""
 
     shares: Mapping[str, torch.Tensor]
     why: str
@@ -67,12 +66,12 @@ class TeacherAnswers:
     whose: str = "the text teacher"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was found as plain JSON types."""
+        """Return the findings as JSON types."""
         measured = {} if self.separation is None else asdict(self.separation)
         return {"learned": bool(self.shares), "why": self.why, **measured}
 
     def lines(self) -> list[str]:
-        """Return lines for people; nothing where this run had no such answers to learn."""
+        """Return lines about the findings; empty if this run had no such answers to learn."""
         if self.separation is None:
             return []
         learned = "learns" if self.shares else "does not learn"
@@ -82,12 +81,12 @@ class TeacherAnswers:
 def find_answers(
     run: Run, start: StudentAtStart, found_landmarks: FoundLandmarks, inputs: Inputs
 ) -> TeacherAnswers | None:
-    """Return what the adapt step learns to answer; None for a method that learns no answers.
+    """Return the answers for the adapt step; None for a method that learns no answers.
 
-    Left to itself a run learns them where they tell right from wrong on its labelled items.
+    By default a run learns them if they separate right from wrong on its labelled items.
 
     Raises:
-        ConfigError: answers are asked for (`--answer-weight`, `--answers-of`) and there is no bridge.
+        ConfigError: answers are requested (`--answer-weight`, `--answers-of`) and there is no bridge.
     """
     if run.method.settings.answer_weight == 0:
         return None
@@ -112,7 +111,7 @@ def find_answers(
 
 
 def _why_no_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
-    """Return what is missing, or nothing."""
+    """Return the reason that there is no bridge, or an empty string."""
     if not set(dataset.tasks) <= set(MULTIPLE_CHOICE_TASKS):
         return "only multiple choice has a bridge"
     if not landmarks:
@@ -129,10 +128,10 @@ def _require_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset, option
 def bridge_confidence(
     start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
 ) -> TruthConfidence:
-    """Return the confidence in the truth of labelled items.
+    """Return the confidence in the ground truth of labelled items.
 
     Args:
-        positions: of the items; as `bridge_answers` takes them.
+        positions: of the items; as for `bridge_answers`.
 
     Raises:
         ConfigError: there is no bridge.
@@ -152,12 +151,12 @@ def bridge_confidence(
 def oracle(
     start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
 ) -> dict[str, float]:
-    """Return example id -> 1 where the bridge is right by the label, else 0: weights that no method can have.
+    """Return example id -> 1 if the bridge is right by the label, else 0: weights that no method can have.
 
-    What these gain is the most that weights by confidence could.
+    Their gain is an upper bound for weights by confidence.
 
     Args:
-        positions: as `bridge_answers` takes them.
+        positions: as for `bridge_answers`.
 
     Raises:
         ConfigError: there is no bridge, or an item has no label.
@@ -177,13 +176,13 @@ def oracle(
 def bridge_answers(
     start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
 ) -> dict[str, torch.Tensor]:
-    """Return example id -> (C,) float32 on the device, how probable each candidate is; no label is read.
+    """Return example id -> (C,) float32 on the device, the probability of each candidate; no label is read.
 
-    Several text teachers are averaged. A candidate without a word that means something, or without a tagged box, says
-    nothing: all candidates of its question are then equally probable.
+    Several text teachers are averaged. If a candidate has no word with a meaning or no tagged box, all candidates of
+    its question are equally probable.
 
     Args:
-        start: left in the mode that it was in.
+        start: keeps its training or evaluation mode.
         landmarks: of the text teachers, or of `THE_STUDENT`.
         positions: of the items, of multiple choice.
     """
@@ -200,7 +199,7 @@ def bridge_answers(
 
 
 def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher: str) -> torch.Tensor:
-    """Return (N,) scores of the candidates, 0 for those that say nothing."""
+    """Return (N,) scores of the candidates, 0 for those without words or boxes."""
     student_text = TextSignal(
         text=Features(values_MD=census.states.pooled_NP),
         words=Features(values_MD=census.states_NWH),

@@ -1,6 +1,6 @@
-"""The census of a student's states: where its words and regions are, batch by batch, with its teachers' signal.
+"""The census of a student's states: the states of words and regions, batch by batch, with its teachers' signal.
 
-Landmarks, the bridge and the readout are all read from it. No label is used, and nothing is learned.
+Landmarks, the bridge and the readout are all computed from it. It uses no labels and trains nothing.
 Shapes: N sequences, W words, H student width.
 """
 
@@ -27,25 +27,25 @@ from advl_pipeline.training.targets import TaskScores, score_task
 
 @dataclass(frozen=True, kw_only=True)
 class StudentAtStart:
-    """A student as a step of the method begins, on its device, and which of its states a run distils."""
+    """A student at the start of a step of the method, on its device, and the choice of states that a run distils."""
 
     student: Student
     heads: Mapping[str, nn.Module]
     settings: DistillationSettings
     hide_picture: bool = False
     control: Control = NO_CONTROL
-    """Of what it follows of its teachers."""
+    """Control of the signal that the student follows."""
     source: SignalSource | None = None
-    """Of the signals of teachers that it is looked at with."""
+    """Source of teacher signals for the census."""
 
     @classmethod
     def without_heads(cls, student: Student, source: SignalSource) -> StudentAtStart:
-        """Return a student as it is, looked at where its states have seen one modality alone."""
+        """Return the student without heads, with states that have seen only one modality."""
         return cls(student=student, heads={}, settings=DistillationSettings(distill_layer="unimodal"), source=source)
 
     @property
     def device(self) -> torch.device:
-        """Where the student is."""
+        """The student's device."""
         return next(self.student.parameters()).device
 
     def looked_at(
@@ -56,11 +56,11 @@ class StudentAtStart:
         at_once: int,
         labelled_ids: frozenset[str] | None = frozenset(),
     ) -> Iterator[tuple[list[int], list[Example], TrainingBatch]]:
-        """Yield what is looked at besides training: positions, their examples, and the batch of these on the device.
+        """Yield batches for inspection outside training: positions, their examples, and the batch on the device.
 
         Args:
-            at_once: so many are read at once, in the order of the positions; a batch is of one task.
-            labelled_ids: as `collate_batch` takes them; by default no label is used.
+            at_once: number of examples read at once, in the order of the positions; a batch is of one task.
+            labelled_ids: as for `collate_batch`; by default no label is used.
         """
         for first in range(0, len(positions), at_once):
             by_task: dict[str, tuple[list[int], list[Example]]] = {}
@@ -78,7 +78,7 @@ class StudentAtStart:
     def scored(
         self, task_loss: TaskLoss, dataset: Dataset, positions: Sequence[int], *, at_once: int
     ) -> Iterator[tuple[list[int], TrainingBatch, TaskScores]]:
-        """Yield labelled examples with their scores, without dropout: positions, their batch and its scores."""
+        """Yield labelled examples with their scores, without dropout: positions, batch and scores."""
         for chosen, _, batch in self.looked_at(dataset, positions, at_once=at_once, labelled_ids=None):
             with self.evaluating():
                 output = self.student.encode(batch.student, mask_visual=self.hide_picture)
@@ -94,7 +94,7 @@ class StudentAtStart:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Take dropout out of the student and its heads inside the block."""
+        """Disable dropout of the student and its heads inside the block."""
         modules = (self.student, *self.heads.values())
         were_training = [module.training for module in modules]
         for module in modules:
@@ -105,7 +105,7 @@ class StudentAtStart:
 
 
 def sampled(dataset: Dataset, positions: Sequence[int], *, num_texts: int) -> list[int]:
-    """Return the first positions in a fixed random order, of about as many texts."""
+    """Return the first positions in a fixed random order, with about the requested number of texts."""
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
     number = max(1, num_texts // len(dataset[positions[0]].candidates))
     return [positions[int(place)] for place in order[:number]]
@@ -113,7 +113,7 @@ def sampled(dataset: Dataset, positions: Sequence[int], *, num_texts: int) -> li
 
 @dataclass(frozen=True, kw_only=True)
 class Census:
-    """The states of a batch, without dropout, and the signal of its teachers as the student follows it."""
+    """The states of a batch, without dropout, and the signal of the teachers that the student follows."""
 
     examples: Sequence[Example]
     batch: TrainingBatch
@@ -124,7 +124,7 @@ class Census:
     seen_NW: torch.Tensor
 
     def meant(self, part: TextSignal | None = None) -> torch.Tensor:
-        """Return (N, W) bool: the words with a meaning that the student has states of, and a teacher features."""
+        """Return (N, W) bool: words with a meaning, with states of the student and a teacher's features if given."""
         seen_NW = (
             self.words.word_mask_NW & self.seen_NW if part is None else shared_words(self.words, part, self.seen_NW)
         )
@@ -137,10 +137,10 @@ def take_census(
     """Yield the states of some examples.
 
     Args:
-        start: left in the mode that it was in.
-        dataset: that the examples are of.
-        positions: theirs.
-        at_once: so many are read at once; a batch is of one task.
+        start: keeps its training or evaluation mode.
+        dataset: of the examples.
+        positions: of the examples.
+        at_once: number of examples read at once; a batch is of one task.
     """
     for _, examples, batch in start.looked_at(dataset, positions, at_once=at_once):
         assert batch.signal is not None

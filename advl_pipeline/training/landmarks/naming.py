@@ -1,11 +1,11 @@
-"""Ask a student the names of what it sees, and ask how much better it could name them: a gate before a vision step.
+"""A gate before a vision step: a student's accuracy in naming what it sees, and how much it could gain.
 
-A name question is one whose candidates each point at boxes and say, in words of their own, only what the student's
-pretraining taught. It is answered by cosine between the state of the boxes and that of the words, without a head.
-What a step that moves regions could gain is estimated with one linear map of the regions (ridge regression, fitted on
-other pictures): onto the words of the true candidates, and, as its control, onto those that the student picks itself.
-It is no bound: trained layers may fit more than a linear map.
-The control reads the same regions and fits as many numbers, and learns nothing that the student does not know.
+In a name question, each candidate points at boxes, and its own words are all known from the student's pretraining.
+The answer is by cosine between the state of the boxes and that of the words, without a head.
+A linear map of the regions (ridge regression, fitted on other pictures) estimates the possible gain of a step that
+moves regions. It maps them onto the words of the true candidates or, as its control, of those that the student picks
+itself. The estimate is not an upper bound, because trained layers may fit more than a linear map.
+The control reads the same regions and fits the same number of parameters, without new knowledge.
 Shapes: N candidates, W words, R visual tokens, H student width, Q name questions, C candidates of one.
 """
 
@@ -30,13 +30,13 @@ from advl_pipeline.training.signals.averages import box_shares
 EXAMPLES_AT_ONCE = 32
 
 NUM_FOLDS = 5
-"""Of pictures: a map is judged on pictures that it was not fitted to."""
+"""Number of folds of pictures; a map is evaluated on pictures that it was not fitted to."""
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Of the map, in units of the mean variance of the regions; the best one on held-out pictures stands for each fit."""
+"""Ridge penalties, in units of the mean variance of the regions; each fit uses the best one on held-out pictures."""
 
 WORTH_POINTS = 5.0
-"""Points that true names must bring over the control before a vision step is worth running."""
+"""Minimum gain in points of true names over the control for a vision step to be worth running."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class NamingGate:
 
     Attributes:
         as_it_is: by the student's own regions.
-        own_names: after the map onto what the student picks itself, the control.
+        own_names: after the map onto the candidates that the student picks itself, the control.
         true_names: after the map onto the true candidates.
     """
 
@@ -57,25 +57,25 @@ class NamingGate:
 
     @property
     def gain(self) -> float:
-        """Points that true names bring over the control."""
+        """Gain of true names over the control, in points."""
         return self.true_names - self.own_names
 
     @property
     def is_worth_running(self) -> bool:
-        """Whether a vision step can gain enough to be run."""
+        """Whether the possible gain justifies a vision step."""
         return self.gain >= WORTH_POINTS
 
 
 def said_of_boxes(
     student: Student, census: Census, text: TextSignal | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what each candidate says of which boxes.
+    """Return the states of each candidate's words and of the boxes that it points at.
 
     Args:
-        text: of a teacher whose words are meant [default: those of the student].
+        text: of a teacher whose words are used [default: those of the student].
 
     Returns:
-        (N, W) bool, the words of the candidate's own part that mean something and are not frequent; (N, H) float32,
+        (N, W) bool, the words of the candidate's own part that have a meaning and are not frequent; (N, H) float32,
         the mean state of the boxes that it points at; (N,) bool, whether it has both.
     """
     words, batch = census.words, census.batch.student
@@ -97,7 +97,7 @@ def said_of_boxes(
 
 
 class NameQuestion(NamedTuple):
-    """A labelled question for a name: the states of what each candidate points at, and of what it says of it."""
+    """A labelled question for a name: the states of each candidate's boxes, and of its words."""
 
     regions_CH: torch.Tensor
     words_CH: torch.Tensor
@@ -107,12 +107,12 @@ class NameQuestion(NamedTuple):
 
 @torch.no_grad()
 def name_questions(start: StudentAtStart, dataset: Dataset, positions: Sequence[int]) -> list[NameQuestion]:
-    """Return the labelled questions among some examples that ask for a name of what their candidates point at.
+    """Return the labelled questions among some examples whose candidates name what they point at.
 
     Args:
-        start: left in the mode that it was in.
-        dataset: that the examples are of, of multiple choice.
-        positions: theirs.
+        start: keeps its training or evaluation mode.
+        dataset: of the examples, of multiple choice.
+        positions: of the examples.
     """
     questions = []
     for census in take_census(start, dataset, positions, at_once=EXAMPLES_AT_ONCE):
@@ -130,7 +130,7 @@ def name_questions(start: StudentAtStart, dataset: Dataset, positions: Sequence[
 
 
 def naming_gate(questions: Sequence[NameQuestion]) -> NamingGate | None:
-    """Return how the questions are answered; None where they are of too few pictures for the folds."""
+    """Return the accuracy on the questions; None if they are of too few pictures for the folds."""
     pictures = sorted({question.picture for question in questions})
     if len(pictures) < NUM_FOLDS:
         return None

@@ -1,10 +1,9 @@
-"""The readout: how well a student's words and regions of a split agree with its teachers'.
+"""The readout: agreement between a student's words and regions of a split and its teachers'.
 
-It compares similarities, without labels and in seconds. The teacher picks the most similar of `NUM_CHOICES` nodes to
-a node, and so does the student. A student that knows nothing of the teacher's relations picks the same one by chance,
+It compares similarities, without labels and in seconds. Teacher and student each pick the most similar of
+`NUM_CHOICES` nodes to a node. A student without knowledge of the teacher's relations picks the same one by chance,
 1 / NUM_CHOICES.
-Shapes: X nodes, N sequences, W words, S regions, H student width, D teacher width, Q nodes that are asked about, C
-choices.
+Shapes: X nodes, N sequences, W words, S regions, H student width, D teacher width, Q queried nodes, C choices.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ NUM_CHOICES = 4
 """C."""
 
 Share = dict[str, float] | None
-"""How often the student picks what the teacher picks: `share` of `num_asked`, by `chance`; None for too few nodes."""
+"""How often the student picks the teacher's choice: `share` of `num_asked`, by `chance`; None for too few nodes."""
 
 
 def mean_by_group(states_XH: torch.Tensor, group_X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (G, H) the mean state of each group, such as of a word's occurrences, and (G,) the groups, ascending."""
+    """Return (G, H) the mean state of each group, such as a word's occurrences, and (G,) the groups, ascending."""
     groups_G, place_X = torch.unique(group_X, return_inverse=True)
     sums_GH = states_XH.new_zeros(len(groups_G), states_XH.shape[1]).index_add_(0, place_X, states_XH)
     counts_G = torch.bincount(place_X, minlength=len(groups_G))
@@ -47,10 +46,10 @@ def readout_share(
     offered_X: torch.Tensor,
     group_X: torch.Tensor,
 ) -> Share:
-    """Ask of each node which of several others is most like it, the teacher and then the student.
+    """Ask teacher and student which of several other nodes is most similar to each node.
 
     Args:
-        asked_X: bool, nodes that are asked about, such as words that pretraining did not teach.
+        asked_X: bool, query nodes, such as words that pretraining did not teach.
         offered_X: bool, nodes that may be chosen, such as words that it did.
         group_X: int64; nodes of one group, such as the regions of one picture, are never offered for one another.
     """
@@ -77,9 +76,9 @@ def readout_share(
 
 
 def effective_rank(states_XH: torch.Tensor) -> float:
-    """Return along how many directions states spread, from 1 to the rank of the matrix.
+    """Return the effective number of dimensions of states, from 1 to the rank of the matrix.
 
-    The exponential of the entropy of its singular values over their sum (Roy and Vetterli, The effective rank,
+    It is the exponential of the entropy of the singular values over their sum (Roy and Vetterli, The effective rank,
     EUSIPCO 2007). It falls as representations collapse (Garrido et al., RankMe, ICML 2023). Scale does not matter.
     """
     values = torch.linalg.svdvals(states_XH.double())
@@ -87,10 +86,10 @@ def effective_rank(states_XH: torch.Tensor) -> float:
 
 
 MAX_TEXTS = 1024
-"""Texts that are looked at, with their pictures: enough for some thousand words, in seconds."""
+"""Maximum number of sampled texts, with their pictures: enough for some thousand words, in seconds."""
 
 MAX_REGIONS = 2048
-"""Regions that are looked at: of students that see patches so many are drawn."""
+"""Maximum number of sampled regions; drawn at random for students that see patches."""
 
 EXAMPLES_AT_ONCE = 16
 
@@ -100,7 +99,7 @@ Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:
-    """States of a sample's words, texts and regions and each teacher's features of them, on the CPU."""
+    """States of a sample's words, texts and regions, and each teacher's features of them, on the CPU."""
 
     words: Mapping[str, Nodes]
     texts: Mapping[str, tuple[torch.Tensor, ...]]
@@ -108,7 +107,7 @@ class Readout:
     teachers: tuple[str, ...]
 
     def shares(self) -> dict[str, dict[str, Share]]:
-        """Return, by teacher, how often the student picks what it picks of `words`, `texts` and `regions`."""
+        """Return, by teacher, the student's agreement with its choices of `words`, `texts` and `regions`."""
         by_teacher: dict[str, dict[str, Share]] = {}
         for name in self.teachers:
             of_teacher = by_teacher[name] = dict.fromkeys(("words", "texts", "regions"))
@@ -142,7 +141,7 @@ class Readout:
         return by_teacher
 
     def effective_ranks(self) -> dict[str, float]:
-        """Return the effective rank of the states of `words` and of `regions`, of which a teacher has features."""
+        """Return the effective rank of the states of the `words` and `regions` that a teacher has features of."""
         first = {"words": next(iter(self.words.values()), None), "regions": next(iter(self.regions.values()), None)}
         return {
             kind: effective_rank(nodes[0]) for kind, nodes in first.items() if nodes is not None and len(nodes[0])
@@ -164,16 +163,16 @@ class Readout:
 
 @torch.inference_mode()
 def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource) -> Readout:
-    """Return how a student places words, texts and regions.
+    """Return the states of a student's words, texts and regions, with its teachers' features.
 
-    Words are asked about that pretraining did not teach, and offered are those that it did; where no record of it is
-    left, all are both. A word's state is the mean over its occurrences. A text is asked about as the mean of its
-    words that a teacher places (`unplaced_words`), and offered are the known words again.
+    The query words are those that pretraining did not teach, and the choices are those that it did; without a record
+    of pretraining all words are both. A word's state is the mean over its occurrences. A text is queried as the mean
+    of its words that a teacher places (`unplaced_words`), and the choices are again the known words.
 
     Args:
-        student: as it is; left in the mode that it was in.
-        dataset: whose texts and pictures are looked at.
-        positions: that may be looked at; the first ones in a fixed random order are.
+        student: keeps its training or evaluation mode.
+        dataset: provides the texts and pictures.
+        positions: candidates for the sample; the first ones in a fixed random order are used.
     """
     chosen = sampled(dataset, positions, num_texts=MAX_TEXTS)
     start = StudentAtStart.without_heads(student, source)
@@ -181,7 +180,7 @@ def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], s
     most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
     num_before = 0
     for census in take_census(start, dataset, chosen, at_once=EXAMPLES_AT_ONCE):
-        # What is read at once comes in a batch for each task, which share the regions by their examples.
+        # Examples that are read at once come in a batch per task; the batches share the regions by their examples.
         first_at_once = num_before - num_before % EXAMPLES_AT_ONCE
         num_at_once = min(EXAMPLES_AT_ONCE, len(chosen) - first_at_once)
         num_before += len(census.examples)
@@ -196,7 +195,7 @@ def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], s
 
 
 Rows = dict[str, list[tuple[torch.Tensor, ...]]]
-"""By teacher, the columns of what each batch gave."""
+"""By teacher, the columns from each batch."""
 
 
 def _joined(rows: Rows) -> dict[str, Any]:
@@ -216,7 +215,7 @@ class _Collected:
         self._generator = torch.Generator().manual_seed(0)
 
     def add_words(self, census: Census) -> None:
-        """Add the words that each teacher has features of, and the means of those that it places of a text."""
+        """Add the words that each teacher has features of, and the mean of the words that it places in each text."""
         words, states_NWH = census.words, census.states_NWH
         for name, text in census.signal.text.items():
             if text.words_NWD is None:
@@ -231,7 +230,7 @@ class _Collected:
             self.texts[name].append(means)
 
     def add_regions(self, census: Census, *, most: int) -> None:
-        """Add some of the regions of pictures that were not met yet, at most so many."""
+        """Add at most `most` regions, of pictures that were not seen yet."""
         batch = census.batch
         is_new_B = torch.tensor(
             [int(picture) not in self._pictures for picture in batch.image_ids_B], device=batch.image_ids_B.device

@@ -1,9 +1,9 @@
-"""Find the landmarks of a run, as the student starts with them and as a teacher sees them.
+"""Find the landmarks of a run, with the student's states at the start and a teacher's features.
 
-They are the known words of its inputs, and the regions that the student names by such a word.
+Landmarks are the known words of the inputs, and the regions that the student names by such a word.
 
-A pure function of the student as it starts and the inputs, so that a resumed run finds the same. Labels are not
-read.
+The search is a pure function of the student at the start and the inputs, so that a resumed run finds the same. It
+reads no labels.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.landmarks.census import StudentAtStart, sampled, take_census
 
 MAX_TEXTS = 8192
-"""Texts that are looked at: enough to meet each known word many times."""
+"""Maximum number of sampled texts: enough to meet each known word many times."""
 
 MAX_REGIONS = 8192
-"""Regions that are looked at."""
+"""Maximum number of sampled regions."""
 
 _TEXTS_AT_ONCE = 128
 
@@ -34,7 +34,7 @@ _TEXTS_AT_ONCE = 128
 class FoundLandmarks:
     """Landmarks by teacher: known words of text teachers, named regions of vision teachers.
 
-    `of_student` are the known words as the student alone sees them, with its states as features.
+    `of_student` are the known words without a teacher, with the student's states as features.
     """
 
     words: Mapping[str, Landmarks] = field(default_factory=dict)
@@ -44,13 +44,13 @@ class FoundLandmarks:
 
 @torch.no_grad()
 def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[int]) -> FoundLandmarks:
-    """Return the landmarks of a run; none where the method has no use for them, or words have no record.
+    """Return the landmarks of a run; empty if the method does not use them, or if there is no record of known words.
 
-    Regions have landmarks below the fusion only, where a region's name is what pretraining aligned it with.
+    Regions have landmarks below the fusion only, where a region's name is the word that pretraining aligned it with.
 
     Args:
-        start: left in the mode that it was in.
-        positions: that may be looked at; the first ones in a fixed random order are.
+        start: keeps its training or evaluation mode.
+        positions: candidates for the sample; the first ones in a fixed random order are used.
     """
     settings, source = start.settings, start.source
     assert source is not None
@@ -89,7 +89,7 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
 
 
 class _RegionRows:
-    """Gathers a teacher's regions of pictures that were not met yet, and the student's states of them."""
+    """Accumulator of a teacher's regions of pictures not seen yet, and the student's states of them."""
 
     def __init__(self) -> None:
         self._num_rows = 0

@@ -1,5 +1,5 @@
-"""Signals: what a run learns from besides labels.
+"""Signals: the training signals of a run besides labels.
 
-In: teacher caches, a control, what the student sees. Out: targets and confidences of each batch.
+In: teacher caches, a control, the student's inputs. Out: targets and confidences of each batch.
 Start reading at `teaching.py`. May not know: losses, optimisers, the loop.
 """

@@ -1,9 +1,9 @@
-"""Which of a teacher's rows each target is the average of: of a word, a box, or a place that the student sees.
+"""The rows of a teacher that are averaged for each target: of a word, a box, or a visual token of the student.
 
-A grid was cached once, of whatever part of the picture the teacher's preprocessing shows it, and is averaged by area
-to the student's places.
+A grid is cached once, over the part of the picture that the teacher's preprocessing keeps. It is averaged by area to
+the student's places.
 Shapes: B examples, N sequences, S regions that have targets, R visual tokens of the student, W words, M stored rows,
-P places of a target, X rows that are averaged, 4 = (x1, y1, x2, y2) in shares of the picture.
+P places of a target, X averaged rows, 4 = (x1, y1, x2, y2) in shares of the picture.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 _POOLINGS_REMEMBERED = 512
-"""How many averages are kept: pictures of one size that a student sees as one grid share theirs."""
+"""Maximum number of averages that are kept; pictures of one size with the same student grid share theirs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherGrid:
-    """The cells of a teacher's grid: `rows` x `columns` that divide what it is shown evenly."""
+    """The cells of a teacher's grid: `rows` x `columns` that divide the teacher's view evenly."""
 
     rows: int
     columns: int
@@ -40,19 +40,19 @@ class TeacherGrid:
 
     @classmethod
     def of_description(cls, image: Mapping[str, Any]) -> TeacherGrid | None:
-        """Read where the cells are from the image tower of a cache's identity; None where it does not say."""
+        """Read the grid from the image tower of a cache's identity; None if it does not describe one."""
         shape = image.get("tokens", {}).get("grid")
         if not shape or "pixels" not in image:
             return None
         return cls(rows=shape[0], columns=shape[1], framing=Framing.of_description(image["pixels"]))
 
     def cells(self, width: int, height: int) -> Array:
-        """Return (rows * columns, 4): where the cells are in a picture of this size, row by row."""
+        """Return (rows * columns, 4): the positions of the cells in a picture of this size, row by row."""
         return grid_rectangles(self.rows, self.columns, self.framing.window(width, height))
 
 
 RegionTargets = tuple[Averages, torch.Tensor, torch.Tensor | None]
-"""What the targets of regions are averages of, and `region_mask_BS` and `shares_BSR` as in `VisionSignal`."""
+"""The averages that give the targets of regions, and `region_mask_BS` and `shares_BSR` as in `VisionSignal`."""
 
 
 def grid_targets(grid: TeacherGrid, examples: Sequence[Example], batch: StudentBatch) -> RegionTargets:
@@ -60,7 +60,7 @@ def grid_targets(grid: TeacherGrid, examples: Sequence[Example], batch: StudentB
 
     Args:
         grid: its cells are the rows, one picture after another.
-        batch: the student's, with places.
+        batch: the student's batch, with places.
     """
     assert batch.places_BR4 is not None
     places_BR4 = batch.places_BR4.cpu().numpy()
@@ -90,11 +90,11 @@ def box_targets(
     *,
     places: PlaceKind | None,
 ) -> RegionTargets:
-    """Return the teacher's boxes, and the student's tokens that stand for each or, of patches, that are under it.
+    """Return the teacher's boxes as targets, and the student's tokens for each: its own, or the patches under it.
 
     Args:
-        lengths_B: how many boxes each picture has, whose features are the rows, one picture after another.
-        places: what the student's visual tokens are.
+        lengths_B: the number of boxes of each picture; their features are the rows, one picture after another.
+        places: what the student's visual tokens represent.
     """
     num_regions, num_rows = int(lengths_B.max()), int(lengths_B.sum())
     has_row_BS = np.arange(num_regions) < lengths_B[:, None]
@@ -112,7 +112,7 @@ def box_shares(
 ) -> torch.Tensor:
     """Return (B, S, R), on the CPU: the share of each visual token in the student's state of each of S boxes.
 
-    It is of the tokens that stand for a box or, of patches, that are under it; shares of a box add up to 1, or to 0.
+    A box is represented by its own tokens or by the patches under it. Its shares sum to 1, or to 0 without any.
     """
     if places != "patches" or batch.places_BR4 is None:
         box_index_BR = batch.box_index_NR[batch.first_B].cpu()
@@ -132,7 +132,7 @@ def _indices(values_X: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
 
 @lru_cache(maxsize=_POOLINGS_REMEMBERED)
 def _pooling(grid: TeacherGrid, places: bytes, width: int, height: int) -> tuple[csr_matrix, Mask]:
-    """Return (R, M) weights, few of them not 0, and (R,) bool: which places have a target."""
+    """Return (R, M) sparse weights, and (R,) bool: which places have a target."""
     places_R4 = np.frombuffer(places, np.float32).reshape(-1, 4)
     weights_RM, mask_R = pooling(places_R4, grid.cells(width, height))
     return csr_matrix(weights_RM), mask_R
@@ -141,11 +141,11 @@ def _pooling(grid: TeacherGrid, places: bytes, width: int, height: int) -> tuple
 def word_averages(
     word_M: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int32], shape: tuple[int, ...]
 ) -> tuple[Averages, torch.Tensor]:
-    """Average the rows of each word, as `pool_to_words` does, of texts that are one after another without padding.
+    """Average the rows of each word, as `pool_to_words` does, for texts concatenated without padding.
 
     Args:
-        word_M: the word of its text that each row is of, -1 for none.
-        lengths_N: how many rows each text has.
+        word_M: the word of each row within its text, -1 for none.
+        lengths_N: the number of rows of each text.
         shape: (N, W).
 
     Returns:
@@ -158,7 +158,7 @@ def word_averages(
     averages = Averages(
         shape=shape,
         start_P1=torch.from_numpy(np.concatenate([[0], np.cumsum(count_P)]).astype(np.int32)),
-        # A word's rows in their order, as they would be added up one by one.
+        # Each word's rows in order, as sequential summation would add them.
         row_X=torch.from_numpy(row_X[np.argsort(place_X, kind="stable")].astype(np.int32)),
         weight_X=torch.ones(len(row_X)),
         count_P=torch.from_numpy(np.maximum(count_P, 1).astype(np.float32)),

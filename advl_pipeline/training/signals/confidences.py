@@ -1,8 +1,8 @@
-"""The confidences that weigh an instance: c_T of the teachers in the truth, and c_S of the student.
+"""The confidences behind instance weights: c_T of the teachers in the ground truth, and c_S of the student.
 
-A teacher's is followed where it tells right from wrong. The student's current c_S is lowest while a fresh head knows
-nothing, so that c_T / c_S is largest then; after some epochs it says that an item was learned by heart. As step 2
-begins, no label of the item has been seen, so that c_S says what the student knew, and weighs the item from then on.
+A teacher's confidence is used if it separates right from wrong. The student's current c_S would not do: it is lowest,
+and c_T / c_S highest, while a fresh head knows nothing, and after some epochs it reflects memorised items. At the
+start of step 2 no label of an item has been used. c_S is therefore measured then, and weights the item from then on.
 The heads behind c_T never saw the item either.
 Shapes: M labelled items, B examples.
 """
@@ -40,14 +40,14 @@ def find_confidences(
     start: StudentAtStart,
     landmarks: Mapping[str, Landmarks],
 ) -> tuple[dict[str, Separation], Mapping[str, Mapping[str, float]]]:
-    """Return what was found about the confidence of each modality, and those that weights follow, by example id.
+    """Return the separation of each modality's confidence, and the confidences for the weights, by example id.
 
     Args:
-        start: left in the mode that it was in.
+        start: keeps its training or evaluation mode.
         landmarks: of the text teachers.
 
     Raises:
-        ConfigError: an estimator that these teachers or tasks do not allow.
+        ConfigError: these teachers or tasks do not support the estimator.
     """
     config = run.config
     if run.method.settings.reads_labels:
@@ -77,14 +77,14 @@ def find_confidences(
         for modality, measured in separations.items()
         if config.confidence_check == "none" or measured.is_above_chance
     }
-    # Probes read the teachers as they are; the bridge reads them as the control makes them.
+    # Probes read the original teachers; the bridge reads them as modified by the control.
     if config.confidence != "bridge":
         followed = {name: start.control.confidences(values) for name, values in followed.items()}
     return separations, followed
 
 
 class StudentConfidence(nn.Module):
-    """c_S of the labelled items; a buffer, so that a checkpoint holds it."""
+    """c_S of the labelled items, in a buffer so that checkpoints contain it."""
 
     value_M: torch.Tensor
 
@@ -99,11 +99,11 @@ class StudentConfidence(nn.Module):
         return bool((self.value_M != _MISSING).all())
 
     def begin(self, value_M: torch.Tensor) -> None:
-        """Take the values that step 2 begins with, in the order of the ids."""
+        """Set the values for step 2, in the order of the ids."""
         self.value_M.copy_(value_M)
 
     def look_up(self, example_ids: Sequence[str]) -> torch.Tensor:
-        """Return (B,) the confidences that weigh a visit."""
+        """Return (B,) the confidences of some examples."""
         rows_B = torch.tensor([self._row[name] for name in example_ids])
         return self.value_M[rows_B.to(self.value_M.device, non_blocking=True)]
 
@@ -115,10 +115,10 @@ def measure_student_confidence(
     dataset: Dataset,
     positions: Sequence[int],
 ) -> torch.Tensor:
-    """Return (M,) float32: the probability that the student, without dropout, gives to each truth.
+    """Return (M,) float32: the student's probability of each ground truth, without dropout.
 
     Args:
-        start: as step 2 begins; left in the mode that it was in.
+        start: the student at the start of step 2; keeps its training or evaluation mode.
         positions: of the M items.
     """
     confidences: dict[int, float] = {}

@@ -1,8 +1,9 @@
-"""Controls of what a teacher knows: its features, the signal and the confidences as each control makes them.
+"""Controls of the teacher's knowledge: each modifies the features, the signal and the confidences.
 
-A control keeps the statistics of features and takes away what a gain should come from. Shuffled, features are
-permuted over the units, and mean nothing of them. Moved, the cells of a grid are in the wrong places of their own
-picture: what it shows stays, and where it shows it is lost. With its own tokens, a student follows nobody's pictures.
+A control keeps the statistics of features and removes the information that a gain should come from. `Shuffled`
+permutes features over the units, so that they say nothing of their unit. `MovedCells` puts the cells of a grid in
+wrong places of their own picture, which keeps the content and loses its location. `OwnTokens` replaces vision
+teachers by the student's own tokens.
 Shapes: B examples, N sequences, R visual tokens, H student width.
 """
 
@@ -27,50 +28,50 @@ from advl_pipeline.training.signals.teacher_features import TeacherFeatures, Uni
 
 
 class Control:
-    """No control: teachers as they are. Subclasses change what they name, and leave the rest as it is here."""
+    """No control: unmodified teachers. Subclasses override only what they change."""
 
     def require(self, teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
-        """Refuse a control that no loss would read, or that would be the method itself.
+        """Refuse a control that has no effect on the loss, or that equals the method itself.
 
         Args:
-            teachers: as the caches hold them.
+            teachers: as the caches store them.
             config: of the run.
 
         Raises:
-            ConfigError: there is nothing that it could change.
+            ConfigError: the control has nothing to change.
         """
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
-        """Return a teacher's features as the control makes them."""
+        """Return a teacher's features, modified by the control."""
         return teacher
 
     def widths(self, widths: Mapping[str, Widths], student: Student) -> dict[str, Widths]:
-        """Return the widths of what is followed, by teacher."""
+        """Return the widths of the distilled features, by teacher."""
         return dict(widths)
 
     def signal(self, signal: TeacherSignal, student: Student, batch: StudentBatch) -> TeacherSignal:
-        """Return the signal of a batch as the student follows it."""
+        """Return the signal of a batch that the student is to follow."""
         return signal
 
     def estimates(self, estimates: Mapping[str, TruthConfidence]) -> dict[str, TruthConfidence]:
-        """Return the confidences of teachers that are followed, by modality."""
+        """Return the estimators of the teachers' confidence that are used, by modality."""
         return dict(estimates)
 
     def confidences(self, value_by_id: Mapping[str, float]) -> dict[str, float]:
-        """Return the confidences of a modality, by example, that probes found of the teachers as they are."""
+        """Return the confidences of a modality, by example, given those from probes of the original teachers."""
         return dict(value_by_id)
 
 
 def shuffled_features(features: UnitFeatures, *, seed: int, tower: int) -> UnitFeatures:
-    """Give every unit the features of another one of its cache, by one random cycle through the cache's units.
+    """Give every unit the features of another unit of its cache, by one random cycle through the units.
 
-    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are; from the next one
-    of the cycle that has rows where it has none. `tower` keeps the cycles of two stores apart: the same one through
-    as many pictures as texts would leave the pairs matched.
+    Token rows come from the next unit of the cycle that has rows, cyclically where their numbers differ, so that
+    shapes and alignment do not change. `tower` gives two stores different cycles: with the same cycle through equal
+    numbers of pictures and texts, the pairs would still match.
     """
     whole: dict[str, str] = {}
     with_rows: dict[str, str] = {}
-    # Of a unit that several caches hold, the first one's features are read.
+    # If several caches contain a unit, its features are read from the first.
     for store in reversed(features.stores):
         ids = list(store.ids)
         entropy = np.random.SeedSequence([seed, 0x5EED, tower])
@@ -92,12 +93,12 @@ def shuffled_features(features: UnitFeatures, *, seed: int, tower: int) -> UnitF
 
 @dataclass(frozen=True)
 class Shuffled(Control):
-    """Every unit has the features, and every example the confidence, of another one."""
+    """Every unit gets the features, and every example the confidence, of another one."""
 
     seed: int
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
-        """Permute the features over units, each tower by itself."""
+        """Permute the features over units, separately for each tower."""
         image, text = (
             features and shuffled_features(features, seed=self.seed, tower=tower)
             for tower, features in enumerate((teacher.image, teacher.text))
@@ -105,7 +106,7 @@ class Shuffled(Control):
         return replace(teacher, image=image, text=text)
 
     def confidences(self, value_by_id: Mapping[str, float]) -> dict[str, float]:
-        """Permute them over the examples."""
+        """Permute the confidences over the examples."""
         ids = list(value_by_id)
         order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(self.seed)).tolist()
         return {example: value_by_id[ids[index]] for example, index in zip(ids, order, strict=True)}
@@ -113,12 +114,12 @@ class Shuffled(Control):
 
 @dataclass(frozen=True)
 class MovedCells(Control):
-    """The cells of a picture's grid in an order of each picture's own; without a seed all by half the grid."""
+    """The cells of each picture's grid in an order of its own; without a seed, all shifted by half the grid."""
 
     seed: int | None
 
     def require(self, teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
-        """Refuse grids that no loss reads, and teachers without one."""
+        """Refuse grids that no loss reads, and teachers without a grid."""
         if config.distill.vision_target == "image" or config.distill.pathway == "text":
             raise ineffective("--teacher-control", why="no loss reads the cells of a grid")
         grids = [teacher.image_places for teacher in teachers if isinstance(teacher.image_places, TeacherGrid)]
@@ -129,7 +130,7 @@ class MovedCells(Control):
         """Move the cells of each picture.
 
         Raises:
-            ConfigError: the teacher sees pictures and has no grid.
+            ConfigError: a vision teacher has no grid.
         """
         if teacher.image is None:
             return teacher
@@ -151,10 +152,10 @@ class MovedCells(Control):
 
 
 class OwnTokens(Control):
-    """The student's own visual tokens, before they meet the text, in every vision teacher's place.
+    """The student's own visual tokens, before they meet the text, in place of every vision teacher.
 
-    Later layers of a student gain from predicting its own early visual tokens, which know nothing that it does not
-    (PRe, arXiv 2603.20808: on general sets as much as from DINOv2). What a vision teacher is worth is its gain over
+    Later layers of a student gain from predicting its own early visual tokens, which contain no new knowledge
+    (PRe, arXiv 2603.20808: on general sets as much as from DINOv2). The value of a vision teacher is its gain over
     this control.
     """
 
@@ -166,7 +167,7 @@ class OwnTokens(Control):
             raise ineffective("--teacher-control", why=f"none is distilled, whose place tokens could take: {missing}")
 
     def widths(self, widths: Mapping[str, Widths], student: Student) -> dict[str, Widths]:
-        """Return the student's width for every picture's."""
+        """Return the student's width for every vision teacher."""
         return {
             name: {
                 kind: student.hidden_size if kind in ("image", "region") else width
@@ -177,7 +178,7 @@ class OwnTokens(Control):
 
     @torch.no_grad()
     def signal(self, signal: TeacherSignal, student: Student, batch: StudentBatch) -> TeacherSignal:
-        """Put the tokens in the teachers' place, of the same places; no gradient goes to them."""
+        """Replace the teachers' features by the tokens at the same places, without gradient."""
         own_BRH = student.visual_tokens(batch)[batch.first_B].float()
         mask_BR = batch.visual_mask_NR[batch.first_B]
         share_BR = mask_BR / mask_BR.sum(1, keepdim=True).clamp(min=1)
@@ -189,7 +190,7 @@ class OwnTokens(Control):
         return replace(signal, vision=vision)
 
     def estimates(self, estimates: Mapping[str, TruthConfidence]) -> dict[str, TruthConfidence]:
-        """Leave out pictures: what a vision teacher is sure of is nothing that the student's own tokens say."""
+        """Leave out pictures: a vision teacher's confidence does not describe the student's own tokens."""
         return {name: estimate for name, estimate in estimates.items() if name == "text"}
 
 

@@ -1,6 +1,6 @@
-"""Where teacher signals come from: caches, joined to the examples of a batch by unit id, never by position.
+"""The source of teacher signals: caches, joined to the examples of a batch by unit id, never by position.
 
-Signals of several batches may be built at once, on threads.
+Threads may build the signals of several batches at once.
 Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width.
 """
 
@@ -25,18 +25,18 @@ from advl_pipeline.training.signals.averages import box_targets, grid_targets, w
 from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures, form_of
 
 _TEXTS_REMEMBERED = 65536
-"""Of as many texts the words' numbers are kept for the epochs to come."""
+"""Maximum number of texts whose word numbers are kept for later epochs."""
 
 WordNumbers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]
-"""Of each word of a text the prior, the spelling, and how well the student knows it."""
+"""For each word of a text: the prior, the spelling, and how well the student knows it."""
 
 
 @dataclass(frozen=True)
 class SignalSource:
-    """Builds the `TeacherSignal` of a batch from several teachers' features of every unit that will be asked for.
+    """Builder of the `TeacherSignal` of a batch, from several teachers' features of all units that a run needs.
 
-    `prior` is IDF over the training texts, `known` what the student's pretraining knew [default: every word], and
-    `confidence` is modality -> example id -> probability of the truth.
+    `prior` is IDF over the training texts, `known` the words known from the student's pretraining [default: every
+    word], and `confidence` is modality -> example id -> probability of the ground truth.
     """
 
     teachers: Sequence[TeacherFeatures]
@@ -57,14 +57,14 @@ class SignalSource:
         return by_teacher
 
     def begin_epoch(self) -> None:
-        """Let the stores look again at the memory there is, and read ahead again what an epoch before wanted."""
+        """Let the stores check the available memory again, and repeat the read-ahead of an earlier epoch."""
         for teacher in self.teachers:
             for features in (teacher.image, teacher.text):
                 if features:
                     features.begin_epoch()
 
     def announce(self, examples: Sequence[Example]) -> None:
-        """Tell the stores which units a later batch needs."""
+        """Announce to the stores the units of a later batch."""
         image_ids = [example.image.unit_id for example in examples]
         text_ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
         for teacher in self.teachers:
@@ -75,7 +75,7 @@ class SignalSource:
 
     @property
     def knows_words(self) -> bool:
-        """Whether the student's pretraining left a record of the words that it taught."""
+        """Whether there is a record of the words that the student's pretraining taught."""
         return self.known.counts is not None
 
     def signal(
@@ -86,13 +86,13 @@ class SignalSource:
         with_confidence: bool,
         places: PlaceKind | None = None,
     ) -> TeacherSignal:
-        """Return the teachers' signal on a batch: features as they are stored, and what makes targets of them.
+        """Return the teachers' signal on a batch: stored features, and everything that targets are computed from.
 
         Args:
             examples: of the batch, in order.
-            batch: the student's, for the characters that its tokens cover and the places where they are.
+            batch: the student's, for the character spans and the places of its tokens.
             with_confidence: also look up the confidences (labelled examples only).
-            places: what the student's visual tokens are (`Student.places`).
+            places: what the student's visual tokens represent (`Student.places`).
         """
         texts = [candidate.text for example in examples for candidate in example.candidates]
         words = self._align_student(texts, batch.char_spans_NL2.numpy())
@@ -198,7 +198,7 @@ class SignalSource:
         return self._stored(store.global_features(ids), None, store.global_mean, store.global_variance)
 
     def _token_rows(self, store: UnitFeatures, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
-        """Return the rows of the units one after another, and how many each has."""
+        """Return the concatenated rows of the units, and the number of rows of each."""
         values, scales, lengths = store.stored_tokens(ids)
         return self._stored(values, scales, store.token_mean, store.token_variance), lengths
 

@@ -1,4 +1,4 @@
-"""A teacher's features by unit, as the caches of several splits hold them or as a control permutes them.
+"""A teacher's features by unit, from the caches of several splits, or permuted by a control.
 
 Shapes: Q units, M token rows, N texts, W words, K words by spelling, F words without rows, D teacher width.
 """
@@ -24,15 +24,15 @@ Lengths = npt.NDArray[np.int32]
 TEXTS_AT_ONCE = 1024
 
 _KEPT = frozenset("global_dim token_dim has_tokens global_mean global_variance token_mean token_variance".split())
-"""What signals ask a store for besides features. Nothing else of it is to be reached past a control."""
+"""Attributes of a store that signals may read besides features. A control hides all others."""
 
 
 class UnitFeatures:
-    """A teacher's features of units by id, each from the one of several splits' caches that holds it.
+    """A teacher's features by unit id, each from whichever of several splits' caches has the unit.
 
-    A control lets each unit have those of another one, or its own rows in another order. Dimensions and moments are
-    the first cache's, whose split is trained on. Global features are (Q, D), token features (M, D) rows one unit
-    after another with the (Q,) rows of each, and `char_spans` (M, 2) the characters that each row covers.
+    A control gives a unit the features of another one, or its own rows in another order. Dimensions and moments are
+    those of the first cache, of the training split. Global features are (Q, D). Token features are (M, D) rows of one
+    unit after another, with the (Q,) number of rows of each. `char_spans` (M, 2) are the characters of each row.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class UnitFeatures:
     ) -> None:
         """Args:
         stores: of each cache.
-        whole_of: the unit whose global features a unit gets.
-        rows_of: the unit whose token rows it gets.
-        order_of: which of these, (M,), of a unit with M rows of its own; given it, M and how many there are.
+        whole_of: maps a unit to the one whose global features it gets.
+        rows_of: maps a unit to the one whose token rows it gets.
+        order_of: maps a unit, its M rows and the number of rows there are to the rows to take, (M,).
         """
         self.stores = stores
         self._whole_of, self._rows_of, self._order_of = whole_of, rows_of, order_of
@@ -64,14 +64,14 @@ class UnitFeatures:
         return np.concatenate(self._gather(wanted, lambda store, units: list(store.global_features(units)[:, None])))
 
     def stored_tokens(self, ids: Sequence[str]) -> tuple[Array, Array | None, Lengths]:
-        """Return token features as they are stored, with the scales of their rows where they are codes."""
+        """Return stored token features, with the scales of their rows if they are codes."""
         if len(self.stores) == 1 and self._order_of is None:
             return self.stores[0].stored_tokens(ids)
         values, lengths = self.token_features(ids)
         return values, None, lengths
 
     def token_features(self, ids: Sequence[str]) -> tuple[Array, Lengths]:
-        """Return as many rows per unit as it has."""
+        """Return token features, with the number of rows that each unit has."""
         wanted = [self._rows_of(unit) for unit in ids]
         if len(self.stores) == 1:
             rows, lent = self.stores[0].token_features(wanted)
@@ -100,13 +100,13 @@ class UnitFeatures:
             store.begin_epoch()
 
     def announce(self, ids: Sequence[str]) -> None:
-        """Announce each unit whose features are taken to the store that holds it."""
+        """Announce each unit whose features are read to the store that has it."""
         wanted = [self._whole_of(unit) for unit in ids]
         for store, places in zip(self.stores, self._places(wanted), strict=True):
             store.announce([wanted[place] for place in places])
 
     def _gather(self, ids: Sequence[str], read: Callable[[FeatureStore, list[str]], Sequence[Array]]) -> list[Array]:
-        """Return what is read of each unit, in the order of the ids."""
+        """Return the values that are read for each unit, in the order of the ids."""
         by_place: dict[int, Array] = {}
         for store, places in zip(self.stores, self._places(ids), strict=True):
             if places:
@@ -114,7 +114,7 @@ class UnitFeatures:
         return [by_place[place] for place in range(len(ids))]
 
     def _places(self, ids: Sequence[str]) -> list[list[int]]:
-        """Return, by store, the places of the ids that it gives; what none holds goes to the first, which says so."""
+        """Return, by store, the positions of its units; a unit in no store goes to the first, which reports it."""
         holder = np.zeros(len(ids), dtype=np.int64)
         for number in reversed(range(len(self.stores) if len(self.stores) > 1 else 0)):
             holder[self.stores[number].contains(ids)] = number
@@ -126,19 +126,19 @@ def _split(rows: Array, lengths: Lengths) -> list[Array]:
 
 
 def form_of(word: str) -> int:
-    """Return the number of a lower-cased word's spelling."""
+    """Return an integer for a lower-cased word's spelling."""
     return zlib.crc32(word.encode())
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordMeans:
-    """The mean feature (K, D) of each word, by the number of its spelling (K,), ascending."""
+    """The mean feature (K, D) of each word, by the integer of its spelling (K,), ascending."""
 
     form_K: npt.NDArray[np.int64]
     mean_KD: torch.Tensor
 
     def look_up(self, form_NW: torch.Tensor, missing_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (N, W) bool, which of the missing words have a mean, and these, (F, D), in order."""
+        """Return (N, W) bool, which of the missing words have a mean, and these means, (F, D), in order."""
         if not len(self.form_K):
             return torch.zeros_like(missing_NW), self.mean_KD
         asked_X = form_NW[missing_NW].numpy()
@@ -176,9 +176,9 @@ def word_means(rows: UnitFeatures, texts: Mapping[str, str]) -> WordMeans:
 class TeacherFeatures:
     """One teacher's features of every unit that a run reads.
 
-    `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
-    are none, or where nothing says where they are. Of words it may have only those with the highest prior, or only
-    those of candidates, without what stands before them. `word_means` are what words of a text without rows have.
+    `image_places` are the places of its picture token features: the dataset's boxes, or a grid; None if there are no
+    such features or their places are unknown. Of words it may store only those with the highest prior, or only those
+    of candidates without the preceding text. `word_means` serve words of texts without rows.
     """
 
     name: str
@@ -190,7 +190,7 @@ class TeacherFeatures:
 
     @property
     def sees_words(self) -> bool:
-        """Whether the two towers share a space, so that each word's features can be compared with the picture's."""
+        """Whether the two towers share a space, so that words can be compared with the picture."""
         return (
             self.aligned
             and self.image is not None
@@ -201,7 +201,7 @@ class TeacherFeatures:
 
 
 def cached_teacher(*caches: TeacherCache) -> TeacherFeatures:
-    """View the caches of a teacher, one for each split, as its features; the split that is trained on comes first."""
+    """View the caches of a teacher, one per split, as its features; the training split comes first."""
     teacher = caches[0].identity["teacher"]
     places: Literal["boxes"] | TeacherGrid | None = None
     if teacher["image_tokens"] in ("boxes", "boxes-roi"):

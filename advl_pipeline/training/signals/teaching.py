@@ -1,8 +1,8 @@
-"""What a run learns from besides labels: one object, built in one place before the first step, that nothing changes.
+"""All training signals besides labels, in one object that is built before the first step and never changes.
 
-It has the signals of teachers, as they are or as a control makes them, the places that are distilled, landmarks,
-confidences and answers. What is distilled of a vision teacher (the places that the student sees, the whole picture,
-or both) is decided on a sample of pictures: a target that no place has would be a loss of zero for a whole run.
+It contains the signals of teachers, modified by a control if there is one, the places that are distilled, landmarks,
+confidences and answers. A sample of pictures decides what is distilled from a vision teacher: the places that the
+student sees, the picture, or both. A target that no place has would give a loss of zero for the entire run.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from advl_pipeline.training.signals.teacher_features import (
 
 
 def _known_words(config: StudentOptions) -> Mapping[str, int] | None:
-    """Return the words that pretraining taught, with their counts; None where it left no record."""
+    """Return the words that pretraining taught, with their counts; None without a record."""
     if config.known_words is not None:
         return read_known_words(config.known_words)
     return None if config.init is None else known_words(config.init)
 
 
 NUM_PICTURES = 64
-"""Pictures that are looked at."""
+"""Number of sampled pictures."""
 
 _AT_ONCE = 16
 
@@ -58,9 +58,9 @@ PICTURE_ALONE = "--vision-target image, or extract again with --image-tokens gri
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionChoice:
-    """What is distilled of a teacher; `num_targets` of the `num_places` that the sampled pictures have got a target.
+    """What is distilled from a teacher; `num_targets` of the `num_places` in the sampled pictures have a target.
 
-    `places` says what these are; None where only the picture was asked for.
+    `places` is the kind of these places; None if only the picture was requested.
     """
 
     teacher: str
@@ -71,7 +71,7 @@ class VisionChoice:
     num_pictures: int = 0
 
     def line(self) -> str:
-        """Return one line for people."""
+        """Return a line that describes the choice."""
         if self.places is None:
             return f"vision target of {self.teacher}: the whole picture"
         what = {"image": "the whole picture", "regions": self.places, "both": f"{self.places} and the whole picture"}
@@ -83,10 +83,10 @@ class VisionChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """All that a run learns from besides labels, and what was found out about it.
+    """All training signals besides labels, and the findings about them.
 
-    `source` gives the teachers' signals, with the confidences that weights follow; `judge` those of the teachers as
-    they are, which a control's are not. Without teachers both are None.
+    `source` gives the teachers' signals, with the confidences behind the weights. `judge` gives those of the
+    original teachers, without the control. Without teachers both are None.
     """
 
     source: SignalSource | None = None
@@ -98,11 +98,11 @@ class Teaching:
 
     @property
     def followed(self) -> Collection[str]:
-        """The modalities whose confidence weights follow."""
+        """The modalities whose confidence determines weights."""
         return () if self.source is None else self.source.confidence.keys()
 
     def lines(self) -> list[str]:
-        """Return one line for people about each thing that was found."""
+        """Return a line about each finding."""
         texts = [choice.line() for choice in self.vision]
         weighted = {name: f"the {name} pathway's weights" for name in ("vision", "text")} | {"joint": "all weights"}
         for modality, measured in self.confidences.items():
@@ -115,14 +115,14 @@ class Teaching:
 def open_teaching(
     run: Run, start: StudentAtStart, caches: Sequence[TeacherCache], inputs: Inputs, accelerator: Accelerator
 ) -> Teaching:
-    """Open what a run learns from besides labels; nothing of it where no teachers, anchor or answers are asked for.
+    """Open the training signals besides labels; the result is empty without teachers, anchor or answers.
 
     Args:
-        start: the student that is taught, on its device; left in the mode that it was in.
+        start: the student to train, on its device; keeps its training or evaluation mode.
 
     Raises:
-        IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: one that cannot be trusted.
-        ConfigError: teachers or options that contradict each other.
+        IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: a damaged cache.
+        ConfigError: teachers or options contradict each other.
     """
     opened = _open_sources(run, caches, inputs)
     if opened is None:
@@ -136,7 +136,7 @@ def open_teaching(
         return moved(find_landmarks(start, inputs.adapt_dataset, inputs.adapt), torch.device("cpu"))
 
     landmarks = moved(computed_by_first(find, accelerator), accelerator.device)
-    # The first process estimates what is missing; the others read what it wrote.
+    # The first process estimates what is missing; the others read its files.
     with accelerator.main_process_first():
         measured, followed = find_confidences(run, caches, inputs, start, landmarks.words)
     return Teaching(
@@ -152,13 +152,13 @@ def open_teaching(
 def _open_sources(
     run: Run, caches: Sequence[TeacherCache], inputs: Inputs
 ) -> tuple[SignalSource, SignalSource] | None:
-    """Return the teachers' signals, checked against the inputs, and those of the teachers as they are.
+    """Return the teachers' signals, checked against the inputs, and those of the original teachers.
 
-    None where none is needed. A control's teachers are not as they are.
+    Return None if none is needed. The two differ under a control.
 
     Raises:
-        IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: one that cannot be trusted.
-        ConfigError: teachers or options that contradict each other.
+        IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: a damaged cache.
+        ConfigError: teachers or options contradict each other.
     """
     config, method = run.config, run.method
     anchors = method.num_adapt_steps > 0 and method.settings.anchors
@@ -181,7 +181,7 @@ def _open_sources(
         cached = cached_teacher(*of_teacher)
         for collected, teacher in ((teachers, control.features(cached)), (judges, cached)):
             if any(cache.keeps_some_texts for cache in of_teacher) and teacher.text is not None:
-                # Only some texts have rows; words of the others have their means.
+                # Only some texts have rows; words of the others get their means.
                 teacher = replace(teacher, word_means=word_means(teacher.text, texts))
             collected.append(teacher)
     control.require(judges, config)
@@ -200,10 +200,10 @@ def choose_vision_targets(
 
     Args:
         start: the student, with the source of its teachers' signals.
-        positions: in it, of a sample of which the pictures are looked at.
+        positions: in the dataset, of the examples from which pictures are sampled.
 
     Raises:
-        ConfigError: what was asked for is not what student and cache have, or no place of the sample has it.
+        ConfigError: student and cache do not have the requested places, or no place of the sample has a target.
     """
     student, source, wanted = start.student, start.source, start.settings.vision_target
     assert source is not None
@@ -242,7 +242,7 @@ def choose_vision_targets(
 
 
 def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind | None:
-    """Return what the places are that student and teacher share; None where the teacher has none and may have none.
+    """Return the kind of places that student and teacher share; None if the teacher has none and needs none.
 
     Raises:
         ConfigError: as `choose_vision_targets`.
@@ -271,9 +271,9 @@ def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind 
 def _count(
     start: StudentAtStart, dataset: Dataset, positions: Sequence[int], names: Sequence[str]
 ) -> Mapping[str, tuple[int, int, int]]:
-    """Return, by teacher, how many places have a target, how many there are, and in how many pictures.
+    """Return, by teacher, the number of places with a target, the number of places, and the number of pictures.
 
-    The pictures come from all over the positions.
+    The pictures are spread over all positions.
     """
     totals = dict.fromkeys(names, (0, 0, 0))
     by_picture: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Which words a finished run distils, on a few of its training examples: for people to look at.
+"""The words that a finished run distils, on a few training examples, for inspection.
 
 Shapes: N sequences, W words.
 """
@@ -17,10 +17,10 @@ from advl_pipeline.training.step import FinetuneModel, StepConditions
 
 MAX_EXAMPLES = 24
 AT_ONCE = 8
-"""Examples that are looked at together, where a micro-batch of the run holds so many."""
+"""Number of examples per batch, if a micro-batch of the run has at least as many."""
 
 SelectedWords = dict[str, list[list[list[int]]]]
-"""Example id -> per candidate the [start, end) characters of each word that is distilled."""
+"""Example id -> per candidate the [start, end) characters of each distilled word."""
 
 
 @torch.inference_mode()
@@ -30,10 +30,10 @@ def selected_words(
     """Select words as the last training step would have, with dropout off.
 
     Args:
-        model: as trained.
-        start: its student, with the source of the signals that it learned from.
-        positions: of the examples that were trained on; those with the smallest hash of their ids are taken.
-        at_once: examples that are looked at together.
+        model: after training.
+        start: its student, with the source of its training signals.
+        positions: of the training examples; those with the smallest hash of their ids are selected.
+        at_once: examples per batch.
     """
     ids = dataset.example_ids
     ranked = sorted(positions, key=lambda position: hashlib.blake2b(ids[position].encode()).digest())
