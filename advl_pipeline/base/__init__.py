@@ -1,5 +1,5 @@
-"""Base: what every folder uses and none of it knows an example, a teacher or a student.
+"""Base: shared utilities that know nothing of examples, teachers or students.
 
-In: files, options, processes, arrays. Out: whole writes, checked options, refusals in words, places in a picture.
+In: files, options, processes, arrays. Out: atomic writes, checked options, readable errors, picture geometry.
 May not know: any other folder of the package.
 """

@@ -1,4 +1,4 @@
-"""Named arrays in `.npz` files, read without unpickling; whatever is wrong with a file comes out as one error."""
+"""Named arrays in `.npz` files, read without unpickling; any damage to a file raises one error class."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 DAMAGE = (
-    AttributeError,  # a member that is no array
+    AttributeError,  # a member that is not an array
     EOFError,
     OSError,
-    RuntimeError,  # a flag says "encrypted", or a feature of zip that Python lacks
+    RuntimeError,  # an "encrypted" flag, or a zip feature that Python lacks
     ValueError,
-    tokenize.TokenError,  # a header of an array that is no literal
+    tokenize.TokenError,  # an array header that is not a literal
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What numpy and zipfile raise on damaged or hostile archives, as fuzzing found."""
+"""Exceptions that numpy and zipfile raise on damaged or hostile archives, as found by fuzzing."""
 
 
 class DamagedArchive(ValueError):
@@ -32,14 +32,14 @@ class DamagedArchive(ValueError):
 def read_array_archive(
     file: Path | IO[bytes], *, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays of an `.npz` file whose names are wanted.
+    """Read the named arrays of an `.npz` file.
 
     Raises:
         OSError: the file cannot be opened.
-        DamagedArchive: not an archive of plain arrays.
+        DamagedArchive: the file is not an archive of plain arrays.
     """
     if isinstance(file, Path):
-        # Opened here, because numpy leaves a file open that it opened itself and then found damaged.
+        # Opened here, because numpy does not close a file that it opened itself and found damaged.
         with file.open("rb") as handle:
             return read_array_archive(handle, wanted=wanted)
     try:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written next to their place, flushed to disk, renamed into it."""
+"""Atomic file writes: a file is written next to its final path, flushed to disk and renamed into place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from advl_pipeline.base.errors import ConfigError, StorageError, again
 
 @contextmanager
 def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
-    """Turn what the disk says inside the block into `StorageError` about a path.
+    """Turn disk errors inside the block into `StorageError` naming a path.
 
     Args:
-        failures: what a library raises instead of `OSError`.
+        failures: exceptions that a library raises instead of `OSError`.
     """
     known: tuple[type[Exception], ...] = (OSError, *failures)
     try:
@@ -28,20 +28,20 @@ def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what the disk said, in words."""
-    # safetensors says it among others, with its number at the end.
+    """Return the disk's error message."""
+    # safetensors embeds it in a longer message, with the error number at the end.
     named = re.search(r"\(os error (\d+)\)", str(error))
     return os.strerror(int(named[1])) if named else getattr(error, "strerror", None) or str(error)
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and those above it where they are missing; raises `StorageError`."""
+    """Create a folder and its missing parents; raises `StorageError`."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def remove_left(partial: Path) -> None:
-    """Remove what a killed process left of a file or of a folder; nothing where there is nothing."""
+    """Remove the partial file or folder that a killed process left, if any."""
     if partial.is_dir() and not partial.is_symlink():
         shutil.rmtree(partial)
     else:
@@ -49,12 +49,12 @@ def remove_left(partial: Path) -> None:
 
 
 def partial_beside(path: Path) -> Path:
-    """Return a name next to a path that is written to before it takes the path's place, and that is nobody else's."""
+    """Return a unique temporary path next to a path, to be renamed into its place."""
     return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def require_no_folder(path: Path) -> None:
-    """Refuse to write a file where a folder is.
+    """Refuse to write a file in the place of a folder.
 
     Raises:
         ConfigError: `path` is a folder.
@@ -66,13 +66,13 @@ def require_no_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
-    """Yield a name next to a path, to write a file or a folder to; it takes the path's place when the block ends.
+    """Yield a temporary path for a file or a folder, which replaces `path` when the block ends.
 
     Args:
-        failures: as `writing` takes them.
+        failures: as for `writing`.
 
     Raises:
-        StorageError: the disk is full or failed. Then, and whatever else ends the block, nothing is left of it.
+        StorageError: the disk is full or failed. After any error in the block the temporary path is removed.
     """
     partial = partial_beside(path)
     try:
@@ -80,18 +80,18 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
             yield partial
             partial.replace(path)
     except BaseException:
-        # A disk that refuses to write may refuse to remove as well; what it said first is what counts.
+        # A disk that refuses writes may refuse removals too; report the first error.
         with suppress(OSError):
             remove_left(partial)
         raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably; readers see the old content or the new, never a part.
+    """Write a file atomically and durably; readers see the old content or the new, never a mix.
 
     Raises:
-        ConfigError: a folder is there.
-        StorageError: the disk is full or failed; the part that was written is removed.
+        ConfigError: the path is a folder.
+        StorageError: the disk is full or failed; the partial file is removed.
     """
     require_no_folder(path)
     with replacing(path) as partial, partial.open("wb") as file:
@@ -103,10 +103,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Let others read a file as they read any new file in its folder.
+    """Give a file the default permissions of a new file in its folder.
 
-    A library that wrote it under a name of its own, as safetensors does, left it to its owner alone. The umask cannot
-    be asked for without changing it for all threads; a new file has it applied.
+    A library that writes through its own temporary file, such as safetensors, makes it readable by its owner only.
+    Reading the umask would change it for all threads; creating a new file applies it.
     """
     probe = partial_beside(path)
     descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
@@ -118,12 +118,12 @@ def give_usual_mode(path: Path) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file atomically and durably; raises what `write_bytes` does."""
+    """Write a UTF-8 text file atomically and durably; raises the errors of `write_bytes`."""
     write_bytes(path, content.encode("utf-8"))
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Where a command computes, in what, on how many threads and in how much memory; its options are declared once."""
+"""Device, precision, threads and memory of a command; the options are declared once, here."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 AUTO = "auto"
 
 FIRST_WITH_TF32 = (8, 0)
-"""Compute capability of the first GPUs that multiply in TF32."""
+"""Compute capability of the first GPUs with TF32."""
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla")
-"""Kinds of devices that torch may compute on."""
+"""Device types of torch."""
 
 MOST_WORKERS = 8
-"""Threads that prepare batches unless more are asked for: each holds a batch."""
+"""Maximum default number of threads that prepare batches; each keeps one batch in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceConfig(Configuration):
-    """Base of the configuration of a command that computes in fp32."""
+    """Base configuration of a command that computes in fp32."""
 
     title: ClassVar[str] = "Machine"
 
@@ -52,7 +52,7 @@ class DeviceConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig(DeviceConfig):
-    """Base of the configuration of a command that computes."""
+    """Base configuration of a command that computes in a selectable precision."""
 
     title: ClassVar[str] = "Machine"
 
@@ -71,9 +71,9 @@ class ComputeConfig(DeviceConfig):
 
 
 def require_device(name: str) -> None:
-    """Refuse a device that this machine's torch was not built for, without importing torch.
+    """Refuse a device that the installed torch was not built for, without importing torch.
 
-    Whether a GPU is there is known when it is opened.
+    Whether a GPU is present is known only when it is opened.
 
     Raises:
         ConfigError: torch was not built for the device.
@@ -98,7 +98,7 @@ def _unusable(name: str, why: str) -> ConfigError:
 
 
 def no_fp16(what: str, why: str = "") -> ConfigError:
-    """Return the refusal of a precision that has too small a range."""
+    """Return the error for a precision with too small a range."""
     following = "use --mixed-precision bf16, or no"
     return ConfigError(what, where="--mixed-precision fp16", why=why, next_command=following)
 
@@ -107,10 +107,10 @@ ComputeT = TypeVar("ComputeT", bound=ComputeConfig)
 
 
 def resolved(config: ComputeT) -> ComputeT:
-    """Return the configuration with a device and a precision instead of auto.
+    """Return the configuration with "auto" replaced by a device and a precision.
 
     Raises:
-        ConfigError: there is no such device, or it does not compute so.
+        ConfigError: the device is missing or does not support the precision.
     """
     import torch
 
@@ -124,21 +124,21 @@ def resolved(config: ComputeT) -> ComputeT:
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_threads(asked: int | None) -> int:
-    """Return how many threads prepare batches, given `--num-workers`; processes of one machine share its cores."""
+    """Return the number of batch-preparing threads for `--num-workers`; processes on one machine share its cores."""
     share = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return asked or max(1, min(MOST_WORKERS, share))
 
 
 def open_device(name: str) -> torch.device:
-    """Return a device by its name, or the best one for "auto".
+    """Return a device by name, or the best one for "auto".
 
     Raises:
-        ConfigError: there is no such device on this machine.
+        ConfigError: this machine has no such device.
     """
     import torch
 
@@ -156,7 +156,7 @@ def open_device(name: str) -> torch.device:
 
 
 def device_name(name: str) -> str:
-    """Return a device with what it is, for people: "cpu (2 threads)", "cuda:0 (NVIDIA H100)"."""
+    """Return a readable description of a device: "cpu (2 threads)", "cuda:0 (NVIDIA H100)"."""
     import torch
 
     device = open_device(name)
@@ -166,10 +166,10 @@ def device_name(name: str) -> str:
 
 
 def allow_tf32(device: torch.device) -> bool:
-    """Let a GPU multiply matrices of fp32 with ten bits of their fractions, and return whether it does.
+    """Allow TF32 (10-bit mantissa) for fp32 matrix products on a GPU, and return whether it is in use.
 
-    It does so in convolutions anyway, and products take a fraction of the time. What teachers compute for a cache is
-    left as it is, since caches are compared with what another machine computes.
+    Convolutions use TF32 by default, and products become several times faster. Teachers computing a cache are
+    excluded, since caches are compared across machines.
     """
     import torch
 
@@ -180,7 +180,7 @@ def allow_tf32(device: torch.device) -> bool:
 
 
 def precision(device: torch.device, mixed_precision: MixedPrecision) -> AbstractContextManager[object]:
-    """Return the context in which a resolved configuration computes."""
+    """Return the autocast context of a resolved configuration."""
     import torch
 
     dtype = torch.float16 if mixed_precision == "fp16" else torch.bfloat16
@@ -189,7 +189,7 @@ def precision(device: torch.device, mixed_precision: MixedPrecision) -> Abstract
 
 @contextmanager
 def one_order(wanted: bool) -> Iterator[None]:
-    """Where it is wanted, have torch add up in one order inside the block, and name on stderr what it cannot."""
+    """If wanted, make torch deterministic inside the block, and name on stderr the operations that cannot be."""
     if not wanted:
         yield
         return

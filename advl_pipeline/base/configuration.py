@@ -27,22 +27,22 @@ from advl_pipeline.base.locations import Url, local_folder, parse_location
 ConfigT = TypeVar("ConfigT")
 
 _MOST_BITS = 63
-"""What the libraries behind the options hold of a whole number."""
+"""Bits of an integer in the libraries that receive the options."""
 
 Identity = Literal["value", "content", "provenance", "none"]
-"""How an option enters the identity of a result. `value`: by its value. `content`: by the content of what it
-names, which may move but not change. `provenance`: not at all; it says where things are and is recorded as
-provenance. `none`: not at all; it says how the work is done."""
+"""How an option enters the identity of a result. `value`: by its value. `content`: by the content of the file or
+folder it names, which may move but not change. `provenance`: not at all; it is a location, recorded as provenance.
+`none`: not at all; it controls how the work is done."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """What a command makes of the path that an option names; `outputs.require_outputs` refuses the rest.
+    """What a command writes at the path of an option; `outputs.require_outputs` refuses everything else.
 
-    `makes`: a folder of ours of that kind; `folders`, such folders below the path; `new`, a file or a folder where
-    nothing is; `file`, one file. `begins` is a regular expression that the beginning of each file matches which the
-    command writes, in whichever of its forms. `home` is the option that names a folder of ours in which such files
-    are, and the pattern of their names in it.
+    `makes`: an ADVL folder of that kind; `folders`: such folders below the path; `new`: a file or a folder at an
+    unused path; `file`: one file. `begins` is a regular expression that matches the beginning of every file that the
+    command writes, in any of its formats. `home` is the option that names the ADVL folder of such files, with the
+    pattern of their names in it.
     """
 
     makes: FolderKind | Literal["folders", "new", "file"]
@@ -52,22 +52,22 @@ class Output:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """What a command's configuration declares of an option, besides its name, type and default.
+    """The declaration of an option, besides its name, type and default.
 
     Args:
-        help: what the option does, shown by `--help`.
-        metavar: what `--help` shows for the value.
-        minimum: smallest number; `above` is the bound that is itself outside.
-        maximum: largest number; `below` is the bound that is itself outside.
+        help: description shown by `--help`.
+        metavar: placeholder of the value in `--help`.
+        minimum: smallest number, inclusive; `above` is the exclusive bound.
+        maximum: largest number, inclusive; `below` is the exclusive bound.
         above: see `minimum`.
         below: see `maximum`.
-        multiple_of: the number is a whole multiple of this one.
-        also: another flag that means the same.
-        such_as: an example of its value, printed if a required option is missing.
-        rare: few users set it: `--help-all` shows it, `--help` does not.
-        identity: how the option stands in what a result is; see `Identity`.
-        output: what the command makes of the path, where the option names an output; every other path is an input.
-        needs: names of facts without which it changes nothing, the first that fails is named; see `unused_options`.
+        multiple_of: the number must be an integer multiple of this one.
+        also: an alias of the flag.
+        such_as: an example value, printed if a required option is missing.
+        rare: few users set it; only `--help-all` shows it.
+        identity: how the option enters the identity of a result; see `Identity`.
+        output: what the command writes at the path, if the option names an output; every other path is an input.
+        needs: facts without which the option has no effect; the first unmet one is named; see `unused_options`.
     """
 
     help: str
@@ -85,7 +85,7 @@ class Option:
     needs: tuple[str, ...] = ()
 
     def allows(self, value: float) -> bool:
-        """Say whether a number is finite and within the bounds."""
+        """Return whether a number is finite and within the bounds."""
         return (
             (isinstance(value, int) or math.isfinite(value))
             and (self.minimum is None or value >= self.minimum)
@@ -97,14 +97,14 @@ class Option:
 
     @property
     def bounds(self) -> str:
-        """The numbers that it takes, in words; "" where any will do."""
+        """The allowed numbers, in words; "" if any number is allowed."""
         words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
         limits = [] if self.multiple_of is None else [f"a multiple of {self.multiple_of}"]
         return ", ".join([*limits, *(f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None)])
 
 
 def option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
-    """Declare a field of a command's configuration, of which `Option` says what may be declared.
+    """Declare a field of a command's configuration; the arguments are those of `Option`.
 
     Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `int | Literal[...]`,
     `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and
@@ -114,22 +114,22 @@ def option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
 
 
 def rare_option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
-    """Declare an option that few users set, as `option` does: `--help-all` shows it, `--help` does not."""
+    """Declare an option that few users set, as `option` does; only `--help-all` shows it."""
     return option(default, rare=True, **declared)
 
 
 def bounded(default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
-    """Declare a number of a file that no flag gives, with its range as `Option` declares it."""
+    """Declare a number that is set in a file and has no flag, with its range as in `Option`."""
     return option(default, help="", **bounds)
 
 
 def component(kind: type[Any]) -> Any:
-    """Declare a part of a configuration; its options are the whole's, by their names, in files and as flags."""
+    """Declare a component of a configuration; in files and as flags, its options belong to the configuration."""
     return dataclasses.field(default=kind(), metadata={"component": kind})
 
 
 class Declared(NamedTuple):
-    """An option as a configuration has it: its field, type and declaration, and the title of its section of the help.
+    """An option of a configuration: its field, type and declaration, and the title of its help section.
 
     The title may be "".
     """
@@ -141,14 +141,14 @@ class Declared(NamedTuple):
 
 
 def declared(cls: type[Any]) -> dict[str, Declared]:
-    """Return each option of a configuration in the order of the help: of the bases, then of the components.
+    """Return the options of a configuration in help order: those of the bases, then those of the components.
 
-    A configuration may be made of several classes; each has its own `title`.
+    A configuration may consist of several classes; each has its own `title`.
     """
     return _declared(cls)  # type: ignore[arg-type]
 
 
-# A study makes thousands of configurations.
+# Cached: a study makes thousands of configurations.
 @functools.cache
 def _declared(cls: type[Any]) -> dict[str, Declared]:
     hints = typing.get_type_hints(cls)
@@ -168,7 +168,7 @@ def _declared(cls: type[Any]) -> dict[str, Declared]:
 
 
 def option_values(config: Any) -> dict[str, Any]:
-    """Return name -> value of each option of a configuration, those of its components among them."""
+    """Return name -> value of every option of a configuration, including those of its components."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -178,16 +178,16 @@ def option_values(config: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
-    """Base of all configurations: a number outside the range of its option is refused, however it came there.
+    """Base of all configurations. It refuses a number outside the range of its option, whatever its source.
 
-    So is a path that no file can have, and an input that is a pipe or a device, which may never end.
+    It also refuses a path that no file can have, and an input that is a pipe or a device, which may never end.
     """
 
     def __post_init__(self) -> None:
         options = declared(type(self))
         for field in dataclasses.fields(self):
             if field.name not in options:
-                continue  # A component has checked its own.
+                continue  # A component checks its own options.
             for value in _items(getattr(self, field.name)):
                 if isinstance(value, Path):
                     _check_place(value, field.name, options[field.name].option)
@@ -211,7 +211,7 @@ def _check_place(path: Path, name: str, option: Option) -> None:
             raise name_too_long(str(path), where=flag_of(name)) from None
         return
     except ValueError:
-        return  # What opens it says that no name holds such a character.
+        return  # Opening it reports the invalid character.
     if option.output is None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         what = f"{flag_of(name)} names neither a file nor a folder."
         raise ConfigError(what, where=str(path), why="it is a pipe or a device, which may never end")
@@ -227,21 +227,21 @@ def _check_number(value: float, name: str, option: Option) -> None:
 
 
 def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identity) -> dict[str, Any]:
-    """Return the values but those of options that stand in the identity in one of these ways.
+    """Return the values without those of options with one of these identity kinds.
 
     Args:
-        values: field name -> value; names that are no fields stay.
-        left_out: ways.
+        values: field name -> value; names that are not fields are kept.
+        left_out: the identity kinds to leave out.
     """
     gone = {name for name, declaration in declared(cls).items() if declaration.option.identity in left_out}
     return {name: value for name, value in values.items() if name not in gone}
 
 
 def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values but those at the default of their option.
+    """Return the values that differ from the default of their option.
 
     Args:
-        values: field name -> value, as `config_to_dict` has them; names that are no fields stay.
+        values: field name -> value, as from `config_to_dict`; names that are not fields are kept.
     """
     options = declared(cls)
     return {
@@ -257,10 +257,10 @@ def flag_of(name: str) -> str:
 
 
 def unused_options(config: Any, facts: Mapping[str, str]) -> dict[str, str]:
-    """Return the options that are not at their default and would change nothing: name -> why.
+    """Return the non-default options that would have no effect: name -> why.
 
     Args:
-        facts: each that an option may need -> "" where it holds, else why not. One that is missing is left aside.
+        facts: fact that an option may need -> "" if it is true, else why not. Missing facts are ignored.
     """
     reasons: dict[str, str] = {}
     values = option_values(config)
@@ -272,13 +272,13 @@ def unused_options(config: Any, facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def require_effect(config: Any, facts: Mapping[str, str]) -> None:
-    """Refuse options that would change nothing in what the command is asked for.
+    """Refuse options without effect on the requested work.
 
     Args:
-        facts: as `unused_options` takes them.
+        facts: as for `unused_options`.
 
     Raises:
-        ConfigError: there are such options; all of them are named.
+        ConfigError: some options have no effect; all of them are named.
     """
     if reasons := unused_options(config, facts):
         raise ineffective(*map(flag_of, reasons), why="; ".join(dict.fromkeys(reasons.values())))
@@ -288,12 +288,12 @@ COMMAND_LINE = "command line"
 
 
 def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[str, tuple[str, Any]]:
-    """Return field -> the key that it has in a mapping, and its value.
+    """Return field -> its key in a mapping, and its value.
 
-    A key is the name of a field, dashes allowed, or that of its other flag.
+    A key is a field name (dashes allowed) or the name of its alias flag.
 
     Raises:
-        ConfigError: an unknown key, or two of one option.
+        ConfigError: a key is unknown, or two keys name one option.
     """
     options = declared(cls)
     also = {
@@ -317,15 +317,15 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
 def build_config(
     cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "", flags: Mapping[str, Any] | None = None
 ) -> ConfigT:
-    """Build a configuration dataclass from mappings, later ones winning.
+    """Build a configuration dataclass from mappings; later ones win.
 
     Args:
         layers: mappings from field name (dashes allowed) to value, plain TOML types.
-        where: named in errors, such as the file that a layer was read from.
-        flags: a last layer, which was given on the command line.
+        where: the source named in errors, such as the file of a layer.
+        flags: a last layer, given on the command line.
 
     Raises:
-        ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
+        ConfigError: a key is unknown, a field is missing, or a value has the wrong type or is out of range.
     """
     options = declared(cls)
     values: dict[str, Any] = {}
@@ -354,7 +354,7 @@ def build_config(
 
 
 def _assembled(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """Return a configuration whose options have these values, each in the component that declares it."""
+    """Return a configuration with these option values, each in the component that declares it."""
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         part = field.metadata.get("component")
@@ -371,10 +371,10 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 
 def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
-    """Return the flags that give a configuration its values in the order of the help, defaults left out.
+    """Return the flags that produce a configuration's values, in help order and without defaults.
 
     Args:
-        values: field name -> value, as `config_to_dict` has them; other keys are passed over.
+        values: field name -> value, as from `config_to_dict`; other keys are ignored.
     """
     words: list[str] = []
     for name, value in changed_options(cls, {name: values.get(name) for name in declared(cls)}).items():
@@ -392,7 +392,7 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
 def to_plain(value: Any) -> Any:
     """Return a value as plain JSON types: dataclasses and named tuples by their fields, paths as strings.
 
-    A number that JSON lacks, such as NaN, is None.
+    A number that JSON lacks, such as NaN, becomes None.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return config_to_dict(value)
@@ -410,14 +410,14 @@ def to_plain(value: Any) -> Any:
 
 
 def json_text(value: Any, *, indent: int | None = 2, sort_keys: bool = False, default: Any = None) -> str:
-    """Render a value, as `to_plain` has it, as JSON that every reader takes; options are those of `json.dumps`."""
+    """Render a value, converted by `to_plain`, as strict JSON; the options are those of `json.dumps`."""
     return json.dumps(
         to_plain(value), indent=indent, sort_keys=sort_keys, default=default, ensure_ascii=False, allow_nan=False
     )
 
 
 def kinds_of(hint: Any) -> tuple[list[Any], list[Any]]:
-    """Return the types that an option of a type may be of, `None` among them, and the words that it also takes."""
+    """Return the allowed types of an option's type hint, `None` included, and its allowed literal words."""
     is_union = typing.get_origin(hint) in (Union, types.UnionType)
     kinds = list(typing.get_args(hint)) if is_union else [hint]
     words = [kind for kind in kinds if typing.get_origin(kind) is Literal]

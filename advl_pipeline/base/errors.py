@@ -1,7 +1,7 @@
-"""Errors a user can act on: each says what happened, where, why, and the next command to type.
+"""Errors a user can act on: each states what happened, where, why, and the next command to type.
 
-The command line prints them without a traceback and exits with the class's code; the codes are part of the
-public interface (`docs/exit-codes.md`).
+The command line prints them without a traceback and exits with the class's code. The codes are part of the public
+interface (`docs/exit-codes.md`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import ClassVar
 
 
 class Advice(str):
-    """What to type next: commands by their words, what is said of them, whether the user's own command follows.
+    """What to type next: commands as lists of words, a note, and whether the user's own command follows.
 
-    `again` holds words to add to that command, and is None where it does not follow; `left_out` are flags to take out
-    of it. As text an advice reads `COMMAND && COMMAND   (NOTE)`, or as its note alone.
+    `again` contains words to add to the user's command, None if it does not follow; `left_out` are flags to remove
+    from it. As text an advice reads `COMMAND && COMMAND   (NOTE)`, or just the note.
     """
 
     __slots__ = ("again", "commands", "left_out", "note")
@@ -29,7 +29,7 @@ class Advice(str):
 def advise(
     *commands: Sequence[str], note: str = "", again: Sequence[str] | None = None, left_out: Sequence[str] = ()
 ) -> Advice:
-    """Return an advice of commands, each given by its words."""
+    """Return an advice with commands, each given as a list of words."""
     shown = " && ".join(map(shlex.join, commands))
     advice = Advice(f"{shown}   ({note})" if shown and note else shown or note)
     advice.commands, advice.left_out = tuple(map(tuple, commands)), tuple(left_out)
@@ -38,12 +38,12 @@ def advise(
 
 
 def again(note: str, *added: str) -> Advice:
-    """Return the advice to give the user's own command again, with some words added, once the note was followed."""
+    """Return the advice to follow the note and then run the user's own command again, with some words added."""
     return advise(note=note, again=added)
 
 
 def leave_out(*flags: str) -> Advice:
-    """Return the advice to give the user's own command again without some options."""
+    """Return the advice to run the user's own command again without some options."""
     return advise(note=f"leave out {' and '.join(flags)}", again=(), left_out=flags)
 
 
@@ -51,18 +51,18 @@ class AdvlError(Exception):
     """Base of all errors that ADVL raises on purpose.
 
     Args:
-        what: one sentence, what could not be done.
+        what: one sentence that states the failure.
         where: the file, shard, sample, option or line at fault.
-        why: what was found there.
-        next_command: an `Advice` with the command that gets the user further, or a short instruction without one;
-            needed only where the `usual` advice of the class is not enough.
+        why: the cause found there.
+        next_command: an `Advice` with the command to run next, or a short instruction without one; needed only if
+            the `usual` advice of the class is not enough.
     """
 
     exit_code = 1
     usual: ClassVar[tuple[Advice, ...]] = (again("run the same command again"),)
-    """What the command line says next where an error says nothing: the first advice that can be completed.
+    """Default advice of errors without their own: the command line prints the first that can be completed.
 
-    A word in capitals stands for what the user gave for the option of that name. Where none can be completed it is
+    A word in capitals stands for the user's value of the option of that name. If none can be completed, the advice is
     the help of the command.
     """
 
@@ -85,14 +85,14 @@ class AdvlError(Exception):
 
 
 class ConfigError(AdvlError):
-    """An option, a study file or a name that cannot be used."""
+    """An unusable option, study file or name."""
 
     exit_code = 2
     usual = ()
 
 
 def ineffective(*flags: str, why: str) -> ConfigError:
-    """Return the refusal of options that would change nothing in what the command is asked for.
+    """Return the error for options without effect on the requested work.
 
     Args:
         flags: the options.
@@ -103,20 +103,20 @@ def ineffective(*flags: str, why: str) -> ConfigError:
 
 
 def name_too_long(name: str, *, where: str = "") -> ConfigError:
-    """Return the refusal of a name that no file can have."""
+    """Return the error for a name that no file can have."""
     why = f"it has {len(name):,} characters: {name[:40]}..."
     return ConfigError("A name is longer than a file may have.", where=where, why=why)
 
 
 class IdentityMismatch(AdvlError):
-    """A cache, a checkpoint or a run was made under other settings than the ones asked for."""
+    """A cache, a checkpoint or a run made under settings other than the requested ones."""
 
     exit_code = 3
     usual = ()
 
 
 class CorruptCache(AdvlError):
-    """A cache whose bytes are not what its records say."""
+    """A cache whose bytes do not match its records."""
 
     exit_code = 4
     usual = (advise(["advl", "cache", "verify", "CACHE"]),)
@@ -140,14 +140,14 @@ class WeightsUnavailable(AdvlError):
 
 
 class StorageError(AdvlError):
-    """The disk is full or failed; what was committed before is intact and the same command resumes."""
+    """A full or failed disk; earlier commits are intact, and the same command resumes."""
 
     exit_code = 7
     usual = (again("free space or repair the disk, then run the same command again: it resumes"),)
 
 
 class InUse(StorageError):
-    """Another process is writing in this place; what it has written is intact."""
+    """Another process is writing to this path; its output is intact."""
 
     usual = (again("wait until it ends, or stop it, then run the same command again"),)
 
@@ -160,13 +160,13 @@ class ClusterError(AdvlError):
 
 
 class NotFinite(AdvlError):
-    """A loss, a gradient or a weight of a training that is infinite or not a number; the last checkpoint is kept."""
+    """An infinite or NaN loss, gradient or weight in training; the last checkpoint is kept."""
 
     exit_code = 9
 
 
 class Interrupted(AdvlError):
-    """A command was stopped by a signal; the same command resumes."""
+    """A command stopped by a signal; the same command resumes."""
 
     exit_code = 130
     usual = (again("run the same command again: it resumes"),)
@@ -175,12 +175,12 @@ class Interrupted(AdvlError):
 def unknown_name(
     what: str, wanted: str, known: Iterable[str], *, where: str = "", note: str = "", next_command: str = ""
 ) -> ConfigError:
-    """Return the refusal of a name that is none of the known ones, with the nearest of them; see `suggest_names`."""
+    """Return the error for an unknown name, with the nearest known names; see `suggest_names`."""
     return ConfigError(what, where=where, why=suggest_names(wanted, known, note=note), next_command=next_command)
 
 
 class Suggestion(str):
-    """The words of `suggest_names`, with what was wanted and the nearest known name ("" when none is near)."""
+    """The text of `suggest_names`, with the wanted name and the nearest known one ("" if none is near)."""
 
     __slots__ = ("nearest", "wanted")
     wanted: str
@@ -188,11 +188,11 @@ class Suggestion(str):
 
 
 def suggest_names(wanted: str, known: Iterable[str], *, meant: str = "", note: str = "") -> Suggestion:
-    """Return a readable list of the known names nearest to `wanted`, or all of them when none is near.
+    """Return a readable list of the known names nearest to `wanted`, or all of them if none is near.
 
     Args:
-        meant: the name that is meant, where that is known.
-        note: goes behind the list.
+        meant: the intended name, if known.
+        note: appended to the list.
     """
     known = sorted(set(known))
     near = [meant] if meant else difflib.get_close_matches(wanted, known, n=4, cutoff=0.4)

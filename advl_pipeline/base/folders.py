@@ -1,7 +1,7 @@
-"""What a folder holds: each kind of folder that ADVL writes is known by one record, which is written before the rest.
+"""Kinds of folders that ADVL writes, each identified by one record, which is written first.
 
-A command asks here before it writes into a folder, so that no folder ever holds two kinds of content: what repairs,
-replaces or removes one of them would destroy the other.
+A command checks a folder here before writing to it, so that no folder ever contains two kinds of content: repairing,
+replacing or removing one of them would destroy the other.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FolderKind = Literal["cache", "corpus", "study", "run", "student"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marker:
-    """The file whose presence makes a folder one of a kind, and a key that its JSON object has."""
+    """The file whose presence identifies a kind of folder, and a key of its JSON object."""
 
     file: str
     key: str
     name: str
-    """What the kind is called in a sentence."""
+    """The name of the kind in a sentence."""
 
 
 MARKERS: Mapping[FolderKind, Marker] = {
@@ -35,22 +35,22 @@ MARKERS: Mapping[FolderKind, Marker] = {
     "run": Marker(file="run.json", key="options", name="a finetuning run"),
     "student": Marker(file="student.json", key="student", name="a pretrained student"),
 }
-"""In the order in which they are asked for: a finished run is a student too."""
+"""In lookup order: a finished run is a student too."""
 
 _CACHE_PLAN = "records/plan.json"
-"""Tells a cache that lost its identity, which `advl cache repair` writes again."""
+"""Identifies a cache that lost its identity record, which `advl cache repair` rewrites."""
 
 LOCK = ".lock"
-"""In a run or a pretrained student, held by the process that writes there."""
+"""Lock file of a run or a pretrained student, held by the process that writes to it."""
 
 CACHE_NOTES: Mapping[str, bytes] = {"extraction.jsonl": b'{"seconds": ', "vouched.json": b'{"record": '}
-"""Files next to a cache, named after it: how their names end, and how their content begins."""
+"""Files next to a cache, named after it: name ending -> beginning of the content."""
 
 _MAX_MARKER_BYTES = 1 << 28
 
 
 def default_cache(teacher: str, dataset: str, split: str) -> Path:
-    """Return the folder that a teacher's cache of a split goes to by default; `dataset` is its label."""
+    """Return the default folder of a teacher's cache of a split; `dataset` is the dataset's label."""
     return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / split
 
 
@@ -61,7 +61,7 @@ def cache_note(cache: Path, ending: str) -> Path:
 
 
 def may_note(note: Path) -> bool:
-    """Whether one of the `CACHE_NOTES` may be written or removed: it is not there, or it is a file of ours."""
+    """Return whether one of the `CACHE_NOTES` may be written or removed: it is missing, or ADVL wrote it."""
     begins = next(start for ending, start in CACHE_NOTES.items() if note.name.endswith(f".{ending}"))
     if note.is_symlink() or not note.is_file():
         return not os.path.lexists(note)
@@ -71,7 +71,7 @@ def may_note(note: Path) -> bool:
 
 
 def folder_kind(folder: Path) -> FolderKind | None:
-    """Return the kind of a folder; None where it is missing, empty or not ours."""
+    """Return the kind of a folder; None if it is missing, empty or not written by ADVL."""
     for kind, marker in MARKERS.items():
         path = folder / marker.file
         try:
@@ -79,7 +79,7 @@ def folder_kind(folder: Path) -> FolderKind | None:
                 continue
             content: Any = json.loads(path.read_bytes())
         except (ValueError, RecursionError):
-            # A damaged file of the right name still tells whose folder it was.
+            # A damaged file of the right name still identifies the folder.
             return kind
         except OSError:
             continue
@@ -89,7 +89,7 @@ def folder_kind(folder: Path) -> FolderKind | None:
 
 
 def near_folder(path: Path, *kinds: FolderKind) -> Suggestion | str:
-    """Return the folder of a kind that is meant by a path where nothing is; "" where none has a near name."""
+    """Return the folder of a kind that a missing path probably means; "" if none has a similar name."""
     missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
     if missing is None or not missing.parent.is_dir():
         return ""
@@ -103,16 +103,16 @@ def near_folder(path: Path, *kinds: FolderKind) -> Suggestion | str:
 
 
 def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") -> None:
-    """Refuse to write a kind of content into a folder that holds anything else.
+    """Refuse to write a kind of content into a folder that contains anything else.
 
     Args:
         folder: need not exist.
-        kind: of what is to be written.
-        option: that named the folder.
+        kind: of the new content.
+        option: the option that named the folder.
 
     Raises:
-        ConfigError: a folder of another kind, one with files that ADVL did not write, a file, or a place inside
-            another folder of ours; runs may be in studies.
+        ConfigError: the path is a folder of another kind, a folder with files that ADVL did not write, a file, or
+            inside another ADVL folder; runs may be inside studies.
     """
     present, why = folder_kind(folder), ""
     if present == kind:
@@ -122,7 +122,7 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
     elif folder.exists() and not folder.is_dir():
         why = "it is a file"
     elif folder.is_dir():
-        # A command of ours that is killed before its first record leaves a lock and work in progress.
+        # A command killed before its first record leaves a lock and partial files.
         of_ours = (".work", LOCK)
         names = sorted(path.name for path in folder.iterdir())
         if names := [name for name in names if name not in of_ours and not name.endswith(".partial")]:
@@ -135,12 +135,12 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
 
 
 def require_outside(path: Path, *, option: str = "--output", home: FolderKind | None = None) -> None:
-    """Refuse to write a file or a folder inside a folder of ours that it is no part of.
+    """Refuse to write a file or a folder inside an ADVL folder that it does not belong to.
 
     Args:
         path: need not exist.
-        option: that named it.
-        home: a kind of folder in which it may be: runs are in studies.
+        option: the option that named the path.
+        home: a kind of folder that may contain it: studies contain runs.
 
     Raises:
         ConfigError: the path is inside such a folder.
@@ -157,10 +157,10 @@ def require_outside(path: Path, *, option: str = "--output", home: FolderKind | 
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return the path, or the nearest of its parents that exists."""
+    """Return the path, or its nearest existing parent."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the sizes of all files below a folder, added up."""
+    """Return the total size of all files below a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

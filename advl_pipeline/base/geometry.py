@@ -1,7 +1,7 @@
-"""Rectangles on a picture, and how much of one is on another. Pure functions.
+"""Rectangles on a picture and their overlap. Pure functions.
 
-A rectangle is (x1, y1, x2, y2) in shares of the picture's width and height, so that two networks that scale or crop a
-picture in their own ways speak of the same places. A row of NaN is nowhere, as for a class token.
+A rectangle is (x1, y1, x2, y2) in fractions of the picture's width and height, so networks that scale or crop a
+picture differently share one coordinate system. A row of NaN has no position, as for a class token.
 Shapes: T target rectangles, S source rectangles, 4 = (x1, y1, x2, y2).
 """
 
@@ -21,16 +21,16 @@ CropRounding = Literal["half-even", "down"]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 MIN_COVERED = 0.5
-"""A target counts where at least this share of its area is on the sources: a patch that a central crop cuts off for
-the most part has nothing to follow."""
+"""Minimum fraction of a target's area covered by sources for the target to count: a patch mostly outside a central
+crop has no teacher signal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Framing:
-    """Which part of a picture a network is shown, `height` x `width` pixels of it.
+    """The part of a picture that a network sees, as `height` x `width` pixels.
 
-    All of it, squashed, where `short_edge` is 0; else the short edge is scaled to so many pixels and the centre cut
-    out. `crop_rounding` says where an odd margin goes: half to even, or down.
+    If `short_edge` is 0, the entire picture is squashed; else the short edge is scaled to that many pixels and the
+    centre is cropped. `crop_rounding` is the rounding of odd margins: half to even, or down.
     """
 
     height: int
@@ -40,7 +40,7 @@ class Framing:
 
     @classmethod
     def of_description(cls, pixels: Mapping[str, Any]) -> Framing:
-        """Read what `PixelSettings.describe` wrote into the identity of a cache."""
+        """Read the settings that `PixelSettings.describe` wrote into the identity of a cache."""
         height, width = pixels["size"]
         if pixels["fit"] == "squash":
             return cls(height=height, width=width)
@@ -48,7 +48,7 @@ class Framing:
         return cls(height=height, width=width, short_edge=pixels["short_edge"], crop_rounding=rounding)
 
     def scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        """Return (width, height) in pixels to which a picture is scaled before it is cut."""
+        """Return (width, height) in pixels of the scaled picture before cropping."""
         if not self.short_edge:
             return self.width, self.height
         short, long = sorted((width, height))
@@ -56,13 +56,13 @@ class Framing:
         return (self.short_edge, long_scaled) if width <= height else (long_scaled, self.short_edge)
 
     def corner(self, scaled_size: tuple[int, int]) -> tuple[int, int]:
-        """Return (left, top) in pixels of the cut in the scaled picture."""
+        """Return (left, top) in pixels of the crop in the scaled picture."""
         slack = (scaled_size[0] - self.width, scaled_size[1] - self.height)
         left, top = (round(edge / 2) if self.crop_rounding == "half-even" else math.floor(edge / 2) for edge in slack)
         return left, top
 
     def window(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the rectangle of a picture of this size that is shown: more than all of it where it is padded."""
+        """Return the visible rectangle of a picture of this size; it exceeds the picture if the picture is padded."""
         scaled_width, scaled_height = scaled = self.scaled_size(width, height)
         left, top = self.corner(scaled)
         return (
@@ -83,10 +83,10 @@ def grid_rectangles(rows: int, columns: int, window: tuple[float, float, float, 
 
 
 def overlap(target_T4: Array, source_S4: Array) -> Array:
-    """Return (T, S) float32: the share of each target's area that is on each source.
+    """Return (T, S) float32: the fraction of each target's area covered by each source.
 
-    Sources that do not overlap one another give rows that sum to at most 1. A target without area, or that is
-    nowhere, has a row of zeros.
+    If the sources do not overlap each other, rows sum to at most 1. A target without area or position has a row of
+    zeros.
     """
     shares = np.ones((len(target_T4), len(source_S4)), np.float32)
     for low, high in ((0, 2), (1, 3)):
@@ -99,11 +99,11 @@ def overlap(target_T4: Array, source_S4: Array) -> Array:
 
 
 def pooling(target_T4: Array, source_S4: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Return how features of sources are averaged to targets.
+    """Return the weights that average source features to targets.
 
     Returns:
-        (T, S) float32, each row summing to 1, or to 0 for a target that does not count; and (T,) bool, whether it
-        counts: enough of it is on the sources (`MIN_COVERED`).
+        (T, S) float32, each row summing to 1, or to 0 for a target that does not count; and (T,) bool, whether the
+        target counts: sources cover enough of it (`MIN_COVERED`).
     """
     shares_TS = overlap(target_T4, source_S4)
     covered_T: Array = shares_TS.sum(axis=1)
