@@ -36,7 +36,7 @@ def require_readable(config: ReadoutConfig) -> None:
     """Refuse a readout without caches, with missing caches, or with caches that name paths not given by the user.
 
     Raises:
-        ConfigError: there is no cache, or a cache names another path. CorruptCache: a cache is missing or damaged.
+        ConfigError: a cache is missing or names another path. CorruptCache: a cache is unfinished or damaged.
     """
     if not config.cache:
         extract = "advl extract --teacher NAME --dataset NAME --split train".split()

@@ -58,12 +58,12 @@ class EvaluateResult:
 def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Evaluate on each named set and write `evaluation/<set>.json` and `.npz` into the run folder.
 
-    Scores by another evaluator of VQA than the set's usual one are next to those, in `<set>@<evaluator>`; those of
-    letters that the student wrote in `<set>@letters`.
+    Scores by another VQA evaluator than the set's default are written to `<set>@<evaluator>`, and scores of generated
+    letters to `<set>@letters`.
 
     Raises:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
-        DatasetError: a test set that is missing or has no labels. Interrupted: stopped by a signal.
+        DatasetError: a test set is missing or has no labels. Interrupted: stopped by a signal.
     """
     check_scoring(config.run, config.on, config.data_root)
     with interruptible("The evaluation", kept="test sets that were scored are kept"):
@@ -75,7 +75,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
             what = f"{finished.student.name} generates no text, so no letter can be read."
             raise ConfigError(what, where=str(config.run), next_command=leave_out("--as letters"))
         finished.student.cut_texts()
-        # What a student writes needs no head of its run, and no list of answers that has a prior.
+        # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
         needs_head = config.protocol != LETTERS
         prior, caveats = _question_prior(config, finished, trained_on) if needs_head else (None, [])
         sets: dict[str, dict[str, Any]] = {}
@@ -98,9 +98,9 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
 def _question_prior(
     config: EvaluateConfig, finished: FinishedRun, trained_on: Mapping[str, Any]
 ) -> tuple[QuestionPrior | None, list[str]]:
-    """Return the prior of the questions of the split that a run was trained on; None for choices, which have none.
+    """Return the question prior of the split that a run was trained on; None for choices, which have no prior.
 
-    A run may be scored where its training data are not, which is a caveat.
+    If the training data are not available where a run is scored, a caveat says so.
     """
     if not any(finished.label_names.values()):
         return None, []
@@ -126,14 +126,14 @@ def _evaluate_set(
     prior: QuestionPrior | None,
     caveats: Sequence[str],
 ) -> dict[str, Any]:
-    """Score a set part by part, each part with all of its views, an example read once; write what was found."""
+    """Score a set part by part with all views, reading each example once, and write the results."""
     usual_mode = vqa_mode_of(dataset.name)
     mode = config.vqa_mode or usual_mode
     # A text-only student has no use of vision to measure.
     is_probed = not finished.hides_picture and name in (config.probe_on or config.on[:1])
     views: tuple[View, ...] = ("shown", *(view for view in _VIEWS if is_probed and view in config.probes))
     is_lettered, card = config.protocol == LETTERS, dataset.card
-    # Groups and denominators are those of the whole set.
+    # Groups and denominators are those of the complete set, so a sample has no measures.
     measures = (
         []
         if config.num_questions
@@ -166,7 +166,7 @@ def _evaluate_set(
         "sample": None if asked is None else {"asked": asked, "of_examples": len(dataset)},
         "seconds": seconds,
         "num_examples": num_examples,
-        # Every view costs one pass over the same batches.
+        # Each view is one pass over the same batches.
         "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
         "by_question_type": {metric: accuracy_by(items.types, items.score_n) for metric, items in true_items.items()},
     }
@@ -185,7 +185,7 @@ def _evaluate_set(
 
 
 def _write_scores(target: Path, document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write item scores, and then the document, whose file says that both are whole."""
+    """Write the item scores, then the document: if its file exists, both are complete."""
     make_folder(target.parent)
     with replacing(target) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -195,7 +195,7 @@ def _write_scores(target: Path, document: Mapping[str, Any], arrays: Mapping[str
 def _use_of_vision(
     metrics: Mapping[str, float], percents: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the accuracy with each other view of the pictures, and what is lost, by metric."""
+    """Return the accuracy with each other view of the pictures, and its drop, by metric."""
     return {
         metric: {
             view: {"accuracy": other[metric], "drop": accuracy - other[metric]} for view, other in percents.items()
@@ -205,7 +205,7 @@ def _use_of_vision(
 
 
 def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Items]]:
-    """Return the items of each view of the pictures and metric, those of two tasks together included."""
+    """Return the items by view of the pictures and metric, including the joint metrics of two tasks."""
     items_by_view: dict[str, dict[str, Items]] = defaultdict(dict)
     for task, kept in scored.items():
         for view in kept.worth:
@@ -221,14 +221,14 @@ def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Ite
 def _score_arrays(
     scored: Mapping[Task, ScoredTask], items_by_view: Mapping[str, Mapping[str, Items]], *, is_lettered: bool
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return what the file of item scores holds: scores by task, and items by view and metric."""
+    """Return the content of the file of item scores: scores by task, and items by view and metric."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for task, kept in scored.items():
         arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
         if is_lettered:
             arrays[f"written/{task}"] = np.array(kept.written)
             continue
-        # -inf fills the places of candidates that a part does not have.
+        # Parts with fewer candidates are padded with -inf.
         width = max(part.shape[1] for part in kept.shown)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
         arrays[f"scores/{task}"] = np.concatenate(wide)
@@ -253,7 +253,7 @@ def _breakdowns(
     measures: Sequence[Measure],
     is_whole: bool,
 ) -> dict[str, Any]:
-    """Return the numbers that a card defines, and accuracies by group, by answer type and by class."""
+    """Return the numbers that the card defines, and accuracies by group, answer type and class."""
     parts: dict[str, Any] = {}
     if measures:
         parts["measures"] = {
@@ -282,8 +282,8 @@ def _intervals(true_items: Mapping[str, Items]) -> dict[str, dict[str, float]]:
 def _trivial(
     scored: Mapping[Task, ScoredTask], metrics: Mapping[str, float], *, is_lettered: bool
 ) -> dict[str, dict[str, Any]]:
-    """Return what is right without a student, by metric."""
-    # Of answers in a student's own words none is drawn at random.
+    """Return the accuracy without a student, by metric."""
+    # Generated answers have no chance level.
     tallies = {
         METRIC_OF_TASK[task]: kept.tally
         for task, kept in scored.items()
@@ -300,7 +300,7 @@ def _trivial(
 def _caveats(
     finished: FinishedRun, dataset: IndexedDataset, scored: Mapping[Task, ScoredTask], *, is_seen: bool
 ) -> list[str]:
-    """Return what a reader of the scores must know of what the student saw and said."""
+    """Return the caveats of the scores: about the student's inputs and its answers."""
     caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
     if num_cut := sum(kept.num_cut for kept in scored.values()):
         num_texts = sum(kept.num_texts for kept in scored.values())

@@ -1,4 +1,4 @@
-"""A test set scored part by part: each example is read once, and scored with every view of its picture."""
+"""Score a test set part by part: each example is read once and scored with every view of its picture."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, swapp
 from advl_pipeline.runs.results import LETTERS
 
 TRUE_PICTURE = ""
-"""Name of the view that shows items as they are."""
+"""Name of the view with the true picture."""
 
 
 @dataclass(kw_only=True)
 class ScoredTask:
-    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are.
+    """Results of a task, collected part by part. Only scores with the true picture are kept: VQA has many answers.
 
-    `worth` maps a view of the pictures to what each example is worth.
+    `worth` maps a view of the pictures to the score of each example.
     """
 
     tally: AnswerTally
@@ -62,14 +62,14 @@ class ScoredTask:
     num_beyond: int = 0
 
     def add(self, examples: Sequence[Example]) -> None:
-        """Add the examples of a part, whatever they are worth."""
+        """Add the examples of a part, without their scores."""
         self.example_ids += [example.example_id for example in examples]
         self.question_ids += [question_id(example) for example in examples]
         self.pictures += [example.cluster for example in examples]
         self.types += [example.stratum for example in examples]
 
     def items(self, view: str) -> Items:
-        """Return what the questions are worth with a view of the pictures."""
+        """Return the items as scored with a view of the pictures."""
         return Items(
             score_n=np.array(self.worth[view], dtype=np.float32),
             question_ids=self.question_ids,
@@ -91,7 +91,7 @@ def score_parts(
     mode: VqaMode,
     measures: Sequence[Measure],
 ) -> dict[Task, ScoredTask]:
-    """Score the sampled examples of each task part by part, an example read once for all of its views."""
+    """Score the sampled examples of each task part by part, reading each example once for all views."""
     is_lettered = config.protocol == LETTERS
     others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in views else NO_OTHERS
     scored = {
@@ -122,7 +122,7 @@ def score_parts(
         for view, matrix in zip((TRUE_PICTURE, *views[1:]), matrices, strict=True):
             chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
             texts = texts_of(examples, chosen, kept.tally.label_names)
-            # VQA is scored officially, other answers by their soft labels, the rest by the label.
+            # VQA is scored by the official rule, other answers by their soft labels, the rest by the label.
             if task == "vqa":
                 values = score_texts(examples, texts, dataset=dataset, mode=mode)
             elif task in MULTIPLE_CHOICE_TASKS:
@@ -145,7 +145,7 @@ def _score_written(
     kept: ScoredTask,
     mode: VqaMode,
 ) -> list[float]:
-    """Ask examples as harnesses do, and return what the answers are worth that the student writes."""
+    """Ask examples in the format of the harnesses, and return the scores of the generated answers."""
     card = dataset.card
     asked = [as_asked(example, card.asks) for example in examples]
     written = list(finished.generated(asked, batch_size=batch_size))
@@ -170,7 +170,7 @@ def _score_written(
 
 
 def texts_of(examples: Sequence[Example], chosen: Sequence[int], classes: Sequence[str] = ()) -> list[str]:
-    """Return the chosen answers as texts: of the classes, else of the choices of each; "" for none."""
+    """Return the chosen answers as texts, from the classes or else from the choices of each example; "" for none."""
     places = zip(examples, chosen, strict=True)
     return ["" if place < 0 else (classes or options_of(example))[place] for example, place in places]
 
@@ -178,7 +178,7 @@ def texts_of(examples: Sequence[Example], chosen: Sequence[int], classes: Sequen
 def _keep_answers(
     kept: ScoredTask, dataset: IndexedDataset, examples: Sequence[Example], given: Sequence[str]
 ) -> None:
-    """Keep the right and the given answers of choices and of open questions, which measures are taken over."""
+    """Keep the right and the given answers of choices and of open questions, the input of measures."""
     if examples[0].task in MULTIPLE_CHOICE_TASKS:
         kept.right += texts_of(examples, [example.label or 0 for example in examples])
     elif examples[0].task == "answers":
@@ -190,10 +190,10 @@ def _keep_answers(
 
 
 def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measure]) -> dict[str, str]:
-    """Return the facets of an example that measures are taken over.
+    """Return the facets of an example that the measures need.
 
     Raises:
-        DatasetError: its row lacks one of them.
+        DatasetError: the example lacks one of them.
     """
     facets = {
         **dict(zip(dataset.card.facets, dataset.facets_of(example.example_id), strict=True)),
@@ -203,7 +203,7 @@ def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measur
         "type": example.stratum,
     }
     for measure in measures:
-        # What is said of no group is in none of a distribution.
+        # A distribution ignores examples without a group.
         needed = measure.facets if measure.of != "distribution" else ()
         if lacking := [name for name in needed if not facets[name]]:
             what = f"The measure {measure.name!r} needs the facet {lacking[0]!r}, and an item has none."
@@ -223,14 +223,14 @@ def score_matrices(
     """Return (num_examples, C or K) scores for each view of the pictures; all examples must be of one task.
 
     Args:
-        others: the pictures of the view "swapped".
+        others: pictures for the view "swapped".
 
     Raises:
         DatasetError: there are no examples.
     """
     if not examples:
         raise DatasetError("The test set has no items.")
-    # Items of like length share a batch, which keeps padding low; the order is restored afterwards.
+    # Items of similar length share a batch to reduce padding; the order is restored afterwards.
     order = sorted(range(len(examples)), key=lambda index: max(len(c.text) for c in examples[index].candidates))
     sorted_examples = (examples[index] for index in order)
     rows = list(finished.scores(sorted_examples, batch_size=batch_size, views=views, others=others))

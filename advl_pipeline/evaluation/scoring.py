@@ -1,8 +1,8 @@
 """`run_score_*`: score prediction files by the official rules, without any model.
 
-Anyone's program may have written them: VQA results, VCR scores, SNLI-VE labels. So they are read with suspicion: a
-missing, doubled or unknown item, a score that is not a number or an answer of another type is an error that names the
-file and the item, never a number.
+Any program may have written the files: VQA results, VCR scores, SNLI-VE labels. So they are checked strictly: a
+missing, duplicate or unknown item, a score that is not a number, or an answer of another type is an error that names
+the file and the item.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, S
 from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy, vqa_accuracy
 
 _PREDICTIONS = "A prediction file"
-"""Subject of the sentences that refuse one."""
+"""Subject of the error messages about one."""
 
 Item = TypeVar("Item")
 Name = TypeVar("Name", int, str)
@@ -65,7 +65,7 @@ def run_score_vcr(config: ScoreVcrConfig) -> dict[str, float]:
     """Score two files of VCR scores by the first maximum of each four. Checked against r2c's `eval_q2ar.py`.
 
     Returns:
-        num_items, and in percent q2a, qa2r given the right answer, and q2ar, where both must be right.
+        num_items, and in percent q2a, qa2r (given the right answer) and q2ar (both must be right).
 
     Raises:
         DatasetError: a file is missing or malformed, the shapes do not fit, or there are no questions.
@@ -123,9 +123,9 @@ def _by_id(
     *,
     what: str = DATASET_FILE,
 ) -> dict[Name, Item]:
-    """Return what a file holds: id -> item.
+    """Return the items of a file by id.
 
-    `records` are lines and what begins there; `what` is the subject of the sentence that refuses the file.
+    `records` are (line, record) pairs; `what` is the subject of the error message about the file.
     """
     items: dict[Name, Item] = {}
 
@@ -149,7 +149,7 @@ def _malformed(path: Path, why: str) -> DatasetError:
 
 
 def _require_same_ids(path: Path, ids_of_file: Collection[Name], expected: Collection[Name]) -> None:
-    """Refuse a file whose items are not exactly the annotated ones; the first id that only one side has is named."""
+    """Refuse a file whose items are not exactly the annotated ones, naming the first id that only one side has."""
     for what, ids in (
         ("lacks", {*expected} - {*ids_of_file}),
         ("has the unknown item", {*ids_of_file} - {*expected}),
@@ -162,7 +162,7 @@ def _choice_scores(path: Path, ids: Sequence[str]) -> npt.NDArray[np.float64]:
     """Return float64 (len(ids), 4) scores: `.npy` in the order of the annotations, or CSV with a first column of ids.
 
     Raises:
-        DatasetError: missing, malformed, of another length, or with a score that is not a number.
+        DatasetError: the file is missing, malformed or of another length, or a score is not a number.
     """
     if path.suffix not in (".npy", ".csv"):
         raise _malformed(path, "scores are read from .npy or .csv")

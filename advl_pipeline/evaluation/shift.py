@@ -1,17 +1,16 @@
 """The drop from a test set to its shifted version.
 
-Several shifted sets ask only a part of the original questions in another way (VCR's rule-based sets). Their drop is
-between two accuracies over the same questions, or it mixes the shift with the choice of questions. Where the choice
-itself is the shift (the hard part of SNLI-VE), it is between the part and the whole.
+Several shifted sets ask only a part of the original questions in another way (VCR's rule-based sets). Their drop must
+compare accuracies over the same questions, or it mixes the shift with the choice of questions. If the choice itself
+is the shift (the hard part of SNLI-VE), the drop compares the part with the whole.
 
-Questions are known by their ids. There are three cases, and only in the first is a drop over the common questions a
-number of its own:
-  - "same": the shifted set asks questions of the original otherwise, in other words or on another picture;
-  - "part": it holds questions of the original as they are (the hard pairs of SNLI-VE, VQA-CE, VQA-VS). The choice is
-    the shift: over the common questions nothing could ever drop, so the part is compared with the whole;
+Questions are matched by id. There are three cases, and only the first has a drop over the common questions:
+  - "same": the shifted set asks questions of the original in other words or on another picture;
+  - "part": it contains questions of the original unchanged (the hard pairs of SNLI-VE, VQA-CE, VQA-VS). The choice is
+    the shift: over the common questions the drop is always zero, so the part is compared with the whole;
   - "other": the two have no question in common.
 
-Shapes: N questions of the original set, M of the shifted one, n that both hold.
+Shapes: N questions of the original set, M of the shifted one, n in both.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ from advl_pipeline.runs.results import read_config, read_evaluation
 
 
 def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
-    """Compare two evaluated sets of a run on the questions that both hold, or a part with the whole that it is of.
+    """Compare two evaluated sets of a run on their common questions, or a part with its whole.
 
     Returns:
-        original_set, shifted_set, and drops: metric that both were scored by -> what `shift_drop` returns.
+        original_set, shifted_set, and drops: each metric of both sets -> the result of `shift_drop`.
 
     Raises:
         ConfigError: the card names no set to compare with, or a set was not evaluated.
@@ -66,7 +65,7 @@ def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
 
 
 def _items(run: Path, name: str) -> dict[str, Any]:
-    """Return the items of an evaluated set with the true pictures, by metric."""
+    """Return the items of an evaluated set with their true pictures, by metric."""
     evaluation = read_evaluation(run, name)
     if evaluation is None:
         advice = advise(["advl", "evaluate", str(run), "--on", name])
@@ -78,20 +77,20 @@ def _items(run: Path, name: str) -> dict[str, Any]:
 def shift_drop(
     original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.floating], match: Match
 ) -> dict[str, Any]:
-    """Compare item scores on the questions that both sets hold, or those of a part with those of the whole.
+    """Compare item scores on the questions that both sets contain, or those of a part with those of the whole.
 
     Returns:
-        How the questions go together, num_items of the shifted set, the two accuracies in percent, and their change:
-        points, and percent of the original. Its interval (points, bootstrap over questions) and p_value (sign-flip
-        test over questions) are of this one run and say nothing of other seeds. A part asks no question in two ways,
-        so it has no p.
+        The relation of the questions, num_items of the shifted set, the two accuracies in percent, and their change
+        in points and in percent of the original. Its interval (points, bootstrap over questions) and p_value
+        (sign-flip test over questions) apply to this run only, not to other seeds. A part asks no question in two
+        ways, so it has no p-value.
 
     Raises:
-        DatasetError: they have no question in common.
+        DatasetError: the sets have no question in common.
     """
     if match.questions == "other":
         raise DatasetError("The shifted set has no question in common with the original one.")
-    # The change is what is lost with the other sign.
+    # The change is the loss with the opposite sign.
     whole, part = (
         Contribution(values_SN=-values.astype(np.float64)[None], groups=None) for values in (original_N, shifted_M)
     )
@@ -114,7 +113,7 @@ Questions = Literal["same", "part", "other"]
 
 
 class Match(NamedTuple):
-    """How the questions of two sets go together: row i of the one is the question in row i of the other."""
+    """The relation of the questions of two sets, and their common rows: `original_n[i]` matches `shifted_n[i]`."""
 
     questions: Questions
     original_n: npt.NDArray[np.int64]
@@ -124,9 +123,9 @@ class Match(NamedTuple):
 def lost_to_shift(
     before: Contribution, after: Contribution, match: Match
 ) -> tuple[Contribution, Contribution, tuple[Contribution, ...]]:
-    """Return both sides over the questions that count, and what is lost from one to the other, as disjoint sets.
+    """Return both sides over the questions that count, and the loss from one to the other as disjoint sets.
 
-    Where the same questions are asked otherwise, it is over these, grouped by the pictures of the original set.
+    If the same questions are asked in another way, only they count, grouped by the pictures of the original set.
     """
     questions, original_n, shifted_n = match
     if questions == "part":
@@ -140,14 +139,14 @@ def lost_to_shift(
 
 
 _Set = tuple[str, DatasetSpec | None]
-"""A test set: its split and the dataset that it is of; None for rows that no card describes."""
+"""A test set: its split and its dataset, which is None for rows without a card."""
 
 
 def original_of(dataset: str, shifted_set: str) -> str | None:
-    """Return the set that the card of a shifted set compares it with, named as the shifted set is; None for none.
+    """Return the set that the card of a shifted set compares it with, in the same notation; None if there is none.
 
     Args:
-        shifted_set: a split of it, or of another dataset as "dataset/split".
+        shifted_set: a split of `dataset`, or of another dataset as "dataset/split".
     """
     name, _, _ = shifted_set.rpartition("/")
     split, known = _test_set(dataset, shifted_set)
@@ -163,7 +162,7 @@ def match_questions(
     """Find the questions that two sets have in common.
 
     Args:
-        original_set: a split of it, or of another dataset as "dataset/split".
+        original_set: a split of `dataset`, or of another dataset as "dataset/split".
         shifted_set: as `original_set`.
     """
     original, shifted = question_namer(dataset, original_set), question_namer(dataset, shifted_set)
@@ -176,7 +175,7 @@ def match_questions(
 
 
 def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:
-    """Return what gives a question of a set the name that it has in all sets that ask it."""
+    """Return a function from a question id of a set to the common name of the question in all sets that ask it."""
     split, known = _test_set(dataset, test_set)
     return str if known is None else partial(known.common_name, split)
 
@@ -189,7 +188,7 @@ def _test_set(dataset: str, name: str) -> _Set:
 def _asks_alike(original: _Set, shifted: _Set) -> bool:
     """Return whether a common id stands for the same words on the same picture with the same answer in both sets.
 
-    A VQA id names question, picture and answers; elsewhere a part is read from the annotations of its original.
+    A VQA id determines question, picture and answers. Elsewhere, a part shares the annotations of its original.
     """
     annotated = []
     for split, known in (original, shifted):

@@ -9,10 +9,10 @@ Everything the module returns is in *points* (percentage points of accuracy) unl
 `relative_percent`; the two are never added, averaged or compared.
 
 Numbers that are not one accuracy on one test set are sums of `Contribution`s. A gain averaged over shot sizes, the
-slope of a gain, the use of pictures, and what any of them is more than another method's, are all means over items of
-a combination of scores. A drop to a set of other questions is the sum of two such means, over two sets of items. So
-one bootstrap serves them all: items are resampled together with their picture, each set by itself, and seeds once
-for all sets.
+slope of a gain, the use of pictures, and the difference of any of these between two methods are all means over items
+of a combination of scores. A drop to a set of other questions is the sum of two such means, over two sets of items.
+So one bootstrap serves them all: items are resampled together with their picture, separately for each set, and seeds
+once for all sets.
 
 Sources: sign-flip permutation tests (Fisher 1935; Good, "Permutation Tests", 2000), percentile bootstrap (Efron and
 Tibshirani 1993), step-down correction (Holm 1979), p of a sampled permutation test (Phipson and Smyth 2010).
@@ -32,12 +32,12 @@ import scipy  # Its `stats` are imported when they are first used.
 FloatArray = npt.NDArray[np.float64]
 
 EXACT_UP_TO = 14
-"""Differences other than zero up to which a sign-flip test enumerates all sign patterns (16,384)."""
+"""Largest number of nonzero differences for which a sign-flip test enumerates all sign patterns (16,384)."""
 
 _FEW_DISTINCT = 512
 _RESAMPLES_AT_ONCE = 250
 _GRAIN = 1e-6
-"""Differences nearer than this are one value: item scores are stored as float32."""
+"""Differences closer than this count as equal, since item scores are stored as float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,23 +52,23 @@ class Interval:
         return self.low <= value <= self.high
 
     def scaled(self, factor: float) -> Interval:
-        """Return the interval of the same number times a factor."""
+        """Return the interval multiplied by a factor."""
         low, high = sorted((factor * self.low, factor * self.high))
         return Interval(low=low, high=high, level=self.level)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemGroups:
-    """Which items are not independent (`group_N`, such as questions on one picture), and their types (`stratum_N`).
+    """Groups of dependent items (`group_N`, such as questions on one picture) and item types (`stratum_N`).
 
-    Both are int64 and number groups and strata from 0 without gaps.
+    Both are int64 and numbered from 0 without gaps.
     """
 
     group_N: npt.NDArray[np.int64]
     stratum_N: npt.NDArray[np.int64]
 
     def subset(self, rows_n: npt.NDArray[np.int64]) -> ItemGroups:
-        """Return the groups of some of the items, in the order of their rows."""
+        """Return the groups of the given items, in the order of their rows."""
         _, group_n = np.unique(self.group_N[rows_n], return_inverse=True)
         _, stratum_n = np.unique(self.stratum_N[rows_n], return_inverse=True)
         return ItemGroups(group_N=group_n.astype(np.int64), stratum_N=stratum_n.astype(np.int64))
@@ -77,7 +77,7 @@ class ItemGroups:
 def item_groups(groups: Sequence[str], strata: Sequence[str], *, max_strata: int = 16) -> ItemGroups:
     """Number groups and strata by name.
 
-    More than `max_strata` types, as VQA's 65, are not held fixed: most would be missing from a resample's pictures.
+    More than `max_strata` types, such as VQA's 65, are not held fixed, since a resample would lack most of them.
     """
     _, group_N = np.unique(np.asarray(groups), return_inverse=True)
     _, stratum_N = np.unique(np.asarray(strata), return_inverse=True)
@@ -87,17 +87,17 @@ def item_groups(groups: Sequence[str], strata: Sequence[str], *, max_strata: int
 
 
 def relative_percent(points: float, baseline: float) -> float | None:
-    """Return a change in points as percent of an accuracy; None where that is 0."""
+    """Return a change in points as percent of an accuracy; None if the accuracy is 0."""
     return 100.0 * points / baseline if baseline else None
 
 
 def summarise(values: Sequence[float]) -> tuple[float, float | None, Interval | None]:
-    """Return mean, sample standard deviation and the 95 % t interval of the mean, of values in points.
+    """Return the mean, sample standard deviation and 95 % t interval of the mean of values in points.
 
-    One value has neither deviation nor interval.
+    A single value has neither deviation nor interval.
 
     Raises:
-        ValueError: there is no value.
+        ValueError: there are no values.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
@@ -111,9 +111,9 @@ def summarise(values: Sequence[float]) -> tuple[float, float | None, Interval | 
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p of Student's paired t-test of differences, one per seed.
+    """Return the two-sided p-value of Student's paired t-test of differences, one per seed.
 
-    It is None where the test says nothing: fewer than two seeds, or no spread between them.
+    It is None if the test is undefined: fewer than two seeds, or no spread between them.
     """
     array = np.asarray(differences, dtype=np.float64)
     if array.size < 2 or float(np.ptp(array)) <= _GRAIN:
@@ -122,12 +122,12 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 
 
 def sign_flip_test(differences: Sequence[float] | FloatArray, *, resamples: int = 9999, seed: int = 0) -> float:
-    """Return the two-sided p of a permutation test: under "no difference" each has either sign as likely.
+    """Return the two-sided p-value of a permutation test: under "no difference" both signs are equally likely.
 
-    Differences of zero carry no information. With at most `EXACT_UP_TO` others all sign patterns are enumerated.
-    Beyond, sums are sampled: differences of one magnitude enter only by how many are positive, which is binomial,
-    so a draw costs one number per distinct magnitude instead of one per item. Where none of `resamples` sums is as
-    large as the observed one, ten times as many are drawn: a table corrects p for its many rows.
+    Differences of zero carry no information. With at most `EXACT_UP_TO` others, all sign patterns are enumerated.
+    Otherwise sums are sampled: differences of equal magnitude matter only by the number of positive ones, which is
+    binomial, so a draw costs one number per distinct magnitude instead of one per item. If none of `resamples` sums
+    is as large as the observed one, ten times as many are drawn, since a table corrects p for its many rows.
     """
     array = np.asarray(differences, dtype=np.float64)
     informative = array[np.abs(array) > _GRAIN]
@@ -156,10 +156,10 @@ def sign_flip_test(differences: Sequence[float] | FloatArray, *, resamples: int 
 def accuracy_interval(score_N: npt.NDArray[np.floating], pictures: Sequence[str], strata: Sequence[str]) -> Interval:
     """Return the 95 % interval of an accuracy, in percent; items on one picture are drawn together.
 
-    Where all items have one score, draws know no spread: it is Wilson's interval of as many pictures (JASA 1927).
+    If all items have the same score, resamples have no spread, so it is Wilson's interval over pictures (JASA 1927).
 
     Raises:
-        ValueError: there is no item.
+        ValueError: there are no items.
     """
     scores_N = np.asarray(score_N, dtype=np.float64)
     if scores_N.size and np.ptp(scores_N) <= _GRAIN:
@@ -176,16 +176,16 @@ def resampled_means(
 ) -> FloatArray:
     """Return (B, S) the mean difference of each seed over each of B resamples of the items.
 
-    Items of one group, such as the questions on one picture, are drawn together: they are not independent of one
-    another. With strata, each resample's means per stratum are weighted by the strata's true shares
-    (post-stratification), so that a resample does not gain by holding more questions of an easy type. Groups with the
-    same content are exchangeable, so their multiplicities are drawn together.
+    Items of one group, such as the questions on one picture, are drawn together, since they are not independent. With
+    strata, each resample's means per stratum are weighted by the strata's true shares (post-stratification), so that
+    a resample does not gain from containing more questions of an easy type. Groups with the same content are
+    exchangeable, so their multiplicities are drawn together.
 
     Args:
-        groups: which items belong together; None for items that are all apart.
+        groups: groups of dependent items; None for independent items.
 
     Raises:
-        ValueError: there is no item or no seed.
+        ValueError: there are no items or no seeds.
     """
     num_seeds, num_items = difference_SN.shape
     if num_seeds == 0 or num_items == 0:
@@ -198,7 +198,7 @@ def resampled_means(
     )
     content_BF = np.concatenate(list(draws)).reshape(resamples, 1 + num_seeds, len(share_H))
     size_BH, sum_BSH = content_BF[:, 0], content_BF[:, 1:] * _GRAIN
-    # A stratum that a resample lacks is left out of it, and the shares of the others grow.
+    # A stratum missing from a resample is left out, and the shares of the others grow.
     weight_BH = share_H * (size_BH > 0)
     weight_BH /= weight_BH.sum(axis=1, keepdims=True)
     means_BS: FloatArray = np.einsum("bsh,bh->bs", sum_BSH, weight_BH / np.maximum(size_BH, 1))
@@ -218,7 +218,7 @@ def interval_of_resamples(means_BS: FloatArray, *, random: np.random.Generator |
 
 
 def _group_content(difference_SN: FloatArray, groups: ItemGroups | None) -> tuple[FloatArray, FloatArray]:
-    """Return (G, (1 + S) * H): items of each group per stratum, then sums of differences; and the strata's shares."""
+    """Return (G, (1 + S) * H), each group's item counts per stratum, then sums of differences, and stratum shares."""
     num_items = difference_SN.shape[1]
     group_N = np.arange(num_items) if groups is None else groups.group_N
     stratum_N = np.zeros(num_items, dtype=np.int64) if groups is None else groups.stratum_N
@@ -233,7 +233,7 @@ def _group_content(difference_SN: FloatArray, groups: ItemGroups | None) -> tupl
 
 
 def _draw_groups(counts_U: npt.NDArray[np.int64], resamples: int, random: np.random.Generator) -> FloatArray:
-    """Draw as many groups as there are, with replacement; return (B, U) how often each distinct one came."""
+    """Draw as many groups as there are, with replacement; return (B, U) counts of each distinct group."""
     num_groups = int(counts_U.sum())
     if len(counts_U) <= _FEW_DISTINCT:
         few_BU: FloatArray = random.multinomial(num_groups, counts_U / num_groups, size=resamples).astype(np.float64)
@@ -246,7 +246,7 @@ def _draw_groups(counts_U: npt.NDArray[np.int64], resamples: int, random: np.ran
 
 
 def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
-    """Holm's step-down correction: adjusted p in the order given; a test that does not exist stays None."""
+    """Return p-values adjusted by Holm's step-down correction, in the order given; missing tests stay None."""
     present = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     running = 0.0
@@ -257,7 +257,7 @@ def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
 
 
 def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatArray:
-    """Return the least-squares slope, one per seed (S,), of a gain in points for each doubling of the shots.
+    """Return (S,) the least-squares slope per seed of a gain, in points per doubling of the shots.
 
     Raises:
         ValueError: fewer than two distinct shot sizes.
@@ -277,14 +277,13 @@ def compare(
     """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
 
     Returns:
-        The fields of a `studies.table.Number`. `mean` and `per_seed` are differences in points. `p_seed` is of the
-        paired t-test over seeds, None where that says nothing, and `p_sign_flip` of their sign-flip test. `p_item` is
-        of the sign-flip test over items of the difference averaged over seeds, in which items of one group are
-        flipped together. For it and `item_interval` these seeds are taken as given; `joint_interval` is over seeds
-        and items, what another draw of both would give.
+        The fields of a `studies.table.Number`. `mean` and `per_seed` are differences in points. `p_seed` is from the
+        paired t-test over seeds (None if undefined) and `p_sign_flip` from their sign-flip test. `p_item` is from the
+        sign-flip test over items of the difference averaged over seeds; items of one group are flipped together. It
+        and `item_interval` take these seeds as given; `joint_interval` covers another draw of both seeds and items.
 
     Args:
-        groups: which items belong together; None for items that are all apart.
+        groups: groups of dependent items; None for independent items.
 
     Raises:
         ValueError: the two were not scored on the same seeds and items.
@@ -313,7 +312,7 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contribution:
-    """What each item of a set adds to a combination of scores in [0, 1], and which items belong together."""
+    """The term of each item of a set in a combination of scores in [0, 1], and the groups of dependent items."""
 
     values_SN: FloatArray
     groups: ItemGroups | None
@@ -322,14 +321,14 @@ class Contribution:
 def lost_in_part(
     whole: Contribution, part: Contribution, whole_n: npt.NDArray[np.int64], part_n: npt.NDArray[np.int64]
 ) -> tuple[Contribution, ...]:
-    """Return what a part is below the whole that it is of, as disjoint sets: what both hold, and what only one holds.
+    """Return the loss from a whole to its part as disjoint sets: items in both, and items in only one of them.
 
-    With N items in the whole, all n of the part among them, whole - part is (1 - n / N) (rest - part). Of samples of
-    the two, each may hold questions that the other does not.
+    With N items in the whole, including all n of the part, whole - part is (1 - n / N) (rest - part). If both are
+    samples, each may contain questions that the other does not.
 
     Args:
-        whole_n: positions in the whole of the questions that both hold.
-        part_n: their positions in the part.
+        whole_n: positions in the whole of the questions in both.
+        part_n: positions of the same questions in the part.
     """
     num_whole, num_part, num_both = whole.values_SN.shape[1], part.values_SN.shape[1], len(whole_n)
     rest, more = (np.setdiff1d(np.arange(count), held) for count, held in ((num_whole, whole_n), (num_part, part_n)))
@@ -354,15 +353,15 @@ def mean_per_seed(sets: Sequence[Contribution]) -> tuple[float, ...]:
 def joint_interval(sets: Sequence[Contribution], *, resamples: int = 2000, resample_seeds: bool = True) -> Interval:
     """Return the percentile bootstrap interval, in points, of the sum over sets of the mean over items.
 
-    With S seeds the share of the variance that seeds contribute is understated by (S - 1) / S, as in any bootstrap of
-    S values; the t interval over seeds (`summarise`) does not share this flaw, and a verdict asks for both.
+    With S seeds, the variance contributed by seeds is understated by a factor of (S - 1) / S, as in any bootstrap of
+    S values. The t interval over seeds (`summarise`) does not have this flaw, and a verdict requires both.
 
     Args:
         sets: disjoint sets of items, over the same seeds.
         resample_seeds: whether seeds are resampled too.
 
     Raises:
-        ValueError: there is no set, no item or no seed.
+        ValueError: there are no sets, items or seeds.
     """
     if not sets:
         raise ValueError("a bootstrap needs at least one set of items")
