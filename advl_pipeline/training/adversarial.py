@@ -1,12 +1,12 @@
-"""VILLA's adversarial finetuning: UNITER's modules, another inner loop, for any student that takes perturbations.
+"""VILLA's adversarial finetuning with UNITER's modules, for any student that accepts perturbations.
 
-One micro-batch costs one clean forward and K perturbed ones with backward. The parameters' gradients add up over
-the K passes ("free" training), so the optimiser steps once, afterwards. Follows zhegan27/VILLA 1d5bc2b,
-`train_vqa_adv.py` and `train_vcr_adv.py`; the branch that perturbs the modalities in turns is left out, no
+One micro-batch costs one clean forward pass and K perturbed passes with backward. Parameter gradients accumulate
+over the K passes ("free" training), so the optimiser steps once at the end. Follows zhegan27/VILLA 1d5bc2b,
+`train_vqa_adv.py` and `train_vcr_adv.py`. The branch that alternates between modalities is left out, because no
 published configuration uses it.
 
 In a run, the perturbed passes carry the task loss and the divergence, and the clean pass carries the distillation:
-what a teacher knows is asked of the student's clean states. That reading is ours; VILLA has no teachers.
+teachers are compared with the student's clean states. That reading is ours; VILLA has no teachers.
 
 Shapes: N sequences, L text tokens, E word embedding width, R visual tokens, F visual feature width, K classes.
 """
@@ -46,11 +46,11 @@ def adversarial_passes(
     reduction: Literal["sum-classes", "mean"],
     backward: Callable[[torch.Tensor, bool], None],
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Run the clean forward and the K perturbed passes; gradients add up in the parameters.
+    """Run the clean forward and the K perturbed passes; gradients accumulate in the parameters.
 
     Args:
         forward: task loss and logits under a perturbation, or clean with None.
-        start: zero tensors of the perturbations' shapes; a modality that is None stays unperturbed.
+        start: zero tensors of the perturbations' shapes; a modality that is None is not perturbed.
         reduction: of the divergence (`symmetric_kl`).
         backward: called with a loss, and whether to keep the graph.
 
@@ -109,12 +109,12 @@ def adversarial_terms(
     is_two_way: bool,
     backward: Callable[..., None],
 ) -> LossTerms:
-    """Run the passes of one micro-batch, with backward, and return what is to be logged.
+    """Run the passes of one micro-batch, with backward, and return the terms for the log.
 
     Args:
         run_model: the model on this micro-batch, given `perturbation`, None for the clean pass.
-        student: gives the perturbations' shapes.
-        is_two_way: logits are two per candidate, whose divergence VILLA averages instead of adding up.
+        student: provides the perturbations' shapes.
+        is_two_way: each candidate has two logits, whose divergence VILLA averages instead of summing.
         backward: called with a loss and `retain_graph`.
     """
     made: list[LossTerms] = []
@@ -123,7 +123,7 @@ def adversarial_terms(
         terms = run_model(perturbation=perturbation)
         made.append(terms)
         assert terms.compared is not None
-        # Candidates that an example lacks score -inf, whose divergence is not a number.
+        # Missing candidates of an example score -inf, whose divergence would be NaN.
         return terms.weighted["task"], terms.compared.clamp(min=torch.finfo(terms.compared.dtype).min)
 
     def step_back(loss: torch.Tensor, keep_graph: bool) -> None:

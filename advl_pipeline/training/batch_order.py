@@ -1,9 +1,9 @@
-"""Which examples an optimiser step takes: pure functions of the step, so that any step can be resumed at.
+"""The examples of each optimiser step: pure functions of the step, so that training can resume at any step.
 
-Both orders concatenate epochs; in each, every example comes exactly once. Batches by number of tokens put sequences
-of like length together, so that little of a batch is padding. They behave as UNITER's (ChenRocks/UNITER 1dbfa62,
-`data/sampler.py`): shuffle, cut into buckets, sort each bucket by length, fill batches up to a number of padded
-tokens, shuffle the batches.
+Both orders concatenate epochs, each with every example exactly once. Batches by number of tokens group sequences of
+similar length, which reduces padding. They behave like UNITER's (ChenRocks/UNITER 1dbfa62, `data/sampler.py`):
+shuffle, cut into buckets, sort each bucket by length, fill batches up to a number of padded tokens, shuffle the
+batches.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.resolved import Run
 
 BUCKET_SIZE = 8192
-"""Examples that are sorted by length together: UNITER's `BUCKET_SIZE` (`utils/const.py`)."""
+"""Number of examples that are sorted by length together: UNITER's `BUCKET_SIZE` (`utils/const.py`)."""
 
 GROUP_SIZE = 8
-"""Examples that join a batch at once, as in UNITER's sampler; halved until a group of the longest fits."""
+"""Number of examples added to a batch at once, as in UNITER's sampler; halved until a group of the longest fits."""
 
 BY_EXAMPLES = "--batch-size, which counts examples and not tokens"
 
@@ -37,10 +37,10 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ExampleOrder:
-    """The order cuts the examples into batches of a number of examples.
+    """Batches with a fixed number of examples.
 
     Args:
-        num_examples: there are.
+        num_examples: total number of examples.
         batch_size: examples per optimiser step over all ranks.
         accumulate: micro-batches per step and rank.
     """
@@ -54,9 +54,9 @@ class ExampleOrder:
     world_size: int = 1
 
     def micro_batches(self, step: int) -> list[Positions]:
-        """Return positions of the examples, micro-batch by micro-batch, for this rank; the ranks see each once.
+        """Return the positions of this rank's examples by micro-batch; each example belongs to exactly one rank.
 
-        A micro-batch holds the same examples over all ranks, whatever their number, and all ranks have a part of it.
+        A micro-batch has the same examples over all ranks, whatever their number, and all ranks get a part of it.
         """
         positions = positions_of_step(self.num_examples, step=step, batch_size=self.batch_size, seed=self.seed)
         num_parts = max(1, min(self.accumulate, len(positions) // self.world_size))
@@ -67,15 +67,15 @@ class ExampleOrder:
 
 @dataclass
 class TokenOrder:
-    """The order cuts the examples into batches of a number of padded tokens, those of like length together.
+    """Batches with a bounded number of padded tokens, of examples with similar length.
 
     Args:
         sizes: tokens of each example.
-        max_tokens: of one micro-batch: its longest example times the number of its examples.
+        max_tokens: bound for one micro-batch: its longest example times the number of its examples.
         accumulate: micro-batches per optimiser step over all ranks; never more than an epoch has.
 
     Raises:
-        ConfigError: an example alone is over the bound, or there are fewer micro-batches than processes.
+        ConfigError: a single example exceeds the bound, or there are fewer micro-batches than processes.
     """
 
     sizes: Sequence[int]
@@ -98,7 +98,7 @@ class TokenOrder:
             raise ConfigError("There are fewer micro-batches than processes.", why=why, next_command=BY_EXAMPLES)
 
     def micro_batches(self, step: int) -> list[Positions]:
-        """Return positions of the examples, micro-batch by micro-batch, for this rank."""
+        """Return the positions of this rank's examples by micro-batch."""
         first = step * self.accumulate
         micro_batches: list[Positions] = []
         epoch = passed = 0
@@ -128,11 +128,11 @@ class TokenOrder:
 
 
 BatchOrder = ExampleOrder | TokenOrder
-"""Gives the micro-batches of an optimiser step."""
+"""An order that gives the micro-batches of an optimiser step."""
 
 
 def epoch_order(num_items: int, *, seed: int, epoch: int) -> Positions:
-    """Return the permutation of all of range(num_items) that epoch number `epoch` follows."""
+    """Return the permutation of range(num_items) for epoch number `epoch`."""
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
     return generator.permutation(num_items).astype(np.int64)
 
@@ -140,7 +140,7 @@ def epoch_order(num_items: int, *, seed: int, epoch: int) -> Positions:
 def positions_of_step(num_examples: int, *, step: int, batch_size: int, seed: int) -> Positions:
     """Return the positions of the examples of optimiser step `step`.
 
-    The stream is the concatenation of epochs, each a permutation of all examples, so every example comes exactly
+    The stream concatenates epochs, each a permutation of all examples, so every example occurs exactly
     once per epoch; a batch may span two epochs.
     """
     first = step * batch_size
@@ -164,11 +164,11 @@ def token_batches(
         lengths: tokens (text and regions) of each item.
         max_tokens: bound on the longest length times the number of items of a batch.
         bucket_size: items that are sorted together; larger means less padding and less mixing.
-        seed: chooses both shuffles.
-        multiple: items are added in groups of this many, which suits half-precision hardware.
+        seed: of both shuffles.
+        multiple: items are added in groups of this size, which suits half-precision hardware.
 
     Raises:
-        ConfigError: one group alone is over the bound.
+        ConfigError: a single group exceeds the bound.
     """
     generator = random.Random(seed)
     order = list(range(len(lengths)))
@@ -180,7 +180,7 @@ def token_batches(
         longest = 0
         for first in range(0, len(bucket), multiple):
             group = bucket[first : first + multiple]
-            # The longest item so far stays the bound of the whole bucket, as in the original.
+            # The longest item so far bounds the rest of the bucket too, as in the original.
             longest = max(longest, *(lengths[item] for item in group))
             if longest * (len(batch) + multiple) <= max_tokens:
                 batch = batch + group
@@ -198,9 +198,9 @@ def token_batches(
 def order_examples(
     run: Run, student: Student, dataset: Dataset, indices: Sequence[int], *, rank: int
 ) -> tuple[Sequence[int], BatchOrder]:
-    """Return the indices that are trained on and the order of the positions in them.
+    """Return the indices of the training examples and the order of the positions in them.
 
-    Batches of tokens leave out examples whose text is over the recipe's bound, as UNITER does in training.
+    Batches of tokens exclude examples whose text exceeds the recipe's bound, as UNITER does in training.
 
     Raises:
         ConfigError: the student cannot count tokens, nothing is left, or a step has fewer examples than processes.
@@ -223,16 +223,16 @@ def order_examples(
 
 
 CHUNK_SIZE = 256
-"""Examples that are tokenised together."""
+"""Number of examples that are tokenised together."""
 
 
 def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the text tokens of each example, all candidates as if as long as its longest, and its regions.
+    """Return the text tokens of each example, counting every candidate as long as the longest, and its regions.
 
     UNITER counts a picture's regions once, however many candidates see them (`data/vcr.py`).
 
     Raises:
-        ConfigError: the student cannot say. DatasetError: a text or picture that it cannot take.
+        ConfigError: the student cannot count them. DatasetError: the student cannot process a text or picture.
     """
     if not isinstance(student, TextStudent):
         raise ConfigError(f"{student.name} has no batches by tokens.", next_command=BY_EXAMPLES)

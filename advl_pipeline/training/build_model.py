@@ -1,6 +1,6 @@
-"""Build what a run trains: student, heads, and the model that holds them with the projections of the method.
+"""Build the trained modules of a run: student, heads, and the model that combines them with the projections.
 
-The student's settings come from the run's options (kind of regions, tokenizer) and from what a recipe says of it.
+The student's settings come from the run's options (kind of regions, tokenizer) and from its recipe.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from advl_pipeline.training.targets import require_fitting_loss
 
 MOST_TEXTS: Final = 10_000
 TEXTS_AT_ONCE: Final = 256
-"""For how often words come up (`OutputHead.read_texts`)."""
+"""Number of texts per batch when words are counted (`OutputHead.read_texts`)."""
 
 
 def build_finetune_student(run: Run) -> Student:
-    """Build the student; the same seed gives the same one for every method."""
+    """Build the student; the same seed gives the same student for every method."""
     config = run.config
     with drawing(config.seed):
         options = student_options(config_to_dict(config))
@@ -62,13 +62,13 @@ def build_finetune_student(run: Run) -> Student:
 
 
 def base_dtype(student: Student, config: FinetuneConfig) -> BaseDtype:
-    """Return the type that a run holds its student's frozen weights in.
+    """Return the dtype of the student's frozen weights in a run.
 
-    A student that answers in words computes in the type of its weights, as transformers' own model does. The layers
-    of other students expect fp32.
+    A student that answers in words computes in the dtype of its weights, like transformers' own model. The layers of
+    other students expect fp32.
 
     Raises:
-        ConfigError: bf16 is asked for where nothing is frozen, or of a student that has no pass in bf16.
+        ConfigError: bf16 is requested but nothing is frozen, or the student does not support bf16.
     """
     is_frozen = lora_settings(student, config) is not None
     can_hold_bf16 = is_frozen and student.lora is not None
@@ -82,14 +82,14 @@ def base_dtype(student: Student, config: FinetuneConfig) -> BaseDtype:
 
 
 def hold_frozen_in_bf16(student: Student) -> None:
-    """Round the frozen weights of a student to bf16, in place; what is trained, and buffers, stay as they are."""
+    """Round the frozen weights of a student to bf16, in place; trained weights and buffers keep their dtype."""
     for parameter in student.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def fill_towers(student: Student) -> dict[str, Any]:
-    """Let a student take over the weights of the teachers that it starts from; return what identifies these, by name.
+    """Copy the weights of the teachers that a student starts from; return the identities of these weights, by name.
 
     Raises:
         WeightsUnavailable: they are not available.
@@ -103,15 +103,15 @@ def fill_towers(student: Student) -> dict[str, Any]:
 def build_finetune_heads(
     run: Run, student: Student, inputs: Inputs
 ) -> tuple[dict[str, nn.Module], dict[str, HeadOrigin]]:
-    """Build a student's heads and say where their values come from; the same seed gives the same for every method."""
+    """Build a student's heads, and return the origin of each; the same seed gives every method the same heads."""
     heads: dict[str, nn.Module] = {}
     with drawing(run.config.seed + 1):
         for task in inputs.dataset.tasks:
-            # Tasks that share a head get one.
+            # Tasks that share a head get only one.
             if (name := head_name(task)) not in heads:
                 num_classes = 1 if task in MULTIPLE_CHOICE_TASKS else len(inputs.dataset.label_names(task))
                 heads[name] = student.build_head(name, num_classes)
-    # Heads that look things up see the texts of the split, evenly spaced ones where they are many; no label.
+    # Heads with statistics of the texts read those of the split, evenly spaced if there are many; no label.
     seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
     for head in heads.values():
         if isinstance(head, OutputHead):
@@ -126,9 +126,9 @@ def build_finetune_heads(
 
 
 def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, inputs: Inputs) -> FinetuneModel:
-    """Build what is trained together, from the student, its heads and what they learn from besides labels.
+    """Build the trained model from the student, its heads and the training signals besides labels.
 
-    The student as it is now is what the adapt step holds known words to.
+    The present student becomes the reference of the adapt step, which anchors known words.
     """
     settings, student = run.method.settings, start.student
     if run.method.uses_teachers and settings.projector == "shared" and settings.distance != "relational":
@@ -158,13 +158,13 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
 
 
 def student_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run's options give its student.
+    """Return the student settings from a run's options.
 
     Args:
-        config: plain configuration of the run (`config_to_dict`, or what its folder holds).
+        config: plain configuration of the run (`config_to_dict`, or from its folder).
 
     Raises:
-        ConfigError: a setting that is not KEY=VALUE.
+        ConfigError: a setting is not KEY=VALUE.
     """
     settings: dict[str, Any] = {}
     for text in config.get("student_option") or ():
@@ -185,9 +185,9 @@ def student_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipe_options(chosen: ChosenRecipe, init: Path | None) -> dict[str, Any]:
-    """Return the settings of the architecture that a recipe states.
+    """Return the architecture settings of a recipe.
 
-    A recipe of another size says nothing about them, and a saved student has its own except for dropout.
+    A recipe of another size has none that apply, and a saved student has its own except for dropout.
     """
     recipe = chosen.recipe
     if recipe is None or not chosen.is_own_size:
@@ -195,7 +195,7 @@ def recipe_options(chosen: ChosenRecipe, init: Path | None) -> dict[str, Any]:
     keys = ["dropout"]
     if init is None or not (init / DESCRIPTION_FILE).is_file():
         keys.append("image_size")
-        # Counted in tokens of a batch, a text's length is a bound on what is trained on (`TrainingSettings`).
+        # With token batches, the text length selects training examples instead (`TrainingSettings`).
         if recipe.batch_unit == "examples":
             keys.append("max_text_length")
     return {key: getattr(recipe, key) for key in keys if key in recipe.sources}

@@ -1,9 +1,9 @@
-"""A checkpoint is one safetensors file, written whole or not at all, never a pickle.
+"""Checkpoints: one safetensors file each, written atomically, never a pickle.
 
 Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the
-step, the phase, and the digest of all of these. Randomness needs no state: every step seeds itself from (seed,
-step). A run writes them on a thread: the loop waits while the state is copied, not while it is hashed and
-written.
+step, the phase, and the digest of all of these. Random generators need no state, because every step seeds itself from
+(seed, step). A run writes checkpoints on a thread: the loop waits while the state is copied, but not while it is
+hashed and written.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from advl_pipeline.base.tensors import parameter_digest, save_tensors
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run one after another on a thread, each whole or not at all.
+    """Writer of a run's checkpoints, one after another on a thread, each atomically.
 
-    A write that failed is raised by the next `save`, or where the context ends. That also waits for the last write.
+    The next `save`, or the end of the context, raises the error of a failed write. Both wait for the last write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,13 +57,13 @@ class CheckpointWriter:
         phase: str,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """Copy the state after `step` optimiser steps of a phase, and begin to write it.
+        """Copy the state after `step` optimiser steps of a phase, and start to write it.
 
         Args:
             scaler: of fp16's losses, None without.
 
         Raises:
-            StorageError: the disk is full or failed when the state before this one was written.
+            StorageError: the disk was full or failed when the previous state was written.
         """
         self._wait()
         base = _base_weights(model)
@@ -82,7 +82,7 @@ class CheckpointWriter:
 
 
 def _base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the frozen weights under low-rank updates by name: a resumed run has them from where it began."""
+    """Return the frozen weights under low-rank updates by name; a resumed run loads them from its initial weights."""
     named = dict(model.named_parameters(remove_duplicate=False))
     is_updated = any(".lora_" in name for name in named)
     return {name: value for name, value in named.items() if is_updated and not value.requires_grad}
@@ -94,10 +94,10 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, phase:
 
 
 def load_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:
-    """Return (step, phase, tensors) of a checkpoint, or None when there is none.
+    """Return (step, phase, tensors) of a checkpoint, or None if it is missing.
 
     Raises:
-        CorruptCache: the file is damaged, or is not what a run wrote.
+        CorruptCache: the file is damaged, or was not written by a run.
     """
     if not path.exists():
         return None
@@ -136,7 +136,7 @@ def restore(
     """Load a checkpoint's tensors; the optimiser only if its phase resumes.
 
     Args:
-        scaler: of fp16's losses, whose scale resumes with how long it has held.
+        scaler: of fp16's losses, whose scale and growth counter are restored.
     """
     model.load_state_dict(_base_weights(model) | _under("model/", tensors))
     if scaler is not None and (kept := _under("scaler/", tensors)):

@@ -1,7 +1,7 @@
-"""What is refused before torch loads: names, folders, files, caches and options of a run that cannot be right.
+"""Checks before torch loads: invalid names, folders, files, caches and options of a run.
 
-An option that would change nothing is refused where a user gives it, and left out of a printed command. A study
-gives its options to all its methods, so that a plain run of one may hold what only others obey.
+An option without effect is refused if a user gives it, and left out of a printed command. A study passes its options
+to all its methods, so a plain run in a study may have options that only other methods use.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from advl_pipeline.training.resolved import Run, resolve_method, resolve_run
 
 
 def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
-    """Refuse what can be refused without a model, in well under a second.
+    """Refuse an invalid run, as far as that is possible without a model, in well under a second.
 
     Args:
-        is_control: a study marks the run as a control.
+        is_control: the run is a control of a study.
 
     Raises:
-        ConfigError: contradicting options, a name that does not exist, an output that holds something else, a cache
-            that is not there, weights by labels outside of a control. DatasetError, CorruptCache, WeightsUnavailable:
-            as they say.
+        ConfigError: options contradict each other, a name does not exist, the output has other content, a cache is
+            missing, or weights use labels outside of a control. DatasetError, CorruptCache, WeightsUnavailable: as
+            their names say.
     """
     if config.distill.reads_labels and not is_control:
         instead = "put advl-oracle among the methods of a study, or give --weighting ratio"
@@ -74,13 +74,13 @@ def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
 
 
 def require_data(config: FinetuneConfig) -> None:
-    """Refuse what the data, the caches and the run folder tell, before torch loads.
+    """Refuse invalid data, caches or run folders, before torch loads.
 
-    What is in an object store or on the hub is asked later.
+    Object stores and the hub are checked later.
 
     Raises:
-        ConfigError, DatasetError: as `open_run_inputs` says. IdentityMismatch: a cache of another dataset, or a
-            folder of another run.
+        ConfigError, DatasetError: as for `open_run_inputs`. IdentityMismatch: a cache belongs to another dataset, or
+            the folder to another run.
     """
     folder = RunFolder(config.output)
     config = folder.resumed_config(config) if config.resume else config
@@ -107,10 +107,10 @@ def _at_hand(config: FinetuneConfig) -> FinetuneConfig:
 def open_parts(
     config: FinetuneConfig, *, world_size: int = 1, is_early: bool = False
 ) -> tuple[Run, Inputs, Sequence[TeacherCache], Sequence[TeacherCache]]:
-    """Return a run, decided, with its inputs, the caches of its teachers and those of its regions.
+    """Return a resolved run with its inputs, the caches of its teachers and those of its regions.
 
     Args:
-        is_early: what is in object stores is left out.
+        is_early: leave out object stores.
 
     Raises:
         As `open_caches`, `open_region_caches`, `open_run_inputs` and `resolve_run`.
@@ -120,7 +120,7 @@ def open_parts(
     region_caches = open_region_caches(
         opened.regions, splits_read(config), data_root=config.data_root, disk_cache_gb=config.disk_cache_gb
     )
-    # A cache of a part of the split limits what is seen for every method, so that one compares with another.
+    # A cache of a part of the split limits the inputs of every method, so that methods are comparable.
     inputs = open_run_inputs(config, caches)
     kind, num_labelled = head_name(inputs.dataset.tasks[0]), len(inputs.labelled)
     run = resolve_run(config, kind=kind, num_labelled=num_labelled, world_size=world_size)
@@ -130,10 +130,11 @@ def open_parts(
 def check_teachers(
     caches: Sequence[TeacherCache], inputs: Inputs, config: FinetuneConfig, settings: DistillationSettings
 ) -> list[list[TeacherCache]]:
-    """Refuse caches of teachers that do not hold what a run reads; return them as `cache_of_split` does.
+    """Refuse teacher caches without the features that a run reads; return them as `cache_of_split` does.
 
     Raises:
-        IdentityMismatch: a cache of another dataset, split or setting, or of a part. ConfigError: of other words.
+        IdentityMismatch: a cache of another dataset, split or setting, or of a part. ConfigError: a cache of other
+            words.
     """
     by_split = cache_of_split(caches, inputs.splits)
     for split, of_split in zip(inputs.splits, by_split, strict=True):
@@ -148,14 +149,15 @@ def check_teachers(
 def check_caches(
     caches: Sequence[TeacherCache], dataset: Dataset, *, data_root: Path | None, on_error: str = "fail"
 ) -> None:
-    """Compare each cache's dataset with the one that is trained on.
+    """Compare each cache's dataset with the training dataset.
 
     Args:
         data_root: where the dataset was found, for the advice.
-        on_error: how it was opened: whatever was left out makes it another one.
+        on_error: how it was opened; leaving out examples makes it a different dataset.
 
     Raises:
-        IdentityMismatch: with both values and the command that extracts again, or the option that the cache had.
+        IdentityMismatch: they differ; the message has both values and the command that extracts again, or the option
+            of the cache.
     """
     expected = dataset_identity(dataset)
     for cache in caches:
@@ -175,11 +177,11 @@ def check_caches(
         if same >= {"name", "split", "text_style"}:
             instead = extract_command(made_by | of_run, cache.path, renew=True)
         else:
-            # A cache of other data is as good as ever and stays.
+            # A cache of other data remains valid and is not replaced.
             output = f"{cache.path}-{dataset.text_style}" if same >= {"name", "split"} else ""
             whole = made_by | of_run | {"shots": None, "ids": []}
             instead = extract_command(whole, output, note="then give that cache as --cache")
-        # Own data are identified by their content, and users know them by their file.
+        # The identity of your own data is its content, but the message names its file.
         named = expected | {"name": dataset.name}, actual | {"name": str(made_by.get("dataset") or actual["name"])}
         raise IdentityMismatch(
             "The cache was made from another dataset than the one to train on.",
@@ -192,14 +194,14 @@ def check_caches(
 def _check_part(
     caches: Sequence[TeacherCache], dataset: Dataset, positions: Sequence[int], config: FinetuneConfig
 ) -> None:
-    """Refuse a cache of a part of a split that lacks what a run sees. A cache of the whole split is not looked into.
+    """Refuse a cache of a part of a split that lacks inputs of the run. A cache of a complete split is not examined.
 
     Args:
-        positions: of the examples whose inputs the run sees.
+        positions: of the examples whose inputs the run uses.
         config: of the run, for the advice.
 
     Raises:
-        IdentityMismatch: with the command that extracts what the run needs.
+        IdentityMismatch: inputs are missing; the message has the command that extracts them.
     """
     for cache in caches:
         if "selection" not in cache.identity["dataset"]:
@@ -207,7 +209,7 @@ def _check_part(
         num_missing = sum(not holds(cache, dataset[position]) for position in positions)
         if not num_missing:
             continue
-        # The file of ids may be called as the one that this cache was made of.
+        # The file of ids may have the same name as the one that this cache was made from.
         needed: dict[str, Any] = {"shots": None, "ids": [], "seed": [config.seed]}
         if config.ids is not None and config.pool is None:
             needed["ids"] = [str(config.ids)]
@@ -232,10 +234,10 @@ def holds(cache: TeacherCache, example: Example) -> bool:
 
 
 def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSettings) -> None:
-    """Refuse caches that hold some of the words where a distance or a selection takes others too.
+    """Refuse caches of some words if a distance or a selection requires all of them.
 
     Raises:
-        ConfigError: with the command that extracts all tokens.
+        ConfigError: words are missing; the message has the command that extracts all tokens.
     """
     if settings.pathway == "vision":
         return
@@ -253,15 +255,15 @@ def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSetti
 
 
 def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """Return the dataset and split of all that a run reads: what it trains on, and other inputs of the adapt step."""
+    """Return dataset and split of all data of a run: the training split, and other inputs of the adapt step."""
     return [(config.dataset, config.split), *other_splits(config.adapt.adapt_on)]
 
 
 def check_run_options(config: FinetuneConfig) -> None:
-    """Refuse options of a new run that would change nothing; an interrupted run resumes as it was.
+    """Refuse options of a new run that have no effect; an interrupted run resumes with its options.
 
     Raises:
-        ConfigError: there are such options. DatasetError: own data that cannot be read.
+        ConfigError: an option has no effect. DatasetError: your own data cannot be read.
     """
     if not (config.output / names.CONFIG).is_file():
         require_effect(
@@ -272,12 +274,12 @@ def check_run_options(config: FinetuneConfig) -> None:
 def region_places(
     locations: Iterable[Location], splits: Iterable[tuple[str, str]]
 ) -> dict[Location, tuple[Location, str, str]]:
-    """Return the caches that options of regions name: place -> the option, and the dataset and split that it is for.
+    """Return the caches named by the region options: place -> the option, and the dataset and split that it is for.
 
     Args:
-        locations: `{dataset}` and `{split}` stand for each of the splits. Where no cache is there, `{split}`
-            is the split that its pictures are filed under, as those of a shifted set are.
-        splits: (dataset, split) of what is read.
+        locations: `{dataset}` and `{split}` stand for each of the splits. If that cache is missing, `{split}` is the
+            split that contains its pictures, as for a shifted set.
+        splits: (dataset, split) of the data to read.
     """
     places: dict[Location, tuple[Location, str, str]] = {}
     options = [location for location in locations if location != PIXELS]
@@ -287,7 +289,7 @@ def region_places(
             parse_location(named.replace("{split}", filed_under))
             for filed_under in (split, *picture_splits(dataset, split))
         ]
-        # An object store is asked when the cache is opened.
+        # An object store is checked when the cache is opened.
         caches = (
             location for location in tried if not isinstance(location, Path) or (location / IDENTITY_FILE).is_file()
         )
@@ -302,16 +304,16 @@ def open_region_caches(
     data_root: Path | None = None,
     disk_cache_gb: float = DEFAULT_GB,
 ) -> list[TeacherCache]:
-    """Open the caches that options of regions name; none for crops.
+    """Open the caches named by the region options; none for crops.
 
     Args:
-        locations: as `region_places` takes them.
-        splits: likewise.
+        locations: as for `region_places`.
+        splits: as for `region_places`.
         data_root: of the datasets, for the advice.
 
     Raises:
-        ConfigError: files of a detector, or nothing; the error has the command that imports. CorruptCache: a cache is
-            damaged.
+        ConfigError: the place is empty or has a detector's files; the message has the command that imports them.
+            CorruptCache: a cache is damaged.
     """
     caches = []
     for place, (option, dataset, split) in region_places(locations, splits).items():
@@ -337,10 +339,10 @@ def open_region_caches(
 
 
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:
-    """Open the caches that the options name, through the disk cache where they are in an object store.
+    """Open the caches that the options name, through the disk cache if they are in an object store.
 
     Raises:
-        ConfigError: one holds pictures or regions, and not what a teacher says of them.
+        ConfigError: a cache contains pictures or regions instead of a teacher's features.
     """
     caches = [open_cache(path, disk_cache_gb=config.disk_cache_gb) for path in config.cache]
     for cache in caches:
@@ -357,18 +359,18 @@ def _other_option(holds: str, cache: TeacherCache, option: str) -> ConfigError:
 
 
 def finetune_command(config: FinetuneConfig) -> str:
-    """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
+    """Return the `advl finetune` command that repeats a run, without the options that have no effect in it."""
     idle = unused_options(config, facts_of_run(config))
     options = {name: value for name, value in config_to_dict(config).items() if name not in idle}
     return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 
 
 def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[str, str]:
-    """Return the facts that options of a run need, as `unused_options` takes them.
+    """Return the facts that options of a run require, for `unused_options`.
 
     Args:
-        config: as a user gives it.
-        tasks: of the dataset; none to leave aside what depends on them.
+        config: as the user gave it.
+        tasks: of the dataset; empty to ignore facts that depend on them.
     """
     method = resolve_method(config)
     distill, adapt, settings = config.distill, config.adapt, method.settings

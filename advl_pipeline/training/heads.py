@@ -1,10 +1,10 @@
-"""Task heads: as a run begins with them, and as they are in its folder, `heads.safetensors` and `heads.json`.
+"""Task heads: their initial values, and their files in a run folder, `heads.safetensors` and `heads.json`.
 
-A run begins with the checkpoint's heads where it has them for the same classes, else with fresh ones: a head is
-only meaningful with the classes that it was trained for. A run folder names its own; a pretrained student's folder
-holds the head that named regions, from which multiple choice starts. An original file does not, so VQA's answers
-have to be given: by `--answers` when they are the run's too, by `--head-answers` when they are others, such as
-those of LXMERT's pretraining. SNLI-VE's have the order that the student's authors use.
+A run starts from the checkpoint's heads if they have the same classes, else from fresh ones: a head is only
+meaningful with the classes that it was trained for. A run folder names its classes. A pretrained student's folder
+has the head that named regions, which initialises multiple choice. An original file does not name its classes, so
+VQA's answers must be given: by `--answers` if they are also the run's, by `--head-answers` if they differ, such as
+those of LXMERT's pretraining. SNLI-VE's classes have the order that the student's authors use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TRAIN_AGAIN = "run the command that trained it again, with --no-resume"
 
 
 def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write heads by name, with the task and the class names of each; `learned_by` says where another one began."""
+    """Write heads by name, with task and class names of each; `learned_by` names the training behind it."""
     save_tensors(folder / names.HEADS_WEIGHTS, heads.state_dict())
     write_text(folder / names.HEADS, json_text(described) + "\n")
 
@@ -62,7 +62,7 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
 
 
 HeadOrigin = dict[Literal["origin", "why"], str]
-"""Where a head's values come from, `checkpoint`, `fresh` or `none`, and why."""
+"""The origin of a head's values, `checkpoint`, `fresh` or `none`, and the reason."""
 
 
 def _fresh(why: str) -> HeadOrigin:
@@ -76,7 +76,7 @@ def _taken(why: str) -> HeadOrigin:
 def fill_heads(
     heads: Mapping[str, nn.Module], student: Student, dataset: Dataset, config: FinetuneConfig
 ) -> dict[str, HeadOrigin]:
-    """Fill fresh heads from the checkpoint that a run starts from, in place; say of each what became of it.
+    """Fill fresh heads from the checkpoint that a run starts from, in place; return the origin of each.
 
     Raises:
         ConfigError: the checkpoint's VQA head has other answers than the list of `--head-answers`.
@@ -144,12 +144,12 @@ def _from_original(
 def _by_answers(
     head: nn.Module, student: Student, rules: KeyRules, path: Path, answers: Sequence[str], listed: Path
 ) -> HeadOrigin:
-    """Take the head of other answers: answers that both have keep their weights, the others start at zero.
+    """Load a head of other answers: shared answers keep their weights, the others start at zero.
 
     LXMERT does this with the head of its pretraining (`src/pretrain/qa_answer_table.py`).
 
     Raises:
-        ConfigError: the file's head does not have as many answers as the list. DatasetError: the list is none.
+        ConfigError: head and list have different numbers of answers. DatasetError: the file is not a list of answers.
     """
     theirs = read_vocabulary(listed)
     source = student.build_head("vqa", len(theirs))

@@ -1,4 +1,4 @@
-"""What decides the numbers of a run, by its content: options, recipe, weights, data and caches; plain JSON types."""
+"""The identity of a run, by content: the options, recipe, weights, data and caches behind its results, as JSON."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from advl_pipeline.training.recipes import OURS, ChosenRecipe
 from advl_pipeline.training.resolved import Run
 
 SCHEMA = 3
-"""Raised whenever the same options would give other numbers: by another default, or another method behind its name.
-
-Runs and cells are identified by what differs from the defaults, so that a new option re-keys none of them.
-`tests/assets/run_defaults.json` holds the defaults that go with this number.
+"""Incremented whenever the same options give other results: by another default, or another method of the same name.
+The identity of runs and cells contains only differences from the defaults, so that a new option re-keys none of them.
+`tests/assets/run_defaults.json` contains the defaults for this number.
 """
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's plain configuration says about its numbers: the options that are not at their default.
+    """Return the options of a run's plain configuration that determine its results: those not at their default.
 
-    The student always stands in it: its default is what a plug-in says.
+    The student is always included, because its default comes from a plug-in.
     """
     options = options_without(FinetuneConfig, config, "provenance", "none")
     return {"student": options["student"]} | changed_options(FinetuneConfig, options)
 
 
 def recipe_identity(chosen: ChosenRecipe) -> dict[str, Any]:
-    """Return what the files of a run's recipe state: the one that it follows, or the one whose rates it borrows."""
+    """Return the content of a run's recipe files: the recipe that it follows, or the one whose rates it borrows."""
     return {
         name: {"student": recipe.student, "task": recipe.task, "size": recipe.size}
         | {key: value for key, value in config_to_dict(recipe).items() if key in recipe.sources}
@@ -46,27 +45,27 @@ NAMED_FILES: Mapping[str, Callable[[str], str | None]] = {
     "known_words": file_digest,
     "head_answers": file_digest,
 }
-"""Options that name a file of the student besides its weights, and what digests it; None where there is none."""
+"""Options that name a file of the student besides its weights, and their digest functions; None without a file."""
 
 
 def run_record(
     run: Run, inputs: Inputs, caches: Sequence[TeacherCache], region_caches: Sequence[TeacherCache]
 ) -> dict[str, Any]:
-    """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
+    """Return everything that determines the results of a run, as JSON types: the content of run.json.
 
-    Caches, datasets, pretrained student, recipe and a list of labelled examples stand in it by their content, so that
-    they may move but not change; so do files that other options name. The order of the caches counts: it chooses the
-    initial projections.
+    Caches, datasets, pretrained student, recipe, a list of labelled examples and files that other options name are
+    included by content, so that they may move but not change. The order of the caches counts, because it determines
+    the initial projections.
 
     Raises:
-        WeightsUnavailable: there is no pretrained student where the options say.
+        WeightsUnavailable: the pretrained student is missing.
     """
     config, dataset = run.config, inputs.dataset
     splits = [dataset_identity(split) for split in inputs.splits]
     options = run_identity(config_to_dict(config))
     more: dict[str, Any] = {}
     if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
-        # Once, the default was the same number of steps for however many labels.
+        # The default was once the same number of steps for any number of labels.
         more["num_steps"] = run.settings.num_steps
     if config.ids is not None:
         more["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])

@@ -1,4 +1,4 @@
-"""What a run trains on: the labelled subset of a split and the inputs of the adapt step."""
+"""The training data of a run: the labelled subset of a split and the inputs of the adapt step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
     """Return (dataset, split) of each input of the adapt step that names one.
 
     Raises:
-        ConfigError: nothing is named, one twice, both `inputs` and `subset`, or another word.
+        ConfigError: the list is empty, has duplicates, both `inputs` and `subset`, or an unknown word.
     """
     named = [text.rpartition("/") for text in adapt_on if text not in OWN_INPUTS]
     is_once = len(set(adapt_on)) == len(adapt_on) and not set(OWN_INPUTS) <= set(adapt_on)
@@ -38,12 +38,12 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) -> list[list[TeacherCache]]:
-    """Return the caches of each split, those of every split in the order of the first's teachers.
+    """Return the caches of each split, in the order of the first split's teachers.
 
-    A cache of a dataset and split that nobody asks for counts as one of the first split, whose check refuses it.
+    A cache of an unused dataset or split counts as one of the first split, whose check refuses it.
 
     Raises:
-        ConfigError: two caches of one teacher for a split, or a teacher that has none for another split.
+        ConfigError: a teacher has two caches for a split, or none for another split.
     """
     names = [(split.identity_name, split.split) for split in splits]
     caches_of: list[dict[str, TeacherCache]] = [{} for _ in splits]
@@ -65,13 +65,13 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the phases train on: positions in the split of the labelled subset, and in `adapt_dataset`, which begins
-    with the split, of the adapt step's inputs.
+    """Training data of both phases: positions of the labelled subset in the split, and positions of the adapt step's
+    inputs in `adapt_dataset`, which starts with the split.
 
-    `splits` are the split to train on and the other ones that the adapt step sees, whose ids begin with
-    "DATASET/SPLIT:" there and whose labels are not used. `seen` are positions in the split whose inputs may be looked
-    at at all: all of them unless there is a pool.
-    `num_skipped` counts what the dataset left out as malformed.
+    `splits` are the training split and the other splits of the adapt step. There, ids of the latter start with
+    "DATASET/SPLIT:", and their labels are not used. `seen` are the positions in the split whose inputs may be used:
+    all of them unless there is a pool.
+    `num_skipped` counts malformed examples that the dataset left out.
     """
 
     dataset: Dataset
@@ -84,19 +84,19 @@ class Inputs:
 
     @property
     def other_ids(self) -> frozenset[str]:
-        """Examples of the adapt step that are of other splits than the one to train on."""
+        """Ids of the adapt step's examples from splits other than the training split."""
         return frozenset(self.adapt_dataset.example_ids[len(self.dataset) :])
 
 
 def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Inputs:
-    """Open what a run trains on: its split, the labelled subset of it, and what the adapt step sees.
+    """Open the training data of a run: its split, the labelled subset, and the inputs of the adapt step.
 
     Args:
-        caches: that it reads. Where one holds a part of the split, no other inputs are seen than the pool's, and
-            without a pool than the labelled ones.
+        caches: of the run. If one covers a part of the split, only inputs of the pool are used, or only the labelled
+            ones without a pool.
 
     Raises:
-        DatasetError, ConfigError: as `open_splits`, `nested_subset` and `listed_ids` say, no item to learn from has a
+        DatasetError, ConfigError: as for `open_splits`, `nested_subset` and `listed_ids`; or no training item has a
             label, or a split of the adapt step has tasks of another kind.
     """
     refuse_two_subsets(config.shots, config.ids)
@@ -146,7 +146,7 @@ def _positions(dataset: Dataset, ids: Collection[str]) -> list[int]:
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Return what a cache must have in common with the split that is trained on."""
+    """Return the values that a cache must share with the training split."""
     return {
         "name": dataset.identity_name,
         "split": dataset.split,

@@ -18,7 +18,7 @@ from advl_pipeline.training.step import FinetuneModel
 def linear_warmup_decay(step: int, *, num_steps: int, warmup_fraction: float) -> float:
     """Return the factor of the peak learning rate at a step (from 0): linear up, then linear to 0.
 
-    The first step already learns, and the last one is not wasted at 0.
+    The first step has a rate above 0, and so has the last.
     """
     num_warmup = max(1, round(num_steps * warmup_fraction))
     if step < num_warmup:
@@ -27,20 +27,20 @@ def linear_warmup_decay(step: int, *, num_steps: int, warmup_fraction: float) ->
 
 
 LONGEST_WARMUP = 0.1
-"""Share of a budget that a warm-up counted in steps may take where its recipe counts epochs: our choice."""
+"""Maximum warmup as a share of the budget, for warmup in steps and a recipe in epochs: our choice."""
 
 
 def rate_factor(settings: TrainingSettings, step: int, *, num_steps: int) -> float:
     """Return the factor of the peak learning rate at a step (from 0) of a budget.
 
-    Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
+    Linear warmup from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
     all steps). The rate is never below `lr_floor`, which UNITER's last step therefore gets (1e-8).
     """
     if settings.schedule == "linear-nonzero":
         return linear_warmup_decay(step, num_steps=num_steps, warmup_fraction=settings.warmup)
     share = settings.warmup if settings.warmup < 1 else min(settings.warmup / num_steps, LONGEST_WARMUP)
     warmup = share * num_steps
-    # Counted from 1, as UNITER does; the others count from 0, so that their first step has rate 0 and here the last.
+    # UNITER counts from 1, so its last step has rate 0. The others count from 0, so their first step has rate 0.
     step += 1
     if step < warmup:
         factor = step / warmup
@@ -58,7 +58,7 @@ Tensors = list[torch.Tensor]
 
 
 class BertMoments(torch.optim.Optimizer):
-    """It keeps m <- b1 * m + (1 - b1) * g and v <- b2 * v + (1 - b2) * g^2; how parameters move is the subclass's."""
+    """The moments m <- b1 * m + (1 - b1) * g and v <- b2 * v + (1 - b2) * g^2; subclasses move the parameters."""
 
     def __init__(
         self,
@@ -73,9 +73,9 @@ class BertMoments(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Make one update of every parameter that has a gradient; losses are computed elsewhere."""
+        """Update every parameter that has a gradient; losses are computed elsewhere."""
         for group in self.param_groups:
-            # A parameter that had no gradient in some step has made fewer updates than the others of its group.
+            # A parameter without a gradient in some step has fewer updates than the others of its group.
             by_count: dict[int, Tensors] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -83,7 +83,7 @@ class BertMoments(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state |= {"first": torch.zeros_like(parameter), "second": torch.zeros_like(parameter), "step": 0}
-                # A checkpoint gives the count back as a tensor, whose powers would be rounded to float32.
+                # A checkpoint restores the count as a tensor, whose powers would be rounded to float32.
                 state["step"] = int(state["step"]) + 1
                 by_count.setdefault(state["step"], []).append(parameter)
             beta1, beta2 = group["betas"]
@@ -100,19 +100,19 @@ class BertMoments(torch.optim.Optimizer):
 
     @abstractmethod
     def move(self, parameters: Tensors, first: Tensors, denominators: Tensors, group: dict[str, Any], t: int) -> None:
-        """Move parameters in place by their moments.
+        """Move parameters in place, using their moments.
 
         Args:
             parameters: of one group.
             first: m of each.
             denominators: sqrt(v) + eps of each.
             group: with `lr`, `betas`, `eps` and `weight_decay`.
-            t: the number of updates of each, this one included.
+            t: the number of updates of each, including this one.
         """
 
 
 class BertAdam(BertMoments):
-    """It takes p <- p - lr * (m / (sqrt(v) + eps) + weight_decay * p), with the moments uncorrected."""
+    """The update p <- p - lr * (m / (sqrt(v) + eps) + weight_decay * p), without bias correction."""
 
     def move(self, parameters: Tensors, first: Tensors, denominators: Tensors, group: dict[str, Any], t: int) -> None:
         updates = torch._foreach_div(first, denominators)
@@ -121,7 +121,7 @@ class BertAdam(BertMoments):
 
 
 class BertAdamW(BertMoments):
-    """It takes p <- p - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p <- (1 - lr * decay) * p."""
+    """The update p <- p - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p <- (1 - lr * decay) * p."""
 
     def move(self, parameters: Tensors, first: Tensors, denominators: Tensors, group: dict[str, Any], t: int) -> None:
         beta1, beta2 = group["betas"]
@@ -132,7 +132,7 @@ class BertAdamW(BertMoments):
 
 
 def clip_each(gradients: Tensors, most: float) -> None:
-    """Scale each gradient in place whose norm is above `most`, as `nn.utils.clip_grad_norm_` does of one."""
+    """Scale each gradient whose norm exceeds `most`, in place, as `nn.utils.clip_grad_norm_` does for one."""
     factors = torch._foreach_norm(gradients)
     torch._foreach_add_(factors, 1e-6)
     torch._foreach_reciprocal_(factors)
@@ -149,19 +149,19 @@ def parameter_groups(
     spared: Collection[str] | None = None,
     encoder_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Split parameters into groups of a learning rate and a weight decay, as the recipe's original does.
+    """Split parameters into groups by learning rate and weight decay, as the recipe's original does.
 
-    The decay test is a search in the name, so a norm whose name does not match `no_decay` is decayed (UNITER's
-    `img_layer_norm.weight`): that is the original's behaviour.
+    `no_decay` is searched in the names, so a norm whose name does not match is decayed (UNITER's
+    `img_layer_norm.weight`), as in the original.
 
     Args:
         encoder: parameters by name.
-        head: likewise, of parts that start fresh.
+        head: likewise, of parts with random initialisation.
         spared: names without decay [default: those in which `no_decay` is found].
         encoder_scale: multiplies the encoder's rates.
 
     Returns:
-        As optimisers of torch take them; `lr` is the peak.
+        Parameter groups for torch optimisers; `lr` is the peak.
     """
     groups: dict[tuple[float, float], tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
     for is_head, parameters in ((True, head), (False, encoder)):
@@ -184,8 +184,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimiser with its parameter groups; their `lr` is the peak.
 
-    Projections and heads are the "head" of a recipe: parts that start fresh. The student's rates are multiplied by
-    `student_scale`.
+    Projections and heads are the "head" of a recipe: parts with random initialisation. The student's rates are
+    multiplied by `student_scale`.
     """
     named = model.named_parameters()
     trained = {name.removeprefix("student."): value for name, value in named if value.requires_grad}
@@ -219,10 +219,10 @@ def build_optimizer(
 
 
 def bytes_by_part(settings: TrainingSettings, model: FinetuneModel) -> dict[str, int]:
-    """Return the bytes that training keeps on its device, by part; states inside the layers come on top.
+    """Return the bytes of training state on the device, by part; activations are not included.
 
-    `frozen_weights` counts the student that an adapt step is held to, too. All weights that are trained are counted
-    as if a step reached them.
+    `frozen_weights` includes the reference student of an adapt step. All trained weights are counted as if a step
+    reached them.
     """
     weights = [*model.parameters(), *(value for student in model.references for value in student.parameters())]
     frozen, trained = (
