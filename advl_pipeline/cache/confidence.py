@@ -1,5 +1,5 @@
 """Confidence statistics of a cache: per example and estimator, the probability of the ground truth, and the fraction
-of the wrong answers that it outranks.
+of the wrong candidates that it outranks.
 
 Each set has its own identity (estimator, task, split, folds, seed, examples) and is in `confidence/<key>/`. The key
 is the beginning of the identity's digest. Sets can be added at any time. A sound set is never rewritten, even if it
@@ -34,7 +34,7 @@ _OF_A_SET = re.compile(rf"(?:confidence/|records/confidence-)([0-9a-f]{{{KEY_DIG
 
 
 class ConfidenceSet(NamedTuple):
-    """n example ids; `probability_N` (n,) float32 in [0, 1]; `outranked_N` likewise, NaN without wrong answers."""
+    """n example ids; `probability_N` (n,) float32 in [0, 1]; `outranked_N` likewise, NaN without wrong candidates."""
 
     example_ids: list[str]
     probability_N: npt.NDArray[np.float32]

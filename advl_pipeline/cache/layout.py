@@ -72,7 +72,7 @@ class ArraySpec:
     inner_rows: int
 
     def is_plausible(self) -> bool:
-        """Whether a cache could have such an array. Check this before allocating or mapping by its sizes."""
+        """Return whether a cache could have such an array. Check this before allocating or mapping by its sizes."""
         return (
             self.dtype in DTYPES
             and 1 <= len(self.shape) <= 2
@@ -96,25 +96,25 @@ class ArraySpec:
         return f"{self.path}/zarr.json"
 
     def shard_path(self, shard: int) -> str:
-        """Name of a shard file, relative to the cache."""
+        """Return the name of a shard file, relative to the cache."""
         return "/".join([self.path, "c", str(shard)] + ["0"] * (len(self.shape) - 1))
 
     def shard_paths(self) -> list[str]:
         return [self.shard_path(shard) for shard in range(self.num_shards)]
 
     def valid_rows(self, shard: int) -> int:
-        """Rows of a shard that are within the array."""
+        """Return the number of a shard's rows within the array."""
         return min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
 
     def stored_rows(self, shard: int) -> int:
-        """Rows in a shard file: a multiple of the inner chunk."""
+        """Return the number of rows in a shard file: a multiple of the inner chunk."""
         return -(-self.valid_rows(shard) // self.inner_rows) * self.inner_rows
 
     def payload_bytes(self, shard: int) -> int:
         return self.stored_rows(shard) * self.row_bytes
 
     def footer(self, shard: int) -> bytes:
-        """The sharding codec's index of a shard file, with its checksum."""
+        """Return the sharding codec's index of a shard file, with its checksum."""
         present, chunk_bytes = self.stored_rows(shard) // self.inner_rows, self.inner_rows * self.row_bytes
         index = np.full((self.shard_rows // self.inner_rows, 2), ABSENT_CHUNK, "<u8")
         index[:present, 0] = np.arange(present, dtype=np.uint64) * chunk_bytes
@@ -123,11 +123,11 @@ class ArraySpec:
         return body + int(google_crc32c.value(body)).to_bytes(4, "little")
 
     def file_bytes(self, shard: int) -> int:
-        """Size of a shard file."""
+        """Return the size of a shard file."""
         return self.payload_bytes(shard) + self.shard_rows // self.inner_rows * 16 + 4
 
     def content(self, shard: int, rows: npt.NDArray[Any]) -> list[Buffer]:
-        """The content of a shard file: its rows, zero padding to a full inner chunk, the index."""
+        """Return the content of a shard file: its rows, zero padding to a full inner chunk, the index."""
         payload = np.ascontiguousarray(rows, DTYPES[self.dtype])
         slack = self.payload_bytes(shard) - payload.nbytes
         if slack < 0 or payload.shape[1:] != self.shape[1:]:
@@ -135,7 +135,7 @@ class ArraySpec:
         return [payload.reshape(-1).view(np.uint8).data, bytes(slack), self.footer(shard)]
 
     def metadata(self) -> bytes:
-        """The array's `zarr.json`."""
+        """Return the array's `zarr.json`."""
         columns = list(self.shape[1:])
         return render_json(
             {
@@ -298,7 +298,7 @@ class ShardPlan:
         return (self.num_shards - 1) * self.shard_rows + int(self.rows_used_S[-1])
 
     def units_of(self, shard: int) -> range:
-        """Positions of the units in a shard."""
+        """Return the positions of the units in a shard."""
         return range(int(self.first_unit_S1[shard]), int(self.first_unit_S1[shard + 1]))
 
 

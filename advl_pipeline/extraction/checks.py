@@ -1,4 +1,4 @@
-"""What is refused before torch loads: teachers and splits that do not exist, a place that holds something else."""
+"""Checks before torch loads: unknown teachers and splits, or an output that contains something else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from advl_pipeline.teachers.registry import is_of_hub, require_teacher
 
 
 def require_cache_there(location: Location) -> None:
-    """Refuse a folder that holds neither a cache nor a started one; a place in an object store is asked later.
+    """Refuse a folder without a complete or started cache; an object store is checked later.
 
     Raises:
         ConfigError: there is no cache.
@@ -28,10 +28,10 @@ def require_cache_there(location: Location) -> None:
 
 
 def check_extraction_options(config: ExtractConfig) -> None:
-    """Refuse options that would change nothing in this extraction.
+    """Refuse options that have no effect in this extraction.
 
     Raises:
-        ConfigError: an option has no effect.
+        ConfigError: such an option is given.
     """
     reads_pictures, names_commit = config.modality != "text", config.weights is None and is_of_hub(config.teacher)
     unversioned = "the teacher is of no repository of the hub, or its name says the revision"
@@ -48,15 +48,16 @@ def check_extraction_options(config: ExtractConfig) -> None:
 
 
 def check_extraction(config: ExtractConfig, *, by_name: bool = True) -> None:
-    """Refuse what can be refused without a teacher, in well under a second.
+    """Refuse an extraction that cannot work, without opening a teacher, in well under a second.
 
     Args:
-        config: as it is given.
-        by_name: the teacher is still to be opened by its name.
+        config: the unresolved configuration.
+        by_name: the teacher will be opened by its name.
 
     Raises:
-        ConfigError: a name that does not exist, an output that holds something else, or a subset of more questions
-            than there are. DatasetError: own data that cannot be read.
+        ConfigError: a name does not exist, the output contains something else, or a subset has more questions than
+            the dataset.
+        DatasetError: the user's own data cannot be read.
     """
     if by_name:
         require_teacher(config.teacher)
@@ -68,10 +69,10 @@ def check_extraction(config: ExtractConfig, *, by_name: bool = True) -> None:
 
 
 def require_import(config: ImportConfig) -> None:
-    """Refuse an import of nothing, or for a dataset that is not there, in well under a second.
+    """Refuse an import without a source or a dataset, in well under a second.
 
     Raises:
-        ConfigError, DatasetError: the source or the dataset is not there.
+        ConfigError, DatasetError: the source or the dataset is missing.
     """
     require_names(config.dataset, split=config.split, data_root=config.data_root)
     if "{split}" not in str(config.source) and not config.source.exists():

@@ -1,6 +1,6 @@
-"""Parts of an extraction in the tasks of a Ray cluster, as if a command had been given once per part.
+"""Parts of an extraction as tasks of a Ray cluster, as if one command were run per part.
 
-Which part is whose is decided before the start, and a task that dies is started again.
+Parts are assigned to tasks before the start, and a task that dies is started again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from advl_pipeline.cache.parts import ExtractionPart
 _CONNECT_SECONDS = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 _ENVIRONMENT = ("ADVL_DATA", "ADVL_DISK_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
-"""What a task of Ray is given of the environment; never credentials."""
+"""Environment variables that are passed to Ray tasks; never credentials."""
 
 Result = TypeVar("Result")
 
@@ -40,15 +40,15 @@ def run_on_ray(
     """Run work in the tasks of a Ray cluster: the one at $RAY_ADDRESS or running here, else one started here.
 
     Args:
-        work: of a task, given its part; it must be importable there.
-        resource: CPU or GPU, of which a task takes one; None for GPUs where the cluster has any.
-        num_tasks: how many; None for one per CPU or GPU of the cluster.
-        watch: called now and then while they run, in another thread.
+        work: does the work of one part; it must be importable in a task.
+        resource: CPU or GPU, one for each task; None for GPUs if the cluster has any, else CPUs.
+        num_tasks: the number of tasks; None for one per CPU or GPU of the cluster.
+        watch: called periodically while the tasks run, in another thread.
 
     Raises:
         ConfigError: the extra `ray` is not installed.
-        ClusterError: the cluster cannot be reached, has no room for a task, or its workers keep dying.
-        AdvlError: whatever the first failing task raised.
+        ClusterError: the cluster cannot be reached or lacks the resource, or its workers keep dying.
+        AdvlError: the error of the first failing task.
     """
     with needs_extra("ray", where="--engine ray"):
         ray: Any = import_module("ray")
@@ -56,13 +56,13 @@ def run_on_ray(
     task = partial(run_task, work, str(Path.cwd()), environment)
     stop = threading.Event()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # Ray gets a thread of its own: an exception from a signal inside one of its calls would come out as another.
+    # Ray runs in its own thread: it would turn an exception from a signal handler into a different one.
     with ThreadPoolExecutor(1) as pool:
         try:
             pool.submit(_connect, ray).result()
             if threading.current_thread() is threading.main_thread():
                 for number, handler in handlers.items():
-                    signal.signal(number, handler)  # Ray puts its own in their place.
+                    signal.signal(number, handler)  # Ray replaces them with its own.
             drive = partial(_drive, ray, task, stop, resource=resource, num_tasks=num_tasks, watch=watch)
             return pool.submit(drive).result()
         finally:
@@ -75,9 +75,9 @@ def _connect(ray: Any) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host and port.isdigit():
-            # Tells in seconds what Ray itself takes a minute for.
+            # Fail within seconds; Ray itself would take a minute.
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        # Without an address it takes $RAY_ADDRESS, then a cluster that runs on this machine, then starts one.
+        # Without an address Ray uses $RAY_ADDRESS, else a cluster running on this machine, else starts one.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
@@ -97,7 +97,7 @@ def _drive(
     num_tasks: int | None,
     watch: Callable[[], object],
 ) -> list[Result]:
-    """Run the tasks until all are done, one fails, or `stop` is set; cancel those that are left."""
+    """Run the tasks until all are done, one fails, or `stop` is set; cancel the rest."""
     held = ray.cluster_resources()
     kind = resource or ("GPU" if held.get("GPU", 0) >= 1 else "CPU")
     count = num_tasks or int(held.get(kind, 0))
@@ -120,7 +120,7 @@ def _drive(
             next_command=again("run the same command again: it resumes; with fewer --ray-tasks if memory ran out"),
         ) from error
     finally:
-        # A task that is cut off leaves what it committed, like any process that was killed.
+        # A cancelled task leaves its committed shards, like any killed process.
         for reference in waiting:
             with suppress(Exception):
                 ray.cancel(reference, force=True)
@@ -130,7 +130,7 @@ def _drive(
 def run_task(
     work: Callable[[ExtractionPart], Result], folder: str, environment: dict[str, str], part: ExtractionPart
 ) -> Result | AdvlError:
-    """Work in this process as in the driver's folder; an error comes back as a value, so that it stays in words."""
+    """Run the work in the driver's folder; return an error as a value, so that Ray does not wrap it."""
     os.environ.update(environment, TQDM_DISABLE="1")
     try:
         if not Path(folder).is_dir():

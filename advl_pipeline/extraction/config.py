@@ -1,4 +1,4 @@
-"""What one extraction is: a frozen teacher, a dataset split, and how the cache is written."""
+"""Configurations of extraction: the frozen teacher, the dataset split, and how the cache is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Modality = Literal["both", "image", "text"]
 _USUAL_BATCH = 32
 
 _PICTURE_ROWS = 1 << 18
-"""A shard of pictures: 100 MB at 384 pixels."""
+"""Rows per shard of pictures: 100 MB at 384 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,25 +147,25 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
 
     @property
     def own_part(self) -> ExtractionPart:
-        """The part of the shards that this process encodes; raises `ConfigError` where `part` says none."""
+        """The part of the shards that this process encodes; raises `ConfigError` if `part` is invalid."""
         return WHOLE if self.part is None else parse_part(self.part)
 
     @property
     def units_per_pass(self) -> int:
-        """Units per forward pass; the usual number where none was tried."""
+        """Units per forward pass; the default number if `auto` is unresolved."""
         return _USUAL_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
     def stored_dtype(self) -> StoredDtype:
-        """How token features are stored: pixels as they are."""
+        """Dtype of stored token features; pixels are not converted."""
         return "uint8" if self.teacher.startswith(PICTURES) else self.dtype
 
     @property
     def compute_dtype(self) -> ComputeDtype:
-        """What the teacher computes in, of a resolved configuration.
+        """The teacher's compute dtype, for a resolved configuration.
 
         Raises:
-            ConfigError: fp16 is asked for.
+            ConfigError: fp16 is requested.
         """
         if self.mixed_precision == "fp16":
             why = "features beyond the range of fp16 would be lost on the way"
@@ -202,7 +202,7 @@ class PrepareConfig(DataRootOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RecomputeOptions(Configuration):
-    """What encodes units of a cache again: the teacher and the data that it was made from."""
+    """The teacher and the data of a cache whose units are encoded again."""
 
     cache: Location = option(help="Folder or URL of the cache.")
     weights: Path | None = option(None, help="Local weights of the teacher, if the cache was made from such.")
@@ -234,7 +234,7 @@ class VerifyConfig(RecomputeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedFiles(Configuration):
-    """Files that features are imported from, and how those of a detector name pictures."""
+    """Source files of imported features, and the naming of pictures in a detector's files."""
 
     source: Path = option(
         help="Region features of a detector: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; or "
@@ -250,7 +250,7 @@ class ImportedFiles(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportedExtraction(ExtractConfig, ImportedFiles):
-    """An extraction whose teacher's features exist already; its cache's record holds it."""
+    """An extraction from existing features; it is stored in the cache's record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,26 +272,26 @@ class ImportConfig(ImportedFiles, DataRootOptions):
 
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:
-    """Return the folder that a cache goes to by default; `part` names what of the split it is of, "" for all."""
+    """Return the default folder of a cache; `part` names the part of the split, "" for all of it."""
     return default_cache(teacher, dataset_label(dataset), split + part)
 
 
 def part_name(shots: int | None, seeds: Sequence[int], ids: Sequence[Path] = ()) -> str:
-    """Return what a folder's name says about the part of a split that is in it; "" for the whole split."""
+    """Return the suffix of a folder's name for a part of a split; "" for the entire split."""
     if shots is not None:
         return f"-shots{shots}-seed{'-'.join(map(str, seeds))}"
     return "".join(f"-{file.stem}" for file in ids)
 
 
 def of_pictures(config: PrepareConfig, size: int) -> ExtractConfig:
-    """Return the extraction that stores pictures squeezed to squares of `size` pixels."""
+    """Return the extraction that stores pictures resized to squares of `size` pixels."""
     shared = ("dataset", "split", "output", "data_root", "on_error", "num_workers", "dry_run")
     options = {name: getattr(config, name) for name in shared}
     return ExtractConfig(teacher=f"{PICTURES}{size}", shard_rows=_PICTURE_ROWS, **options)
 
 
 def without_network(config: ExtractConfig) -> ExtractConfig:
-    """Return the options that an extraction has where pictures are stored; others are left as they are."""
+    """Return an extraction of pictures without the options of a network; other extractions are unchanged."""
     if not config.teacher.startswith(PICTURES):
         return config
     return dataclasses.replace(
@@ -300,6 +300,6 @@ def without_network(config: ExtractConfig) -> ExtractConfig:
 
 
 def location_of(config: ExtractConfig) -> Location:
-    """Return where the cache of an extraction is or is to be."""
+    """Return the location of an extraction's cache, existing or not."""
     part = part_name(config.shots, config.seed, config.ids)
     return config.output or default_output(config.teacher, config.dataset, config.split, part=part)

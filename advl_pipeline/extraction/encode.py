@@ -1,15 +1,15 @@
-"""The encode loop: batches made ready ahead, the forward pass, features written behind.
+"""The encode loop: batches prepared ahead, the forward pass, features written in the background.
 
-Three kinds of thread: some prepare, one encodes, the caller's writes. Between them at most a few batches wait.
-Batches are made ready beyond the end of a shard, which may hold fewer of them than there are threads.
+Some threads prepare batches, one encodes, and the caller's thread writes. At most a few batches wait between them.
+Batches are prepared beyond the end of a shard, since a shard may have fewer batches than there are threads.
 
-Which units share a forward pass is a pure function of the shard, so that a resumed run computes the same numbers.
-Units of one shard are sorted by length, so a batch holds units of like length and pads little. Batches never cross
-shards, and long ones come first, so that too large a batch shows itself at once.
+The units of a forward pass are a pure function of the shard, so a resumed run computes the same numbers. Units of a
+shard are sorted by length, so a batch has units of similar length and little padding. Batches never cross shards. The
+longest come first, so a batch size that does not fit fails at once.
 
-Features on their way from the device that computed them are halved there where they are stored so, then copied. A
-copy begins when the features are requested and continues while the device computes the next batch; who writes them
-waits for it. What was computed on the CPU is there already, and the writer halves it.
+If features are stored in float16, the GPU converts them before the copy to the host. The copy runs while the device
+computes the next batch, and the writer waits for it. Features computed on the CPU need no copy, and the writer
+converts them.
 
 Shapes: N units, M token rows, D feature width.
 """
@@ -40,10 +40,10 @@ from advl_pipeline.extraction.sources import PreparedBatch, Source
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 BATCHES_READY = 2
-"""Prepared batches that wait, in addition to those in preparation."""
+"""Prepared batches in the queue, in addition to those in preparation."""
 
 _BATCHES_BEHIND = 4
-"""Batches of features that wait to be written."""
+"""Batches of features that may wait to be written."""
 
 
 def encode_shards(
@@ -59,7 +59,7 @@ def encode_shards(
     """Encode the units of shards and commit them, one shard after another.
 
     Args:
-        num_workers: threads that make batches ready.
+        num_workers: threads that prepare batches.
     """
     placement = writer.placement(source.modality)
     plans = (
@@ -81,11 +81,11 @@ def encode_shards(
                 if units := list(batch.units.values()):
                     with progress.stage("encode"):
                         copy = HostCopy(source.tower.encode(units), writer.plan.stored_dtype)
-                        # A device is given the next batch while it computes this one, and no more.
+                        # Queue at most one batch on the device ahead of the one that it computes.
                         if before is not None:
                             before.wait()
                         before = copy
-                # It continues once there is room for the next one.
+                # `yield` returns when the queue has room for the next batch.
                 with progress.stage("write"):
                     yield shard, batch, copy
 
@@ -131,7 +131,7 @@ def plan_batches(units: range, lengths_N: npt.NDArray[np.int32], *, batch_size: 
 
 
 class HostCopy:
-    """A batch of features that is being copied to memory; `clipped` counts values beyond the stored range."""
+    """An asynchronous copy of a batch of features to the host; `clipped` counts values beyond the stored range."""
 
     def __init__(self, encoded: EncodedBatch, stored: StoredDtype) -> None:
         self._is_there: torch.cuda.Event | None = None
@@ -160,7 +160,7 @@ class HostCopy:
         return int(self._clipped)
 
     def wait(self) -> EncodedBatch:
-        """Return the features once they are in memory."""
+        """Wait for the copy and return the features."""
         if self._is_there is not None:
             self._is_there.synchronize()
         return self._encoded
@@ -169,12 +169,12 @@ class HostCopy:
     def _copied(values: torch.Tensor) -> torch.Tensor:
         if values.device.type != "cuda":
             return values.cpu()
-        # The device writes into memory that is never paged out, without this thread.
+        # Into pinned memory the device copies without blocking this thread.
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def halved(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round to float16 and clip what is beyond its range, but infinity; return also how many were clipped, ()."""
+    """Round to float16 and clip finite values beyond its range; return also the number of clipped values, ()."""
     is_beyond = (values.abs() > FLOAT16_MAX) & values.isfinite()
     clipped = torch.where(is_beyond, values.clamp(-FLOAT16_MAX, FLOAT16_MAX), values)
     return clipped.half(), is_beyond.sum()
@@ -183,16 +183,16 @@ def halved(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 SMALLEST, LARGEST = 8, 1024
 
 _FASTER = 1.05
-"""A larger batch is taken where it encodes so much more in the same time: it also takes more memory."""
+"""Minimum speed-up for a larger batch, since it also takes more memory."""
 
 _LOOKED_AT, _TRIED = 64, 8
-"""Units that are made ready, and those with most tokens among them, which stand for a batch of any size."""
+"""Units to prepare, and the number of longest ones among them, which are repeated to fill a batch of any size."""
 
 
 def with_batch_size(config: ExtractConfig, sources: Sequence[Source]) -> ExtractConfig:
-    """Return the configuration with a number of units per forward pass instead of auto.
+    """Return the configuration with the fastest measured batch size instead of auto.
 
-    Both modalities have the same: the smaller of what was found for each.
+    Both modalities share one batch size, the smaller of the two.
     """
     if config.batch_size != "auto":
         return config
@@ -217,13 +217,13 @@ def _fastest(source: Source) -> int:
     while size <= LARGEST:
         units = list(islice(cycle(longest), size))
         try:
-            # The first pass of a size also pays for what a device prepares for it.
+            # The first pass of a size includes the device's warm-up.
             for _ in range(2):
                 began = time.perf_counter()
                 source.tower.encode(units).on_cpu()
                 rate = size / (time.perf_counter() - began)
         except torch.OutOfMemoryError:
-            # Half of it did fit; half of that leaves room for units that are longer than those that were tried.
+            # Half of this size fitted; a quarter leaves memory for units longer than the tried ones.
             return max(1, min(best, size // 4))
         if rate < _FASTER * best_rate:
             break

@@ -1,4 +1,4 @@
-"""What an extraction costs: bytes and room from its plan, seconds from two measured batches; when a cache pays."""
+"""Cost of an extraction: bytes from its plan, seconds from two measured batches, and the payback of a cache."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from advl_pipeline.extraction.encode import plan_batches
 from advl_pipeline.extraction.sources import Source
 
 _SPARE_BYTES = 64_000_000
-"""Left free in addition to the cache: for metadata, and so that the system keeps working."""
+"""Space to leave free besides the cache, for metadata and to keep the system working."""
 
 _SAMPLED_EXAMPLES = 100
-"""Whose texts are counted, to learn how many an epoch reads."""
+"""Examples whose texts are counted to estimate how many an epoch reads."""
 
 _TRIED_BYTES = 32_000_000
-"""Written and read again to learn the speed of a disk."""
+"""Bytes written and read to measure the speed of a disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
     """Cost of one modality; `seconds` is None without a measurement.
 
-    Token rows were counted in `num_counted` of the units, or estimated by words without the teacher's tokenizer.
-    With fewer than all units, rows and bytes are estimates.
+    Token rows were counted in `num_counted` of the units, or estimated from words without the teacher's tokenizer.
+    If not all units were counted, rows and bytes are estimates.
     """
 
     modality: str
@@ -51,11 +51,11 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payback:
-    """When a cache is cheaper than its teacher in every step; all times are in seconds.
+    """Break-even point of a cache against running its teacher in every step; all times are in seconds.
 
     Encoding and writing the cache takes `once`. An epoch then spends `cached` on reading it at `bytes_per_second`,
-    where it would spend `live` on the teacher. `epochs`, over all student runs, is how many it takes until the cache
-    is cheaper; None where it never is.
+    instead of `live` on the teacher. `epochs`, over all student runs, is the number after which the cache is cheaper;
+    None if it never is.
     """
 
     once: float
@@ -66,7 +66,7 @@ class Payback:
 
 
 def estimates_of(plan: CachePlan, seconds: Mapping[str, float]) -> tuple[Estimate, ...]:
-    """Return the cost of each modality of a plan, with the time where it is known."""
+    """Return the cost of each modality of a plan, with the time if it is known."""
     return tuple(
         Estimate(
             modality=modality,
@@ -82,7 +82,7 @@ def estimates_of(plan: CachePlan, seconds: Mapping[str, float]) -> tuple[Estimat
 
 
 def measured_seconds(config: ExtractConfig, sources: Sequence[Source], plan: CachePlan) -> dict[str, float]:
-    """Return about how long encoding each modality takes: two batches of middling length tell the speed."""
+    """Estimate the encoding time of each modality from two batches of medium length."""
     seconds = {}
     for source in sources:
         placement, rates = plan.placements[source.modality], [0.0]
@@ -98,19 +98,19 @@ def measured_seconds(config: ExtractConfig, sources: Sequence[Source], plan: Cac
                 begin = time.perf_counter()
                 source.tower.encode(units).on_cpu()
                 rates.append((time.perf_counter() - begin) / len(units))
-        # The first forward pass also pays for warming up; the second tells more.
+        # The first forward pass includes the warm-up, so use the second.
         seconds[source.modality] = rates[-1] * placement.num_units
     return seconds
 
 
 def payback(estimates: Sequence[Estimate], uses: Mapping[str, int], bytes_per_second: tuple[float, float]) -> Payback:
-    """Return when a cache pays.
+    """Return the payback of a cache.
 
     Args:
-        estimates: of modalities, with their seconds; those that `uses` does not name are passed over.
-        uses: modality -> how many of its units the examples of an epoch have, repeated ones counted: a teacher in
-            every step would encode so many.
-        bytes_per_second: of the cache's disk, as `disk_speed` measures it.
+        estimates: costs of modalities, with their seconds; modalities that are not in `uses` are ignored.
+        uses: modality -> number of its units in the examples of an epoch, with repeats: a teacher in every step would
+            encode all of these.
+        bytes_per_second: speed of the cache's disk from `disk_speed`.
     """
     reading, writing = bytes_per_second
     used = [(item, uses[item.modality] / item.num_units) for item in estimates if item.modality in uses]
@@ -122,7 +122,7 @@ def payback(estimates: Sequence[Estimate], uses: Mapping[str, int], bytes_per_se
 
 
 def uses_per_epoch(dataset: Dataset) -> dict[str, int]:
-    """Return modality -> how many of its units all examples have, repeated ones counted; of texts about."""
+    """Return modality -> number of its units in all examples, with repeats; an estimate for texts."""
     if not len(dataset):
         return {"image": len(dataset.image_units()), "text": 0}
     places = np.linspace(0, len(dataset) - 1, min(len(dataset), _SAMPLED_EXAMPLES)).astype(int)
@@ -131,7 +131,7 @@ def uses_per_epoch(dataset: Dataset) -> dict[str, int]:
 
 
 def disk_speed(root: Path) -> tuple[float, float] | None:
-    """Measure bytes per second of reading and writing where a cache is to be; None where nothing can be written."""
+    """Measure bytes per second of reads and writes at a cache's future location; None if it is not writable."""
     content = os.urandom(_TRIED_BYTES)
     with suppress(OSError), tempfile.TemporaryFile(dir=nearest_existing(root)) as file:
         begin = time.perf_counter()
@@ -149,7 +149,7 @@ def disk_speed(root: Path) -> tuple[float, float] | None:
 
 
 def require_room(root: Path, num_bytes: int) -> int:
-    """Return the free bytes where the cache goes; raises `StorageError` when it would not fit."""
+    """Return the free bytes at the cache's location; raises `StorageError` if the cache would not fit."""
     free = shutil.disk_usage(nearest_existing(root)).free
     if num_bytes + _SPARE_BYTES > free:
         raise StorageError(

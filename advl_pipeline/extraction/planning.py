@@ -1,4 +1,4 @@
-"""The plan of an extraction: which rows units get, what it will cost, whether there is room."""
+"""The plan of an extraction: placement of units, cost, and the check for free space."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def build_identity(
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Return the dataset's part of the identity, with the selection if it is not the whole split."""
+    """Return the dataset's part of the identity, with the selection if it is not the entire split."""
     whole = {
         "name": dataset.identity_name,
         "split": dataset.split,
@@ -75,10 +75,10 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def resumed_config(config: ExtractConfig) -> ExtractConfig:
-    """Return the configuration with the precision, the batches and the teacher's commit of what was begun in its
-    place, where it leaves these open.
+    """Return the configuration, with precision, batch size and the teacher's commit taken from a started cache in its
+    place if they are not set.
 
-    A machine with a GPU resumes in fp32 what a machine without one began.
+    So a machine with a GPU resumes in fp32 a cache that a machine without one began.
     """
     left_open = [name for name in ("mixed_precision", "batch_size") if getattr(config, name) == AUTO]
     if config.revision is None and config.weights is None:
@@ -95,13 +95,14 @@ def resumed_config(config: ExtractConfig) -> ExtractConfig:
 
 
 def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
-    """Tell whether a whole cache of these options and of the dataset's present content is where it would go.
+    """Return whether a complete cache with these options and the dataset's current content is in its place.
 
     Args:
-        same_weights: it must also have been made with the same `weights`. Without, nobody has compared the teacher.
+        same_weights: require the same `weights` too. Otherwise the teacher is not compared.
 
     Raises:
-        DatasetError: the dataset is missing or malformed. CorruptCache: the cache is damaged.
+        DatasetError: the dataset is missing or malformed.
+        CorruptCache: the cache is damaged.
     """
     location = location_of(config)
     if COMPLETE_RECORD not in open_store(location).list("records"):
@@ -117,17 +118,17 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
 
 
 def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any]) -> bool:
-    """Tell whether the plan of this extraction is there.
+    """Return whether the plan of this extraction exists.
 
     Raises:
-        IdentityMismatch: what is there is of another cache.
+        IdentityMismatch: another cache is in its place.
     """
     records = store.list("records")
     try:
         begun = read_metadata(store, IDENTITY_FILE) if records else identity
     except MissingFile:
         begun = {}
-    # What a repair that was cut short left has shards of the old identity and no plan.
+    # An interrupted repair may leave shards of the old identity without a plan.
     require_identity(
         identity,
         begun,
@@ -142,10 +143,11 @@ def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any])
 def take_or_make_plan(
     config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]
 ) -> tuple[Estimate, ...]:
-    """Use the existing plan, or make one; return the estimates of a new plan, nothing for an existing one.
+    """Use the existing plan, or make one; return the estimates of a new plan, () for an existing one.
 
     Raises:
-        IdentityMismatch: the plan that is there is of another cache. StorageError: as `make_plan`.
+        IdentityMismatch: the existing plan belongs to another cache.
+        StorageError: as `make_plan`.
     """
     if is_planned(config, store, identity):
         return ()
@@ -170,11 +172,11 @@ def plan_sources(
     """Count the tokens of all units, or of a sample of `at_most` texts, and place the units.
 
     Args:
-        identity, provenance: of a plan that is to be written.
-        max_file_bytes: the largest file that the store takes.
+        identity, provenance: given if the plan will be written.
+        max_file_bytes: the largest file that the store accepts.
 
     Raises:
-        ConfigError: shards that are too large.
+        ConfigError: the shards are too large.
     """
     lengths, shapes, unit_ids = {}, {}, {}
     for source in sources:
@@ -209,14 +211,14 @@ def make_plan(
     *,
     repaired: Mapping[str, Any] | None = None,
 ) -> tuple[Estimate, ...]:
-    """Count tokens, place units, check the room, and write the plan; returns what the cache will take.
+    """Count tokens, place units, check the free space, and write the plan; return the estimated costs.
 
     Args:
-        repaired: the provenance of a cache that is begun, and repaired. Most of it is there: no room is asked for.
+        repaired: the provenance of a cache under repair. Most of its files exist, so free space is not checked.
 
     Raises:
-        ConfigError: shards that are too large.
-        Overtaken: another process made another plan at the same time.
+        ConfigError: the shards are too large.
+        Overtaken: another process made a different plan at the same time.
         StorageError: the cache would not fit on the disk.
     """
     plan = plan_sources(
@@ -226,7 +228,7 @@ def make_plan(
         provenance=repaired or _provenance(config, sources),
         max_file_bytes=store.max_file_bytes,
     )
-    # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
+    # Encoding shows the speed from the first shard on; measuring it here would make a small job much longer.
     estimates = estimates_of(plan, {})
     if store.folder is not None and repaired is None:
         require_room(store.folder, sum(item.num_bytes for item in estimates))
@@ -235,7 +237,7 @@ def make_plan(
 
 
 def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, Any]:
-    """Return configuration, device and library versions; no times, so that equal runs are equal."""
+    """Return configuration, device and library versions, but no times, so that equal runs give equal bytes."""
     provenance: dict[str, Any] = {
         "config": recorded_options(config),
         "device": config.device,
@@ -248,5 +250,5 @@ def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, A
 
 
 def recorded_options(config: ExtractConfig) -> dict[str, Any]:
-    """Return the options that a cache's record holds: how it was made, and from what."""
+    """Return the options for a cache's record: how it was made, and from what."""
     return options_without(ExtractConfig, config_to_dict(config), "none")

@@ -1,7 +1,7 @@
-"""Progress of an extraction: a bar on stderr, where the time goes, and how long a cache took.
+"""Progress of an extraction: a bar on stderr, the time per stage, and the total time of a cache.
 
-How long it took stands in a file next to the cache, a line per command that encoded something. Not inside: equal
-caches stay equal byte for byte, however long they took and however often they were interrupted.
+The total time is in a file next to the cache, with one line per command that encoded something. It is not inside the
+cache, so that equal caches are equal byte for byte, however long they took and however often they were interrupted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Stage = Literal["read", "encode", "write"]
 _SECONDS_BETWEEN_SHARES = 1.0
 _SECONDS_BETWEEN_BARS = 0.5
 _SECONDS_BETWEEN_BARS_IN_A_FILE = 30.0
-"""The log of a batch job keeps every state of the bar."""
+"""Interval between bars if stderr is a file: the log of a batch job keeps every state of the bar."""
 
 
 class Progress:
-    """Counts units and the seconds that the loop waits for reading, encodes, and waits for writing.
+    """Counter of units, and of the seconds spent waiting for reads, encoding, and waiting for writes.
 
     `close` ends the bar.
     """
@@ -52,7 +52,7 @@ class Progress:
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
-        """Count the block's time for a stage."""
+        """Add the time of the block to a stage."""
         begin = time.perf_counter()
         try:
             yield
@@ -71,7 +71,7 @@ class Progress:
 
 
 def record_extraction(cache: Path, *, seconds: float, num_units: int, device: str) -> None:
-    """Append what one command did; commands of several processes add up. Where that cannot be written, it is said."""
+    """Append the time of one command; several processes add up. Print a message if it cannot be written."""
     line = json.dumps({"seconds": seconds, "num_units": num_units, "device": device})
     try:
         if not may_note(journal_path(cache)):
@@ -79,12 +79,12 @@ def record_extraction(cache: Path, *, seconds: float, num_units: int, device: st
         with journal_path(cache).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        # The cache is complete.
+        # The cache itself is complete, so only report this.
         tqdm.write(f"how long it took could not be noted: {journal_path(cache)}: {error.strerror}", file=sys.stderr)
 
 
 def extraction_seconds(cache: Path) -> float | None:
-    """Return the seconds of all commands that made a cache, or None where nothing was recorded.
+    """Return the total seconds of all commands that made a cache, or None if none were recorded.
 
     Raises:
         CorruptCache: the journal cannot be read.

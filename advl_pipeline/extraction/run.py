@@ -1,8 +1,8 @@
-"""Phase 1 as one call: plan, encode what is not committed, finalise, estimate confidences.
+"""Phase 1 as one call: plan, encode the uncommitted shards, finalise, estimate confidences.
 
-Every step first looks at what is there, so the same call resumes an interrupted run and does nothing to a complete
-cache. Several processes share the work by parts: each encodes its own shards, and the last one goes on. An import is
-an extraction whose features exist already.
+Every step first checks what exists, so the same call resumes an interrupted run and leaves a complete cache as it
+is. Several processes share the work by parts: each encodes its own shards, and the last one to finish does the later
+steps. An import is an extraction from existing features.
 """
 
 from __future__ import annotations
@@ -86,22 +86,22 @@ from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.teachers.registry import card_of, open_teacher
 
 FORECAST_TEXTS = 20_000
-"""Texts that a forecast tokenises; of more it knows rows and bytes within an interval."""
+"""Texts that a forecast tokenises; for larger splits rows and bytes are known within an interval."""
 
 OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractResult:
-    """What an extraction did.
+    """Summary of an extraction.
 
-    `estimates` are there when the plan was made by this call or only asked for, `free_bytes` of a dry run into a
-    folder. `encoded_units` counts units that this call encoded, `stage_seconds` where its time went. `quarantined`
-    counts pictures that could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the
-    estimated examples, `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
-    `shards_left` counts shards of other parts that are not committed yet; the cache is complete where there are none.
-    `payback` is of a dry run of a teacher into a folder. `untimed` is why a dry run has no time: the weights are not
-    available, and sizes come from the teacher's card. `averaged_grid`: as `sources.averaged_grid`.
+    `estimates` are set if this call made the plan or was a dry run, `free_bytes` for a dry run into a folder.
+    `encoded_units` counts the units that this call encoded, and `stage_seconds` is its time per stage. `quarantined`
+    counts pictures that could not be read, `clipped` values beyond the range of the stored dtype, `confidences`
+    examples with estimates, `skipped` entries that the dataset omitted as malformed (`advl datasets check` lists
+    them). `shards_left` counts uncommitted shards of other parts; the cache is complete if it is 0. `payback` is set
+    for a dry run of a teacher into a folder. `untimed` is the reason why a dry run has no time: the weights are not
+    available, and the sizes come from the teacher's card. `averaged_grid`: see `sources.averaged_grid`.
     """
 
     path: Location
@@ -125,16 +125,16 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
     """Run a frozen teacher over a dataset split and write its cache.
 
     Args:
-        config: what is extracted, and whereto.
-        teacher: one that is open already; None to open the configuration's by its name.
+        config: what to extract, and where to.
+        teacher: an open teacher; None to open the one named in the configuration.
 
     Raises:
-        ConfigError: unknown names, a tower that the teacher lacks, an output that holds something else.
+        ConfigError: a name is unknown, the teacher lacks a tower, or the output contains something else.
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
-        WeightsUnavailable: the teacher's weights are not available, nor, for a dry run, its sizes.
-        IdentityMismatch: the folder holds a cache of other settings.
+        WeightsUnavailable: the teacher's weights or, for a dry run, also its sizes are not available.
+        IdentityMismatch: the folder contains a cache with other settings.
         StorageError: the disk or the object store is full or failed; the same call resumes.
-        InUse: another process writes this cache, or the same part of it.
+        InUse: another process is writing this cache, or the same part of it.
         ClusterError: the Ray cluster cannot be reached, or its workers keep dying; the same call resumes.
         Interrupted: stopped by a signal; the same call resumes.
     """
@@ -142,7 +142,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         if config.part is not None:
             parse_part(config.part)
         check_extraction(config, by_name=teacher is None)
-        # Before the teacher loads; the extraction itself checks again.
+        # Check before the teacher loads; the extraction itself checks again.
         store_of(config).require_place()
         config = without_network(config)
         opener = open_teacher_and_data if teacher is None else lambda config: (teacher, open_part(config))
@@ -152,9 +152,9 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
 
 
 def open_teacher_and_data(config: ExtractConfig) -> tuple[Teacher, Selection]:
-    """Open the teacher and what of the dataset is to be extracted, by their names.
+    """Open the teacher and the part of the dataset to extract, by their names.
 
-    Class names are read before anything is encoded: VQA's come from another split's files, which may be missing.
+    Class names are read before encoding: VQA's come from another split's files, which may be missing.
     """
     dataset = open_part(config)
     if config.confidence:
@@ -175,11 +175,11 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
     try:
         teacher, dataset = opener(config)
     except WeightsUnavailable as error:
-        # A control with random weights has the sizes of what it is a control of.
+        # A control with random weights has the sizes of the original teacher.
         card = card_of(config.teacher.removeprefix("random:").partition("@")[0])
         if card is None or not card.states_sizes or not config.dry_run or config.weights is not None:
             raise
-        # What is known without the weights. Whether a cache that is there is this one is not known.
+        # Only the sizes are known without the weights, not whether an existing cache is this one.
         dataset = open_part(config)
         estimates = estimates_of(plan_sources(config, sized_by_card(config, card, dataset)), {})
         result = forecast_result(config, estimates, dataset, untimed=error)
@@ -189,11 +189,11 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
 
 
 def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
-    """As `run_extract`, in several tasks of a Ray cluster, each of which encodes a part.
+    """As `run_extract`, in several tasks of a Ray cluster, each of which encodes one part.
 
     Args:
-        config: not resolved, since the driver may have another device than its tasks; the output must be a folder
-            that all nodes share, or a URL.
+        config: not resolved, since the driver and its tasks may have different devices. The output must be a folder
+            shared by all nodes, or a URL.
         opener: opens the teacher and the dataset in a task; must be importable there.
     """
     if config.part is not None:
@@ -224,14 +224,14 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
 
 
 def extract_part(config: ExtractConfig, opener: OpenInputs, part: ExtractionPart) -> ExtractResult:
-    """As `run_extract`, in a task that is given a part."""
-    # A task sees the one GPU that it was given, whatever its number on the machine.
+    """As `run_extract`, for one part, in a task."""
+    # A task sees only its own GPU, whatever its number on the machine.
     device = "cuda" if config.device.startswith("cuda") else config.device
     return _extract_opened(resolved(resumed_config(replace(config, part=str(part), device=device))), opener)
 
 
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
-    """As `run_extract`, with a teacher and a dataset that are open already."""
+    """As `run_extract`, with an open teacher and an open dataset."""
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
     config = with_batch_size(replace(config, revision=teacher.commit or None), sources)
@@ -240,7 +240,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     if not config.dry_run:
         with holding(store, config.own_part):
             return extract_held(config, store, sources, identity, dataset)
-    # Another cache in its place is refused, as it would be by the extraction.
+    # Refuse another cache in its place, as the extraction would.
     is_planned(config, store, identity)
     plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
     estimates = estimates_of(plan, measured_seconds(config, sources, plan))
@@ -255,18 +255,18 @@ def forecast_result(
     *,
     untimed: WeightsUnavailable | None = None,
 ) -> ExtractResult:
-    """Return the result of a dry run: what the cache takes, the room there is, when it pays.
+    """Return the result of a dry run: the size of the cache, the free space, the payback.
 
     Args:
-        estimates: of the modalities.
-        untimed: why they have no time.
+        estimates: costs of the modalities.
+        untimed: the reason why they have no time.
 
     Raises:
         StorageError: the cache would not fit on the disk.
     """
     location, folder = location_of(config), store_of(config).folder
     free_bytes = None if folder is None else require_room(folder, sum(item.num_bytes for item in estimates))
-    # Pictures that are only stored, and features that exist, have no teacher that could be in a step.
+    # Stored pictures and imported features have no teacher that a training step could run.
     is_taught = untimed is None and not config.teacher.startswith((PICTURES, IMPORTED))
     speed = disk_speed(folder) if folder is not None and is_taught else None
     return ExtractResult(
@@ -282,7 +282,7 @@ def forecast_result(
 def extract_held(
     config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any], dataset: Dataset
 ) -> ExtractResult:
-    """As `extract`, of a part that this process holds."""
+    """As `extract`, for a part that this process has locked."""
     begun = time.perf_counter()
     estimates = take_or_make_plan(config, store, sources, identity)
     writer = CacheWriter(store)
@@ -312,7 +312,7 @@ def extract_held(
         if row := row_that_shows(dataset, Path(error.where)):
             error.why = f"{error.why} (used by {row})"
         if estimates and config.part is None and not committed_shards(store.list("records")):
-            # This call began the cache, and nothing of it is worth keeping.
+            # This call began the cache, and nothing in it is worth keeping.
             store.delete_under()
         raise
     shards_left = 0
@@ -348,20 +348,20 @@ def extract_held(
 def _complete_cache(
     config: ExtractConfig, store: Store, writer: CacheWriter, identity: Mapping[str, Any]
 ) -> TeacherCache:
-    """Write what follows from all shards, and open the complete cache."""
+    """Finalise the cache from its shards, and open it."""
     try:
         if not writer.is_complete():
             writer.finalise()
             store.mark_verified(store.changed(load_complete(store).files))
     except (CorruptCache, StorageError):
-        # The process of another part has completed the cache at the same time, and removed the work in progress.
+        # Another part's process completed the cache at the same time, and removed the work in progress.
         if not writer.is_complete():
             raise
     return open_cache(store.location, identity, disk_cache_gb=config.disk_cache_gb)
 
 
 def store_of(config: ExtractConfig) -> Store:
-    """Return the place that a cache is written to."""
+    """Return the store that a cache is written to."""
     return open_store(location_of(config), config.disk_cache_gb)
 
 
@@ -384,10 +384,10 @@ def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: D
 
 
 def run_import(config: ImportConfig) -> ExtractResult:
-    """Write a cache from features that exist.
+    """Write a cache from existing features.
 
     Raises:
-        ConfigError: there is nothing to import, or an option that the files do not need.
+        ConfigError: there is nothing to import, or an option does not apply to the files.
         DatasetError: a picture has no features, or they cannot be read safely.
     """
     output = config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
@@ -398,7 +398,7 @@ def run_import(config: ImportConfig) -> ExtractResult:
 
 
 def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
-    """As `run_import`, with the dataset open."""
+    """As `run_import`, with an open dataset."""
     extraction = ImportedExtraction(
         **{item.name: getattr(config, item.name) for item in fields(ImportedFiles)},
         **{name: getattr(config, name) for name in ("dataset", "split", "data_root", "output")},

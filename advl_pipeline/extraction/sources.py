@@ -1,4 +1,4 @@
-"""The input of an extraction: a split, or the part that low-shot runs need, and its modalities behind one interface.
+"""The input of an extraction: a split, or the part needed by low-shot runs, with one interface for both modalities.
 
 A source counts the tokens of its units and prepares batches for the teacher.
 """
@@ -33,16 +33,16 @@ from advl_pipeline.teachers.text_units import SelectingTextTower, covering_texts
 _TOKENISE_UNITS = 1024
 
 _PIECES_PER_WORD = 1.15
-"""Word pieces per word or punctuation mark of plain English, on average."""
+"""Average number of word pieces per word or punctuation mark in plain English."""
 
 _WORDED_TEXTS = 2_000
-"""Sampled texts whose words estimate the token rows where the teacher's tokenizer is missing."""
+"""Sampled texts whose words are counted to estimate token rows without the teacher's tokenizer."""
 
 Selection = IndexedDataset | Concatenated | Selected
 
 
 class PreparedBatch(NamedTuple):
-    """Units made ready for a forward pass, by their positions; and why the missing ones could not be read."""
+    """Prepared units of a forward pass, by position, and the reasons why the missing ones could not be read."""
 
     units: dict[int, PreparedUnit]
     unreadable: dict[int, str]
@@ -51,8 +51,8 @@ class PreparedBatch(NamedTuple):
 class ImageSource:
     """The pictures of a dataset and the tower that encodes them.
 
-    `token_dim` is None where no token features are asked for, `has_regions` says whether they are of regions, whose
-    boxes the tower gives. `prepare_threads` is how many threads may call `prepare` at once.
+    `token_dim` is None if no token features are requested. `has_regions`: the tokens are regions, whose boxes the
+    tower gives. `prepare_threads` is the number of threads that may call `prepare` at once.
     """
 
     modality = "image"
@@ -66,18 +66,18 @@ class ImageSource:
         self._units = units
 
     def unit_ids(self) -> npt.NDArray[np.uint8]:
-        """Return the (N, 16) ids of the units, in their order."""
+        """Return the (N, 16) ids of the units, in order."""
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
     def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> npt.NDArray[np.int32]:
         """Return the token rows of each unit, (N,)."""
-        del at_most  # Of a picture it is known without opening it.
+        del at_most  # For a picture the number is known without opening it.
         progress(len(self._units))
         lengths = [0 if self.token_dim is None else self.tower.num_tokens(unit) for unit in self._units]
         return np.array(lengths, np.int32)
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
-        """Make units ready; raises `DatasetError` for one that cannot be read unless those are skipped."""
+        """Prepare units; raises `DatasetError` for an unreadable one unless `skip_unreadable`."""
         batch = PreparedBatch({}, {})
         for position in units:
             unit = self._units[position]
@@ -91,10 +91,10 @@ class ImageSource:
 
 
 class TextSource:
-    """As `ImageSource`, of texts."""
+    """As `ImageSource`, for texts."""
 
     modality = "text"
-    prepare_threads = 1  # Tokenizers of the Rust family refuse concurrent use.
+    prepare_threads = 1  # Rust tokenizers refuse concurrent use.
     has_regions = False
 
     def __init__(self, tower: TextTower, units: Sequence[TextUnit]) -> None:
@@ -106,7 +106,7 @@ class TextSource:
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
     def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> npt.NDArray[np.int32]:
-        """Return the token rows of each unit, or of a random sample where there are more than `at_most`.
+        """Return the token rows of each unit, or of a random sample if there are more than `at_most`.
 
         Raises:
             WeightsUnavailable: the teacher's tokenizer knows hardly any of the texts.
@@ -134,7 +134,7 @@ class TextSource:
         return np.array(lengths, np.int32)
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
-        del skip_unreadable  # A text that was read is readable.
+        del skip_unreadable  # Texts are in memory already, so none is unreadable.
         prepared = self.tower.prepare([self._units[position] for position in units])
         return PreparedBatch(dict(zip(units, prepared, strict=True)), {})
 
@@ -144,7 +144,7 @@ Source = ImageSource | TextSource
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizedUnits:
-    """As `ImageSource`, of a modality whose sizes are known and whose units are not encoded."""
+    """As `ImageSource`, for a modality with known sizes whose units are not encoded."""
 
     modality: str
     global_dim: int
@@ -163,13 +163,13 @@ class SizedUnits:
 
 
 def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:
-    """Return what `auto` means for a dataset: boxes where it gives any, else the grid."""
+    """Resolve `auto` for a dataset: boxes if it has any, else the grid."""
     if config.image_tokens != "auto":
         return config.image_tokens
     if config.modality == "text" or not len(dataset):
         return "grid"
-    # The first picture tells it of VCR, of which all would be opened for a teacher of texts too. An example has a
-    # label, whose names may be in files that only confidences need.
+    # For VCR the first example suffices; `image_units` would open all pictures, even for a text-only teacher. An
+    # example needs label names, which may be in files that only confidences need.
     first_has_boxes = config.confidence and len(dataset[0].image.boxes_R4)
     has_boxes = first_has_boxes or any(len(unit.boxes_R4) for unit in dataset.image_units())
     return "boxes" if has_boxes else "grid"
@@ -179,7 +179,7 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
     """Return the modalities to extract.
 
     Raises:
-        ConfigError, DatasetError: as `units_to_encode`, or a share of words that is none.
+        ConfigError, DatasetError: as `units_to_encode`, or an invalid share of words.
     """
     towers = {"image": teacher.image, "text": teacher.text}
     has = [modality for modality, tower in towers.items() if tower is not None]
@@ -198,14 +198,14 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
 def units_to_encode(
     config: ExtractConfig, dataset: Dataset, *, teacher: str, towers: Collection[str]
 ) -> tuple[Sequence[ImageUnit], Sequence[TextUnit]]:
-    """Return the pictures and the texts that a teacher is to encode.
+    """Return the pictures and the texts for a teacher to encode.
 
     Args:
-        teacher: its name.
-        towers: the modalities that it has.
+        teacher: the teacher's name.
+        towers: its modalities.
 
     Raises:
-        ConfigError: the teacher lacks the tower that was asked for, or there is no text to select tokens from.
+        ConfigError: the teacher lacks the requested tower, or there is no text to select tokens from.
         DatasetError: the split has nothing to encode.
     """
     modality = config.modality
@@ -225,11 +225,11 @@ def units_to_encode(
 
 
 def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) -> list[SizedUnits]:
-    """Return the sizes of each modality as a teacher's card states them; rows of texts are estimated by words.
+    """Return the sizes of each modality from a teacher's card; token rows of texts are estimated from word counts.
 
     Args:
-        card: that states the sizes of the teacher's features.
-        dataset: what is to be extracted.
+        card: a card that states the sizes of the teacher's features.
+        dataset: the data to extract.
 
     Raises:
         ConfigError, DatasetError: as `units_to_encode`.
@@ -267,7 +267,7 @@ def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) ->
 
 
 def row_that_shows(dataset: Dataset, path: Path) -> str:
-    """Return file and line of the first row of a selection that shows a picture; "" where none does."""
+    """Return file and line of the first row of a selection that shows a picture; "" if there is none."""
     whole = dataset.whole if isinstance(dataset, Selected) else dataset
     parts = whole.parts if isinstance(whole, Concatenated) else [whole]
     return next(
@@ -276,7 +276,7 @@ def row_that_shows(dataset: Dataset, path: Path) -> str:
 
 
 def averaged_grid(sources: Sequence[Source]) -> dict[str, list[int]]:
-    """Return rows and columns of the teacher's `own` grid and of the `stored` one; nothing where both are alike."""
+    """Return rows and columns of the teacher's `own` grid and of the `stored` one; {} if they are equal."""
     for tower in (source.tower for source in sources):
         if isinstance(tower, PixelImageTower) and tower.image_tokens == "grid":
             full, stored = tower.backbone.grid_shape, tower.grid_shape
@@ -285,7 +285,7 @@ def averaged_grid(sources: Sequence[Source]) -> dict[str, list[int]]:
 
 
 def open_part(config: ExtractConfig) -> Selection:
-    """Open the split that is to be extracted, or the union of the subsets that are named of it.
+    """Open the split to extract, or the union of the requested subsets of it.
 
     Raises:
         ConfigError, DatasetError: as `open_splits`, `nested_subset` and `listed_ids`.
@@ -305,10 +305,10 @@ def open_part(config: ExtractConfig) -> Selection:
 
 
 def subsets_of(config: ExtractConfig, dataset: Dataset) -> Iterator[tuple[Sequence[str], int]]:
-    """Yield the ids of labelled examples and the seed of each run that the cache is made for.
+    """Yield the ids of the labelled examples and the seed of each run that will use the cache.
 
     Args:
-        dataset: as `open_part` opened it.
+        dataset: the result of `open_part`.
     """
     examples = map(dataset.__getitem__, range(len(dataset)))
     labelled = {example.example_id for example in examples if example.label is not None or example.soft_label}
@@ -325,13 +325,13 @@ def _subsets(config: ExtractConfig, whole: StratifiedDataset, seed: int) -> list
 
 
 def require_class_names(dataset: Dataset) -> None:
-    """Read the class names that confidences need, before anything is encoded: they may come from other files.
+    """Read the class names for the confidences before encoding: they may come from other files.
 
     Raises:
-        DatasetError: VQA's answers are counted over a split that is missing.
+        DatasetError: the files that name the classes are missing, such as a split that VQA's answers are counted over.
     """
     if not len(dataset):
-        return  # Pictures alone.
+        return  # Only pictures.
     try:
         dataset[0]
         for task in dataset.tasks:
