@@ -1,8 +1,8 @@
-"""`advl cache verify`: the bytes, and on request some units encoded again by the teacher.
+"""`advl cache verify`: check the bytes and, on request, encode some units again with the teacher.
 
 A cache's record names the teacher and the data of its extraction. A cache may come from anyone, so paths in its
-record are shown, and never opened or written to. Only if the note next to a cache says that it was extracted here are
-its units checked against the data that the record names.
+record are printed, but never opened or written to. The exception is a cache with the extraction journal next to it:
+it was extracted here, so its units are checked against the data named in the record.
 
 Shapes: M token rows, D feature width.
 """
@@ -32,7 +32,7 @@ from advl_pipeline.datasets.roots import recorded_paths, refused_paths
 from advl_pipeline.extraction.config import ExtractConfig, ImportedExtraction, RecomputeOptions, VerifyConfig
 
 if TYPE_CHECKING:
-    # Bytes are checked where no teacher can run.
+    # Bytes can also be checked on a machine that cannot run the teacher.
     from advl_pipeline.datasets.records import Dataset
     from advl_pipeline.extraction.sources import Selection
     from advl_pipeline.teachers.interface import Teacher
@@ -49,9 +49,9 @@ def run_verify(config: VerifyConfig) -> VerifyReport:
     """Check a cache.
 
     Raises:
-        ConfigError: there is no cache, or units are to be computed again and its record names paths that were not
+        ConfigError: there is no cache, or units must be computed again and the record names paths that were not
             given.
-        WeightsUnavailable: units are to be computed again, and the teacher is not available.
+        WeightsUnavailable: units must be computed again, and the teacher is not available.
     """
     total = sum(open_store(config.cache).list().values())
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True) as bar:
@@ -60,7 +60,7 @@ def run_verify(config: VerifyConfig) -> VerifyReport:
         return report
     settings = open_cache(config.cache).provenance["config"]
     if isinstance(config.cache, Path) and journal_path(config.cache).is_file():
-        # It was extracted here: the data that its record names are those of this user.
+        # The cache was extracted here, so the data named in its record are the user's own.
         config = replace(
             config,
             dataset=config.dataset or settings.get("dataset"),
@@ -73,20 +73,20 @@ def run_verify(config: VerifyConfig) -> VerifyReport:
 
 
 def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *, command: str) -> ExtractConfig:
-    """Return the extraction that a cache's record describes, with the paths that the user typed.
+    """Return the extraction described by a cache's record, with the paths given by the user.
 
     Args:
         settings: options of the extraction, from the record.
-        config: of the command that encodes units again; what it gives stands instead of the record's.
-        command: its words, such as "cache repair".
+        config: configuration of the command that encodes units again; its options override the record's.
+        command: the words of that command, such as "cache repair".
 
     Raises:
-        ConfigError: the record names a path that was not typed, or options that cannot be used.
+        ConfigError: the record names a path that the user did not give, or options that cannot be used.
     """
     typed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     options = {name: value for name, value in typed.items() if value is not None and value != ()}
     recorded = options_without(ExtractConfig, settings, "none")
-    # Of earlier versions; caches that were compressed are refused before.
+    # Options of earlier versions. Compressed caches were refused before.
     for gone in ("compression", "disk_cache", "progress_file", "region_naming", "region_split"):
         recorded.pop(gone, None)
     if (read := recorded.pop("text_units", "question")) != "question":
@@ -106,7 +106,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
 
 
 def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Selection]:
-    """Open what a recorded extraction encodes, and with what: a teacher, or the files that its features came from.
+    """Open the dataset of a recorded extraction, and its teacher or the files of its imported features.
 
     Args:
         stack: closes the files.
@@ -126,7 +126,7 @@ def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Sel
 def recompute(
     report: VerifyReport, config: ExtractConfig, teacher: Teacher, dataset: Dataset, *, count: int
 ) -> VerifyReport:
-    """Encode `count` sampled units of each modality again and compare them with what is stored."""
+    """Encode `count` sampled units of each modality again and compare them with the stored features."""
     from advl_pipeline.extraction.sources import open_sources
 
     cache = open_cache(report.path)
@@ -157,7 +157,7 @@ def recompute(
 
 
 def row_error(stored_MD: npt.NDArray[np.generic], computed_MD: npt.NDArray[np.float32]) -> float:
-    """Return the largest 1 - cosine over rows, or 2 where the shapes or the norms (by over one percent) differ."""
+    """Return the largest 1 - cosine over rows, or 2 if the shapes or the norms (by over one percent) differ."""
     if stored_MD.shape != computed_MD.shape:
         return 2.0
     if len(stored_MD) == 0:

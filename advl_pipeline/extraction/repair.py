@@ -1,9 +1,9 @@
 """`advl cache repair`: damaged parts return to the state before their commit, then the extraction resumes.
 
-Metadata files have copies or follow from other files, so they are restored from what is left. A shard is encoded
-again only if one of its files, or one of the teacher's statistics, is damaged. Sound files are not touched. That a
-shard is sound is only its record's claim, and the result says so. If files match their records and contradict each
-other, the records prove nothing, and every shard that may be affected is encoded again.
+Metadata files have copies or follow from other files, so they are restored from the remaining ones. A shard is
+encoded again only if one of its files, or one of the teacher's statistics, is damaged. Sound files are not touched.
+Only its own record attests that a shard is sound, and the result says so. If files match their records but contradict
+each other, the records prove nothing, and every shard that may be affected is encoded again.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from advl_pipeline.extraction.sources import open_sources
 from advl_pipeline.teachers.interface import Teacher
 
 _ROUNDS = 2
-"""With the complete record gone, files that belong to no record are found in a second round only."""
+"""Without the complete record, files that belong to no record are found only in a second round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepairResult:
-    """What was found, how many units had to be encoded again, and whether every byte is as it was recorded.
+    """The findings, the number of units encoded again, and whether every byte is as recorded.
 
-    `trusted_units` were kept as their records say that they were written; nobody compared them with the teacher.
+    `trusted_units` match their records and were kept; they were not compared with the teacher.
     """
 
     path: Location
@@ -68,14 +68,14 @@ class RepairResult:
 
 
 def run_repair(config: RepairConfig) -> RepairResult:
-    """Restore a damaged or unfinished cache with the teacher and the dataset that it came from.
+    """Restore a damaged or unfinished cache with its original teacher and dataset.
 
     Raises:
         ConfigError: there is no cache, too little is left of it to know how it was made, or its record names paths
             that were not given.
-        IdentityMismatch: the teacher or the dataset is not what it was.
-        CorruptCache: the cache is still not sound afterwards.
-        InUse: another process writes the cache.
+        IdentityMismatch: the teacher or the dataset has changed.
+        CorruptCache: the cache is still not sound after the repair.
+        InUse: another process is writing the cache.
     """
     with interruptible("The repair", kept="every committed shard is kept"), ExitStack() as stack:
         store = open_store(config.cache)
@@ -88,7 +88,7 @@ def run_repair(config: RepairConfig) -> RepairResult:
 
 
 def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairResult:
-    """As `run_repair`, with the teacher and dataset open and `config.output` the cache."""
+    """As `run_repair`, with an open teacher and dataset; `config.output` is the cache."""
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
     store = store_of(config)
@@ -101,8 +101,8 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
                 break
             _require_origin(store, identity)
             provenance = recover_provenance(store)
-            # What makes the cache complete goes first. Records are dealt with shard by shard; the work folder may
-            # hold what an interrupted run needs.
+            # The complete record goes first. Other records are handled shard by shard; the work folder may contain
+            # files that an interrupted run needs.
             store.delete(COMPLETE_RECORD)
             bad, kept = report.findings.keys(), ("records/", f"{WORK_FOLDER}/")
             store.delete(*(name for name in bad - report.files.keys() if not name.startswith(kept)))
@@ -132,13 +132,13 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
 
 
 def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) -> None:
-    """Un-commit the damaged shards of a modality, and stage what the sound ones add to the tables."""
+    """Un-commit the damaged shards of a modality, and stage the sound ones' parts of the tables."""
     store, placement, damaged = writer.store, writer.placement(modality), report.findings
 
     def is_sound(path: str) -> bool:
         return path in report.files and path not in damaged
 
-    # A finding in a record, or in the plan, is of both modalities.
+    # A finding in a record, or in the plan, concerns both modalities.
     others = tuple(f"{other}/" for other in writer.plan.modalities if other != modality)
     is_contradicted = report.contradict and not all(path.startswith(others) for path in damaged)
     tables = layout.global_spec(modality, writer.plan)
@@ -169,15 +169,15 @@ def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) 
 
 
 def require_own_records(store: Readable) -> None:
-    """Refuse records of another cache: by them this one would be replaced, and not repaired.
+    """Refuse records of another cache: a repair by them would replace this one.
 
     Raises:
-        IdentityMismatch: the identity file and the root group agree on one identity, and the plan is of another.
+        IdentityMismatch: the identity file and the root group agree on an identity that differs from the plan's.
     """
     identities = _copies(store, IDENTITY_FILE, "identity")
     with suppress(CorruptCache):
         planned = load_plan(store).identity_sha256
-        # One copy alone may be damaged.
+        # A single copy may be damaged, so both must agree.
         if len(identities) == 2 and identities[0] == identities[1] and planned != digest(identities[0]):
             advice, command = "copy back the folder records/ that belongs here", ""
             with suppress(CorruptCache, KeyError, TypeError):
@@ -192,10 +192,10 @@ def require_own_records(store: Readable) -> None:
 
 
 def recover_provenance(store: Readable) -> dict[str, Any]:
-    """Return the provenance from whichever of its three copies is sound.
+    """Return the provenance from a sound one of its three copies.
 
     Raises:
-        ConfigError: neither can be read.
+        ConfigError: no copy can be read.
     """
     copies, recorded = _copies(store, PROVENANCE_FILE, "provenance"), None
     with suppress(CorruptCache):
@@ -228,7 +228,7 @@ def _require_origin(store: Readable, identity: Mapping[str, Any]) -> None:
 
 
 def _copies(store: Readable, name: str, key: str) -> list[dict[str, Any]]:
-    """Return what can be read of a metadata file and of its copy in the root group."""
+    """Return the readable ones among a metadata file and its copy in the root group."""
     copies = []
     with suppress(CorruptCache):
         copies.append(read_metadata(store, name))

@@ -328,7 +328,7 @@ def require_class_names(dataset: Dataset) -> None:
     """Read the class names for the confidences before encoding: they may come from other files.
 
     Raises:
-        DatasetError: the files that name the classes are missing, such as a split that VQA's answers are counted over.
+        DatasetError: the source of the class names is missing, such as a split that VQA's answers are counted over.
     """
     if not len(dataset):
         return  # Only pictures.

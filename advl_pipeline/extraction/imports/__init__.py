@@ -1,4 +1,4 @@
-"""Features that people have already, taken into a cache in the formats that they are published in.
+"""Import of existing features into a cache, in their published formats.
 
 In: a detector's region features (`region_formats.py`) or arrays filed under pictures (`filed_arrays.py`).
 Out: a tower (`tower.py`) that an extraction runs like a teacher's.

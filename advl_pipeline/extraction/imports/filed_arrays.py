@@ -1,7 +1,7 @@
-"""Arrays that are filed under pictures: a folder of `.npy` files.
+"""Arrays named after pictures: a folder of `.npy` files.
 
-They are found by the name of a picture's file, with or without extension, and with as many of its folders as they are
-filed under.
+An array is found by the name of a picture's file, with or without extension, preceded by the longest match of its
+folders.
 
 Shapes: M token rows, D feature width.
 """
@@ -20,18 +20,18 @@ from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction.imports.region_formats import FoundFeatures, claim
 
 _DAMAGED = (*DAMAGE, KeyError, MemoryError, TypeError)
-"""What NumPy raises for what it cannot read, forged sizes and kinds of numbers among it."""
+"""Errors of NumPy for unreadable files, including forged sizes and dtypes."""
 
 
 def filed_arrays(folder: Path, units: Iterable[ImageUnit]) -> Callable[[ImageUnit], FoundFeatures]:
-    """Find the arrays that are filed under pictures; return what reads those of a picture, (M, D) or (D,).
+    """Find the arrays of pictures; return a function that reads the array of a picture, (M, D) or (D,).
 
     Args:
-        folder: that they are in.
+        folder: the folder of the arrays.
         units: the pictures; each is looked up before any array is read.
 
     Raises:
-        DatasetError: a picture has none of its own; when one is read, it cannot be.
+        DatasetError: a picture has no array of its own. The function raises it for an unreadable array.
     """
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.npy"))}
     alike: dict[str, list[str]] = {}
@@ -50,14 +50,14 @@ def filed_arrays(folder: Path, units: Iterable[ImageUnit]) -> Callable[[ImageUni
 
 
 def _filed_name(picture: Path, files: Collection[str], alike: Mapping[str, Sequence[str]]) -> str | None:
-    """Return the name that a picture's features are filed under: the one with most of its folders."""
+    """Return the name of a picture's array: the one that matches most of its folders."""
     parts = picture.parts[1:] if picture.is_absolute() else picture.parts
     for first in range(len(parts)):
         name = "/".join(parts[first:])
         for filed in (name, name.removesuffix(picture.suffix)):
             if filed in files:
                 return filed
-    # Features may be in other folders than the pictures, if a file's name says whose they are.
+    # Features may be in different folders than the pictures if the file's name is unique.
     candidates = alike.get(picture.name) or alike.get(picture.stem) or []
     if len(candidates) > 1:
         raise DatasetError(

@@ -1,27 +1,27 @@
-"""A detector's region features in the files of the published models: what each format holds of one picture.
+"""Readers of a detector's region features in the file formats of published models.
 
 TSV of bottom-up attention (6 columns) and of LXMERT (10 columns), one picture per line, arrays in base64. BUTD:
 image_id, image_w, image_h, num_boxes, boxes, features. LXMERT: img_id, img_h, img_w, objects_id, objects_conf,
-attrs_id, attrs_conf, num_boxes, boxes, features. The files reach tens of gigabytes: they are scanned for the offsets
-of their lines, and a line is decoded when its picture is asked for.
+attrs_id, attrs_conf, num_boxes, boxes, features. The files can reach tens of gigabytes: they are scanned for the
+offsets of their lines, and a line is decoded when its picture is requested.
 
-HDF5 of bottom-up attention: `image_features` and `image_bb`, fixed (N, R, F) or ragged with `pos_boxes` (N, 2). Which
-row belongs to which picture is told by `<split>36_imgid2idx.json`, which users make of the published pickle. Where
-`spatial_features` is there, boxes over their shares give the size of the original picture.
+HDF5 of bottom-up attention: `image_features` and `image_bb`, fixed (N, R, F) or ragged with `pos_boxes` (N, 2).
+`<split>36_imgid2idx.json` maps pictures to rows; users make it from the published pickle. If `spatial_features`
+exists, the boxes divided by it give the size of the original picture.
 
-One file per picture: `.npz` (VisualBERT, ViLBERT and their like) has `features`; `boxes` or `bbox` in pixels, or
-`norm_bb` in shares (corners, then width and height); optionally `num_boxes`, `conf`, and `image_w` with `image_h`.
+One file per picture: `.npz` (VisualBERT, ViLBERT and similar) has `features`; `boxes` or `bbox` in pixels, or
+`norm_bb` in fractions (corners, then width and height); optionally `num_boxes`, `conf`, and `image_w` with `image_h`.
 VL-BERT's `.json` has `num_boxes`, `boxes` and `features` in base64 of float32, optionally `image_w`, `image_h` and
 `image_box_feature`.
 
-UNITER's LMDB: key "<name>.npz", value msgpack of arrays, or compressed `.npz` bytes. The folder's name says how many
-regions a picture has: `feat_th0.2_max100_min10[_compressed]` keeps the regions above a confidence, clamped;
-`feat_numbb36` keeps 36; `all` keeps all. Rows are sorted by falling confidence, so the first n are meant. The sidecar
-`nbb_<...>.json` next to the folder gives n; without it n is computed.
+UNITER's LMDB: key "<name>.npz", value msgpack of arrays, or compressed `.npz` bytes. The folder's name gives the
+number of regions per picture: `feat_th0.2_max100_min10[_compressed]` keeps the regions above a confidence, within
+these limits; `feat_numbb36` keeps 36; `all` keeps all. Rows are sorted by descending confidence, and the first n are
+used. The sidecar `nbb_<...>.json` next to the folder gives n; without it n is computed.
 
-Boxes have four columns; `.npz` files and LMDB may have more, of which the first four count (`norm_bb`: six).
+Boxes have four columns. `.npz` files and LMDB may have more; only the first four (`norm_bb`: six) are used.
 
-Legend: R regions, F feature width.
+Shapes: R regions, F feature width.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from advl_pipeline.datasets.problems import Malformed
 Floats = npt.NDArray[np.float32]
 
 SIZE_TOLERANCE = 1.5
-"""Pixels by which a size that is computed back from float32 shares may be off."""
+"""Error in pixels of a picture size computed from float32 fractions."""
 
 _BUTD = "image_id image_w image_h num_boxes boxes features".split()
 _LXMERT = "img_id image_h image_w objects_id objects_conf attrs_id attrs_conf num_boxes boxes features".split()
@@ -65,10 +65,10 @@ _MALFORMED = "Region features are malformed."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoundFeatures:
-    """What files hold of one picture, float32.
+    """Features of one picture from files, float32.
 
-    `values` are token rows (M, D), or the feature of the whole picture (D,). Of rows that are regions, `regions` says
-    where they are (`cache.layout.REGION_COLUMNS`), and `whole_D` is the picture's own feature where files have it.
+    `values` are token rows (M, D), or the feature of the entire picture (D,). If the rows are regions, `regions` has
+    their columns (`cache.layout.REGION_COLUMNS`), and `whole_D` is the picture's own feature if the files have it.
     """
 
     values: Floats
@@ -77,20 +77,20 @@ class FoundFeatures:
 
 
 Arrays = dict[str, npt.NDArray[Any]]
-"""What a file says of one picture, by the names of the `.npz` files; `spatial_features` as in HDF5, and
-`image_box_feature` as in VL-BERT's JSON."""
+"""Arrays of one picture from a file, by their names in `.npz` files; also `spatial_features` of HDF5 and
+`image_box_feature` of VL-BERT's JSON."""
 
 
 def regions_of(arrays: Arrays, size: tuple[int, int]) -> FoundFeatures:
-    """Check named arrays and make regions of them, which stand for none of the dataset's own boxes.
+    """Check named arrays and convert them to detected regions, which belong to none of the dataset's own boxes.
 
     Args:
         arrays: see the module's docstring for the names.
         size: (width, height) of the picture.
 
     Raises:
-        Malformed: an array is missing or not of numbers, shapes do not fit, values are not finite, boxes are outside
-            the picture, or it is of another size.
+        Malformed: an array is missing or not numeric, shapes do not match, values are not finite, boxes are outside
+            the picture, or the picture has another size.
     """
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
@@ -130,7 +130,7 @@ def regions_of(arrays: Arrays, size: tuple[int, int]) -> FoundFeatures:
     if "spatial_features" in arrays:
         _require_same_size(boxes_R4, arrays["spatial_features"], size)
     x1, y1, x2, y2 = boxes_R4.T
-    # Half-precision shares of a large picture are off by up to 2^-11 of its side.
+    # Half-precision fractions have an error of up to 2^-11 of a picture's side.
     reach_x, reach_y = TOLERANCE + size[0] / 2048, TOLERANCE + size[1] / 2048
     is_inside = (x1 >= -reach_x) & (y1 >= -reach_y) & (x2 <= size[0] + reach_x) & (y2 <= size[1] + reach_y)
     is_box = is_inside & (x1 <= x2) & (y1 <= y2)
@@ -138,7 +138,7 @@ def regions_of(arrays: Arrays, size: tuple[int, int]) -> FoundFeatures:
         row = int(np.flatnonzero(~is_box)[0])
         raise Malformed(f"box {row} is outside the picture of {size[0]}x{size[1]}: {boxes_R4[row].tolist()}")
     corners_R4 = boxes_R4 / size_4
-    # In half precision the stated sides are not the differences of the corners.
+    # In half precision the stated sides differ from the differences of the corners.
     sides_R2 = boxes[:, 4:6] if is_shares and boxes.shape[1] >= 6 else corners_R4[:, 2:] - corners_R4[:, :2]
     return FoundFeatures(
         # Decoded bytes are read-only, which PyTorch warns about.
@@ -156,7 +156,7 @@ def _require_same_size(boxes_R4: Floats, shares: npt.NDArray[Any], size: tuple[i
     if shares.shape[-1] < 4 or len(shares) != len(boxes_R4):
         raise Malformed(f"spatial_features of shape {shares.shape} do not fit")
     for axis, known in enumerate(size):
-        # Pixels over their share give the size of the picture that the boxes are of.
+        # Pixels divided by their fraction give the size of the picture of the boxes.
         row = int(np.argmax(shares[:, 2 + axis]))
         if (share := shares[row, 2 + axis]) > 0:
             side = float(boxes_R4[row, 2 + axis] / share)
@@ -168,7 +168,7 @@ def decode_floats(value: Any, *, rows: int, what: str) -> Floats:
     """Decode base64 of float32 into (rows, columns).
 
     Raises:
-        Malformed: not base64, or not a whole number of rows.
+        Malformed: the value is not base64, or its length does not match the rows.
     """
     if not isinstance(value, (str, bytes)):
         raise Malformed(f"{what} are not base64 text")
@@ -182,7 +182,7 @@ def decode_floats(value: Any, *, rows: int, what: str) -> Floats:
 
 
 def positive(value: Any, what: str) -> int:
-    """Return a number that must be a positive whole one, written as text or as a number; raises `Malformed`."""
+    """Return a positive integer given as text or as a number; raises `Malformed` for anything else."""
     try:
         number = int(value)
     except (TypeError, ValueError):
@@ -193,21 +193,21 @@ def positive(value: Any, what: str) -> int:
 
 
 def _corners(boxes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the boxes (R, 4) of a format that gives their corners alone; raises `Malformed` for another shape."""
+    """Return the boxes (R, 4) of a format with only their corners; raises `Malformed` for another shape."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise Malformed(f"boxes of shape {boxes.shape}, expected four columns")
     return boxes
 
 
 class Entry(NamedTuple):
-    """Of one picture where its features are, for errors, and what reads them."""
+    """Location of a picture's features, for errors, and the function that reads them."""
 
     where: str
     read: Callable[[], Arrays]
 
 
 def claim(pictures: dict[Any, Path], name: Any, picture: Path) -> None:
-    """Note which picture goes by a name; raises `DatasetError` where another one does."""
+    """Assign a name to a picture; raises `DatasetError` if another picture has it."""
     if (other := pictures.setdefault(name, picture)) != picture:
         raise DatasetError(
             "Two pictures go by one name in features.",
@@ -218,14 +218,14 @@ def claim(pictures: dict[Any, Path], name: Any, picture: Path) -> None:
 
 
 class RegionFeatures:
-    """Region features by name of the picture, as their format names pictures.
+    """Region features by the pictures' names in their format.
 
     Args:
-        path: of the files.
-        entries: of all pictures, by name.
+        path: path of the files.
+        entries: (name, entry) of all pictures.
 
     Raises:
-        DatasetError: a file is missing, or malformed as far as is seen when it is opened.
+        DatasetError: a file is missing or, as found on opening, malformed.
     """
 
     def __init__(self, path: Path, entries: Iterable[tuple[str, Entry]]) -> None:
@@ -246,12 +246,12 @@ class RegionFeatures:
         """Read the regions of one picture.
 
         Args:
-            name: of the picture in this format, see `tower.Naming`.
-            width, height: of the picture in pixels; formats that store shares of the picture are scaled by them.
+            name: the picture's name in this format, see `tower.Naming`.
+            width, height: the picture's size in pixels; boxes stored as fractions are scaled by it.
 
         Raises:
-            DatasetError: there is no such picture, its entry is damaged, holds a value that is not finite, or is
-                for a picture of another size.
+            DatasetError: the picture is missing, or its entry is damaged, has a value that is not finite, or is for
+                a picture of another size.
         """
         if name not in self:
             raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no entry for {name}")
@@ -263,7 +263,7 @@ class RegionFeatures:
 
 
 def tsv_entries(path: Path) -> Iterator[tuple[str, Entry]]:
-    """Yield the lines of a TSV file by picture; they are decoded when they are read."""
+    """Yield the lines of a TSV file by picture; each is decoded on access."""
     offset, is_empty = 0, True
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, start=1):
@@ -293,7 +293,7 @@ def _read_line(path: Path, offset: int, length: int) -> Arrays:
 
 
 def _decoded(record: Mapping[str, Any]) -> Arrays:
-    """Decode what TSV and JSON hold alike: sizes and counts, arrays of float32 in base64."""
+    """Decode the fields common to TSV and JSON: sizes, counts, and arrays of float32 in base64."""
     count = positive(record.get("num_boxes"), "num_boxes")
     arrays = {name: np.array(positive(record[name], name)) for name in ("image_w", "image_h") if name in record}
     arrays["features"] = decode_floats(record.get("features"), rows=count, what="features")
@@ -302,7 +302,7 @@ def _decoded(record: Mapping[str, Any]) -> Arrays:
 
 
 def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
-    """Yield the rows of an HDF5 file; the one `*imgid2idx.json` in its folder has picture number -> row."""
+    """Yield the rows of an HDF5 file; the only `*imgid2idx.json` in its folder maps picture numbers to rows."""
     import h5py
 
     # BUTD names the index after the split and the number of boxes.
@@ -332,7 +332,7 @@ def _read_row(file: Any, row: int) -> Arrays:
 
 
 def _make_json(pickles: Sequence[Path]) -> Advice | str:
-    """Return the command that makes JSON of the one index, which runs the program that a pickle is."""
+    """Return the command that converts a single pickled index to JSON, else "". Loading a pickle executes code."""
     if len(pickles) != 1:
         return ""
     read, written = str(pickles[0]), str(pickles[0].with_suffix(".json"))
@@ -341,7 +341,7 @@ def _make_json(pickles: Sequence[Path]) -> Advice | str:
 
 
 def _read_numbers(path: Path, *, what: str) -> dict[str, int]:
-    """Read a dictionary of whole numbers from JSON; raises `DatasetError` that says `what` is wrong."""
+    """Read a dictionary of integers from JSON; raises `DatasetError` with the message `what`."""
     try:
         return {str(name): int(number) for name, number in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
@@ -349,7 +349,7 @@ def _read_numbers(path: Path, *, what: str) -> dict[str, int]:
 
 
 def per_picture_entries(folder: Path, suffix: str) -> Iterator[tuple[str, Entry]]:
-    """Yield the files of a folder, `.npz` or `.json`, one per picture; names are relative to it, without suffix."""
+    """Yield the `.npz` or `.json` files of a folder, one per picture, by relative path without suffix."""
     read = {".npz": _archived, ".json": _read_json}[suffix]
     for file in folder.rglob(f"*{suffix}"):
         yield file.relative_to(folder).with_suffix("").as_posix(), Entry(str(file), partial(read, file))
@@ -411,7 +411,7 @@ def uniter_entries(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]
 
 
 def _unpack(value: bytes) -> Arrays:
-    """Unpack msgpack_numpy's form of a dictionary of arrays; its pickled objects are refused."""
+    """Unpack a dictionary of arrays in msgpack_numpy's format; refuse its pickled objects."""
     import msgpack
 
     try:

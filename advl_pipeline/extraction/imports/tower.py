@@ -1,7 +1,8 @@
-"""Features that people have already, taken into a cache: a detector's regions, and arrays filed under pictures.
+"""A tower over existing features for import into a cache: a detector's regions, or arrays named after pictures.
 
-Regions are read by `region_formats.py`, arrays by `filed_arrays.py`. Here is which file holds a picture's regions,
-and by which name. Two-dimensional arrays are token rows, and their mean is the global feature; others are global.
+`region_formats.py` reads regions, `filed_arrays.py` arrays. This module finds the file with a picture's regions and
+the picture's name in it. Two-dimensional arrays are token rows, and their mean is the global feature. One-dimensional
+arrays are global features.
 
 Shapes: M token rows, D feature width.
 """
@@ -39,7 +40,7 @@ from advl_pipeline.extraction.imports.region_formats import (
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 SPLIT = "{split}"
-"""Stands in a path for the split that the pictures are filed under."""
+"""Placeholder in a path for the split of the pictures."""
 
 Naming = Literal["stem", "number", "uniter"]
 """number  "9": the number that ends the file's name (BUTD's TSV and HDF5).
@@ -54,13 +55,13 @@ _COCO = re.compile(r"COCO_(?P<subtype>[a-z]+\d{4})_(?P<number>\d{12})")
 
 
 def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: ExitStack) -> ImportedTower:
-    """Open the files that features are imported from, as the tower that gives the features of these pictures.
+    """Open the files of imported features as a tower for these pictures.
 
     Args:
         stack: closes the files.
 
     Raises:
-        ConfigError: an option that the files do not need.
+        ConfigError: an option does not apply to the files.
         DatasetError: a picture has no features, or they cannot be read safely.
     """
     where = str(config.source)
@@ -79,15 +80,15 @@ def open_tower(config: ImportedExtraction, units: Sequence[ImageUnit], stack: Ex
 
 
 class ImportedTower:
-    """An `ImageTower` over features that exist. All are read once before, for their digest.
+    """An `ImageTower` over existing features. Its constructor reads all of them once for their digest.
 
     Args:
-        read: finds the features of a picture; several threads may call it at once.
-        units: pictures that there must be features of.
+        read: returns the features of a picture; several threads may call it at once.
+        units: pictures that must have features.
         where: the files, for errors.
 
     Raises:
-        DatasetError: as `read` says, or pictures whose features are of several kinds.
+        DatasetError: as `read`, or the features of pictures differ in kind.
     """
 
     def __init__(self, read: Callable[[ImageUnit], FoundFeatures], units: Sequence[ImageUnit], *, where: str) -> None:
@@ -119,7 +120,7 @@ class ImportedTower:
         self.token_dim = self.global_dim
         self.has_regions = bool(features.regions)
         self.tokens: Literal["boxes", "grid", "none"] = "none"
-        """What token features there are: one row per box, a grid, or none."""
+        """Kind of token features: one row per box, a grid, or none."""
         if ndim == 2:
             are_boxes = all(self._rows[unit.unit_id] == len(unit.boxes_R4) for unit in units)
             self.tokens = "boxes" if are_boxes or self.has_regions else "grid"
@@ -157,18 +158,18 @@ class ImportedTower:
 
 
 class RegionFiles:
-    """Files of regions, one or one per split of the pictures.
+    """Files of regions: one, or one per split of the pictures.
 
     Args:
-        path: `{split}` in it stands for each split.
-        prefix: of UNITER's names of VCR's pictures, before the split.
-        splits: that the pictures are filed under, such as ["train2014", "val2014"].
-        first: a picture; the files name pictures in the first way by which it is found.
+        path: path of the files; `{split}` is replaced by each split.
+        prefix: prefix of UNITER's names of VCR's pictures, before the split.
+        splits: splits of the pictures, such as ["train2014", "val2014"].
+        first: a picture; the first naming by which it is found is used for all pictures.
         stack: closes the files.
-        ground_truth: they hold features of the dataset's own boxes, row by row.
+        ground_truth: the files have features of the dataset's own boxes, row by row.
 
     Raises:
-        DatasetError: no such files, or `first` is not found.
+        DatasetError: the files do not exist, or `first` is not found.
     """
 
     def __init__(
@@ -199,11 +200,11 @@ class RegionFiles:
         self._naming = naming
 
     def regions(self, unit: ImageUnit) -> FoundFeatures:
-        """Read a picture from the file that holds it; where none does, the first one says what it misses.
+        """Read a picture's regions from the file that has them; if none does, raise the error of the first file.
 
         Raises:
-            DatasetError: there are no regions, they are damaged or for another size, two pictures go by one name, or
-                ground-truth rows are not as many as the picture's boxes.
+            DatasetError: the regions are missing, damaged or for another size, two pictures have the same name, or
+                the number of ground-truth rows differs from that of the picture's boxes.
         """
         named = [
             (before, name_of(unit.path, self._naming, vcr_prefix=before), reader) for before, reader in self._files
@@ -221,10 +222,10 @@ class RegionFiles:
 
 
 def found_features(detected: RegionFiles, ground_truth: RegionFiles | None, unit: ImageUnit) -> FoundFeatures:
-    """Return a picture's regions as a cache stores them: of the dataset's own boxes first, as UNITER joins them.
+    """Return a picture's regions in the order of a cache: the dataset's own boxes first, as UNITER joins them.
 
     Raises:
-        DatasetError: as `RegionFiles.regions` says, or the picture has no region at all.
+        DatasetError: as `RegionFiles.regions`, or the picture has no regions.
     """
     regions = detected.regions(unit)
     if ground_truth is not None:
@@ -235,7 +236,7 @@ def found_features(detected: RegionFiles, ground_truth: RegionFiles | None, unit
 
 
 def join_regions(first: FoundFeatures, second: FoundFeatures) -> FoundFeatures:
-    """Return the regions of both, without confidences where one has none; raises `DatasetError` for two widths."""
+    """Return the regions of both, without confidences if one has none; raises `DatasetError` if the widths differ."""
     if first.values.shape[1] != second.values.shape[1]:
         raise DatasetError("Region features of two detectors cannot be joined.")
     joined = {name: np.concatenate([rows, second.regions[name]]) for name, rows in first.regions.items()}
@@ -245,11 +246,11 @@ def join_regions(first: FoundFeatures, second: FoundFeatures) -> FoundFeatures:
 
 
 def name_of(picture: Path, naming: Naming, *, vcr_prefix: str = "") -> str:
-    """Return a picture's name in a format, "" where the file's name does not fit the naming.
+    """Return a picture's name in a format, "" if the file's name does not fit the naming.
 
     Args:
         naming: see `Naming`.
-        vcr_prefix: for UNITER's files of VCR, such as "vcr_val_" or "vcr_gt_val_".
+        vcr_prefix: prefix in UNITER's files of VCR, such as "vcr_val_" or "vcr_gt_val_".
     """
     stem = picture.stem
     if naming == "stem":
@@ -271,12 +272,12 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
     """Open region features.
 
     Args:
-        path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.json` in its folder); folder with
-            `data.mdb`, or in which one folder has it, as UNITER's are; or folder of `.npz` or `.json` files.
+        path: a `.tsv` file; an `.h5` or `.hdf5` file, with one `*imgid2idx.json` in its folder; a folder with
+            UNITER's `data.mdb` in it or in one subfolder; or a folder of `.npz` or `.json` files.
         stack: closes the file.
 
     Raises:
-        DatasetError: nothing of these is there.
+        DatasetError: the path is none of these.
     """
     if path.suffix == ".tsv":
         return RegionFeatures(path, tsv_entries(path))
@@ -293,7 +294,7 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
     if folders:
         return RegionFeatures(folders[0], uniter_entries(folders[0], stack))
     for suffix in (".npz", ".json"):
-        # Counts next to UNITER's LMDB are no features.
+        # The nbb_*.json files next to UNITER's LMDB are counts, not features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
             return RegionFeatures(path, per_picture_entries(path, suffix))
     why = "expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json or .npy files"
