@@ -1,13 +1,13 @@
-"""Several processes that train one model: they are started in step, begin alike and share each step's batch.
+"""Data-parallel training of one model: processes start in step, with equal weights, and share each step's batch.
 
-Their gradients are added up while the backward pass still computes. Parameters that steps have reached are in
-buckets, the last of the model first, which is about the order in which a backward pass comes by them. In the last
-pass of a step a bucket is sent as soon as all of it is there and those before it are sent. What a process did not
-reach it sends as zeros: all processes send the same buckets in the same order, whatever each of them reached. A
-parameter that is reached for the first time is added up after the pass, and is in a bucket from the next step on.
+Gradients are summed while the backward pass still computes. Parameters that earlier steps reached are in buckets, the
+last of the model first, which is roughly the order of a backward pass. In the last pass of a step, a bucket is sent
+as soon as it is complete and all earlier ones are sent. A process sends zeros for parameters that it did not reach,
+so all processes send the same buckets in the same order. A parameter that is reached for the first time is summed
+after the pass, and joins a bucket from the next step on.
 
-One sum a step, over all of its micro-batches, so that several backward passes and micro-batches of unequal number
-need no special care, and two processes compute what one does on the same batch.
+There is one sum per step, over all of its micro-batches. Several backward passes and unequal numbers of micro-batches
+therefore need no special care, and two processes give the result of one on the same batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from advl_pipeline.base.compute import MixedPrecision
 from advl_pipeline.base.errors import ClusterError, ConfigError
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for one another: while the first one estimates confidences, say."""
+"""How long processes wait for each other, for example while the first one estimates confidences."""
 
 Computed = TypeVar("Computed")
 
@@ -39,18 +39,18 @@ _NUMBERS_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_
 
 
 _SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
-"""What accelerate's launcher sets where a model is to be cut into parts."""
+"""Variables that accelerate's launcher sets to shard a model."""
 
 
 def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator:
     """Return the accelerator of this process, in step with the others that a launcher started.
 
     Args:
-        device: of a resolved configuration; of several processes on GPUs each has its own.
+        device: of a resolved configuration; each of several processes on GPUs has its own.
         mixed_precision: of a resolved configuration.
 
     Raises:
-        ConfigError: the launcher announces other processes, and they are not in step; or it shards models.
+        ConfigError: the launcher announces other processes but they are not connected, or it shards models.
     """
     for name, kind in _SHARDED.items():
         if os.environ.get(name, "false").lower() in ("true", "1"):
@@ -60,13 +60,13 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     if "LOCAL_RANK" not in os.environ and torch.device(device).index is not None:
         torch.accelerator.set_device_index(torch.device(device).index)
     accelerator = Accelerator(
-        # Told so, it also puts processes on CPUs in step.
+        # This also connects processes on CPUs.
         cpu=torch.device(device).type == "cpu",
         mixed_precision=mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     announced = max(int(os.environ.get(name, "1")) for name in _NUMBERS_OF_PROCESSES)
-    # accelerate's launcher names a meeting point for several processes even where it then starts one.
+    # accelerate's launcher sets the address of a multi-process run even if it then starts one process.
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
     if announced == accelerator.num_processes and not (alone and accelerator.num_processes == 1):
         return accelerator
@@ -96,9 +96,9 @@ def together(accelerator: Accelerator) -> Iterator[None]:
 
 
 def gather_rows(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the rows of all processes of the group, as `distillation.relational.Gather` says.
+    """Return the rows of all processes of the group, as specified by `distillation.relational.Gather`.
 
-    They travel together as bytes: one exchange of how many there are, one of the rows, and one of the gradients.
+    Rows are exchanged as bytes: one exchange for their numbers, one for the rows, and one for the gradients.
     """
     num_rows = torch.tensor([len(values[0])], device=values[0].device)
     num_rows_by_process = [torch.empty_like(num_rows) for _ in range(distributed.get_world_size())]
@@ -109,10 +109,10 @@ def gather_rows(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class _GatheredRows(torch.autograd.Function):
-    """It returns the rows of all processes; a row's gradient is the sum of those that the processes have of it.
+    """The rows of all processes; the gradient of a row is the sum of its gradients over the processes.
 
-    The same exchanges on every backend: torch's own differentiable `all_gather` has one way for NCCL and another for
-    Gloo, so that what a test on CPUs sees would not be what GPUs do.
+    The exchanges are the same on every backend. torch's own differentiable `all_gather` differs between NCCL and
+    Gloo, so a test on CPUs would not cover the code path of GPUs.
     """
 
     @staticmethod
@@ -146,17 +146,17 @@ class _GatheredRows(torch.autograd.Function):
 
 
 def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give every process the first one's parameters and buffers; computed apart, they may differ in the last bits."""
+    """Give every process the first one's parameters and buffers; separate results may differ in the last bits."""
     if accelerator.num_processes > 1:
         for value in model.state_dict().values():
             distributed.broadcast(value, src=0)
 
 
 def computed_by_first(compute: Callable[[], Computed], accelerator: Accelerator) -> Computed:
-    """Return what the first process computes, on every process: computed by each, the last bits might differ.
+    """Return the first process's result on every process, because separate results may differ in the last bits.
 
     Args:
-        compute: called by the first process alone; tensors of what it returns must be on the CPU.
+        compute: called only by the first process; tensors in its result must be on the CPU.
     """
     objects = [compute() if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
@@ -166,13 +166,13 @@ def computed_by_first(compute: Callable[[], Computed], accelerator: Accelerator)
 
 
 BUCKET_NUMBERS = 1 << 23
-"""Numbers that are added up at once: 32 MB in fp32, of which the first are on their way early."""
+"""Maximum size of a bucket in numbers: 32 MB in fp32, small enough that the first buckets are sent early."""
 
 
 class GradientSum:
-    """Adds up the gradients of parameters over the processes; with one process there is nothing to do.
+    """Sum of the gradients of parameters over the processes; a no-op for one process.
 
-    Processes enter the context together. It has a group of its own, so that what the loss exchanges may come between.
+    Processes enter the context together. It has its own group, so that the loss may exchange tensors in between.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
@@ -198,23 +198,23 @@ class GradientSum:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
-        # After an error the others may be gone, and closing would wait for them.
+        # After an error the other processes may be gone, and closing would wait for them.
         if self._hooks and error is None:
             distributed.destroy_process_group(self._group)
 
     def begin_last_pass(self) -> None:
-        """Say that the backward pass which follows is the last of its step."""
+        """Announce that the next backward pass is the last of its step."""
         self._missing = [len(bucket) for bucket in self._buckets]
 
     @torch.no_grad()
     def finish(self, asked: bool) -> bool:
-        """Add up what is not yet, in place; a parameter that no process reached keeps no gradient.
+        """Sum the remaining gradients, in place; a parameter that no process reached keeps no gradient.
 
         Args:
-            asked: whether this process is to stop.
+            asked: whether this process should stop.
 
         Returns:
-            Whether any process is to stop: a signal may have come to one alone, and all stop after the same step.
+            Whether any process should stop. A signal may reach only one, and all stop after the same step.
         """
         if self._accelerator.num_processes == 1:
             return asked
@@ -241,13 +241,13 @@ class GradientSum:
                     value.grad.copy_(part.view_as(value.grad))
         self._sent, self._missing = [], None
         if new:
-            # Which numbers are added up together must not depend on when they were first reached.
+            # The order in which parameters were first reached must not determine which are summed together.
             self._buckets = self._cut(sorted(number for bucket in self._buckets for number in bucket))
             self._bucket_of = {number: place for place, bucket in enumerate(self._buckets) for number in bucket}
         return stops
 
     def _cut(self, numbers: Iterable[int]) -> list[list[int]]:
-        """Return buckets of one type each, of ascending numbers the last first."""
+        """Return buckets with one dtype each, from ascending numbers, the last first."""
         buckets: list[list[int]] = []
         held = 0
         for number in reversed(list(numbers)):

@@ -1,9 +1,9 @@
-"""How the originals were finetuned, and what a run trains with: each number with where it came from.
+"""Recipes of the original implementations, and the resolved hyperparameters of a run with their origins.
 
 There is one declared recipe per (student, task, size), in `data/recipes/*.toml` and the files of plug-ins. A file has
-`[common]` and one table per task and size, such as `[vqa.base]`; a table's `from` says where its numbers come from
-and `[vqa.base.elsewhere]` names another place for single keys. A run's numbers are ADVL's defaults, then the
-recipe's, then the options.
+`[common]` and one table per task and size, such as `[vqa.base]`. A table's `from` names the source of its values, and
+`[vqa.base.elsewhere]` names another source for single keys. Values come from ADVL's defaults, then the recipe, then
+the options.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def load_recipe(student: str, task: str, size: str) -> Recipe:
 
 
 def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe | None = None) -> Recipe:
-    """Return the recipe of a user's file: a flat table of keys, on top of the published one where there is one.
+    """Return the recipe of a user's file: a flat table of keys that override the published recipe, if there is one.
 
     Raises:
-        ConfigError: the file is not there or not TOML, names no key of a recipe, or lacks one that is needed.
+        ConfigError: the file is missing or not TOML, has an unknown key, or lacks a required one.
     """
     table = {name: value for name, (_, value) in by_field(Recipe, read_toml(path), where=str(path)).items()}
     values = {} if base is None else {name: getattr(base, name) for name in base.sources}
@@ -68,12 +68,12 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
 
 
 def _tables(student: str) -> dict[str, Any]:
-    """Return the tables of a student's file by name, none where there is no file."""
+    """Return the tables of a student's file by name; empty without a file."""
     file = data_files("recipes").get(student)
     return {} if file is None else _parsed(file)
 
 
-# Every cell of a study asks for a recipe, several times.
+# Every cell of a study requests a recipe several times.
 _parsed = functools.cache(read_data_file)
 
 
@@ -105,16 +105,16 @@ AUTO, NONE = "auto", "none"
 LENDERS = ("vqa", "snli-ve", "vcr")
 """Tasks whose rates a family lends to a task without a recipe: most families were finetuned on VQA."""
 FALLBACK_SIZE = "base"
-"""Sizes without a recipe of their own (tiny ones, say) train by this one's."""
+"""Size whose recipe serves sizes without one (tiny ones, for example)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChosenRecipe:
-    """The choice holds the recipe, if any, and one line that says which it is or why there is none.
+    """The recipe, if any, and one line that names it or explains why there is none.
 
-    `is_own_size` says that the recipe is of the student's very size, so that its numbers of the architecture
-    (dropout, text length, picture size) hold too. `rates_of` is the recipe of another task of the same family, whose
-    optimiser and rates serve where there is no recipe.
+    `is_own_size` says that the recipe is for exactly the student's size, so that its architecture settings (dropout,
+    text length, picture size) also apply. `rates_of` is a recipe of the same family for another task, whose optimiser
+    and rates are used if there is no recipe.
     """
 
     note: str
@@ -128,11 +128,11 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
 
     Args:
         task: vcr, vqa or snli-ve.
-        wanted: "auto" for the published one if there is one, "none", or the path of a TOML file whose keys win over
+        wanted: "auto" for the published one if there is one, "none", or the path of a TOML file whose keys override
             the published ones.
 
     Raises:
-        ConfigError: as `read_recipe` says.
+        ConfigError: as for `read_recipe`.
     """
     if wanted == NONE:
         return ChosenRecipe(note="no recipe, as asked")
@@ -159,7 +159,7 @@ def _published(family: str, task: str, student_size: str) -> Recipe | None:
 
 
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
-    """Return task -> every number of a student's published recipe with its source, as plain JSON types."""
+    """Return task -> every value of a student's published recipe with its source, as JSON types."""
     family, size = family_of(student), size_of(student)
     return {
         task: [
@@ -179,31 +179,31 @@ RATES = (
     "optimiser", "learning_rate", "head_lr_scale", "lr_scales", "weight_decay", "no_decay", "betas", "eps",
     "momentum",
 )  # fmt: skip
-"""What a recipe of the same family on another task lends."""
+"""Settings that a recipe of the same family on another task lends."""
 
 _AS_STATED = (
     *RATES, "adapt_lr_scale", "schedule", "warmup", "milestones", "lr_floor", "clip_norm", "clip_each", "batch_unit",
 )  # fmt: skip
-"""What a run takes from its recipe as it stands there; the rest depends on the data and on the processes."""
+"""Settings that a run takes unchanged from its recipe; the others depend on the data and the processes."""
 
 
 def resolve_settings(
     config: FinetuneConfig, chosen: ChosenRecipe, *, task: str, num_labelled: int, world_size: int = 1
 ) -> TrainingSettings:
-    """Decide every number of a run.
+    """Resolve all hyperparameters of a run.
 
     Args:
-        config: options; those that are None were not given.
+        config: options; None means not given.
         chosen: recipe of the student on the task.
         task: vcr, vqa or snli-ve.
 
     Raises:
-        ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.
+        ConfigError: options contradict each other, or a value of the recipe is outside the range of its option.
     """
     options, recipe = config.optimisation, chosen.recipe
     asked = batch_size = options.batch_size
     if asked is not None:
-        # More examples than there are would be the same ones again, in memory and in time.
+        # A batch larger than the data would repeat examples, at a cost in memory and time.
         batch_size = min(asked, max(num_labelled, (options.accumulate or 1) * world_size))
     decided = {key: (value, OURS) for key, value in default_numbers(task).items()}
     if config.init is not None:
@@ -236,18 +236,18 @@ def resolve_settings(
 
 
 Decided = tuple[Any, str]
-"""A number, and where it comes from."""
+"""A value and its origin."""
 
 
 def _length(asked: float | None, decided: Mapping[str, Decided], num_labelled: int) -> tuple[Decided, Decided]:
-    """Return the steps of a run and the passes over its labelled examples that they make.
+    """Return the steps of a run and the corresponding passes over its labelled examples.
 
     Args:
         asked: `--epochs`.
-        decided: the numbers so far; its steps are ADVL's default where neither a recipe nor an option says any.
+        decided: the values so far; the number of steps is ADVL's default if neither a recipe nor an option gives one.
 
     Raises:
-        ConfigError: passes are asked for where batches count tokens, of which a pass has no fixed number.
+        ConfigError: epochs are requested but batches count tokens, so an epoch has no fixed number of batches.
     """
     (num_steps, source), (batch_size, _) = decided["num_steps"], decided["batch_size"]
     if decided["batch_unit"][0] == "tokens":
@@ -263,10 +263,10 @@ def _length(asked: float | None, decided: Mapping[str, Decided], num_labelled: i
 
 
 def steps_of_epochs(asked: float | None, *, num_labelled: int, batch_size: int) -> int:
-    """Return the optimiser steps of so many passes over the labelled examples.
+    """Return the number of optimiser steps of some passes over the labelled examples.
 
     Args:
-        asked: None for ADVL's default, by which few labels are seen more often.
+        asked: number of passes; None for ADVL's default, which repeats few labels more often.
         batch_size: in examples.
     """
     num_steps = math.ceil((asked or DEFAULT_EPOCHS) * num_labelled / batch_size)
@@ -274,7 +274,7 @@ def steps_of_epochs(asked: float | None, *, num_labelled: int, batch_size: int) 
 
 
 def default_numbers(task: str) -> dict[str, Any]:
-    """Return ADVL's own numbers: what stands where neither a recipe nor an option says anything."""
+    """Return ADVL's own values, which apply if neither a recipe nor an option gives one."""
     fields = dataclasses.fields(TrainingSettings)
     numbers = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     return numbers | {"task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice"}
@@ -297,9 +297,9 @@ def _of_recipe(
     elif recipe.batch_size:
         values["batch_size"] = min(recipe.batch_size * micro_batches, num_labelled)
         values["accumulate"] = max(1, micro_batches // world_size)
-    # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
+    # With another budget in steps than the recipe's, warmup keeps its share of the steps.
     values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
-    # A published budget is one for the dataset that it was published for, not for own data.
+    # A published budget is for its own dataset, not for your own data.
     known = known_dataset(config.dataset) if config.shots is None else None
     if known is not None and known.card.format != ROWS:
         if recipe.num_steps:

@@ -1,8 +1,8 @@
-"""What a student reads: regions and pictures from caches, and what of its inputs may surprise.
+"""The inputs of a student: regions and pictures from caches, and checks for unexpected inputs.
 
-`advl cache import` makes caches of a detector's regions, `advl prepare` those of squeezed pictures: the same pixels
-as decoding gives. A tokenizer that is with the weights, texts that are cut and regions of no detector are looked
-at before the first step, and said in the output, in settings.json and with every number of the run.
+`advl cache import` makes caches of a detector's regions. `advl prepare` makes caches of squeezed pictures, with the
+same pixels as decoding. Before the first step, checks look for a tokenizer from the weights, truncated texts and
+regions without a detector. The findings are in the output, in settings.json and with every result of the run.
 Shapes: B pictures, S side in pixels, R regions, F feature width.
 """
 
@@ -43,13 +43,13 @@ from advl_pipeline.training.build_model import recipe_options, student_options
 from advl_pipeline.training.recipes import choose_recipe
 
 SAMPLED_TEXTS = 256
-"""Enough to see a share of a few percent; tokenised in less than a second."""
+"""Number of sampled texts: enough to detect a share of a few percent, and tokenised in less than a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentInputs:
-    """What a student starts from and reads: its weights, its tokenizer where it is with them, sampled texts that it
-    cuts."""
+    """A student's initial state and inputs: its weights, its tokenizer if it comes with them, and the sampled texts
+    that it truncates."""
 
     start: str
     tokenizer: str
@@ -59,7 +59,7 @@ class StudentInputs:
     caveats: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Return one line for people about each thing that may surprise."""
+        """Return a line about each finding that may be unexpected."""
         lines = [self.start]
         if self.tokenizer:
             lines.append(f"tokenizer: {self.tokenizer}, which is next to the weights")
@@ -80,21 +80,21 @@ def read_inputs(
     *,
     teachers: Sequence[str] = (),
 ) -> StudentInputs:
-    """Look at what a student reads of a split.
+    """Check the inputs of a student from a split.
 
     Args:
-        positions: of the examples that it will be trained on; of these some are sampled.
-        init: where its weights came from.
-        teachers: that it hears, by name.
+        positions: of the training examples, from which some are sampled.
+        init: origin of its weights.
+        teachers: of the run, by name.
 
     Raises:
-        ConfigError: its tokenizer is of another vocabulary, or its published weights would see noise.
+        ConfigError: its tokenizer has another vocabulary, or its published weights would see noise.
         WeightsUnavailable: its tokenizer is not available.
     """
     student.require_inputs()
     is_published = init is not None and not (init / DESCRIPTION_FILE).is_file()
     if is_published and isinstance(student, RegionStudent) and student.config.regions is None:
-        # A student that this package saved was trained on what it is shown.
+        # A student that this package saved was trained on the inputs that it now gets.
         why = "its weights learned from features of a detector, and no --regions is given"
         instead = "--regions CACHE of such features; --student vilt, which sees pixels; or --regions pixels for crops"
         raise ConfigError(f"{student.name} would see noise.", where=str(init), why=why, next_command=instead)
@@ -118,7 +118,7 @@ def read_inputs(
 
 
 def _start(student: Student, init: Path | None) -> str:
-    """Say what a student knows before the first step."""
+    """Describe the student's knowledge before the first step."""
     if init is not None:
         return f"The student {student.name} starts from pretrained weights (--init)."
     if student.towers:
@@ -133,7 +133,7 @@ def _start(student: Student, init: Path | None) -> str:
 
 
 def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
-    """Name the teachers whose weights the student itself starts from, and others that install as easily."""
+    """Describe the teachers whose weights the student starts from, with alternatives that are as easy to install."""
     same = [name for name in teachers if name in student.towers]
     if not same:
         return []
@@ -145,40 +145,40 @@ def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
 
 
 class _OfCaches:
-    """Pictures of which caches hold something; they are asked for by the digest of their content."""
+    """Pictures with entries in caches, looked up by the digest of their content."""
 
     def __init__(self, caches: Sequence[TeacherCache], size: int) -> None:
         self._caches, self._size = caches, size
         self._stores = [(cache, cache.image) for cache in caches if cache.image is not None]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Maps are not copied with the student; a copy opens the caches itself.
+        # Memory maps are not copied with the student; a copy opens the caches itself.
         return type(self), (self._caches, self._size)
 
     def announce(self, units: Sequence[ImageUnit]) -> None:
-        """Let the kernel read ahead what is held of the pictures."""
+        """Announce the pictures' entries to the kernel for read-ahead."""
         ids = [unit.unit_id for unit in units]
         for _, store in self._stores:
             store.announce([name for name, held in zip(ids, store.contains(ids), strict=True) if held])
 
     def begin_epoch(self) -> None:
-        """Look again at the memory there is."""
+        """Check the available memory again."""
         for _, store in self._stores:
             store.begin_epoch()
 
 
 class CachedRegions(_OfCaches, RegionSource):
-    """The source over caches of regions, whose features are as wide as the student expects."""
+    """A source of regions from caches, whose features have the width that the student expects."""
 
     def __init__(self, caches: Sequence[TeacherCache], feature_size: int) -> None:
         super().__init__(caches, feature_size)
         self.feature_size = feature_size
 
     def regions(self, unit: ImageUnit) -> Regions:
-        """Return the regions in the order of their files; before them the whole picture where they have it.
+        """Return the regions in the order of their files, after the whole picture if the cache has it.
 
         Raises:
-            DatasetError: no cache holds the picture.
+            DatasetError: no cache contains the picture.
         """
         ids = [unit.unit_id]
         for cache, store in self._stores:
@@ -186,7 +186,7 @@ class CachedRegions(_OfCaches, RegionSource):
                 continue
             stored = store.token_columns(ids)
             boxes_R6 = stored["boxes"]
-            # A copy: torch warns about arrays that cannot be written to, which a map is.
+            # Copy, because torch warns about read-only arrays such as memory maps.
             features_RF = np.array(store.token_features(ids)[0])
             positions_R7 = np.concatenate([boxes_R6, boxes_R6[:, 4:5] * boxes_R6[:, 5:]], axis=1)
             box_index_R = stored["box_index"].astype(np.int64)
@@ -205,20 +205,21 @@ class CachedRegions(_OfCaches, RegionSource):
 
 
 def regions_of_run(trained_on: Mapping[str, Any]) -> list[Location]:
-    """Return the caches of regions that a run was given, from its plain configuration; 0.2 stored one path."""
+    """Return the region caches of a run, from its plain configuration; 0.2 stored one path."""
     stored = trained_on.get("regions") or []
     return list(map(parse_location, [stored] if isinstance(stored, str) else stored))
 
 
 def use_region_caches(student: Student, caches: Sequence[TeacherCache]) -> list[str]:
-    """Let a student see the regions in caches, and return a line about each of them.
+    """Let a student see the regions in caches, and return a line about each cache.
 
     Args:
-        student: whose source of regions is replaced, where there are any.
+        student: whose source of regions is replaced if there are caches.
         caches: as `given.open_region_caches` opens them.
 
     Raises:
-        ConfigError: the student sees no regions, or such of another width, or those of a detector and there are none.
+        ConfigError: the student sees no regions, or regions of another width, or requires a detector's regions and
+            there are none.
         CorruptCache: a cache is damaged.
     """
     if not isinstance(student, RegionStudent):
@@ -239,7 +240,7 @@ def use_region_caches(student: Student, caches: Sequence[TeacherCache]) -> list[
 
 
 class StoredPictures(_OfCaches, DecodedPictures):
-    """The source over caches of pictures that `advl prepare` stored; what none of them holds is decoded."""
+    """A source of pictures from caches that `advl prepare` stored; missing pictures are decoded."""
 
     def __init__(self, caches: Sequence[TeacherCache], size: int) -> None:
         _OfCaches.__init__(self, caches, size)
@@ -257,7 +258,7 @@ class StoredPictures(_OfCaches, DecodedPictures):
             rows, _ = store.token_features([name for name, held in zip(ids, held_B, strict=True) if held])
             rows = rows.reshape(-1, 3, size, size)
             if held_B.all():
-                # One unit alone is a view of a map, which torch must not write to.
+                # A single unit is a view of a memory map, which torch must not write to.
                 return as_tensor(rows)
             pixels = pixels if len(pixels) else np.empty((len(units), 3, size, size), np.uint8)
             pixels[held_B] = rows
@@ -277,16 +278,16 @@ def use_stored_pictures(
     *,
     disk_cache_gb: float = DEFAULT_GB,
 ) -> list[str]:
-    """Let a student read pictures that are stored, and return a line about each place that they come from.
+    """Let a student read stored pictures, and return a line about each place that they come from.
 
     Args:
-        student: whose source of pictures is replaced, where there are any.
-        given: caches of pictures; without, those in the default place of `advl prepare`.
-        splits: dataset and split of what is read.
-        disk_cache_gb: how much of remote caches is kept here.
+        student: whose source of pictures is replaced if there are any.
+        given: caches of pictures; None or empty for the default place of `advl prepare`.
+        splits: dataset and split of the data to read.
+        disk_cache_gb: local disk space for remote caches.
 
     Raises:
-        ConfigError: pictures are given to a student that reads none. IdentityMismatch: they are of another size.
+        ConfigError: pictures are given to a student that reads none. IdentityMismatch: they have another size.
         CorruptCache: they are damaged or unfinished.
     """
     if not isinstance(student, PixelStudent):
@@ -305,7 +306,7 @@ def use_stored_pictures(
         again = [words]
         stored = cache.identity["teacher"].get("image") or {}
         if stored.get("picture", {}).get("size") == size:
-            # Made by another version, in the place where these are to be; of another size it is good for others.
+            # Made by another version in the default place; caches of another size serve other students.
             again = [["advl", "cache", "prune", str(cache.path), "--all"], words]
         require_identity(expected, cache.identity, where=str(cache.path), next_command=advise(*again), partial=True)
         require_trustworthy(cache)
@@ -318,14 +319,14 @@ def use_stored_pictures(
 
 
 def picture_side(student: str | None, options: Sequence[str], *, dataset: str, data_root: Path | None) -> int:
-    """Return the side in pixels that a student squeezes pictures to, when it is finetuned with these options.
+    """Return the side in pixels to which a student squeezes pictures when finetuned with these options.
 
     Args:
-        options: settings of it as KEY=VALUE.
-        dataset: that it is finetuned on, by whose task a recipe is chosen.
+        options: student settings as KEY=VALUE.
+        dataset: for finetuning; its task determines the recipe.
 
     Raises:
-        ConfigError: no or an unknown student or setting, or a student that reads no squeezed pictures.
+        ConfigError: the student or a setting is missing or unknown, or the student does not squeeze pictures.
     """
     if student is None:
         instead = "add --student NAME, such as vilt, or --size PIXELS"

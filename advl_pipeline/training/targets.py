@@ -1,7 +1,7 @@
-"""What the task asks of a batch: targets, loss and the student's confidence, by kind of task.
+"""The task's side of a batch: targets, loss and the student's confidence, by kind of task.
 
-The losses are those of the students' original code, chosen by name. Whichever it is, the prediction is
-the first maximum of the logits: of a candidate's own logit (the second of the two for UNITER's VCR) or of a class's.
+The losses are those of the students' original code, selected by name. For every loss, the prediction is the first
+maximum of the logits: of each candidate's own logit (the second of the two for UNITER's VCR) or of each class's.
 Shapes: B examples, N sequences, C candidates, K classes.
 """
 
@@ -25,7 +25,7 @@ from advl_pipeline.training.config import TaskLoss
 class TaskTargets:
     """Targets of a batch. `label_B` is None for soft labels, `scores_BK` (float32) is None for the others.
 
-    `known_B` (bool) is False for inputs that the adapt step sees without their labels; None where all are known.
+    `known_B` (bool) is False for inputs that the adapt step sees without their labels; None if all are known.
     """
 
     is_choice: bool
@@ -37,14 +37,14 @@ class TaskTargets:
 def collate_targets(
     examples: Sequence[Example], num_classes: int, *, labelled_ids: frozenset[str] | None = None
 ) -> TaskTargets:
-    """Gather the targets of examples of one kind of task.
+    """Collate the targets of examples of one kind of task.
 
     Args:
         num_classes: K.
         labelled_ids: examples whose labels may be used, None for all; the labels of others are not read.
 
     Raises:
-        DatasetError: an example without a label.
+        DatasetError: an example has no label.
     """
     known = [labelled_ids is None or example.example_id in labelled_ids for example in examples]
     known_B = None if labelled_ids is None else torch.tensor(known)
@@ -84,19 +84,19 @@ class TaskScores:
 
 
 ANSWERS_IN_WORDS: tuple[TaskLoss, ...] = ("answer-lm", "softmax-choice")
-"""Losses of a student that answers in words: of the right answer's words, or of the answers against one another."""
+"""Losses of a student that answers in words: of the words of the correct answer, or over the candidate answers."""
 
 
 def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
-    """Refuse a loss that the task's labels or the student's head do not allow.
+    """Refuse a loss that does not fit the task's labels or the student's head.
 
     Raises:
-        ConfigError: the loss is none of those that fit.
+        ConfigError: the loss does not fit.
     """
     is_choice, whose = task in MULTIPLE_CHOICE_TASKS, ""
     allowed: tuple[TaskLoss, ...] = ("soft-target-bce", "soft-target-kl")
     if isinstance(head, AnswerHead):
-        # Of VQA's thousands of answers, training scores those that annotators gave.
+        # VQA has thousands of answers, so training scores only those that annotators gave.
         allowed = ANSWERS_IN_WORDS[:1] if head_name(task) == "vqa" else ANSWERS_IN_WORDS
         whose = " of a student that answers in words"
     elif is_choice:
@@ -148,10 +148,10 @@ def score_task(
 
 
 def answer_loss(answered: Answered, num_candidates: Sequence[int], targets: TaskTargets) -> torch.Tensor:
-    """Return the mean negative log-likelihood of the right answers' words, the words of a micro-batch alike.
+    """Return the mean negative log-likelihood of the correct answers' words, weighted equally in a micro-batch.
 
-    This is the loss of transformers' language models with labels on the answers alone. Where annotators gave several
-    answers, each counts by its share of their score, as in ALBEF; an item without any counts nothing.
+    This is the loss of transformers' language models with labels only on the answers. If annotators gave several
+    answers, each is weighted by its share of their score, as in ALBEF; an item without any counts nothing.
     """
     likelihood, number = (
         shape_logits(value, num_candidates, targets.is_choice)
@@ -168,17 +168,17 @@ def answer_loss(answered: Answered, num_candidates: Sequence[int], targets: Task
 
 
 def student_confidence(kind: TaskLoss, logits_BK: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
-    """Return (B,): the probability that the student gives to the ground truth, without gradient.
+    """Return (B,): the student's probability of the ground truth, without gradient.
 
-    Candidates and classes compete (softmax) whatever the loss, as they do for the teachers' probe; VQA's answers are
-    judged one by one (sigmoid) unless they are trained as one distribution or are words, which have a likelihood.
+    Candidates and classes compete (softmax) for every loss, as they do for the teachers' probe. VQA's answers are
+    judged independently (sigmoid) unless they are trained as one distribution or are words, which have a likelihood.
     """
     logits = logits_BK.detach()
     if targets.scores_BK is not None:
         if kind == "soft-target-kl":
             logits = torch.logit(torch.softmax(logits.float(), dim=1), eps=1e-7)
         elif kind == "answer-lm":
-            # An answer's likelihood is its probability among all texts, whichever answers were asked about.
+            # An answer's likelihood is its probability among all texts, regardless of the candidates.
             logits = torch.logit(logits.float().exp(), eps=1e-7)
         return soft_label_confidence(logits, targets.scores_BK)
     assert targets.label_B is not None
@@ -186,7 +186,7 @@ def student_confidence(kind: TaskLoss, logits_BK: torch.Tensor, targets: TaskTar
 
 
 def right_sequences(targets: TaskTargets, first_B: torch.Tensor) -> torch.Tensor:
-    """Return (B,) int64: the sequence of each example's right candidate; the only one outside multiple choice.
+    """Return (B,) int64: the sequence of each example's correct candidate; the only one outside multiple choice.
 
     Args:
         first_B: the first sequence of each example.
@@ -205,15 +205,15 @@ def soft_target_bce(logits_BK: torch.Tensor, scores_BK: torch.Tensor) -> torch.T
 def soft_target_kl(logits_BK: torch.Tensor, scores_BK: torch.Tensor) -> torch.Tensor:
     """Return KL(scores || softmax(logits)), averaged over examples: VisualBERT's VQA loss.
 
-    Scores are used as they are, without normalising them to a distribution, as in the original.
+    Scores are not normalised to a distribution, as in the original.
     """
     return functional.kl_div(torch.log_softmax(logits_BK, dim=-1), scores_BK, reduction="batchmean")
 
 
 def two_way_choice(two_way_N2: torch.Tensor, is_right_N: torch.Tensor) -> torch.Tensor:
-    """Return the mean 2-way cross-entropy of every candidate on its own: VCR of UNITER and VILLA.
+    """Return the mean 2-way cross-entropy of each candidate independently: VCR of UNITER and VILLA.
 
-    Candidates do not compete; at inference the score of a candidate is `two_way_N2[:, 1]` alone.
+    Candidates do not compete; at inference the score of a candidate is only `two_way_N2[:, 1]`.
     """
     return functional.cross_entropy(two_way_N2, is_right_N.long())
 
@@ -221,7 +221,7 @@ def two_way_choice(two_way_N2: torch.Tensor, is_right_N: torch.Tensor) -> torch.
 def sigmoid_choice(scores_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
     """Return the mean sigmoid cross-entropy over all candidates: VCR of VL-BERT.
 
-    Candidates that an example lacks have the score -inf and do not count.
+    Missing candidates have the score -inf and do not count.
     """
     present_BC = scores_BC > -torch.inf
     is_right_BC = functional.one_hot(label_B, scores_BC.shape[1]).to(scores_BC.dtype)

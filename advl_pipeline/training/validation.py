@@ -1,4 +1,4 @@
-"""The score on `val` while a run trains, so that anybody sees whether it still rises. Nothing is chosen by it."""
+"""The score on `val` during training, which shows whether it still improves. It selects nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from advl_pipeline.training.landmarks.census import StudentAtStart
 SPLIT = "val"
 NUM_EXAMPLES, AT_ONCE = 200, 64
 MOST_TIMES, FEWEST_STEPS = 10, 25
-"""A run is scored so often, evenly spaced and last at its end, and less often where steps are few in between."""
+"""Maximum number of validations, evenly spaced with the last at the end, and minimum steps between them."""
 
 
 def open_validation(
     config: FinetuneConfig, trained_on: Dataset, *, num_steps: int
 ) -> tuple[Dataset, Sequence[int]] | str:
-    """Return `val` and the positions of evenly spaced examples of it, or why there are none.
+    """Return `val` and the positions of evenly spaced examples of it, or the reason that there are none.
 
     Args:
         trained_on: the split whose answers `val` must share.
@@ -37,7 +37,7 @@ def open_validation(
             return "the data have no such split"
         dataset = open_dataset(config.dataset, split=SPLIT, tasks=config.task, **config.reading)
     except AdvlError as error:
-        # A benchmark of which train alone was fetched.
+        # Only the training split of the benchmark was fetched.
         return error.what
     if any(dataset.label_names(task) != trained_on.label_names(task) for task in trained_on.tasks):
         return "it has other answers than the split that is trained on"
@@ -48,7 +48,7 @@ def open_validation(
 
 
 def is_due(step: int, num_steps: int) -> bool:
-    """Return whether a run of so many steps is scored after a step, counted from 0."""
+    """Return whether a run of `num_steps` steps is scored after a step, counted from 0."""
     times = min(MOST_TIMES, num_steps // FEWEST_STEPS)
     return (step + 1) * times // num_steps > step * times // num_steps
 
@@ -57,16 +57,16 @@ def is_due(step: int, num_steps: int) -> bool:
 def validation_scores(
     start: StudentAtStart, task_loss: TaskLoss, dataset: Dataset, positions: Sequence[int]
 ) -> dict[str, float]:
-    """Return the mean loss and, where answers are compared, the share that is right, in [0, 1].
+    """Return the mean loss and, if answers are compared, the accuracy, in [0, 1].
 
     Args:
-        start: student and heads as they are now; left in the mode that they were in.
-        dataset: with the positions in it of the examples that are scored, as `open_validation` returns them.
+        start: current student and heads; keeps its training or evaluation mode.
+        dataset: with the positions of the examples to score in it, from `open_validation`.
     """
     losses, right = 0.0, list[float]()
     for chosen, batch, scored in start.scored(task_loss, dataset, positions, at_once=AT_ONCE):
         losses += len(chosen) * float(scored.loss)
-        # Of answers in words, those alone are scored that the loss needs.
+        # For answers in words, only those that the loss requires are scored.
         if task_loss != "answer-lm" or batch.targets.label_B is not None:
             best_B, targets = scored.logits.argmax(1), batch.targets
             if targets.label_B is not None:
