@@ -1,4 +1,4 @@
-"""Record batches in files of Arrow's IPC format, sealed by a digest, mapped into memory, built once for each key."""
+"""Record batches in Arrow IPC files, sealed by a digest, memory-mapped, built once per key."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FACTS = b"advl"
 
 
 class ArrowFile:
-    """The record batch of an index, mapped when first used in any process: it is sent as its path.
+    """The record batch of an index, mapped on first use in each process; pickling only sends its path.
 
-    Its digest is compared with the content once, unless the file is as it was then by its `stamp`.
+    The content is checked against the digest once, unless the file is unchanged by its `stamp`.
     """
 
     def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
@@ -35,10 +35,10 @@ class ArrowFile:
 
     @cached_property
     def batch(self) -> Any:
-        """The record batch; its buffers are in the file.
+        """The record batch, whose buffers are in the file.
 
         Raises:
-            ValueError: the file is not what was written. OSError: it cannot be read.
+            ValueError: the content does not match the seal. OSError: the file cannot be read.
         """
         stamp = stamp_of(self.path)
         size = sealed_size(self.path) if stamp != self._stamp else stamp[2] - SEAL_BYTES
@@ -59,13 +59,13 @@ class ArrowFile:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What was recorded of the whole, plain JSON types."""
+        """Facts of the complete batch, plain JSON types."""
         facts: Mapping[str, Any] = json.loads(self.batch.schema.metadata[_FACTS])
         return facts
 
     @cached_property
     def _columns(self) -> dict[str, Any]:
-        # Arrow makes a column again each time it is asked for, a tenth of the time that an example may take.
+        # Arrow creates a column object on each access, which takes a tenth of the time budget of an example.
         return dict(zip(self.batch.schema.names, self.batch.columns, strict=True))
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
@@ -73,27 +73,27 @@ class ArrowFile:
         if name not in self._numbers:
             column = self._columns[name]
             codes = column.indices if pa.types.is_dictionary(column.type) else column
-            # Arrow's own way to NumPy imports pandas.
+            # Arrow's own conversion to NumPy imports pandas.
             self._numbers[name] = np.from_dlpack(codes)
         return self._numbers[name]
 
     def texts(self, name: str) -> Any:
-        """Return a column of texts, or the distinct texts of a dictionary column by their codes: an Arrow array."""
+        """Return an Arrow array: a column of texts, or the distinct texts of a dictionary column by code."""
         column = self._columns[name]
         return column.dictionary if pa.types.is_dictionary(column.type) else column
 
     def text(self, name: str, place: int) -> str:
-        """Return one of the texts of a column."""
+        """Return one text of a column."""
         text: str = self.texts(name)[place].as_py()
         return text
 
     def lists(self, name: str, row: int) -> list[Any]:
-        """Return the list that a row has in a column of lists."""
+        """Return the list of a row in a column of lists."""
         values: list[Any] = self._columns[name][row].as_py()
         return values
 
     def is_in(self, name: str, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Tell of each row whether its text in a column is one of the wanted ones."""
+        """Return for each row whether its text in a column is one of the wanted texts."""
         import pyarrow.compute as pc
 
         mask = pc.is_in(self._columns[name], value_set=pa.array(wanted, pa.large_string()))
@@ -102,24 +102,24 @@ class ArrowFile:
 
 
 def record_batch(columns: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Any:
-    """Return a record batch of Arrow arrays, or of what they are made from, with facts about the whole."""
+    """Return a record batch of Arrow arrays, or of values to convert to them, with facts as metadata."""
     batch = pa.record_batch(dict(columns))
     return batch.replace_schema_metadata({_FACTS: json.dumps(facts or {})})
 
 
 def index_file(folder: Path, key: Mapping[str, Any]) -> Path:
-    """Return where the index of `key` below `folder` is, or is to be."""
+    """Return the path of the index of `key` below `folder`, whether or not it exists."""
     canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
     return folder / f"{hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()}.arrow"
 
 
 def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], Any]) -> ArrowFile:
-    """Open the index of `key` below `folder`, building it first when it is not there or damaged.
+    """Open the index of `key` below `folder`; build it first if it is missing or damaged.
 
     Args:
-        folder: where indices are; made when missing.
+        folder: folder of the indices, created if missing.
         key: plain JSON types that determine the content of the index.
-        build: returns its `record_batch`; called at most once.
+        build: returns the `record_batch`; called at most once.
 
     Raises:
         DatasetError: the index cannot be written.
@@ -129,7 +129,7 @@ def open_index_file(folder: Path, key: Mapping[str, Any], build: Callable[[], An
         file = ArrowFile(path)
         _ = file.batch, file.facts
         return file
-    # It is absent, cut off, or no index.
+    # The file is missing, truncated, or not an index.
     batch = build()
     with index_draft(path) as draft:
         with pa.OSFile(str(draft), "wb") as written, pa.ipc.new_file(written, batch.schema) as writer:

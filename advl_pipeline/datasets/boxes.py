@@ -1,4 +1,4 @@
-"""Boxes as datasets give them: in rows, in VCR's metadata files, in files of boxes that some corpora have."""
+"""Boxes of datasets: from rows, from VCR's metadata files, and from the box files of some corpora."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from advl_pipeline.datasets.row_files import checked, read_table, text_field
 from advl_pipeline.datasets.rows import Item, Row, RowSource
 
 TOLERANCE = 1.0
-"""Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""
+"""Pixels that a box may exceed the picture by: detectors that include the last pixel do so."""
 
 Boxes = tuple[tuple[float, ...], ...]
-"""Of each x1, y1, x2, y2 in pixels."""
+"""x1, y1, x2, y2 of each box in pixels."""
 
 
 SizedBoxes = tuple[tuple[int, int], Boxes]
@@ -27,10 +27,10 @@ SizedBoxes = tuple[tuple[int, int], Boxes]
 
 
 def checked_boxes(boxes: Any) -> Boxes:
-    """Return boxes that are given as lists of four numbers.
+    """Return boxes from lists of four numbers.
 
     Raises:
-        Malformed: one is anything else, or has negative or no size.
+        Malformed: a box is not such a list, or its size is not positive.
     """
     if not isinstance(boxes, list):
         raise unlike("boxes", boxes, "a list of [x1, y1, x2, y2] in pixels")
@@ -47,13 +47,13 @@ def _is_number(value: Any) -> bool:
 
 
 def parse_boxes(record: Mapping[str, Any]) -> SizedBoxes:
-    """Check the boxes of a picture of a known size; that they are inside is seen when the picture is opened.
+    """Check the boxes of a picture of known size; opening the picture checks that they are inside.
 
     Args:
-        record: has `width` and `height` in pixels, and `boxes`: of each x1, y1, x2, y2 and, in some, a score.
+        record: has `width` and `height` in pixels, and `boxes`: x1, y1, x2, y2 each, and in some files a score.
 
     Raises:
-        Malformed: a size is none, or as `checked_boxes`.
+        Malformed: a size is invalid, or as `checked_boxes`.
     """
     sizes: list[Any] = [record.get(name) for name in ("width", "height")]
     for name, size in zip(("width", "height"), sizes, strict=True):
@@ -69,7 +69,7 @@ def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], SizedBoxes]:
     """Read names and boxes, by tag, from a metadata file of VCR.
 
     Raises:
-        Malformed: missing or malformed; `name` is in the message.
+        Malformed: the file is missing or malformed; the message contains `name`.
     """
     try:
         record = json.loads(read_regular(path).decode("utf-8"))
@@ -91,7 +91,7 @@ def with_boxes(source: RowSource, file: Path) -> RowSource:
 
     Args:
         source: rows that a reader has checked.
-        file: lines {"image", "width", "height", "boxes"}, image relative to the folder of the pictures.
+        file: JSON lines {"image", "width", "height", "boxes"}, image relative to the folder of the pictures.
     """
 
     def rows() -> Iterator[Row]:

@@ -1,7 +1,7 @@
-"""Cards: what is said of a dataset, for people and for its reader.
+"""Cards: descriptions of datasets, for people and for the reader.
 
-That of a published set is `data/cards/NAME.toml`: files, counts, licence, how to get it. A user's own says of data
-what their columns do not (`docs/adding-a-dataset.md`).
+The card of a published dataset is `data/cards/NAME.toml`: files, counts, licence, how to get it. A user's card
+describes data beyond their columns (`docs/adding-a-dataset.md`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_
 from advl_pipeline.datasets.roots import HUB_PREFIX
 
 Kind = Literal["choice", "classes", "answers", "pictures"]
-"""Kinds of tasks of rows; pictures alone have none, and are there to be extracted."""
+"""Kinds of task of rows; `pictures` has no task and only serves extraction."""
 
 LabelForm = Literal["index", "text", "letter"]
 
@@ -30,79 +30,79 @@ COLUMNS = (
     *("id", "image", "question", "text", "choices", "label", "rationales", "rationale_label", "answers", "answer"),
     *("boxes", "box_labels", "split", "group", "stratum"),
 )
-"""Columns that mean something; others are left alone."""
+"""Columns with a meaning; others are ignored."""
 
 ROWS = "rows"
-"""Format of a card that says what the columns of its rows mean (`Card`), as a user's own card does."""
+"""Format of a card that defines the columns of its rows (`Card`), as a user's card does."""
 
 ABOUT = frozenset(
     "title format tasks metrics splits evaluate_only lmms_eval harness instead_of homepage licence size scoring "
     "chance seen tried how_to_get".split()
 )
-"""Keys of the card of a published set that tell people of it; its rows are read without them."""
+"""Keys of a published card that only inform people; reading rows does not use them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Join(Configuration):
-    """Columns of other rows: those whose column `on` is what a row has in its column `key`."""
+    """Join of columns from other rows: those whose column `on` equals the row's column `key`."""
 
     files: Any
     """hf:NAME, or a table split -> hf:NAME."""
     key: str
-    """Column of the rows."""
+    """Key column of the rows."""
     on: str
-    """Column of the joined rows."""
+    """Key column of the joined rows."""
     columns: tuple[str, ...]
-    """Columns that are taken over."""
+    """Columns to copy from the joined rows."""
 
 
 def by_split(files: Any) -> dict[str | None, list[Any]]:
-    """Return split -> what the `files` of a card name for it; None where one name stands for all splits."""
+    """Return split -> entries of a card's `files`; the key is None if one name covers all splits."""
     named = files if isinstance(files, Mapping) else {None: files}
     return {split: names if isinstance(names, list) else [names] for split, names in named.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card(Configuration):
-    """What is said of a dataset: facts for people, where its splits are, how its rows are read and scored.
+    """Description of a dataset: facts for people, the files of its splits, and rules for reading and scoring rows.
 
-    A published set has one in `data/cards`, a user may write one, and data without a card have an empty one. A card
-    of a published format is its facts alone; in others every key below may be left out.
+    A published dataset has a card in `data/cards`, a user may write one, and data without a card have an empty one.
+    A card of a published format only contains facts; in other cards every key below is optional.
     """
 
     name: str = ""
-    """Of its file."""
+    """Name of the card's file."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The parsed file."""
     task: Kind | None = None
-    """Kind of task, where the columns allow several."""
+    """Kind of task, if the columns allow several."""
     files: Any = None
     """A file or hf:NAME, or a table split -> file, list of files or hf:NAME; relative to the card."""
     pictures: Path | None = None
     """Folder that picture names are relative to, itself relative to the card [default: the card's]."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Our column -> theirs, or several of theirs: joined with spaces where ours is a text, else a list."""
+    """Our column -> theirs, or several of theirs: joined with spaces if ours is a text, else a list."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Our column -> what every row has in it."""
+    """Our column -> constant value for every row."""
     items: tuple[Mapping[str, str], ...] = ()
-    """Items of a row, our column -> theirs; they are a group."""
+    """Items of a row, each as our column -> theirs; they form a group."""
     join: Join | None = None
-    """Columns that other rows have."""
+    """Columns from other rows."""
     split_names: Mapping[str, str] = field(default_factory=dict)
     """Their split -> ours."""
     num_rows: int | None = option(None, help="Number of first rows of each split; others are not fetched.", minimum=1)
     only: Mapping[str, Any] = field(default_factory=dict)
-    """Their column -> the values of rows that are read; others are left out and counted."""
+    """Their column -> accepted values; rows with other values are left out and counted."""
     needs: tuple[str, ...] = ()
-    """Our columns without which a row is left out and counted."""
+    """Our required columns; rows without them are left out and counted."""
     labels: tuple[str, ...] = ()
     """The classes, in order [default: those of train, sorted]."""
     label_is: LabelForm | None = None
-    """How a label reads that could be read in several ways."""
+    """Form of an ambiguous label."""
     options_in_question: bool = False
-    """The choices stand in the question, behind A, B and so on."""
+    """The question contains the choices, after A, B and so on."""
     right_choice_first: bool = False
-    """The first choice is the right one; their order is drawn."""
+    """The first choice is the right one; the choices are then shuffled."""
     rationale_choices: int | None = option(
         None, help="Rationales to choose from: the row's first one, and others from other rows.", minimum=2
     )
@@ -110,15 +110,15 @@ class Card(Configuration):
         1, help="Number of train questions whose most frequent answer an answer must be to become a class.", minimum=1
     )
     facets: Mapping[str, Facet] = field(default_factory=dict)
-    """What rows say of themselves that measures are taken over."""
+    """Facets of rows for the measures."""
     measures: tuple[Measure, ...] = ()
-    """Numbers that the set is known by, besides its plain accuracy."""
+    """Metrics of the dataset besides its plain accuracy."""
     ties: Ties = "first"
-    """What an item is worth whose right choice shares the highest score."""
+    """Score of an item whose right choice ties for the highest score."""
     reads: Rule = "letter"
-    """How a generated answer is read."""
+    """Rule for parsing a generated answer."""
     asks: Mapping[str, str] = field(default_factory=dict)
-    """What follows a question whose answer is generated: of `letters`, `yes_no` and `answers`."""
+    """Text after a question with a generated answer: for `letters`, `yes_no` and `answers`."""
 
     @property
     def title(self) -> str:
@@ -126,12 +126,12 @@ class Card(Configuration):
 
     @property
     def format(self) -> str:
-        """How its files are read: `rows`, by what the card says of columns, or a published format."""
+        """Format of the files: `rows` (the card defines the columns) or a published format."""
         return str(self.facts.get("format", ROWS))
 
     @property
     def splits(self) -> Mapping[str, Mapping[str, Any]]:
-        """Split -> its files and counts, in the fields of the format."""
+        """Split -> its files and counts, with the fields of the format."""
         splits: Mapping[str, Mapping[str, Any]] = self.facts.get("splits", {})
         return splits
 
@@ -139,7 +139,7 @@ class Card(Configuration):
         """Return the facts of a split.
 
         Raises:
-            ConfigError: there is no such split; the near names are listed.
+            ConfigError: the split does not exist; the message lists similar names.
         """
         if name not in self.splits:
             raise unknown_name(f"{self.name} has no split {name!r}.", name, self.splits)
@@ -147,15 +147,15 @@ class Card(Configuration):
 
     @property
     def is_of_hub(self) -> bool:
-        """Whether the files are datasets of the hub, one for each split."""
+        """Whether the files are datasets of the hub, one per split."""
         return all(len(names) == 1 and names[0].startswith(HUB_PREFIX) for names in by_split(self.files).values())
 
 
 def read_card(path: Path) -> Card:
-    """Read a card that a user wrote.
+    """Read a user's card.
 
     Raises:
-        ConfigError: a key or a value that cannot be used; file and key are named.
+        ConfigError: a key or a value is invalid; the message names file and key.
     """
     return _card_of_rows(read_toml(path), path)
 
@@ -191,11 +191,11 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
 
 
 JOIN = "+"
-"""Joins the names of splits that are read together, as in train+val."""
+"""Separator of splits that are read together, as in train+val."""
 
 
 def card_names() -> tuple[str, ...]:
-    """Return the names of all published cards, those of plug-ins included."""
+    """Return the names of all published cards, including those of plug-ins."""
     return tuple(data_files("cards"))
 
 
@@ -204,7 +204,7 @@ def load_card(name: str) -> Card:
     """Read a published card.
 
     Raises:
-        ConfigError: there is no card of that name, or a plug-in's cannot be used.
+        ConfigError: the card does not exist, or the card of a plug-in is invalid.
     """
     cards = data_files("cards")
     if name not in cards:
@@ -214,30 +214,30 @@ def load_card(name: str) -> Card:
 
 
 def known_card(name: str) -> Card:
-    """Return the published card of a dataset; an empty one where there is none."""
+    """Return the published card of a dataset, or an empty card."""
     return load_card(name) if name in card_names() else Card()
 
 
 def readable_cards() -> Iterator[Card]:
-    """Yield the cards, but for those that a plug-in brings damaged."""
+    """Yield the published cards, except invalid ones of plug-ins."""
     for name in card_names():
         with suppress(ConfigError):
             yield load_card(name)
 
 
 def card_instead_of(repository: str) -> str:
-    """Return the card of a set that stands in for one of the hub which cannot be read; "" where there is none."""
+    """Return the name of the card that replaces an unreadable hub dataset; "" without one."""
     return next((card.name for card in readable_cards() if repository in card.facts.get("instead_of", ())), "")
 
 
 def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
-    """Return the splits that the pictures of a split are filed under, as their publishers call them.
+    """Return the publishers' names of the splits that contain the pictures of a split.
 
-    Shifted sets show pictures of another split, and VQA's pictures are those of COCO's splits. It is the split itself
-    where no card says otherwise.
+    Shifted datasets use pictures of another split, and VQA uses the pictures of COCO's splits. Without an entry in a
+    card it is the split itself.
 
     Raises:
-        ConfigError: the dataset has a card and no such split.
+        ConfigError: the dataset has a card, but not this split.
     """
     card = known_card(dataset)
     if not card.name:

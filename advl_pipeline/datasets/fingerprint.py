@@ -1,11 +1,11 @@
-"""Digests of the files of a dataset, remembered so that unchanged files are not read again.
+"""Digests of the files of a dataset, cached so that unchanged files are not read again.
 
-A digest is always of content. The table of what was digested before is a short cut in the manner of git's index:
-a row is believed only while size, modification time and change time are the recorded ones, and a file that changed
-less than two seconds before it was read is not recorded at all (a second change could leave the same times).
-Nothing of the table enters an identity; deleting it costs time only.
+A digest always depends on content only. The table of known digests is a cache, similar to git's index: a row is
+valid only while size, modification time and change time match the record, and a file that changed less than two
+seconds before it was read is not recorded (a second change could leave the same times). The table does not enter
+any identity; deleting it only costs time.
 
-The table is one `.npy` file per dataset folder, a row for each file by a hash of its relative path.
+The table is one `.npy` file per dataset folder, with a row per file under a hash of its relative path.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _WINDOW = 256
 
 
 class Depth(IntEnum):
-    """How far a file is looked into: its bytes, a picture's header too, all of a picture's pixels too."""
+    """Depth of the check of a file: its bytes, also a picture's header, or also all of a picture's pixels."""
 
     BYTES = 0
     HEADER = 1
@@ -52,9 +52,9 @@ class Depth(IntEnum):
 
 
 class FileFacts(NamedTuple):
-    """SHA-256 digest of a file's bytes; size of a picture in pixels, (0, 0) where it was not asked for.
+    """SHA-256 digest of a file's bytes, and size of a picture in pixels, (0, 0) if not requested.
 
-    `decoded` says that all pixels of the picture were decoded once, so that it is not cut off.
+    `decoded` says that all pixels of the picture were decoded once, so the file is not truncated.
     """
 
     digest: bytes
@@ -74,9 +74,9 @@ class FileDigests:
 
     Args:
         folder: the dataset's folder; names are relative to it.
-        table_folder: where the table is (`roots.index_folder`).
+        table_folder: folder of the table (`roots.index_folder`).
 
-    The table is read when it is first needed: an instance can be sent to another process.
+    The table is read on first use, so that an instance can be sent to another process.
     """
 
     def __init__(self, folder: Path, table_folder: Path) -> None:
@@ -93,8 +93,8 @@ class FileDigests:
         """Return the facts of one file.
 
         Args:
-            name: relative to the folder.
-            depth: how far to look into it at least.
+            name: path relative to the folder.
+            depth: minimum depth of the check.
 
         Raises:
             Malformed: the file is missing, empty, or not a picture that Pillow can open, or at `PIXELS` decode.
@@ -102,7 +102,7 @@ class FileDigests:
         return self._known(name, depth) or self._learn(name, *self._read(name, depth))
 
     def warm(self, names: Sequence[str], depth: Depth = Depth.BYTES) -> None:
-        """Learn many files with a few threads; a file that cannot be read is left for `facts` to name."""
+        """Digest many files with a few threads; unreadable files are left for `facts` to report."""
 
         def attempt(name: str) -> tuple[FileFacts, tuple[Any, ...] | None] | None:
             try:
@@ -122,9 +122,9 @@ class FileDigests:
         self.flush()
 
     def flush(self) -> None:
-        """Write what was learned to the table, atomically.
+        """Write new digests to the table, atomically.
 
-        Two processes that flush at once lose rows of one of them, never their truth.
+        Two processes that flush at the same time may lose rows of one of them, but never store wrong rows.
 
         Raises:
             DatasetError: the table cannot be written.
@@ -140,7 +140,7 @@ class FileDigests:
         self._unsaved = {}
 
     def _known(self, name: str, depth: Depth) -> FileFacts | None:
-        """Return what was learned of a file, or what the table knows of an unchanged one; None for too little."""
+        """Return the known facts of a file, or those of an unchanged file in the table; None for too little."""
         fresh = self._fresh.get(name)
         if fresh is not None and fresh.depth >= depth:
             return fresh
@@ -168,7 +168,7 @@ class FileDigests:
         return facts
 
     def _read(self, name: str, depth: Depth) -> tuple[FileFacts, tuple[Any, ...] | None]:
-        """Return the facts of a file, read again, and the row to record where the file is still."""
+        """Read a file and return its facts, and the row to record if the file did not just change."""
         path = self.folder / name
         try:
             times = _times(path.stat())
@@ -188,7 +188,7 @@ class FileDigests:
 
 
 def _open_table(path: Path) -> dict[bytes, tuple[Any, ...]]:
-    """Read the table; one that is absent or damaged counts as empty and is rewritten."""
+    """Read the table; a missing or damaged table counts as empty and is rewritten."""
     try:
         size = sealed_size(path)
         table = np.load(io.BytesIO(path.read_bytes()[:size]), allow_pickle=False)

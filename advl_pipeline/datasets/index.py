@@ -1,7 +1,7 @@
 """The index of a dataset: all rows of all splits in one memory-mapped Arrow file, built once per content.
 
-The file is named by the digest of its key. The key holds content digests and reader versions, so a changed file gets
-another index and a stale one can never be opened.
+The digest of the key is the file name. The key contains content digests and reader versions, so a changed file gets
+a new index and a stale one is never opened.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.rows import PictureFacts, RowSource
 
 _RULES = 9
-"""Raise it when the same files would yield other rows or problems; sound data keep their digests and caches."""
+"""Version; increase it when the same files would yield other rows or problems. Valid data keep digests and caches."""
 
 _NOT_OF_ROWS = ("name", "facts", "files", "pictures", "measures", "ties", "reads", "asks")
-"""Keys of a card that change no row."""
+"""Keys of a card that do not affect rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
     """Rows and problems of a dataset.
 
-    `dataset` is the name that the user knows. `source` says where rows and pictures are and is not read again;
-    `digests` are the SHA-256 digests of its files. `folder` holds indices. With `is_published` the files are known by
-    their own digests, and are of one split; other rows are known by what they say, and name their splits.
+    `dataset` is the user's name for it. `source` locates rows and pictures and is not read again; `digests` are the
+    SHA-256 digests of its files. `folder` contains indices. With `is_published` the files are identified by their
+    digests and belong to one split. Other rows are identified by their content and name their splits.
     """
 
     dataset: str
@@ -52,7 +52,7 @@ class Index:
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
-        """Kind, rationales, columns, splits with their digests, problems, rows left out, whether rows are groups."""
+        """Kind, rationales, columns, splits with digests, problems, rows left out, whether rows are groups."""
         return self.file.facts
 
     @property
@@ -66,7 +66,7 @@ class Index:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Tasks of own data, named by their kind."""
+        """Tasks of your own data, named by their kind."""
         if self.kind == "pictures":
             return ()
         if self.kind != "choice":
@@ -75,7 +75,7 @@ class Index:
 
     def rows_of(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of a split's rows."""
-        # By codes: Arrow's search would import pandas, half a second of every command that opens data.
+        # By codes: Arrow's search would import pandas, half a second for every command that opens data.
         names = self.file.texts("split").to_pylist()
         if split not in names:
             return np.empty(0, np.int64)
@@ -86,25 +86,25 @@ class Index:
         return bool(len(rows)) and bool((self.file.numbers("label")[rows] >= 0).all())
 
     def label_counts(self, rows: npt.NDArray[np.int64] | slice) -> dict[str, int]:
-        """Return the class, or the most frequent answer, of any row -> how many of some rows have it."""
+        """Return class, or most frequent answer, of any row -> its number among the given rows."""
         names, codes = self.file.texts("label_name").to_pylist(), self.file.numbers("label")[rows]
         return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
 
     def left_out(self, split: str) -> str:
-        """Return how many rows of a split the card's rules leave out, in words; "" for none."""
+        """Return a message on the rows of a split that the card's rules leave out; "" for none."""
         count = self.facts["left_out"].get(split, 0)
         return f"{count:,} rows of {split} left out by the card" if count else ""
 
     def digests_of(self, split: str) -> tuple[bytes, ...]:
-        """Return what the content of a split is known by.
+        """Return the digests that identify the content of a split.
 
-        That is the SHA-256 digest of what its rows say, however they are stored; of published files, theirs.
+        That is the SHA-256 digest of its rows, independent of their storage; for published files, the file digests.
         """
         digest = self.facts["splits"].get(split, "")
         return (bytes.fromhex(digest),) if digest else self.digests
 
     def problems_of(self, split: str | None) -> list[Problem]:
-        """Return what is wrong with rows of a split, or with rows of nobody knows which; of all for None."""
+        """Return the problems of a split, including those of rows with unknown split; all problems for None."""
         return [
             Problem(file=file, line=line, why=why)
             for file, line, row_split, why in self.facts["problems"]
@@ -116,19 +116,19 @@ class Index:
         return f"{self.file.text('file', self.file.numbers('file')[row])}:{self.file.numbers('line')[row]}"
 
     def picture(self, image: int) -> PictureFacts:
-        """Return what the rows say of a picture, by its code in the column `image`."""
+        """Return the facts that rows give of a picture, by its code in the column `image`."""
         return PictureFacts(*orjson.loads(self.file.text("image", image)))
 
 
 def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: bool = False) -> Index:
-    """Open the index of a dataset's rows, building it first when their content is new.
+    """Open the index of a dataset's rows; build it first if the content is new.
 
     Args:
-        folder: where indices are.
-        is_published: the content is known by the files, and what millions of rows say is not digested.
+        folder: folder of the indices.
+        is_published: identify the content by the files, without digesting millions of rows.
 
     Raises:
-        DatasetError: a file cannot be read, no row can be used, or the rows are of no kind of task.
+        DatasetError: a file cannot be read, no row is usable, or the rows fit no kind of task.
     """
     if source.files:
         make_index_folder(folder, source.files)
@@ -139,7 +139,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         "index": "rows",
         "rules": _RULES,
         "files": [digest.hex() for digest in digests],
-        # Two files may change names: messages and ids of rows hold them.
+        # Names enter the key, since two files may swap names: messages and row ids contain them.
         "names": [path.as_posix() for path in source.files],
         "version": source.version,
         "split": source.split,
@@ -160,7 +160,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         dataset=dataset,
         file=open_index_file(folder, key, build),
         folder=folder,
-        # What reads the rows cannot be sent to another process.
+        # The reader of the rows cannot be sent to another process.
         source=replace(source, rows=tuple, state=None),
         digests=tuple(digests),
         is_published=is_published,
@@ -168,7 +168,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
 
 
 def _content_of(source: RowSource, dataset: str, folder: Path) -> list[tuple[bytes, Any]]:
-    """Return the digest of each file with its stamp, and what else tells whether the rows stay as they are."""
+    """Return the digest of each file with its stamp, and the state that tells whether the rows changed."""
     files = FileDigests(Path("/"), folder / "annotations")
     contents: list[tuple[bytes, Any]] = []
     for path in source.files:

@@ -1,7 +1,7 @@
-"""Rows become the record batch of an index: each is checked, gathered, digested with its split.
+"""Conversion of rows to the record batch of an index: check, collect, and digest each row with its split.
 
-A row's column names its split, else its file does. All rows are of one kind of task, that of the first row. Problems
-are kept, so that each split fails on its own alone, and on lines whose split is unknown.
+A column of the row names its split, else its file does. All rows have the kind of task of the first row. Problems
+are stored, so that a split fails only on its own problems and on lines whose split is unknown.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.rows import Held, Item, PictureFacts, Row, RowSource
 
 _CHUNK = 1 << 14
-"""Rows that are held as Python objects while an index is built."""
+"""Maximum number of rows kept as Python objects while an index is built."""
 
 _REPEATED = ("file", "split", "image", "label_name", "group", "stratum")
-"""Columns whose texts are stored once each."""
+"""Columns that store each distinct text once."""
 
 _OF_ITEMS = ("num_choices", "cell", "texts", "answers", "counts", "entries", "group", "stratum", "facets")
-"""Columns that hold what an `Item` says."""
+"""Columns with the fields of an `Item`."""
 
 _SCHEMA = pa.schema(
     {
@@ -47,12 +47,12 @@ _SCHEMA = pa.schema(
         "entries": pa.list_(pa.int8()),
     }
 )
-"""Columns while they are gathered."""
+"""Schema of the columns during the build."""
 
 
 @dataclass
 class _Split:
-    """What is gathered of a split while its rows are read: ids -> where, pictures -> their number, a digest."""
+    """State of a split during the build: ids -> place, pictures -> number, and a digest."""
 
     names: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
@@ -60,13 +60,13 @@ class _Split:
 
 
 class IndexBuilder:
-    """All rows of a source as an Arrow record batch.
+    """Builder of the Arrow record batch with all rows of a source.
 
     Args:
         source: the rows.
-        dataset: named in errors.
-        folder: of the index, which keeps pictures that come inside a table.
-        is_published: what rows say is not digested.
+        dataset: name for error messages.
+        folder: folder of the index, which stores pictures from tables.
+        is_published: do not digest the content of rows.
     """
 
     def __init__(self, source: RowSource, dataset: str, folder: Path, is_published: bool) -> None:
@@ -100,7 +100,7 @@ class IndexBuilder:
             except Malformed as error:
                 self._problems.append((row.file, row.line, name, str(error)))
             finally:
-                # A file that is of one split says so even where nothing of it can be used.
+                # The file of a split registers the split even if none of its rows can be used.
                 if name is not None:
                     self._splits[name]
         if self._kind is not None:
@@ -113,7 +113,7 @@ class IndexBuilder:
         raise DatasetError("The data hold no row.", where=where, next_command="put rows into it")
 
     def _checked(self, row: Row, record: Mapping[str, Any]) -> Item:
-        """Return the item of a row, which must be of the kind of the first one."""
+        """Return the item of a row, which must have the kind of the first row."""
         card_kind = self._source.card.task
         if self._kind is None:
             self._kind = recognise(record, card_kind)
@@ -122,7 +122,7 @@ class IndexBuilder:
         try:
             kind = recognise(record, card_kind)
         except Malformed:
-            # A row without answers or label tells no kind of its own; its fields are checked as the others' are.
+            # A row without answers or label does not determine its kind; its fields are checked like the others'.
             kind = self._kind
         if kind != self._kind:
             first = f"the first row ({self._first}) is of the kind {self._kind}: one dataset has one kind of task"
@@ -146,7 +146,7 @@ class IndexBuilder:
             picture = f"/{digest}"
         elif isinstance(picture, Held):
             picture = picture.name
-        # Rows that say the same of a picture share it.
+        # Rows with equal facts of a picture share it.
         facts = PictureFacts(picture, item.boxes, item.box_labels, item.boxes_file, item.size)
         image = orjson.dumps(tuple(facts)).decode()
         if not self._is_published:
@@ -159,7 +159,7 @@ class IndexBuilder:
                 "line": row.line,
                 "split": split_name,
                 "image": image,
-                # Where there is no label, or no rationale, the number is -1.
+                # -1 stands for a missing label or rationale.
                 "label": None if is_named else label,
                 "label_name": label if is_named else None,
                 "rationale_label": -1 if item.rationale_label is None else item.rationale_label,
@@ -170,7 +170,7 @@ class IndexBuilder:
             self._settle_chunk()
 
     def _row_content(self, name: str, image: int, item: Item) -> bytes:
-        """Return what the digest of a split holds of a row."""
+        """Return the bytes of a row that enter the digest of its split."""
         content: dict[str, Any] = {"question": item.texts[0]} if item.texts else {}
         if self._kind == "choice":
             content["choices"] = item.choices
@@ -182,11 +182,11 @@ class IndexBuilder:
         rationale = -1 if item.rationale_label is None else item.rationale_label
         boxes = json.dumps([item.boxes, item.box_labels])
         fields = [name, image, boxes, json.dumps(content, ensure_ascii=False, sort_keys=True), item.label, rationale]
-        # Labels of another package's reader may be NumPy's.
+        # Labels from another package's reader may be NumPy integers.
         return json.dumps([*fields, item.group, item.stratum], default=operator.index).encode()
 
     def _settle_chunk(self) -> None:
-        """Turn the gathered rows into an Arrow table, a fraction of the memory; texts that repeat stand once."""
+        """Convert the collected rows to an Arrow table, which needs far less memory and stores texts once."""
         chunk = pa.Table.from_pylist(self._gathered, schema=_SCHEMA)
         for name in _REPEATED:
             chunk = chunk.set_column(chunk.schema.get_field_index(name), name, chunk[name].dictionary_encode())
@@ -201,13 +201,13 @@ class IndexBuilder:
         self._chunks = []
         columns: dict[str, Any] = {}
         for name in _SCHEMA.names:
-            # Column by column, so that the whole is not held twice.
+            # Column by column, so that memory never holds two copies of the table.
             columns[name] = table[name].combine_chunks()
             table = table.drop_columns([name])
         columns["label"] = pc.coalesce(columns["label"], columns["label_name"].indices)
         columns["cell"] = pc.coalesce(columns["cell"], columns["label"].cast(pa.int64()))
         labels, splits = (np.from_dlpack(column) for column in (columns["label"], columns["split"].indices))
-        # A split may be without any label; where some rows have one, those without are problems.
+        # A split may have no labels at all; if some rows have one, rows without a label are problems.
         is_bad = (labels < 0) & np.isin(splits, splits[labels >= 0]) & (self._source.kind is None)
         for place in np.flatnonzero(is_bad).tolist():
             file, line, split = (columns[name][place].as_py() for name in ("file", "line", "split"))

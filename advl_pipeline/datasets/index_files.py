@@ -1,6 +1,6 @@
-"""Files of an index: each is there as a whole or not at all, and holds a digest of what was written.
+"""Files of an index: written atomically, each with a digest of its content.
 
-Numbers are trained on as an index holds them, so a file that lost a bit, or that somebody changed, is not believed.
+Training uses the numbers of an index directly, so a damaged or modified file is rejected.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.datasets.roots import INDEX_VARIABLE
 
 PICTURES_FOLDER = "pictures"
-"""Below the index: pictures that came inside a table, by the digest of their bytes."""
+"""Folder below the index for pictures from tables, named by the digest of their bytes."""
 
 _DRAFT = ".draft"
 SEAL_BYTES = hashlib.sha256().digest_size
-"""At the end of a sealed file."""
+"""Length of the digest at the end of a sealed file."""
 
 Stamp = tuple[int, int, int, int, int]
-"""Device, inode, size, and times of modification and of change, by which an unchanged file is known."""
+"""Device, inode, size, modification time and change time, which identify an unchanged file."""
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Return the stamp of a file; raises `OSError` where there is none."""
+    """Return the stamp of a file; raises `OSError` if it does not exist."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @contextmanager
 def index_draft(path: Path) -> Iterator[Path]:
-    """Yield a name to write to, next to a file of an index: readers see all of the file or none.
+    """Yield a temporary path next to a file of an index, so that readers see the complete file or none.
 
     Raises:
         DatasetError: the folder cannot be written.
@@ -55,7 +55,7 @@ def index_draft(path: Path) -> Iterator[Path]:
 
 
 def _held(draft: Path) -> IO[bytes]:
-    """Open a draft so that `remove_drafts` of another process leaves it; without locks of files, it always does."""
+    """Open and lock a draft against `remove_drafts` of another process, which keeps all drafts without file locks."""
     while True:
         file = draft.open("wb")
         with suppress(OSError):
@@ -66,7 +66,7 @@ def _held(draft: Path) -> IO[bytes]:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove the drafts below a folder that were left by processes that were killed."""
+    """Remove the drafts of killed processes below a folder."""
     for draft in folder.rglob(f"*{_DRAFT}"):
         # Another process may finish or remove it at any moment.
         with suppress(OSError), draft.open("rb") as file:
@@ -75,10 +75,10 @@ def remove_drafts(folder: Path) -> None:
 
 
 def make_index_folder(folder: Path, sources: Iterable[Path]) -> None:
-    """Make the folder of an index, open to nobody who cannot read all that the index is made of.
+    """Create the folder of an index, readable only by users who can read all of its sources.
 
     Raises:
-        DatasetError: it cannot be made.
+        DatasetError: the folder cannot be created.
     """
     mode = 0o777
     for status in map(Path.stat, sources):
@@ -94,28 +94,28 @@ def make_index_folder(folder: Path, sources: Iterable[Path]) -> None:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a file unless it is there; it appears as a whole, since its name says what is in it."""
+    """Write a file atomically unless it exists; its name identifies its content."""
     if not path.is_file():
         with index_draft(path) as draft:
             draft.write_bytes(content)
 
 
 def seal_index(draft: Path, name: str) -> None:
-    """Put the digest of a file's content at its end.
+    """Append the digest of a file's content to the file.
 
     Args:
         draft: the file.
-        name: that it is to have; another file in its place is none of the content.
+        name: final name of the file. The digest includes it, so that a file under another name is rejected.
     """
     with draft.open("r+b") as file:
         file.write(_digest(file, draft.stat().st_size, name))
 
 
 def sealed_size(path: Path) -> int:
-    """Return how many bytes of a sealed file are before its seal.
+    """Return the number of bytes of a sealed file before its seal.
 
     Raises:
-        ValueError: what is there is not what was sealed. OSError: it cannot be read.
+        ValueError: the content does not match the seal. OSError: the file cannot be read.
     """
     size = path.stat().st_size - SEAL_BYTES
     with path.open("rb") as file:

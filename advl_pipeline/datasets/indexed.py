@@ -1,4 +1,4 @@
-"""What every dataset is read by: rows of an index become examples, lazily.
+"""The reader of every dataset: converts rows of an index to examples, lazily.
 
 A split is a list of *rows* (questions, hypotheses, captions) and a list of *variants* (tasks of a row; for VCR's test
 mode also the answer that a rationale is conditioned on). Example i is variant i % V of row i // V.
@@ -31,22 +31,22 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Questi
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES, GroundTruth, soft_target
 
 READER_VERSION = 1
-"""Raise it when the same files would yield other examples: it is part of every content digest."""
+"""Version; increase it when the same files would yield other examples. Part of every content digest."""
 
 
 class IndexedDataset:
     """A split read through its index; implements `records.Dataset`.
 
     Args:
-        index: of all rows of its files.
+        index: index of all rows of its files.
         reading: see `Reading`.
-        split: of the dataset.
-        on_error: what is done about bad items.
-        rows: positions of a benchmark's rows that the split holds; None for all.
-        selected: how much of a published list the split holds, in words; "" without a list.
+        split: a split of the dataset.
+        on_error: handling of bad items.
+        rows: positions of the benchmark's rows in the split; None for all.
+        selected: message on how much of a published list the split contains; "" without a list.
 
     Raises:
-        DatasetError: a row is malformed, unless such are left out, or nothing is usable.
+        DatasetError: a row is malformed and malformed rows are not skipped, or no row is usable.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class IndexedDataset:
         if on_error == "skip":
             problems += self._pictures.drop_bad()
         self.skipped: tuple[Problem, ...] = tuple(problems)
-        """Items left out because they are malformed; empty unless opened with on_error="skip"."""
+        """Malformed items that were left out; empty unless opened with on_error="skip"."""
         if not len(self._rows):
             where = ", ".join(map(str, index.source.files)) or self.name
             raise nothing_usable(self.name, split, problems, where=where)
@@ -88,7 +88,7 @@ class IndexedDataset:
     def _rows(self) -> npt.NDArray[np.int64]:
         return self._pictures.rows
 
-    # What a row says.
+    # Content of a row.
 
     def _number(self, name: str, row: int) -> int:
         return int(self._table.numbers(name)[row])
@@ -121,12 +121,12 @@ class IndexedDataset:
         if variant.role == "classes":
             return self._class_of[self._table.text("label_name", label)], ()
         target = soft_target(self._reading.scores(self._people(row)), self._class_of)
-        # No answer of a question may be a class; such a question has an empty target and no label.
+        # A question without an answer among the classes has an empty target and no label.
         best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
         return (None if best is None else best[0]), target
 
     def _people(self, row: int) -> Counter[str]:
-        """Return how many people gave each answer."""
+        """Return the number of people per answer."""
         answers = self._table.lists("answers", row)
         people: Counter[str] = Counter()
         for answer, count in zip(answers, self._table.lists("counts", row) or [1] * len(answers), strict=True):
@@ -134,14 +134,14 @@ class IndexedDataset:
         return people
 
     def _group(self, row: int) -> str:
-        """Return what items are not independent within, where that is not the picture with its boxes."""
+        """Return the group of dependent items, if that is not the picture with its boxes."""
         group, image = self._text("group", row), self._number("image", row)
         if group or self._index.is_published or not self._index.picture(image).boxes:
             return group
-        # A picture with other boxes is another unit, but items on it are no less alike.
+        # The same picture with other boxes is another unit, but its items are just as dependent.
         return self._pictures.facts(image).digest.hex()
 
-    # What the interface asks for.
+    # Interface of `records.Dataset`.
 
     def __len__(self) -> int:
         return len(self._rows) * len(self._variants)
@@ -165,10 +165,10 @@ class IndexedDataset:
         )
 
     def words_and_labels(self, positions: Iterable[int] | None = None) -> Iterator[tuple[str, dict[int, float]]]:
-        """Yield the words of examples and what each answer to them is worth; no picture is looked at.
+        """Yield the texts of examples and the score of each answer, without opening a picture.
 
         Args:
-            positions: of the examples; None for all.
+            positions: positions of the examples; None for all.
         """
         for index in range(len(self)) if positions is None else positions:
             row, variant = self._place(index)
@@ -181,7 +181,7 @@ class IndexedDataset:
 
     @cached_property
     def identity_name(self) -> str:
-        """The name, with the revision of a published set; for own data the content, wherever they are."""
+        """Return the name, with the revision of a published dataset; for your own data the content digest."""
         if self._index.is_published:
             return self.name
         return self._index.source.called or f"own-{self.content_digest()[:16]}"
@@ -208,7 +208,7 @@ class IndexedDataset:
         return {example_id: position for position, example_id in enumerate(self.example_ids)}
 
     def label_names(self, task: Task) -> tuple[str, ...]:
-        """Class names of a classification task in the order of the labels; () for multiple choice and captions."""
+        """Return the class names of a classification task in label order; () for multiple choice and captions."""
         return self._classes
 
     @cached_property
@@ -220,7 +220,7 @@ class IndexedDataset:
         return {name: number for number, name in enumerate(self._classes)}
 
     def question_table(self) -> QuestionTable:
-        """Questions with label cells and strata, for low-shot subsets; answers are too many to take turns."""
+        """Return the questions with label cells and strata, for low-shot subsets; answers are too many for turns."""
         ids, per_row = self.example_ids, len(self._variants)
         strata, codes = self._table.texts("stratum").to_pylist(), self._table.numbers("stratum")[self._rows].tolist()
         cells = self._table.numbers("cell")[self._rows].astype(np.int64)
@@ -233,11 +233,10 @@ class IndexedDataset:
         )
 
     def content_digest(self) -> str:
-        """Hexadecimal SHA-256 of the split: annotations, wording, pictures and boxes; never of paths or times.
+        """Return the hexadecimal SHA-256 of annotations, wording, pictures and boxes, without paths or times.
 
-        It does not depend on the tasks that the split was opened for, on the order of the labels or on the answer
-        vocabulary, so that one cache serves them all. For a picture that is held in a file of a named revision stands
-        the place where it is held.
+        It does not depend on the opened tasks, on the order of the labels or on the answer vocabulary, so that one
+        cache serves them all. A picture inside a file of a fixed hub revision is represented by its location.
         """
         facts = {"reader": READER_VERSION, "style": self.text_style, "rows": len(self._rows)}
         state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -246,7 +245,7 @@ class IndexedDataset:
         return state.hexdigest()
 
     def image_units(self) -> Sequence[ImageUnit]:
-        """The split's pictures, each once, in order of first appearance.
+        """Return the split's pictures, each once, in order of first appearance.
 
         Raises:
             DatasetError: a picture or its boxes are missing or malformed.
@@ -254,12 +253,12 @@ class IndexedDataset:
         return self._pictures.units()
 
     def text_units(self) -> Sequence[TextUnit]:
-        """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
+        """Return the split's texts over all tasks and candidates, each once, in order of first appearance."""
         return TextUnits(self._text_table, self.candidates_of)
 
     @cached_property
     def _text_table(self) -> ArrowFile:
-        """Where each distinct text is first: the example and the choice."""
+        """Return the first occurrence of each distinct text: the example and the choice."""
         key = {
             "index": "texts",
             "reader": READER_VERSION,
@@ -280,29 +279,29 @@ class IndexedDataset:
         return open_index_file(self._index.folder, key, build)
 
     def candidates_of(self, index: int) -> tuple[Task, tuple[Candidate, ...]]:
-        """Return the task and the candidates of an example; its picture is not opened."""
+        """Return the task and the candidates of an example without opening its picture."""
         row, variant = self._place(index)
         return variant.task, self._candidates(row, variant)
 
-    # What one dataset has and others have not, and what is looked at besides.
+    # Properties of some datasets only, and checks.
 
     @property
     def left_out(self) -> str:
-        """How many rows the card's rules leave out, or how much of a published list is here, in words; else ""."""
+        """Message on rows that the card's rules leave out, or on the share of a published list; else ""."""
         return self._selected or self._index.left_out(self.split)
 
     @property
     def is_grouped(self) -> bool:
-        """Whether rows were several items each: a group then counts as right where all of its items are."""
+        """Whether a row yields several items: a group then counts as right if all of its items are."""
         return bool(self._index.facts["grouped"])
 
     @property
     def card(self) -> Card:
-        """What is said of its rows; nothing where no card is."""
+        """Card of the dataset; empty without one."""
         return self._index.source.card
 
     def facets_of(self, example_id: str) -> list[str]:
-        """Return the facets of an example, in the order of the card's.
+        """Return the facets of an example, in the order of the card.
 
         Raises:
             KeyError: the split has no such example.
@@ -310,7 +309,7 @@ class IndexedDataset:
         return self._table.lists("facets", self._place(self.position(example_id))[0])
 
     def answers_of(self, example_id: str) -> dict[str, float]:
-        """Return the answers that people gave to a question, and what each of them is worth.
+        """Return the people's answers to a question, each with its score.
 
         Raises:
             KeyError: the split has no such example.
@@ -318,7 +317,7 @@ class IndexedDataset:
         return dict(self._reading.scores(self._people(self._place(self.position(example_id))[0])))
 
     def ground_truth(self, example_id: str) -> GroundTruth:
-        """Return what annotators answered to a question of VQA, for `evaluation.vqa`.
+        """Return the annotators' answers to a VQA question, for `evaluation.vqa`.
 
         Raises:
             KeyError: the split has no such example.
@@ -335,10 +334,10 @@ class IndexedDataset:
         )
 
     def require_known_classes(self) -> None:
-        """Refuse a split with a label that is none of the classes.
+        """Refuse a split with a label that is not one of the classes.
 
         Raises:
-            DatasetError: a label is unknown; the row is named.
+            DatasetError: a label is unknown; the message names the row.
         """
         names, codes = self._table.texts("label_name").to_pylist(), self._table.numbers("label")[self._rows]
         for code in np.unique(codes).tolist():
@@ -349,15 +348,15 @@ class IndexedDataset:
                 raise DatasetError(what, where=where, why=str(why))
 
     def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, int, list[Problem]]:
-        """Look at every picture of the split.
+        """Check every picture of the split.
 
         Args:
-            deep: decode each picture and check its boxes; else only see whether it is there and not empty. Pictures
-                that are held in files of the hub are then not fetched.
-            progress: show a bar on stderr.
+            deep: decode each picture and check its boxes; otherwise only check that it exists and is not empty,
+                without downloading pictures from the hub.
+            progress: show a progress bar on stderr.
 
         Returns:
-            (number of pictures, number of those found to be animations, what is wrong with pictures).
+            (number of pictures, number of known animations, problems of pictures).
         """
         pictures, num_animations = self._pictures, 0
 
@@ -376,18 +375,18 @@ class IndexedDataset:
         return len(pictures.used), num_animations, list(problems.values())
 
     def row_that_shows(self, path: Path) -> str:
-        """Return file and line of the first row that shows a picture; "" where none does."""
+        """Return file and line of the first row with a picture; "" without one."""
         row = self._pictures.row_that_shows(path)
         return "" if row is None else self._index.where(row)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What finds the classes may be of this process alone; what it found is not.
+        # The function that finds the classes may not be picklable; its result is.
         reading = replace(self._reading, classes=partial(tuple, self._classes))
         return self.__dict__ | {"_reading": reading}
 
 
 class TextUnits(Sequence[TextUnit]):
-    """The distinct texts of a split; they are worded when asked for."""
+    """The distinct texts of a split, worded on access."""
 
     def __init__(self, places: ArrowFile, candidates_of: Callable[[int], tuple[Task, tuple[Candidate, ...]]]) -> None:
         self._places = places

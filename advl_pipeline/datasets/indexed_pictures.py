@@ -1,6 +1,6 @@
-"""The pictures of a split as its rows name them: files that are looked at with suspicion, and the units made of them.
+"""The pictures of a split, by the names in its rows: checks of the files, and their image units.
 
-A picture is called by its code in the index. Legend: R boxes.
+The code in the index identifies a picture. Legend: R boxes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class IndexedPictures:
     """Pictures of a split.
 
     Args:
-        index: of all rows.
+        index: index of all rows.
         rows: positions of the split's rows.
-        split: named in errors.
-        reading: says where pictures are.
+        split: name for error messages.
+        reading: locates pictures.
     """
 
     def __init__(self, index: Index, rows: npt.NDArray[np.int64], *, split: str, reading: Reading) -> None:
@@ -48,24 +48,24 @@ class IndexedPictures:
 
     @cached_property
     def used(self) -> dict[int, int]:
-        """Pictures in use, in order of first appearance -> the first row that uses each."""
+        """Used pictures, in order of first appearance -> the first row that uses each."""
         images, places = np.unique(self._index.file.numbers("image")[self.rows], return_index=True)
         order = np.argsort(places)
         return dict(zip(images[order].tolist(), self.rows[places[order]].tolist(), strict=True))
 
     @cached_property
     def held(self) -> dict[int, str]:
-        """Pictures in use that are held in files of the hub -> their names."""
+        """Used pictures inside files of the hub -> their names."""
         names = ((image, self._index.picture(image).name) for image in self.used)
         return {image: name for image, name in names if name.startswith(HELD)}
 
     def require_room(self) -> None:
-        """Refuse the pictures of the split where the disk has no room for those that are to be fetched."""
+        """Refuse the pictures of the split if the disk has no space for those to download."""
         if self._fetched is not None:
             self._fetched.require_room(self.held.values())
 
     def file_names(self, image: int) -> tuple[str, ...]:
-        """Return the picture's file, and the files that its unit depends on, relative to the pictures folder."""
+        """Return the picture's file and the other files of its unit, relative to the pictures folder."""
         picture = self._index.picture(image)
         if picture.name.startswith(HELD) and self._fetched is not None:
             return (str(self._fetched.file_of(picture.name)),)
@@ -78,8 +78,8 @@ class IndexedPictures:
         """Return the facts of a picture's file.
 
         Raises:
-            Malformed: it is no readable picture, or others made it a link that leads out of the dataset.
-            DatasetError: it was put into the index, and is not there as it was.
+            Malformed: the file is not a readable picture, or a link in others' data that leaves the dataset.
+            DatasetError: a picture stored with the index is missing or changed.
         """
         name = self.file_names(image)[0]
         path = self._home / name
@@ -100,7 +100,7 @@ class IndexedPictures:
         return facts
 
     def digests(self) -> Iterator[bytes]:
-        """Yield what each picture in use is known by: the digests of its files, or the place where it is held.
+        """Yield the identity of each used picture: the digests of its files, or its location on the hub.
 
         Raises:
             DatasetError: a picture is missing or malformed.
@@ -119,7 +119,7 @@ class IndexedPictures:
         """Return the unit of a picture.
 
         Raises:
-            DatasetError: the picture or its boxes are missing or malformed; a row that shows it is named.
+            DatasetError: the picture or its boxes are missing or malformed; the message names a row with it.
         """
         if image not in self._units:
             with self._naming_users(image):
@@ -127,7 +127,7 @@ class IndexedPictures:
         return self._units[image]
 
     def units(self) -> tuple[ImageUnit, ...]:
-        """Return the units in use, each once; raises what `unit` does."""
+        """Return the used units, each once; raises what `unit` does."""
         self.require_room()
         self._files.warm([self.file_names(image)[0] for image in self.used], Depth.HEADER)
         units: dict[str, ImageUnit] = {}
@@ -163,12 +163,12 @@ class IndexedPictures:
         )
 
     def row_that_shows(self, path: Path) -> int | None:
-        """Return the first row that shows a picture; None where none does."""
+        """Return the first row with a picture; None without one."""
         return next((row for image, row in self.used.items() if self._home / self.file_names(image)[0] == path), None)
 
     @contextmanager
     def _naming_users(self, image: int) -> Iterator[None]:
-        """Turn what is wrong with a picture into an error that names a row which shows it."""
+        """Convert a problem of a picture to an error that names a row with it."""
         try:
             yield
         except Malformed as error:
@@ -180,7 +180,7 @@ class IndexedPictures:
         return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
 
     def problems(self, images: Iterable[int], look: Callable[[int], object]) -> dict[int, Problem]:
-        """Return what is wrong with pictures that do not pass a look at them."""
+        """Return the problems of pictures that fail a check."""
         problems = {}
         for image in images:
             try:
@@ -191,7 +191,7 @@ class IndexedPictures:
         return problems
 
     def require_content(self, image: int) -> None:
-        """See that the files of a picture are there and not empty; raises `Malformed`."""
+        """Require that the files of a picture exist and are not empty; raises `Malformed`."""
         for file in self.file_names(image):
             require_content(self._home / file, file)
 
@@ -202,14 +202,14 @@ class IndexedPictures:
         return decode_picture(self._home / name, name)
 
     def drop_bad(self) -> list[Problem]:
-        """Leave out the rows of pictures that cannot be decoded; return what is wrong with these."""
+        """Leave out the rows of pictures that cannot be decoded; return the problems of these pictures."""
 
         def look(image: int) -> None:
             self.facts(image, Depth.PIXELS)
             self._units[image] = self._make_unit(image)
 
         self.require_room()
-        # A picture that is cut off has a sound header, and must be skipped in both phases.
+        # A truncated picture has a valid header, and both phases must skip it.
         self._files.warm([self.file_names(image)[0] for image in self.used], Depth.PIXELS)
         problems = self.problems(self.used, look)
         self.rows = self.rows[~np.isin(self._index.file.numbers("image")[self.rows], list(problems))]

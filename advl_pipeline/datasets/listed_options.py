@@ -1,4 +1,4 @@
-"""Options listed behind letters, as harnesses show them: in questions whose answer is written, and in training."""
+"""Lettered answer options in the style of evaluation harnesses, for generated answers and for training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CLOSINGS: Mapping[str, str] = {
     "yes_no": SHORT,
     "answers": SHORT,
 }
-"""What follows a question where the set's card says nothing else: lmms-eval's lines."""
+"""Default text after a question, unless the dataset's card overrides it: lmms-eval's prompts."""
 
 
 def is_yes_no(options: Sequence[str]) -> bool:
-    """Tell whether a question is answered by yes or no, so that no options are listed."""
+    """Return whether the options are yes and no, so that they are not listed."""
     return tuple(option.lower() for option in options) in (YES_NO, YES_NO[::-1])
 
 
 def with_letters(question: str, options: Sequence[str]) -> str:
-    """Return a question with its options, each on a line behind its letter.
+    """Return a question with its options, each on a line after its letter.
 
     Raises:
         DatasetError: there are more options than letters.

@@ -1,7 +1,7 @@
-"""Low-shot subsets: nested in their size, balanced over classes and question types, the same for every method.
+"""Low-shot subsets: nested by size, balanced over classes and question types, the same for every method.
 
-All questions of a split are put into one order that depends on the seed and on their ids alone; a subset is its
-beginning. Hence a subset of 50 is inside the subset of 100, and any prefix is balanced.
+All questions of a split are put into one order that depends only on the seed and their ids. A subset is a prefix of
+this order. Hence the subset of 100 contains the subset of 50, and every prefix is balanced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[st
         dataset: a labelled split; all examples of a chosen question belong to the subset.
 
     Raises:
-        ConfigError: the split holds fewer questions, or `shots` is not positive.
+        ConfigError: the split has fewer questions, or `shots` is not positive.
     """
     table = require_shots(dataset, shots)
     chosen = question_order(table, seed)[:shots]
@@ -35,10 +35,10 @@ def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[st
 
 
 def require_shots(dataset: StratifiedDataset, shots: int) -> QuestionTable:
-    """Return the questions of a split; refuse a subset of more than there are.
+    """Return the questions of a split; refuse a subset larger than the split.
 
     Raises:
-        ConfigError: the split holds fewer questions, or `shots` is not positive.
+        ConfigError: the split has fewer questions, or `shots` is not positive.
     """
     table = dataset.question_table()
     if not 0 < shots <= len(table.question_ids):
@@ -49,10 +49,10 @@ def require_shots(dataset: StratifiedDataset, shots: int) -> QuestionTable:
 
 
 def question_order(table: QuestionTable, seed: int) -> list[int]:
-    """Return all questions in the order from which subsets are taken.
+    """Return all questions in the order that subsets are prefixes of.
 
-    Inside a cell, strata follow one another in proportion to their size. Cells take turns (`by_class`) or, where
-    classes are too many to be equally frequent, follow one another in proportion to their size too.
+    Inside a cell, strata are interleaved in proportion to their size. Cells take turns (`by_class`). With too many
+    classes for equal frequencies, they are interleaved in proportion to their size too.
     """
     members: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for question, cell in enumerate(table.cells.tolist()):
@@ -67,7 +67,7 @@ def question_order(table: QuestionTable, seed: int) -> list[int]:
         offsets = {stratum: _fraction(seed, "stratum", str(cell), stratum) for stratum in strata}
         queues[cell] = list(_in_proportion(strata, offsets))
     if table.by_class:
-        # Cells take turns; one that is empty is passed over.
+        # Cells take turns; empty cells are skipped.
         turns = zip_longest(*queues.values())
         return [question for turn in turns for question in turn if question is not None]
     groups = {str(cell): queue for cell, queue in queues.items()}
@@ -75,7 +75,7 @@ def question_order(table: QuestionTable, seed: int) -> list[int]:
 
 
 def _in_proportion(groups: dict[str, list[int]], offsets: dict[str, float]) -> Iterator[int]:
-    """Merge groups so that every prefix holds each in proportion to its size, up to one member."""
+    """Merge groups so that every prefix contains each in proportion to its size, up to one member."""
     places = [
         ((rank + offsets[name]) / len(group), name, member)
         for name, group in groups.items()
@@ -86,7 +86,7 @@ def _in_proportion(groups: dict[str, list[int]], offsets: dict[str, float]) -> I
 
 
 def draw_key(seed: int, *parts: str) -> bytes:
-    """Return what is drawn by: it depends on seed and parts alone, and on no library's random generator."""
+    """Return a sort key for random draws, which depends only on seed and parts, not on a library's generator."""
     text = "\0".join((str(seed), *parts))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
@@ -96,16 +96,16 @@ def _fraction(seed: int, *parts: str) -> float:
 
 
 def write_id_list(path: Path, subset: Mapping[str, Any]) -> None:
-    """Write a subset as others can reuse it; raises what `atomic.write_text` does."""
+    """Write a subset to a file that others can reuse; raises what `atomic.write_text` does."""
     make_folder(path.parent)
     write_text(path, json.dumps(subset, indent=1) + "\n")
 
 
 def read_id_list(path: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Read of a subset the dataset, the split and the ids.
+    """Read the dataset, the split and the ids of a subset.
 
     Raises:
-        DatasetError: missing or malformed.
+        DatasetError: the file is missing or malformed.
     """
 
     def subset(value: Any) -> tuple[str, str, tuple[str, ...]]:

@@ -1,7 +1,7 @@
-"""What a card says of the numbers that a set is known by: facets of items, and measures over them.
+"""Metrics that a card defines for a dataset: facets of items, and measures over them.
 
-A facet is a text that a row has besides what is asked, such as its source. A measure makes one number of what items
-are worth, or one for each value of a facet (`evaluation/measures.py` computes it).
+A facet is an additional text of a row, such as its source. A measure aggregates the scores of items to one number,
+or to one number per value of a facet (`evaluation/measures.py` computes it).
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from advl_pipeline.base.configuration import Configuration, option
 from advl_pipeline.base.errors import ConfigError, suggest_names
 
 OF_EVERY_ITEM = ("group", "picture", "question", "type")
-"""Facets that items have without a card: their group, picture, question in words and stratum."""
+"""Facets that items have without a card: their group, picture, question text and stratum."""
 
 Quantity = Literal["accuracy", "groups", "precision", "recall", "f1", "positives", "distribution"]
 
 Ties = Literal["first", "right", "wrong"]
-"""What an item is worth whose right choice shares the highest score: by the order of the choices, 1, or 0."""
+"""Score of an item whose right choice ties for the highest score: by the order of the choices, 1, or 0."""
 
 Rule = Literal["letter", "mmstar", "cv-bench", "scienceqa", "ranked", "pope", "naturalbench"]
-"""How a generated answer is read (`evaluation/answer_reading.py`)."""
+"""Rule for parsing a generated answer (`evaluation/answer_reading.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facet(Configuration):
-    """A facet of the items: what a column says, or a part of it."""
+    """A facet of the items: the value of a column, or a part of it."""
 
     column: str
-    """Their column; of a list its first entry, of a table a field behind a dot."""
+    """Source column; the first entry of a list; COLUMN.FIELD for a table."""
     pattern: str = ""
-    """Regular expression: the facet is what its groups hold where it is first found."""
+    """Regular expression: the facet is the groups of its first match."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """What the column says -> what the facet is called; others keep what they say."""
+    """Value of the column -> name of the facet; other values are unchanged."""
     per: int | None = None
-    """The column counts from 1, and this many that follow one another share a name."""
+    """The column counts from 1, and this many consecutive values share a name."""
 
     def of(self, record: Mapping[str, Any]) -> str:
-        """Return the facet of a row; "" where the row says nothing of it."""
+        """Return the facet of a row; "" if the row has none."""
         value: Any = record
         for part in self.column.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -56,23 +56,24 @@ class Facet(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measure(Configuration):
-    """A number in percent: `accuracy`, the share of `groups` that are all right, or one of a task of yes and no.
+    """A metric in percent: `accuracy`, the share of `groups` that are all right, or a metric of a yes/no task.
 
-    `distribution` is how far answers are distributed from the right ones within groups, 0 at best (GQA).
+    `distribution` is the distance between the distributions of the given and the right answers within groups; 0 is
+    best (GQA).
     """
 
     name: str
-    """What it is called."""
+    """Name of the measure."""
     of: Quantity = "accuracy"
-    """What is measured."""
+    """Measured quantity."""
     positive: str | None = None
-    """The answer that precision, recall, F1 and the share of positives mean."""
+    """Positive answer for precision, recall, F1 and the share of positives."""
     by: str | None = None
-    """Facet of whose values each gives a number."""
+    """Facet to report one number per value of."""
     mean_of: tuple[Any, ...] = ()
-    """Values of the facet `by` whose mean is the number; a list in it is a mean of its own; "each" for all."""
+    """Values of the facet `by` to average; a nested list is averaged first; "each" for all."""
     keys: tuple[str, ...] = ()
-    """Facets that the items of a group share; items without one are in no group of a `distribution`."""
+    """Facets that define a group; items without one belong to no group of a `distribution`."""
     size: int | None = option(
         None,
         help="Items per complete group; incomplete groups are wrong.",
@@ -80,19 +81,19 @@ class Measure(Configuration):
     )
     denominator: int | None = option(None, help="Items that there are, whatever is scored.", minimum=1)
     splits: tuple[str, ...] = ()
-    """Splits that it is a number of [default: all]."""
+    """Splits that the measure applies to [default: all]."""
 
     @property
     def facets(self) -> tuple[str, ...]:
-        """Facets that it needs."""
+        """Facets that the measure needs."""
         return (*self.keys, *([self.by] if self.by else []))
 
 
 def require_measures(measures: Iterable[Measure], facets: Mapping[str, Facet], *, where: str) -> None:
-    """Refuse measures that cannot be computed, and patterns that are none.
+    """Refuse measures that cannot be computed, and invalid patterns.
 
     Raises:
-        ConfigError: the measure or the facet is named.
+        ConfigError: a measure or a pattern is invalid; the message names the measure or the facet.
     """
     for name, facet in facets.items():
         try:

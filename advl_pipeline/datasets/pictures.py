@@ -1,4 +1,4 @@
-"""Opening pictures with suspicion: every way in which a file is no picture becomes one sentence that names it."""
+"""Defensive opening of pictures: every failure becomes one message that names the file."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from advl_pipeline.datasets.problems import Malformed, unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""What is decoded, of an animation its first frame. No other decoder of Pillow runs, some of which start programs."""
+"""Decoded formats; of an animation only the first frame. Pillow's other decoders never run: some start programs."""
 
 MAX_SIDE = 1 << 15
-"""In pixels. A picture of more pixels than Pillow thinks safe is refused too."""
+"""Longest side in pixels. Pictures with more pixels than Pillow considers safe are refused too."""
 
 MAX_RATIO = 200
-"""Of the long side to the short one. Models scale the short side, and the long one would outgrow the memory."""
+"""Largest ratio of the long side to the short one. Models scale the short side, and the long one would exhaust
+memory."""
 
 _ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-"""What Pillow raises for a damaged picture, depending on its format."""
+"""Errors that Pillow raises for damaged pictures, depending on the format."""
 
 _HEAD_BYTES = 32
 
 
 def require_content(path: Path, name: str) -> None:
-    """See that a plain file is there and not empty.
+    """Require a regular file that is not empty.
 
     Raises:
-        Malformed: it is not.
+        Malformed: the file is missing, empty or not regular.
     """
     try:
         status = path.stat()
     except OSError:
         raise Malformed(f"{name} is missing") from None
-    # A pipe has no size either, and reading one may never end.
+    # A pipe has no size, and reading one may never end.
     if not stat.S_ISREG(status.st_mode):
         raise Malformed(f"{name} is no regular file")
     if not status.st_size:
@@ -50,29 +51,29 @@ def require_content(path: Path, name: str) -> None:
 
 
 def read_size(path: Path, name: str) -> tuple[int, int]:
-    """Return width and height from a picture's header; nothing is decoded.
+    """Return width and height from a picture's header without decoding it.
 
     Raises:
-        Malformed: missing, empty, not a picture in one of `FORMATS`, or too large or too narrow to be decoded.
+        Malformed: the file is missing, empty, not in one of `FORMATS`, or too large or too narrow to decode.
     """
     with _opened(path, name) as image:
         return image.size
 
 
 def decode_picture(path: Path, name: str) -> bool:
-    """Decode a picture completely; return whether it is an animation, of which only the first frame is decoded.
+    """Decode a picture, or the first frame of an animation; return whether it is an animation.
 
     Raises:
-        Malformed: as `read_size`, or the file is cut off or damaged.
+        Malformed: as `read_size`, or the file is truncated or damaged.
     """
     with _opened(path, name) as image:
         image.load()
-        # A phone's JPEG often holds a preview behind the picture (MPO).
+        # JPEG files from phones often contain a preview after the picture (MPO).
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
 def as_file(picture: bytes | bytearray | Image.Image) -> bytes:
-    """Return the bytes of a file of a picture in memory; an image of Pillow becomes PNG."""
+    """Return the file bytes of a picture in memory; a Pillow image becomes PNG."""
     if not isinstance(picture, Image.Image):
         return bytes(picture)
     content = io.BytesIO()
@@ -81,7 +82,7 @@ def as_file(picture: bytes | bytearray | Image.Image) -> bytes:
 
 
 def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:
-    """Return a picture as (size, size, 3) RGB, squeezed to a square.
+    """Return a picture as (size, size, 3) RGB, resized to a square without keeping the aspect ratio.
 
     Raises:
         DatasetError: the picture cannot be decoded.
@@ -90,10 +91,10 @@ def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Return a picture in red, green and blue: transparent pixels over white, EXIF orientation not applied.
+    """Return a picture in RGB, with transparent pixels over white and without applying EXIF orientation.
 
     Raises:
-        DatasetError: it cannot be read.
+        DatasetError: the picture cannot be read.
     """
     try:
         with _opened(path, path.name) as file:
@@ -109,7 +110,7 @@ def read_rgb(path: Path) -> Image.Image:
 
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[Image.Image]:
-    """Open a picture whose header says that it can be decoded: the one place that gives a file to a decoder."""
+    """Open a picture after checking its header; the only place that passes a file to a decoder."""
     require_content(path, name)
     try:
         with warnings.catch_warnings(), regular_file(path) as content:
@@ -128,24 +129,24 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
 
 
 def _require_usual_form(image: Image.Image) -> None:
-    """Refuse what would be decoded to a wrong picture, or would take the memory of a whole data set."""
+    """Refuse pictures that would decode wrongly or exhaust memory."""
     short, long = sorted(image.size)
     if long > MAX_SIDE or long > MAX_RATIO * short:
         sides = f"{image.width} x {image.height} pixels"
         raise ValueError(f"it has {sides}; at most {MAX_SIDE:,} a side and {MAX_RATIO} to 1 are read")
-    # Filters for warnings are of the whole process: another thread may have taken ours away.
+    # Warning filters are global to the process: another thread may have removed ours.
     if Image.MAX_IMAGE_PIXELS is not None and short * long > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
-    # Pillow clips grey of more bits where it should scale: what is light would all be white.
+    # Pillow clips grey values of more than 8 bits instead of scaling them: light areas would all be white.
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"grey of more than 8 bits (mode {image.mode}); scale it to 8 bits first")
 
 
 def _unread_format(head: bytes) -> str:
-    """Return what a file is by its first bytes, and what is read."""
+    """Return the format of a file by its first bytes, and the supported formats."""
     Image.init()
     accepts = ((name, accept) for name, (_, accept) in Image.OPEN.items() if accept is not None)
-    # Some look at the length of what follows, and a file may be shorter than that.
+    # Some checks read a length field, and the file may be shorter than that.
     head = head.ljust(_HEAD_BYTES, b"\0")
     known = next((name for name, accept in accepts if name not in FORMATS and accept(head)), "")
     return (f"it is {known}; " if known else "") + f"{', '.join(FORMATS)} are read"

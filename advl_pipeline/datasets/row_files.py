@@ -1,6 +1,6 @@
 """Files of rows: JSON lines, CSV, Parquet and lists in JSON documents.
 
-A row that cannot be parsed says so in its place.
+A row that cannot be parsed is replaced by its error.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:
-    """Return a string field that is not empty.
+    """Return a non-empty string field.
 
     Raises:
-        Malformed: it is missing, empty or of another type.
+        Malformed: the field is missing, empty or of another type.
     """
     value = record.get(name)
     if not isinstance(value, str) or not value:
@@ -40,10 +40,10 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
 
 
 def parsed_cell(record: Mapping[str, Any], name: str) -> Any:
-    """Return what a column holds; of a text that begins like a list or a table, JSON or as Python prints it, that.
+    """Return the value of a column; parse a text that begins like a list or a dictionary, as JSON or Python literal.
 
     Raises:
-        Malformed: it is none.
+        Malformed: such a text cannot be parsed.
     """
     text = record[name]
     if not isinstance(text, str) or text.lstrip()[:1] not in ("[", "{"):
@@ -58,7 +58,7 @@ def parsed_cell(record: Mapping[str, Any], name: str) -> Any:
 
 
 def read_table(path: Path) -> Iterator[Numbered]:
-    """Yield the rows of a file by its ending: CSV, Parquet, else JSON lines.
+    """Yield the rows of a file by its extension: CSV, Parquet, else JSON lines.
 
     Raises:
         DatasetError: the file cannot be read at all.
@@ -85,7 +85,7 @@ def _json_lines(path: Path) -> Iterator[Numbered]:
 
 
 def _csv(path: Path) -> Iterator[Numbered]:
-    # Bytes that are not UTF-8 survive as surrogates, so that the line which holds them can be named.
+    # Bytes that are not UTF-8 become surrogates, so that the error can name their line.
     with TextIOWrapper(regular_file(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = _csv_rows(file)
         number, names = next(rows, (1, []))
@@ -107,7 +107,7 @@ def _csv(path: Path) -> Iterator[Numbered]:
 
 
 def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str] | Malformed]]:
-    """Yield the first line of each row that is not empty, and its cells."""
+    """Yield the first line of each non-empty row, and its cells."""
     reader = csv.reader(file, strict=True)
     while True:
         number = reader.line_num + 1
@@ -117,7 +117,7 @@ def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, list[str] | Malformed]
         except StopIteration:
             return
         except csv.Error as error:
-            # A quote that is never closed takes all lines after it into its cell.
+            # An unclosed quote puts all following lines into its cell.
             yield number, Malformed(f"not CSV, nor are lines {number} to {reader.line_num}: {error}")
 
 
@@ -139,7 +139,7 @@ Parsed = TypeVar("Parsed")
 def checked(
     records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed]
 ) -> Iterator[tuple[int, Parsed | Malformed]]:
-    """Yield what a function makes of the records of a file, or what is wrong with one, each with its line."""
+    """Apply a function to the records of a file; yield each result, or the error, with its line."""
     for line, record in records:
         outcome: Parsed | Malformed
         try:
@@ -152,19 +152,19 @@ def checked(
 
 
 DATASET_FILE = "A file of the dataset"
-"""Subject of the sentence that refuses a file, where nothing else is said of it."""
+"""Default subject of the message that refuses a file."""
 
 
 def require_sound(
     path: Path, records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed], *, what: str = DATASET_FILE
 ) -> Iterator[Parsed]:
-    """Yield what a function makes of the records of a file.
+    """Apply a function to the records of a file; yield the results.
 
     Args:
-        what: subject of the sentence that refuses it.
+        what: subject of the message that refuses the file.
 
     Raises:
-        DatasetError: one of them is malformed; its line is named.
+        DatasetError: a record is malformed; the message names its line.
     """
     for line, outcome in checked(records, check):
         if isinstance(outcome, Malformed):
@@ -174,14 +174,14 @@ def require_sound(
 
 
 def parse_json_file(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
-    """Return what a function makes of a small JSON document.
+    """Parse a small JSON document with a function.
 
     Args:
-        what: subject of the sentence that refuses it, such as "The list of pairs".
-        parse: raises `ValueError`, or whatever indexing raises, where the document is of another form.
+        what: subject of the message that refuses the document, such as "The list of pairs".
+        parse: raises `ValueError`, or what indexing raises, for a document of another form.
 
     Raises:
-        DatasetError: it cannot be read, is not JSON, or is of another form.
+        DatasetError: the document cannot be read, is not JSON, or has another form.
     """
     try:
         return parse(json.loads(read_regular(path).decode("utf-8")))
@@ -198,12 +198,12 @@ def json_items(path: Path, key: str = "", *, what: str = DATASET_FILE) -> Iterat
     A 350 MB annotation file would become 4 GB of dictionaries.
 
     Args:
-        key: the list is the value of this key of a top-level object; a bare top-level list is taken as it is, and
-            nothing else where there is no key.
-        what: subject of the sentence that refuses it.
+        key: the list is the value of this key of a top-level object. A top-level list is accepted too, and without
+            a key it is the only accepted form.
+        what: subject of the message that refuses the document.
 
     Raises:
-        DatasetError: not UTF-8, not JSON, cut off, or without the list; the line is named.
+        DatasetError: the file is not UTF-8, not JSON, truncated, or lacks the list; the message names the line.
     """
     text, line, counted = "", 1, 0
     try:
@@ -228,7 +228,7 @@ def json_items(path: Path, key: str = "", *, what: str = DATASET_FILE) -> Iterat
 
 
 _NO_LIST = "no list"
-"""Begins what is said of JSON that is sound and holds something else."""
+"""Prefix of the error for valid JSON without the list."""
 
 _DECODE = json.JSONDecoder().raw_decode
 _MARK = re.compile(r"[ \t\n\r]*([\[{,:][ \t\n\r]*|[\]}]|)")
@@ -239,7 +239,7 @@ def _document(text: str, key: str) -> Iterator[tuple[int, Any]]:
     try:
         mark, at = _next_mark(text, 0, "[{" if key else "[")
     except json.JSONDecodeError as error:
-        _DECODE(text, error.pos)  # What is no JSON at all says so.
+        _DECODE(text, error.pos)  # Raises if the text is not JSON at all.
         raise json.JSONDecodeError(f"{_NO_LIST}: {error.msg}", text, error.pos) from None
     at = yield from _items(text, at) if mark == "[" else _members(text, at, key)
     if rest := text[at:].lstrip():
@@ -247,7 +247,7 @@ def _document(text: str, key: str) -> Iterator[tuple[int, Any]]:
 
 
 def _members(text: str, at: int, key: str) -> Generator[tuple[int, Any], None, int]:
-    """Yield the items of the list that an object has under a key; return where the object ends."""
+    """Yield the items of the list under a key of an object; return the end of the object."""
     mark, has_list = "}" if text.startswith("}", at) else ",", False
     at += mark == "}"
     while mark == ",":
@@ -265,7 +265,7 @@ def _members(text: str, at: int, key: str) -> Generator[tuple[int, Any], None, i
 
 
 def _items(text: str, at: int) -> Generator[tuple[int, Any], None, int]:
-    """Yield the items of the list whose first item is at a place; return where the list ends."""
+    """Yield the items of the list with its first item at an offset; return the end of the list."""
     if text.startswith("]", at):
         return at + 1
     mark = ","
@@ -278,7 +278,7 @@ def _items(text: str, at: int) -> Generator[tuple[int, Any], None, int]:
 
 
 def _next_mark(text: str, at: int, expected: str) -> tuple[str, int]:
-    """Return the punctuation at a place, which must be one of those expected, and where text goes on behind it."""
+    """Return the punctuation at an offset, which must be an expected one, and the offset of the text after it."""
     match = _MARK.match(text, at)
     if match is None or not match[1] or match[1][0] not in expected:
         place = match.start(1) if match else at

@@ -1,4 +1,4 @@
-"""SNLI-VE: does the picture entail the hypothesis? The premise caption (`sentence1`) is never read."""
+"""SNLI-VE: does the picture entail the hypothesis? The premise caption (`sentence1`) is not used."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ LABEL_ORDERS: Mapping[str, tuple[str, ...]] = {
     "uniter": ("contradiction", "entailment", "neutral"),
     "meter": ("contradiction", "neutral", "entailment"),
 }
-"""Class order by the models that use it: UNITER and VILLA; METER, BridgeTower and LAVIS."""
+"""Class orders of published models: UNITER and VILLA; METER, BridgeTower and LAVIS."""
 
 STORED_ORDER = LABEL_ORDERS["uniter"]
-"""Order of the class-balance cells, whatever order a dataset is opened with."""
+"""Order of the class-balance cells, independent of the order that a dataset is opened with."""
 
 _IMAGES = "flickr30k_images"
 """Folder of the pictures."""
 
 _PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")
-"""Spellings of the picture's field: of the generator, of the older files (sic), of e-SNLI-VE."""
+"""Spellings of the picture's field: in the generator, in the older files (sic), in e-SNLI-VE."""
 
 
 def snli_ve_source(annotations: Path, *, pictures: Path) -> RowSource:
@@ -36,11 +36,11 @@ def snli_ve_source(annotations: Path, *, pictures: Path) -> RowSource:
         annotations: JSON lines of SNLI-VE, or the CSV of e-SNLI-VE.
         pictures: folder that picture names are relative to.
     """
-    hypothesis = "hypothesis" if annotations.suffix == ".csv" else "sentence2"  # Of e-SNLI-VE and of SNLI-VE.
+    hypothesis = "hypothesis" if annotations.suffix == ".csv" else "sentence2"  # e-SNLI-VE, SNLI-VE.
 
     def item(record: Mapping[str, Any]) -> Item:
         label = gold_label(record)
-        # Corpora in this format may say the type of a question; other pairs are all of one type.
+        # Corpora in this format may give the type of a question; all other pairs have one type.
         question_type = record.get("question_type")
         return Item(
             image=f"{_IMAGES}/{flickr_id(record)}.jpg",
@@ -64,7 +64,7 @@ def gold_label(record: Mapping[str, Any]) -> str:
     """Return the label of a pair.
 
     Raises:
-        Malformed: it is none of the three.
+        Malformed: it is not one of the three.
     """
     label = record.get("gold_label")
     if label not in STORED_ORDER:
@@ -76,7 +76,7 @@ def flickr_id(record: Mapping[str, Any]) -> str:
     """Return the picture's id, without ".jpg", from any spelling of its field, or from `pairID`.
 
     Raises:
-        Malformed: there is none, or it would lead out of the folder.
+        Malformed: the id is missing, or would leave the folder.
     """
     value = next((record[name] for name in _PICTURE_FIELDS if record.get(name) is not None), None)
     if value is None:
@@ -91,7 +91,7 @@ def flickr_id(record: Mapping[str, Any]) -> str:
 
 
 def pairs_of(file: Path) -> list[str]:
-    """Return the ids of the pairs of a published part, in SNLI's own form, such as `snli_1.0_test_hard.jsonl`.
+    """Return the pair ids of a published subset in SNLI's format, such as `snli_1.0_test_hard.jsonl`.
 
     Raises:
         DatasetError: a line is malformed.

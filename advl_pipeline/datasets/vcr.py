@@ -1,6 +1,7 @@
-"""VCR: question -> answer and question + answer -> rationale, with object tags that point at boxes.
+"""VCR: question -> answer and question + answer -> rationale, with object tags that refer to boxes.
 
-A generator of rows: each line of the annotation file is checked; its mixed lists of words and tags are kept as JSON.
+The reader is a generator of rows. It checks each line of the annotation file and keeps the mixed lists of words and
+tags as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def vcr_source(annotations: Path, *, labelled: bool, pictures: Path) -> RowSourc
     """Return the questions of an annotation file.
 
     Args:
-        labelled: whether they must have labels.
+        labelled: whether the questions must have labels.
         pictures: folder that names of pictures are relative to.
     """
     return RowSource(
@@ -44,13 +45,13 @@ def vcr_source(annotations: Path, *, labelled: bool, pictures: Path) -> RowSourc
 
 
 def vcr_reading(tasks: Sequence[Task], *, every_answer: bool, style: TextStyle) -> Reading:
-    """Return how questions become examples.
+    """Return the rules for converting questions to examples.
 
     Args:
         tasks: "vcr-q2a", "vcr-qa2r" or both.
-        every_answer: rationales are read given each of the four answers, as the test server scores them, instead of
-            the right one alone.
-        style: how object tags become words.
+        every_answer: pair the rationales with each of the four answers, as the test server scores them, instead of
+            only the right one.
+        style: wording of object tags.
     """
     variants = []
     for task in tasks:
@@ -99,7 +100,7 @@ def _item(record: Mapping[str, Any], labelled: bool, objects_of: dict[tuple[str,
         label=None if answer < 0 else answer,
         rationale_label=None if rationale < 0 else rationale,
         stratum=_question_type(record),
-        # Four cells in a row hold every answer label and every rationale label once.
+        # Four consecutive cells contain every answer label and every rationale label once.
         cell=0 if answer < 0 else ((rationale - answer) % NUM_CHOICES) * NUM_CHOICES + answer,
     )
 
@@ -107,7 +108,7 @@ def _item(record: Mapping[str, Any], labelled: bool, objects_of: dict[tuple[str,
 def _sentence(name: str, tokens: Any, num_objects: int) -> str:
     if tokens.__class__ is not list:
         raise Malformed(f"field {name!r} is not a list of tokens")
-    # Two million sentences pass here when a full annotation file is indexed: words are put aside at once.
+    # A full annotation file has two million sentences: plain words are skipped at once.
     for token in [token for token in tokens if token.__class__ is not str]:
         if token.__class__ is not list:
             raise Malformed(f"field {name!r} holds a token that is neither a word nor a list of tags")
@@ -121,7 +122,7 @@ def vcr_labels(record: Mapping[str, Any], labelled: bool) -> tuple[int, int]:
     """Return the labels of a question, -1 where it has none.
 
     Raises:
-        Malformed: a label is out of range, or missing from a labelled split, or one of them alone is there.
+        Malformed: a label is out of range, missing from a labelled split, or present without the other one.
     """
     labels: dict[str, Any] = {name: record.get(name) for name in ("answer_label", "rationale_label")}
     is_there = labelled or any(label is not None for label in labels.values())
@@ -135,9 +136,9 @@ def vcr_labels(record: Mapping[str, Any], labelled: bool) -> tuple[int, int]:
 
 
 def _question_type(record: Mapping[str, Any]) -> str:
-    """Return the kind of a question: what its line says, or as official lines say nothing, a kind by its first word.
+    """Return the type of a question: the one in its line, else (official lines have none) a type by its first word.
 
-    That is a wh-word, "yes/no" or "other".
+    The types by first word are the wh-words, "yes/no" and "other".
     """
     question_type, first = record.get("question_type"), record["question"][0]
     if isinstance(question_type, str):

@@ -1,7 +1,7 @@
-"""How VCR's object tags become words: the conventions of the published models, as named styles.
+"""Wording of VCR's object tags: the conventions of the published models, as named styles.
 
-A tokenised sentence is a list of words and of tag lists; tag t stands for object t of the picture, tag 10000 + t for
-an object that a shortcut set has masked. Styles:
+A tokenised sentence is a list of words and tag lists. Tag t refers to object t of the picture, tag 10000 + t to an
+object that a shortcut set has masked. Styles:
 
 indexed    class name and number from 1, as VCR's own untokenised fields count: "person 2", "person 1 and person 3".
 r2c        gender-neutral names by position among the objects that question and choices mention; others by class.
@@ -23,7 +23,7 @@ from advl_pipeline.datasets.records import Candidate, ObjectTag, text_unit
 TextStyle = Literal["indexed", "r2c", "visualbert", "vl-bert", "uniter"]
 Tokens = Sequence[str | list[int]]
 Names = dict[int, str]
-"""Object -> what it is called."""
+"""Object -> its name."""
 
 MASKED_TAG = 10_000
 MASK_WORD = "[MASK]"
@@ -44,7 +44,7 @@ def word_candidates(
         style: see the module's docstring.
         objects: class names; tags index them and must be in range.
         context: the question, or the question and the answer that a rationale is for.
-        choices: what is to be chosen from.
+        choices: the answers or rationales to choose from.
     """
     if style == "visualbert":
         history = _named_by_mention(objects, chain.from_iterable(context), {})
@@ -71,7 +71,7 @@ def word_candidates(
 
 
 def relevant_objects(objects: Sequence[str], sentences: Sequence[Tokens]) -> list[int]:
-    """Return the objects that r2c keeps: those mentioned; all persons for "everyone", or if nothing is mentioned."""
+    """Return the objects that r2c keeps: the mentioned ones; all persons for "everyone" or without a mention."""
     mentioned: set[int] = set()
     persons = {index for index, name in enumerate(objects) if name == PERSON}
     for sentence in sentences:
@@ -86,7 +86,7 @@ def relevant_objects(objects: Sequence[str], sentences: Sequence[Tokens]) -> lis
 def _fixed_names(
     style: TextStyle, objects: Sequence[str], context: Sequence[Tokens], choices: Sequence[Tokens]
 ) -> Names:
-    """Return the name of every object for the styles in which it does not depend on the place in the text."""
+    """Return the name of every object, for styles in which it does not depend on the position in the text."""
     names = dict(enumerate(objects))
     if style == "indexed":
         return {index: f"{name} {index + 1}" for index, name in names.items()}
@@ -96,13 +96,13 @@ def _fixed_names(
     if style == "vl-bert":
         return names | {index: _VL_BERT_NAMES[rank % len(_VL_BERT_NAMES)] for rank, index in enumerate(persons)}
     kept = relevant_objects(objects, [*context, *choices])
-    # The whole picture is box 0 of r2c, so that its first kept object has number 1.
+    # Box 0 of r2c is the full picture, so its first kept object has number 1.
     numbers = {index: number for number, index in enumerate(kept, start=1)}
     return names | {index: _R2C_NAMES[numbers[index] % len(_R2C_NAMES)] for index in persons if index in numbers}
 
 
 def _named_by_mention(objects: Sequence[str], tokens: Iterable[str | list[int]], known: Mapping[int, str]) -> Names:
-    """Return the known names, and those of other objects of a sentence; persons are counted within the sentence."""
+    """Return the known names and those of new objects in a sentence; persons are counted within the sentence."""
     names, persons = dict(known), 0
     for token in tokens:
         if isinstance(token, list):
@@ -115,7 +115,7 @@ def _named_by_mention(objects: Sequence[str], tokens: Iterable[str | list[int]],
 
 
 def _render(tokens: Tokens, names: Mapping[int, str], link: str) -> list[tuple[str, int | None]]:
-    """Return the words of a sentence, each with the object that it stands for."""
+    """Return the words of a sentence, each with the object that it refers to."""
     words: list[tuple[str, int | None]] = []
     for token in tokens:
         if isinstance(token, str):
@@ -130,7 +130,7 @@ def _render(tokens: Tokens, names: Mapping[int, str], link: str) -> list[tuple[s
 
 
 def _joined(words: Iterable[tuple[str, int | None]], start: int = 0) -> tuple[str, list[ObjectTag]]:
-    """Return words joined by single spaces, and the tags of those that stand for objects, from a place on."""
+    """Return words joined by single spaces, and the tags of words that refer to objects, from an offset on."""
     texts, tags = [], []
     for word, box in words:
         if box is not None:

@@ -1,7 +1,7 @@
-"""A split seen otherwise: a part of it by its examples, or several splits as one.
+"""Views of splits: some examples of a split, or several splits as one.
 
-A part is the low-shot subsets of some seeds, or the ids of a file. Everything else is as in the whole split, its
-content digest too: a cache of the part says that it is one.
+A selection is the union of the low-shot subsets of some seeds, or the ids of a file. Everything else, including the
+content digest, is that of the complete split; a cache of a selection records that it is one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Unit = TypeVar("Unit", ImageUnit, TextUnit)
 
 
 class _View:
-    """What is as in the first of the splits that are seen."""
+    """Attributes that a view takes from its first split."""
 
     def __init__(self, *parts: Dataset) -> None:
         self._first = parts[0]
@@ -52,7 +52,7 @@ class _View:
 
 
 class Selected(_View):
-    """Some examples of a split, by their ids, in its order; implements `records.Dataset`."""
+    """Some examples of a split, by id, in the split's order; implements `records.Dataset`."""
 
     def __init__(self, whole: StratifiedDataset, ids: Collection[str]) -> None:
         super().__init__(whole)
@@ -62,7 +62,7 @@ class Selected(_View):
 
     @property
     def selection(self) -> dict[str, Any]:
-        """What tells this part from others, for the identity of a cache: how many examples, and which."""
+        """Return the number and the ids' digest of the examples, for the identity of a cache."""
         digest = hashlib.sha256("\n".join(sorted(self.example_ids)).encode()).hexdigest()
         return {"num_examples": len(self), "examples": digest}
 
@@ -77,15 +77,15 @@ class Selected(_View):
         return self.whole.candidates_of(self._positions[index])
 
     def content_digest(self) -> str:
-        """Return the digest of the whole split."""
+        """Return the digest of the complete split."""
         return self.whole.content_digest()
 
     def image_units(self) -> Sequence[ImageUnit]:
-        """Return the pictures of the part, each once."""
+        """Return the pictures of the selection, each once."""
         return _each_once(self[place].image for place in range(len(self)))
 
     def text_units(self) -> Sequence[TextUnit]:
-        """Return the texts of the part, each once."""
+        """Return the texts of the selection, each once."""
         candidates = chain.from_iterable(self.candidates_of(place)[1] for place in range(len(self)))
         return _each_once(candidate.text_unit for candidate in candidates)
 
@@ -94,12 +94,12 @@ class Concatenated(_View):
     """The examples of several splits, one split after another; implements `records.Dataset`.
 
     Args:
-        parts: such as train and val, to train on together.
-        prefixes: what the ids of each part begin with in addition, where the parts are not of one dataset; the whole
-            is then called after the first.
+        parts: splits such as train and val, to train on together.
+        prefixes: additional prefix of the ids of each part, if the parts are from several datasets; the result is
+            then named after the first one.
 
     Raises:
-        DatasetError: two parts hold an item of the same id.
+        DatasetError: two parts contain an item with the same id.
     """
 
     def __init__(self, parts: Sequence[StratifiedDataset], *, prefixes: Sequence[str] = ()) -> None:
@@ -119,7 +119,7 @@ class Concatenated(_View):
         return len(self.example_ids)
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Return the part of an example, and its position there."""
+        """Return the part of an example, and its position in it."""
         place = bisect.bisect_right(self._starts, index) - 1
         return place, index - self._starts[place]
 
@@ -162,10 +162,10 @@ def _each_once(units: Iterable[Unit]) -> Sequence[Unit]:
 
 
 def refuse_two_subsets(shots: int | None, ids: object) -> None:
-    """Refuse a subset that is both drawn and listed.
+    """Refuse a request for both a drawn and a listed subset.
 
     Raises:
-        ConfigError: both are asked for.
+        ConfigError: both are requested.
     """
     if shots is not None and ids:
         what = "A subset is drawn or listed, not both."
@@ -173,13 +173,13 @@ def refuse_two_subsets(shots: int | None, ids: object) -> None:
 
 
 def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
-    """Read a list that `advl datasets subset` wrote, as ids of an opened split.
+    """Read a list from `advl datasets subset` as ids of an opened split.
 
-    An id without a task stands for the question's examples of all tasks; those of tasks that the split is not opened
-    for are left out.
+    An id without a task selects the question's examples of all tasks; tasks that the split is not opened for are
+    left out.
 
     Raises:
-        DatasetError: the list is missing, malformed, of another split, or names what the split does not hold.
+        DatasetError: the list is missing, malformed, for another split, or contains an unknown id.
     """
     name, split, ids = read_id_list(file)
     if (name, split) != (dataset.identity_name, dataset.split):

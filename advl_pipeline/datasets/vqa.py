@@ -1,7 +1,7 @@
 """VQA v2 and its reshuffles: one question, ten annotators, an answer vocabulary.
 
-A generator of rows: the large JSON files are streamed once, and nothing of them is parsed again. A split may be a
-part of its files: by published lists of ids, or by the share of train that VQA-CP holds out.
+The reader is a generator of rows: it streams the large JSON files once, and nothing is parsed again. A split may be
+a part of its files: by published lists of ids, or by the held-out share of VQA-CP's train.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ EITHER_FOLDER = "trainval2014"
 _FOLDERS = ("train2014", "val2014")
 
 HELD_OUT_SHARE = 0.05
-"""Share of VQA-CP's training pictures whose questions become `val`: the benchmark has no validation split."""
+"""Share of VQA-CP's training pictures whose questions become `val`, as the benchmark has no validation split."""
 
 Part = tuple[Index, npt.NDArray[np.int64] | None]
-"""Questions of a split: the index of its files, and the rows that it keeps of them, None for all."""
+"""Questions of a split: the index of its files, and the rows that belong to it, None for all."""
 
 
 def vqa_source(questions: Path, annotations: Path | None = None, *, subtype: str | None, pictures: Path) -> RowSource:
-    """Return the questions of a split, with their annotations where they are public.
+    """Return the questions of a split, with their annotations if they are public.
 
     Args:
-        subtype: names the picture folder ("train2014"); None where every item names its own in `coco_split`
-            (VQA-CP); `EITHER_FOLDER` where nothing does (VQA-VS) and the picture is in train2014 or in val2014.
-        pictures: folder that holds `train2014/` and its like.
+        subtype: name of the picture folder ("train2014"); None if every item names its folder in `coco_split`
+            (VQA-CP); `EITHER_FOLDER` if none is named (VQA-VS) and the picture is in train2014 or in val2014.
+        pictures: folder that contains `train2014/` and the others.
     """
     return RowSource(
         rows=lambda: _rows(questions, annotations, subtype),
@@ -57,29 +57,29 @@ def vqa_source(questions: Path, annotations: Path | None = None, *, subtype: str
 
 
 def locate_picture(pictures: Path, name: str) -> str:
-    """Return the name of a picture's file, where its item does not say in which folder it is."""
+    """Return the name of a picture's file for an item that does not name the folder."""
     if not name.startswith(EITHER_FOLDER):
         return name
-    # COCO numbers its pictures across both folders, so that at most one of these files exists.
+    # COCO numbers its pictures across both folders, so at most one of these files exists.
     names = [name.replace(EITHER_FOLDER, folder) for folder in _FOLDERS]
     return next((name for name in names if (pictures / name).is_file()), names[0])
 
 
 def kept_rows(index: Index, folder: Path, dataset: str, facts: Mapping[str, Any]) -> npt.NDArray[np.int64] | None:
-    """Return the rows that a split keeps of its files, None for all.
+    """Return the rows of the files that belong to a split, None for all.
 
     Args:
-        index: of the files that the split is a part of.
+        index: index of the files that the split is a part of.
         folder: lists of ids are relative to it.
-        dataset: named in errors.
-        facts: of the split's card: `ids` (files with the ids to keep), `without_ids` (files with the ids to drop),
+        dataset: name for error messages.
+        facts: facts of the split: `ids` (files with the ids to keep), `without_ids` (files with the ids to drop),
             or `holdout` ("held" for the questions of the held-out pictures, "rest" for the others).
 
     Raises:
         DatasetError: a list is missing or malformed.
     """
     if "holdout" in facts:
-        # Whole pictures are held out, chosen by a hash of their names, so that no picture is on both sides.
+        # Pictures are held out with all their questions, by a hash of their names: none is on both sides.
         names = (index.picture(image).name.encode() for image in range(len(index.file.texts("image"))))
         draws = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
         held = np.array([int.from_bytes(draw, "big") < HELD_OUT_SHARE * 2**64 for draw in draws], dtype=bool)
@@ -104,8 +104,8 @@ def vocabulary_of(parts: Sequence[Part], *, min_occurrences: int, where: str) ->
 
     Args:
         parts: the splits.
-        min_occurrences: questions that an answer must be the most common one of.
-        where: named in errors.
+        min_occurrences: minimum number of questions with an answer as their most common one.
+        where: location for error messages.
 
     Raises:
         DatasetError: no answer occurs often enough.
@@ -160,7 +160,7 @@ def _rows(questions: Path, annotations: Path | None, subtype: str | None) -> Ite
             )
             "".join((question, label or "", truth.question_type, *truth.answers)).encode()
         except UnicodeEncodeError:
-            # JSON escapes may stand for half a character.
+            # JSON escapes may encode half of a surrogate pair.
             row = Malformed("a text holds half of a surrogate pair")
         except Malformed as error:
             row = error
@@ -168,7 +168,7 @@ def _rows(questions: Path, annotations: Path | None, subtype: str | None) -> Ite
 
 
 def _question(item: Any, subtype: str | None) -> tuple[int, str, str]:
-    """Return the id of a question, the name of its picture below the folder of the COCO pictures, and its text."""
+    """Return the id of a question, the name of its picture below the COCO folder, and its text."""
     if not isinstance(item, dict):
         raise Malformed("a question is not an object")
     question, folder = item.get("question"), subtype or item.get("coco_split")

@@ -1,7 +1,7 @@
-"""VQA's answers: annotations as annotators gave them, vocabularies and soft targets, the evaluator's normal form.
+"""VQA's answers: raw annotations, vocabularies and soft targets, and the evaluator's normal form.
 
 A vocabulary is built from the most common answers of the annotations, or read from a file: a checkpoint's last
-layer means nothing without its own list, because models ship the same answers in different orders. Targets follow the
+layer is meaningless without its own list, because models order the same answers differently. Targets follow the
 rules of the published models (see the card of vqa-v2). The normal form is the official evaluator's
 (GT-Vision-Lab/VQA, a013f00), restated from its rules: the original runs under Python 2 and has quirks that scores
 depend on; each is kept and named below.
@@ -28,11 +28,11 @@ ANSWER_TYPES = ("yes/no", "number", "other")
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """What scoring needs of an annotation.
+    """Fields of an annotation that scoring needs.
 
-    `answers` are raw, in the order of the file. `entries[i]` numbers what annotator i's entry holds besides the
-    answer: the official evaluator leaves out all entries that are equal as a whole, so two annotators with the same
-    `answer_id` and confidence count as one.
+    `answers` are raw, in the order of the file. `entries[i]` numbers the content of annotator i's entry besides the
+    answer. The official evaluator leaves out all entries that are equal in every field, so two annotators with the
+    same `answer_id` and confidence count as one.
     """
 
     question_type: str
@@ -48,7 +48,7 @@ def parse_annotation(item: Any) -> tuple[int, str, GroundTruth]:
         (question_id, multiple_choice_answer, ground truth).
 
     Raises:
-        Malformed: a field is missing or of another type, or there are not 1 to 10 answers.
+        Malformed: a field is missing or has another type, or the number of answers is not 1 to 10.
     """
     if not isinstance(item, dict):
         raise Malformed("an annotation is not an object")
@@ -67,17 +67,17 @@ def parse_annotation(item: Any) -> tuple[int, str, GroundTruth]:
     if [entry.get("answer_id") for entry in raw_answers] != list(range(1, len(raw_answers) + 1)):
         rests = [{key: value for key, value in entry.items() if key != "answer"} for entry in raw_answers]
         entries = [rests.index(rest) for rest in rests]
-    # Millions of answers are few texts, each of which is held once.
+    # Millions of answers are few distinct texts; each is stored once.
     answers = tuple(sys.intern(entry["answer"]) for entry in raw_answers)
     truth = GroundTruth(sys.intern(item["question_type"]), item["answer_type"], answers, tuple(entries))
     return question_id, sys.intern(item["multiple_choice_answer"]), truth
 
 
 def whole_number(item: Mapping[str, Any], name: str) -> int:
-    """Return a field that is a whole number of at most 63 bits and not negative.
+    """Return a non-negative integer field of at most 63 bits.
 
     Raises:
-        Malformed: it is missing or anything else.
+        Malformed: the field is missing or anything else.
     """
     value = item.get(name)
     if type(value) is not int or not 0 <= value < 2**63:
@@ -86,23 +86,24 @@ def whole_number(item: Mapping[str, Any], name: str) -> int:
 
 
 MIN_OCCURRENCES = 9
-"""Questions whose most common answer an answer must be, for VQA v2 (3,129 answers) and VQA-CP v2 (2,274)."""
+"""Minimum number of questions with an answer as their most common one, for VQA v2 (3,129 answers) and VQA-CP v2
 
+(2,274)."""
 _SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
-"""Soft score of an answer by the number of the ten annotators who gave it; the last one for more of them."""
+"""Soft score of an answer by the number of the ten annotators who gave it; the last entry covers more."""
 
 
 def answer_scores(counts: Mapping[str, int]) -> dict[str, float]:
-    """Return raw answer -> its soft score, from answer -> annotators who gave it."""
+    """Return raw answer -> soft score, from raw answer -> number of annotators."""
     return {answer: _SCORES[min(count, len(_SCORES) - 1)] for answer, count in counts.items()}
 
 
 def soft_target(scores: Mapping[str, float], class_of: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
-    """Return (class, score) pairs, by class, of one question.
+    """Return the (class, score) pairs of one question, sorted by class.
 
     Args:
-        scores: raw answer -> soft score. Answers are looked up as they are, as the published models do: "t-shirt"
-            scores nothing when the vocabulary has "t shirt".
+        scores: raw answer -> soft score. Answers are looked up unchanged, as the published models do: "t-shirt"
+            scores nothing if the vocabulary contains "t shirt".
         class_of: answer of the vocabulary -> class.
     """
     return tuple(sorted((class_of[answer], score) for answer, score in scores.items() if answer in class_of))
@@ -115,11 +116,11 @@ def build_vocabulary(
 
     Args:
         most_common: (raw `multiple_choice_answer`, number of questions) pairs; equal answers may repeat.
-        min_occurrences: questions that an answer, in its form, must be the answer of.
-        form: of an answer; None for `vocabulary_form`.
+        min_occurrences: minimum number of questions with an answer, in its form.
+        form: maps an answer to its form; None for `vocabulary_form`.
 
     Returns:
-        Answers by falling number of questions, then by text.
+        Answers by decreasing number of questions, then by text.
     """
     counts: Counter[str] = Counter()
     for answer, number in most_common:
@@ -134,7 +135,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     LXMERT's list of its pretraining's answers (`all_ans.json`) has objects with the key `ans`.
 
     Raises:
-        DatasetError: missing, malformed, or classes that are not 0 to n - 1.
+        DatasetError: the file is missing or malformed, or the classes are not 0 to n - 1.
     """
 
     def answers(value: Any) -> tuple[str, ...]:
@@ -158,7 +159,7 @@ _MARKS = tuple(';/[]"{}()=+\\_-><@`,?!')
 _DIGIT_COMMA_DIGIT = re.compile(r"[0-9],[0-9]")
 _FULL_STOP = re.compile(r"\.(?![0-9])")
 _MAX_FULL_STOPS = 32
-"""The original passes `re.UNICODE` (32) where the number of replacements belongs."""
+"""The original passes `re.UNICODE` (32) as the number of replacements."""
 
 _NUMBERS = {"none": "0"} | {
     word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
@@ -167,15 +168,15 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 
 def clean_answer(answer: str) -> str:
-    """Replace line ends and tabs by spaces and trim: what the evaluator does to every answer."""
+    """Replace line ends and tabs by spaces and trim, as the evaluator does for every answer."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 def strip_punctuation(answer: str) -> str:
     """Delete or blank the evaluator's 21 marks, then up to 32 full stops that no digit follows.
 
-    A mark is deleted when a space stands next to it anywhere in the input, or when the input holds a number like
-    "1,000"; otherwise it becomes a space. Apostrophe, colon and % & $ # * ^ ~ | are no marks.
+    A mark is deleted if it is next to a space anywhere in the input, or if the input contains a number like
+    "1,000"; otherwise it becomes a space. Apostrophe, colon and % & $ # * ^ ~ | are not marks.
     """
     glue = _DIGIT_COMMA_DIGIT.search(answer) is not None
     text = answer
@@ -189,8 +190,8 @@ def strip_punctuation(answer: str) -> str:
 def normalise_answer(answer: str) -> str:
     """Return the evaluator's normal form of a cleaned answer; it may be empty.
 
-    Punctuation goes, letters become lower case, number words digits; articles are dropped, and contractions have
-    their apostrophes restored.
+    Punctuation is removed, letters become lower case, number words become digits, articles are dropped, and
+    contractions get their apostrophes back.
     """
     # Python 2 maps letters one to one: no final sigma, and a dotted capital I becomes a plain i.
     letters = ("i" if letter == "\u0130" else letter.lower() for letter in strip_punctuation(answer))
@@ -199,12 +200,12 @@ def normalise_answer(answer: str) -> str:
 
 
 def vocabulary_form(answer: str) -> str:
-    """Return the form in which an answer enters an answer vocabulary: the normal form without commas."""
+    """Return the form of an answer in a vocabulary: the normal form without commas."""
     return normalise_answer(answer).replace(",", "")
 
 
 @cache
 def contractions() -> dict[str, str]:
-    """Word without its apostrophes -> word with them."""
+    """Return word without apostrophes -> word with them."""
     lines = (line for line in read_data("vqa_contractions.txt").splitlines() if not line.startswith("#"))
     return dict(map(str.split, lines))

@@ -1,10 +1,10 @@
 """Words of a text, and the alignment of any tokenizer's tokens to them by character offsets.
 
 Student and teacher tokenise differently; both are pooled to the same words of the same canonical text. A word is a
-maximal run of letters, digits and marks, with inner apostrophes; everything else that is not white space is a
-one-character word of punctuation.
+maximal run of letters, digits and marks, with inner apostrophes. Every other character that is not white space is a
+punctuation word of its own.
 
-How informative a word is before any picture is seen says its inverse document frequency on the task's training text
+The inverse document frequency on the task's training text measures how informative a word is without the picture
 (docs/method.md, prior_j: 0 for stop words and punctuation; our reading of the paper's token selection).
 """
 
@@ -36,7 +36,7 @@ def word_spans(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def _with_marks(spans: Iterable[tuple[int, int]], text: str) -> list[tuple[int, int]]:
-    """Join words with the marks after their letters, which a regular expression takes for punctuation."""
+    """Join words with the marks after their letters, which the regular expression treats as punctuation."""
     joined: list[tuple[int, int]] = []
     goes_on = False
     for start, end in spans:
@@ -53,7 +53,7 @@ def _with_marks(spans: Iterable[tuple[int, int]], text: str) -> list[tuple[int, 
 def assign_tokens_to_words(
     char_spans_L2: npt.NDArray[Any], words: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.int64]:
-    """Return (L,): the word that each token of one text overlaps most; see `align_tokens_to_words`."""
+    """Return (L,): for each token of one text, the word that it overlaps most; see `align_tokens_to_words`."""
     word_of_token_L: npt.NDArray[np.int64] = align_tokens_to_words(char_spans_L2[None], [words])[0]
     return word_of_token_L
 
@@ -61,17 +61,17 @@ def assign_tokens_to_words(
 def align_tokens_to_words(
     char_spans_NL2: npt.NDArray[Any], words: Sequence[Sequence[tuple[int, int]]]
 ) -> npt.NDArray[np.int64]:
-    """Return (N, L): the word of its text that each token overlaps most, the earlier one on a tie, or -1.
+    """Return (N, L): for each token, the word of its text that it overlaps most, the earlier one on a tie, or -1.
 
     Args:
         char_spans_NL2: [start, end) of each token; empty spans (special tokens, padding) belong to no word. Spans may
             include white space before the word, as some tokenizers report them.
-        words: of each text, non-overlapping spans in order, such as `word_spans` returns.
+        words: for each text, non-overlapping spans in order, such as `word_spans` returns.
     """
     num_words = max((len(spans) for spans in words), default=0)
     if num_words == 0 or char_spans_NL2.shape[1] == 0:
         return np.full(char_spans_NL2.shape[:2], NO_WORD, dtype=np.int64)
-    # A word that a text does not have is [0, 0): no token overlaps it.
+    # Padding words are [0, 0): no token overlaps them.
     words_NW2 = np.zeros((len(words), num_words, 2), dtype=np.int32)
     for row, spans in enumerate(words):
         words_NW2[row, : len(spans)] = np.asarray(spans, dtype=np.int32).reshape(-1, 2)
@@ -92,10 +92,10 @@ STOP_WORDS = frozenset(
     until up very was we were what when where which while who whom why will with would you your yours
     """.split()
 )
-"""English function words. A word that is only punctuation counts as one."""
+"""English function words. Punctuation counts as a function word."""
 
 ROUNDING = 1e-6
-"""Of a share of words such as 0.3 * 10, which must not be rounded up to 4."""
+"""Tolerance for a share of words such as 0.3 * 10, which must not be rounded up to 4."""
 
 
 _FREQUENT_SHARE = 0.02
@@ -104,16 +104,16 @@ _FREQUENT_TEXTS = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordPrior:
-    """IDF of lower-cased words over a set of texts; a word never seen there gets the largest value."""
+    """IDF of lower-cased words over a set of texts; unseen words get the largest value."""
 
     idf: Mapping[str, float]
     unseen: float
 
     @property
     def frequent_below(self) -> float:
-        """The prior below which a word is in more than a fiftieth of the texts, and in more than five of them.
+        """Threshold of the prior: words below it occur in more than 2 % of the texts and in more than five of them.
 
-        Such words are the task's own function words, as those of a question that is asked again and again.
+        Such words are the task's function words, for example those of a repeated question.
         """
         num_texts = math.exp(self.unseen - 1.0) - 1.0
         most = max(_FREQUENT_TEXTS, _FREQUENT_SHARE * num_texts)
@@ -128,16 +128,16 @@ class WordPrior:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownWords:
-    """How well a student's pretraining knew a word: from how often it saw it, count / (count + `half`).
+    """Familiarity of words to a pretrained student, count / (count + `half`), from their pretraining counts.
 
-    Without counts every word counts as known, as the vocabulary of a published student is.
+    Without counts every word counts as known, as for published students.
     """
 
     counts: Mapping[str, int] | None
     half: float = 5.0
 
     def of_word(self, word: str) -> float:
-        """Return a number in [0, 1] for a lower-cased word; function words are known to everybody."""
+        """Return the familiarity of a lower-cased word in [0, 1]; function words always count as known."""
         if self.counts is None or is_function_word(word):
             return 1.0
         count = self.counts.get(word, 0)
@@ -150,7 +150,7 @@ def is_function_word(word: str) -> bool:
 
 
 def fit_word_prior(texts: Iterable[str]) -> WordPrior:
-    """Count in how many of the texts each word occurs; IDF = log((1 + n) / (1 + count)) + 1 (smoothed)."""
+    """Count the texts that contain each word; IDF = log((1 + n) / (1 + count)) + 1 (smoothed)."""
     counts: Counter[str] = Counter()
     num_texts = 0
     for text in texts:
