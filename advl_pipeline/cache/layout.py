@@ -183,7 +183,7 @@ def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
 
 
 def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, ArraySpec]:
-    """Return the layouts of the arrays with one row per token, in equal shards; empty without token features."""
+    """Return the layouts of the arrays with one row per token, sharded alike; empty without token features."""
     shape = plan.modalities[modality]
     if shape.token_dim is None:
         return {}
@@ -210,7 +210,7 @@ def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, Arr
 
 
 def global_spec(modality: str, plan: PlanRecord) -> ArraySpec:
-    """Return the layout of the array with one feature vector per unit: 16 bits even if tokens are stored in 8."""
+    """Return the layout of the array with one feature vector per unit; 16 bits if tokens are stored in 8."""
     shape = plan.modalities[modality]
     shard_rows = min(TABLE_ROWS, 1 << (shape.num_units - 1).bit_length())
     return ArraySpec(

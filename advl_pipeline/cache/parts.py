@@ -19,7 +19,7 @@ from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.cache.store import Store
 
 _SECONDS_TO_DIE = 3.0
-"""Wait for the lock of a process that was just killed, which may last a little longer."""
+"""Maximum wait for the lock of a process that was just killed."""
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 

@@ -248,8 +248,8 @@ class FeatureStore:
     def token_columns(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
         """Return the columns stored with the rows of `token_features(ids)`, by name; for one unit they are views.
 
-        Texts have "char_spans" (M, 2) int32. If only some of the teacher's tokens were stored, "kept" (M,) int32 is
-        the position of each row among them, from 0. Regions have the arrays of `layout.REGION_COLUMNS`.
+        Texts have "char_spans" (M, 2) int32. If only some tokens were stored, "kept" (M,) int32 is the position of
+        each row among all of the teacher's tokens, from 0. Regions have the arrays of `layout.REGION_COLUMNS`.
         """
         positions_Q = self._positions(ids)
         return {name: self._joined(name, positions_Q) for name in self._tokens if name not in ("values", "scales")}

@@ -21,7 +21,7 @@ from advl_pipeline.cache.quantise import clip_to_float16, is_finite, to_float16,
 class ShardBuffer:
     """Rows of one shard; units arrive in any order, each exactly once.
 
-    `tokens` contains the rows of the token arrays: "values", "scales" and their columns.
+    `tokens` contains the rows of the token arrays: "values", "scales" and the columns stored with them.
     """
 
     def __init__(self, plan: PlanRecord, modality: str, placement: ShardPlan, shard: int) -> None:

@@ -150,7 +150,7 @@ class Store(Readable):
         """Check that this process may write here.
 
         Raises:
-            ConfigError: the store does not support conditional writes (only if no such file exists).
+            ConfigError: the store does not support conditional writes (create only if absent).
         """
 
     @abstractmethod

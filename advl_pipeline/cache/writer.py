@@ -139,7 +139,7 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, o
         Overtaken: another process began a different cache here.
     """
     shard_rows, provenance = plan.record.shard_rows, plan.record.provenance or {}
-    # The identity comes first: by it other commands recognise a cache.
+    # The identity comes first: other commands recognise a cache by it.
     if overwrite:
         for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance)):
             store.put(name, [render_json(content)])
@@ -231,7 +231,7 @@ class CacheWriter:
     def content_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
         """Return a committed shard's part of the tables, read back from sound tables and token rows.
 
-        `stats` lists all statistics. Even norms cannot be recomputed: they may be from before the teacher scaled.
+        `stats` lists all statistics, norms included: these cannot be recomputed if the teacher scaled the features.
         """
         placement, table = self.placement(modality), layout.global_spec(modality, self.plan)
         position_N = np.array(placement.units_of(shard), np.int64)

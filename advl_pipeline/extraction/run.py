@@ -131,7 +131,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
     Raises:
         ConfigError: a name is unknown, the teacher lacks a tower, or the output contains something else.
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
-        WeightsUnavailable: the teacher's weights or, for a dry run, also its sizes are not available.
+        WeightsUnavailable: the teacher's weights are not available; for a dry run, only if its sizes are unknown too.
         IdentityMismatch: the folder contains a cache with other settings.
         StorageError: the disk or the object store is full or failed; the same call resumes.
         InUse: another process is writing this cache, or the same part of it.

@@ -57,7 +57,7 @@ def _filed_name(picture: Path, files: Collection[str], alike: Mapping[str, Seque
         for filed in (name, name.removesuffix(picture.suffix)):
             if filed in files:
                 return filed
-    # Features may be in different folders than the pictures if the file's name is unique.
+    # Features may be in other folders than the pictures if their file names are unique.
     candidates = alike.get(picture.name) or alike.get(picture.stem) or []
     if len(candidates) > 1:
         raise DatasetError(

@@ -50,7 +50,7 @@ from advl_pipeline.datasets.problems import Malformed
 Floats = npt.NDArray[np.float32]
 
 SIZE_TOLERANCE = 1.5
-"""Error in pixels of a picture size computed from float32 fractions."""
+"""Tolerance in pixels for a picture size computed from float32 fractions."""
 
 _BUTD = "image_id image_w image_h num_boxes boxes features".split()
 _LXMERT = "img_id image_h image_w objects_id objects_conf attrs_id attrs_conf num_boxes boxes features".split()
