@@ -1,4 +1,4 @@
-"""The model card: what a student was trained on, by whom it was taught, how it scores, and how to load it."""
+"""The model card: a student's training data, teachers, scores, and loading code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from advl_pipeline.training.config import config_of_run
 
 
 def render_card(template: str, **values: Any) -> str:
-    """Return the text of a template of this folder, in which every value is given."""
+    """Render a template of this folder; every variable must have a value."""
     page = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     source = (resources.files(__package__) / f"{template}.jinja").read_text(encoding="utf-8")
     return without_controls(page.from_string(source).render(**values))
@@ -43,25 +43,25 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     """Return the card of a finished run as Markdown.
 
     Args:
-        run: folder of the run; where it is in a study, the study's table gives scores and controls.
-        student: that was trained.
-        model: what loads it: a class of transformers, or `load_run` of this package.
+        run: folder of the run; for a run of a study, the card includes the study's table of scores and controls.
+        student: the trained student.
+        model: name of its loader: a class of transformers, or `load_run` of this package.
     """
     config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
     study, seeds = "", list[int]()
     if (folder := next((place for place, _ in studies_of(run)), None)) is not None:
         gathered = gather_study(folder)
         seeds = sorted({cell["seed"] for cell in rows_of(gathered.cells, state="finished")})
-        # Its headings stand below one of the card's.
+        # The table's headings are nested below one of the card's.
         table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
         study = re.sub("^#", "###", table, flags=re.MULTILINE)
-    # Whole, so that a damaged evaluation is refused.
+    # Read completely, so that a damaged evaluation is refused.
     documents = {
         name: evaluation.summary for name in read_documents(run) if (evaluation := read_evaluation(run, name))
     }
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_ours = model.startswith("advl_pipeline.")
-    # What the common harness calls the public sets that students are scored on.
+    # lmms-eval's names of the public test sets.
     known = (load_card(name).facts.get("lmms_eval") for name in card_names())
     lmms_eval = list(dict.fromkeys(task for task in known if task))
     environment = read_json(run / names.ENVIRONMENT)

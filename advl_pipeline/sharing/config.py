@@ -1,4 +1,4 @@
-"""What `advl export`, `advl cache push` and `advl cache pull` do."""
+"""Options of `advl export`, `advl cache push` and `advl cache pull`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from advl_pipeline.base.configuration import Configuration, Output, option
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportRunConfig(Configuration):
-    """Says which run `advl export` gives away, in which form and where to."""
+    """Run, format and destination of `advl export`."""
 
     run: Path = option(help="Folder of a finished run.")
     to: Literal["transformers", "safetensors"] | None = option(
@@ -28,7 +28,7 @@ class ExportRunConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushConfig(Configuration):
-    """Says which cache `advl cache push` uploads, and where to."""
+    """Cache and destination of `advl cache push`."""
 
     cache: Path = option(help="Folder of the cache.")
     repository: str = option(help="Dataset repository of the hub, ORG/NAME; replaces an earlier push.")
@@ -37,7 +37,7 @@ class PushConfig(Configuration):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PullConfig(Configuration):
-    """Says which cache `advl cache pull` fetches, and where to."""
+    """Repository and destination of `advl cache pull`."""
 
     repository: str = option(help="Dataset repository of the hub, ORG/NAME.")
     output: Path = option(

@@ -1,7 +1,6 @@
-"""What the hub's own pages read of a card: the metadata above its text, written by the hub's library.
+"""The metadata of cards for the hub's pages, formatted by the hub's library.
 
-Only what is known is said: a licence that no card of a dataset states is left out, and so is a base model of this
-machine.
+Unknown facts are omitted: a licence that no dataset card states, and a base model from a local path.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from advl_pipeline.datasets.cards import by_split, known_card
 from advl_pipeline.datasets.roots import HUB_PREFIX
 
 TAG = "advl"
-"""In the card of all that is pushed: by it a push knows what it may replace."""
+"""Tag in the card of every push; a repository with it may be replaced."""
 
 IDS_FILE = "ids.parquet"
-"""In a pushed cache: the units that it has. The pages of the hub show it instead of the cache, which is Zarr."""
+"""Units of a pushed cache. The hub's pages show this file instead of the cache, which is Zarr."""
 
 _LICENCES: Mapping[str, str] = {
     "Apache-2.0": "apache-2.0",
@@ -27,20 +26,20 @@ _LICENCES: Mapping[str, str] = {
     "CC BY-SA 4.0": "cc-by-sa-4.0",
     "CC0": "cc0-1.0",
 }
-"""How the licence of a card begins -> what the hub calls it."""
+"""Prefix of a dataset card's licence -> the hub's identifier."""
 
 _WAYS: Mapping[str, str] = {"likelihood": "likeliest candidate", "letters": "answer written, options behind letters"}
-"""How questions were asked, as results say it."""
+"""Protocols in results -> their descriptions."""
 
 
 def licence_of(dataset: str) -> tuple[str, str]:
-    """Return the licence of a dataset's data: in words, and as the hub calls it; "" where it is not known."""
+    """Return the licence of a dataset's data in words and as the hub's identifier; "" if unknown."""
     words = str(known_card(dataset).facts.get("licence", ""))
     return words, next((name for start, name in _LICENCES.items() if words.startswith(start)), "")
 
 
 def repositories_of(dataset: str) -> list[str]:
-    """Return the repositories of the hub that a dataset is read from; none for files of this machine."""
+    """Return a dataset's repositories on the hub; empty for local files."""
     card = known_card(dataset)
     files = card.files or "" if card.name else dataset
     named = [name for names in by_split(files).values() for name in names if str(name).startswith(HUB_PREFIX)]
@@ -49,7 +48,7 @@ def repositories_of(dataset: str) -> list[str]:
 
 
 def repository_of_weights(init: str | None) -> str:
-    """Return the repository of the hub that weights came from; "" for those of this machine, and for none."""
+    """Return the repository of pretrained weights on the hub; "" for local or no weights."""
     if not init or not init.startswith(HUB_PREFIX):
         return ""
     return init.removeprefix(HUB_PREFIX).partition("@")[0]
@@ -67,8 +66,8 @@ def model_metadata(
     """Return the metadata of a student's card: base model, task, data, and its results as a model index.
 
     Args:
-        dataset: as the run was given it.
-        init: where the student's weights were from.
+        dataset: the run's `--dataset`.
+        init: source of the student's weights.
         documents: evaluations by test set.
     """
     base = repository_of_weights(init)
@@ -89,7 +88,7 @@ def model_metadata(
         library_name=library,
         pipeline_tag="image-text-to-text" if is_generative else "visual-question-answering",
         base_model=base or None,
-        # A student's weights come from others' weights and data, whose terms hold for it.
+        # A student's weights derive from other weights and data, whose terms apply to it.
         license="other",
         license_name="that-of-its-base-model-and-data",
         datasets=repositories_of(dataset) or None,
@@ -101,7 +100,7 @@ def model_metadata(
 
 
 def cache_metadata(dataset: str) -> str:
-    """Return the metadata of a pushed cache: no viewer, the licence of its data, and where its ids are."""
+    """Return the metadata of a pushed cache: no viewer, the licence of its data, and the file of its ids."""
     _, licence = licence_of(dataset)
     data = DatasetCardData(
         license=licence or None,

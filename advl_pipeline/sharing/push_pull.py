@@ -1,6 +1,6 @@
-"""Folders to and from the hub (`$HF_ENDPOINT`, else huggingface.co): one commit for all of a folder, or none.
+"""Transfer of folders to and from the hub (`$HF_ENDPOINT`, else huggingface.co); a folder is one commit, or none.
 
-What a broken upload sent already is not sent again, and what a broken download has is kept.
+Interrupted uploads and downloads resume without repeating completed transfers.
 """
 
 from __future__ import annotations
@@ -45,27 +45,27 @@ from advl_pipeline.sharing.hub_facts import IDS_FILE, TAG, cache_metadata, licen
 
 CARD_FILE = "README.md"
 OF_THE_HUB = (CARD_FILE, ".gitattributes", IDS_FILE)
-"""Files of a repository that are no part of a cache."""
+"""Files of a repository that do not belong to a cache."""
 
 _DOWNLOAD = "advl-download"
-"""In the folder that a download is kept in until it is whole and sound."""
+"""Subfolder for a download until it is complete and verified."""
 
 
 def open_repository(name: str, *, kind: str, private: bool) -> ModelInfo | DatasetInfo:
-    """Return what the hub says of a repository, made where it does not exist.
+    """Return the hub's information about a repository; create it if it does not exist.
 
     Args:
         name: ORG/NAME.
         kind: "model" or "dataset".
-        private: of a new one.
+        private: whether a new repository is private.
 
     Raises:
-        ConfigError: that is no name, or the repository holds something that no push put there.
+        ConfigError: the name is invalid, or the repository contains files that no push put there.
         StorageError: the hub cannot be reached or refuses.
     """
     api = _api(name)
     with _hub_errors(name):
-        # None leaves a new one as its owner's settings have it.
+        # None uses the default visibility of the owner.
         api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
         info: ModelInfo | DatasetInfo = api.repo_info(name, repo_type=kind)
     files = _files_of(info)
@@ -91,15 +91,15 @@ def upload(
     message: str,
     content: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Put a folder into a repository in one commit; what an earlier push put there goes. Return its address.
+    """Upload a folder to a repository in one commit, replacing an earlier push. Return the commit's URL.
 
     Args:
-        info: what `open_repository` gives of the repository of that name.
-        content: of files that the folder lacks, or has otherwise.
+        info: output of `open_repository` for the repository.
+        content: content of files that are missing in the folder, or that replaces theirs.
 
     Raises:
         StorageError: the hub cannot be reached or refuses, or somebody else changed the repository meanwhile;
-        nothing of it has changed by this.
+            the repository is then unchanged by this call.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     uploaded: dict[str, str | bytes] = {place: str(path) for place, path in files.items()}
@@ -119,10 +119,10 @@ def upload(
 
 
 def run_push(config: PushConfig) -> str:
-    """Upload a cache; every byte of it is checked first. Return the address of the commit.
+    """Verify every byte of a cache, then upload it. Return the commit's URL.
 
     Raises:
-        ConfigError: there is no cache. CorruptCache: it is not sound. StorageError: the hub refuses.
+        ConfigError: the cache does not exist. CorruptCache: it is damaged. StorageError: the hub refuses.
     """
     report = verify_cache(config.cache)
     if not report.is_sound:
@@ -149,14 +149,14 @@ def run_push(config: PushConfig) -> str:
 
 
 def _records_without_folders(store: Readable) -> dict[str, bytes]:
-    """Return the files of a sound cache that name paths of this machine, with their last parts alone."""
+    """Return the files of a sound cache that contain paths of this machine, with paths reduced to their last part."""
     provenance = without_folders(read_metadata(store, PROVENANCE_FILE))
     root = read_metadata(store, ROOT_METADATA)
     root["attributes"]["advl"]["provenance"] = provenance
     content = {PROVENANCE_FILE: render_json(provenance), ROOT_METADATA: render_json(root)}
     plan, complete = load_plan(store), load_complete(store)
     files = {**plan.files, PROVENANCE_FILE: entry_of(content[PROVENANCE_FILE])}
-    # Caches of before it did have a plan that does not repeat it.
+    # Plans of older caches do not repeat the provenance.
     repeated = None if plan.provenance is None else provenance
     content[PLAN_RECORD] = render_record(replace(plan, provenance=repeated, files=files))
     entries = {name: entry_of(raw) for name, raw in content.items()}
@@ -164,7 +164,7 @@ def _records_without_folders(store: Readable) -> dict[str, bytes]:
 
 
 def unit_ids_parquet(cache: Path) -> bytes:
-    """Return a Parquet file of the units that a cache has features of, in the order in which they are stored."""
+    """Return a Parquet file of the units with features in a cache, in storage order."""
     rows = [
         {"modality": modality, "unit_id": unit_id}
         for modality, features in open_cache(cache).stores().items()
@@ -176,11 +176,11 @@ def unit_ids_parquet(cache: Path) -> bytes:
 
 
 def run_pull(config: PullConfig) -> VerifyReport:
-    """Download a cache and check every byte; the output appears when it is whole and sound. Return what was checked.
+    """Download a cache and verify every byte; the output appears only when complete. Return the verification.
 
     Raises:
-        ConfigError: the output exists, or the repository holds no cache. CorruptCache: what was uploaded is not
-        sound. StorageError: the hub cannot be reached or refuses, or the disk failed; the same command resumes.
+        ConfigError: the output exists, or the repository contains no cache. CorruptCache: the uploaded cache is
+            damaged. StorageError: the hub cannot be reached or refuses, or the disk failed; the same command resumes.
     """
     output = config.output
     require_outputs(config)
@@ -201,7 +201,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
             where = f"{config.repository}: {name!r}"
             raise ConfigError("A file of the repository would leave its folder.", where=where)
     kept = output.with_name(f"{output.name}.partial")
-    # A cache of the user may be called so; what is ours is known by its name in it.
+    # The user may have a cache of this name; a download is recognised by its subfolder.
     partial = kept / _DOWNLOAD
     is_ours = kept.is_dir() and all(path == partial and not path.is_symlink() for path in kept.iterdir())
     if os.path.lexists(kept) and (kept.is_symlink() or not is_ours):
@@ -213,7 +213,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
     with writing(output):
         partial.mkdir(parents=True, exist_ok=True)
     with _hub_errors(config.repository):
-        # By commit: a resumed download never mixes two states of the repository.
+        # Pinned to a commit, so that a resumed download never mixes two states of the repository.
         api.snapshot_download(
             config.repository,
             repo_type="dataset",
@@ -221,7 +221,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
             local_dir=partial,
             ignore_patterns=list(OF_THE_HUB),
         )
-    # What is no part of the cache goes: the hub's notes, and files of a state that is gone.
+    # Remove everything that is not part of the cache: the hub's metadata, and files of another commit.
     with writing(partial):
         shutil.rmtree(partial / ".cache", ignore_errors=True)
         for path in partial.rglob("*"):
@@ -257,12 +257,12 @@ def _refused(name: str, why: str, next_command: str) -> StorageError:
 
 @contextmanager
 def _hub_errors(name: str) -> Iterator[None]:
-    """Turn whatever error the hub or its library raises into one of ours about a repository, maybe @REVISION."""
+    """Convert errors of the hub or its library into ADVL's errors about a repository, or repository@REVISION."""
     try:
         yield
     except AdvlError:
         raise
-    except Exception as error:  # The library raises whatever its parts do.
+    except Exception as error:  # The library passes on any error of its dependencies.
         why, following = refusal(error, name)
         if isinstance(error, HFValidationError):
             raise ConfigError(

@@ -1,6 +1,6 @@
-"""`run_export`: a finished run as a folder to give away, with its model card: as transformers loads it, or as we do.
+"""Export a finished run with its model card, as a folder for transformers or for this package.
 
-The tokenizer and the picture reader are as transformers has them: they lay out texts as the student did.
+The tokenizer and the image processor are classes of transformers that produce the same text rows as the student.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.weight_files import run_files
 
 _FIRST, _SECOND = -1, -2
-"""Stand for the tokens of a text, and of the text that follows it, in a row."""
+"""Placeholders in a row for the tokens of a text and of the next text."""
 
 BICUBIC = 3
 
@@ -51,10 +51,10 @@ def shared_tokenizer(
     """Return the tokenizer with the student's special tokens around a text, and around a pair of texts.
 
     Args:
-        student: one that reads rows of a tokenizer's tokens.
-        task: its head (`records.head_name`), which may decide about special tokens.
-        image_tokens: ids that stand for the picture, put after the first token.
-        types: whether the model takes token types.
+        student: a student with a tokenizer and text rows.
+        task: its head (`records.head_name`), on which special tokens may depend.
+        image_tokens: ids of the picture's placeholders, inserted after the first token.
+        types: whether the model has token types as input.
     """
     tokenizer = student.tokenizer
     core = tokenizer.copy()
@@ -79,7 +79,7 @@ def shared_tokenizer(
         single=templates[0], pair=templates[1], special_tokens=[*special.items()]
     )
     is_pair = task == "vcr"
-    # The student may keep room for three parts; what it cuts is cut here at the same length.
+    # The student may reserve space for three parts; texts are truncated here at the same length.
     room = student.max_text_length - student.num_special_of(1 + is_pair) + len(image_tokens)
     names = {
         f"{role}_token": core.id_to_token(getattr(tokenizer, f"{role}_id")) for role in ("pad", "cls", "sep", "mask")
@@ -93,7 +93,7 @@ def shared_tokenizer(
 
 
 def shared_processor(student: PixelStudent, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """Return a processor of pictures and texts: pictures are squeezed to the student's square."""
+    """Return a processor of pictures and texts; pictures are resized to the student's square."""
     side = student.config.image_size
     images = ViTImageProcessor(
         size={"height": side, "width": side},
@@ -107,30 +107,31 @@ def shared_processor(student: PixelStudent, tokenizer: PreTrainedTokenizerFast) 
 HEAD_FILE = "head.safetensors"
 
 OURS = "advl_pipeline.load_run"
-"""What loads a folder that transformers does not."""
+"""Loader of folders that transformers cannot load."""
 
 
 def transformers_form(student: Student) -> Mapping[str, Any] | None:
-    """Return how a student becomes a model of transformers; None where transformers has no such model.
+    """Return the mapping from a student to a model of transformers; None if transformers has no such model.
 
-    `data/students.toml` says it by family. `model` names the class, or one for each head; "" where the student
-    holds that model. `size` is what its configuration calls the number of classes. `body` replaces "model." in the
-    student's names. `head` maps starts of the head's names to theirs; it is left out where transformers has no such
-    head, which is then kept in a file next to the model. `types` says whether the model takes token types. What a
-    user types is in `usage.py.jinja`, by the family and by what it `reads`: pictures, regions or words.
+    `data/students.toml` contains it by family. `model` is the name of the class, or of one class per head; it is ""
+    if the student already contains the model. `size` is the configuration's name of the number of classes. `body`
+    replaces the prefix "model." of the student's names. `head` maps prefixes of the head's names to transformers'.
+    Without `head`, transformers has no such head, and the head is saved in a file next to the model. `types` is
+    whether the model has token types as input. Usage examples are in `usage.py.jinja`, by family and by input
+    `reads`: pictures, regions or words.
     """
     form: Mapping[str, Any] | None = families().get(family_of(student.name), {}).get("transformers")
     return form
 
 
 def transformers_model(form: Mapping[str, Any], student: Any, head: nn.Module, task: str) -> PreTrainedModel:
-    """Return the model with the weights of the student and of its head.
+    """Return the transformers model with the weights of the student and its head.
 
     Args:
-        form: as `transformers_form` gives it.
+        form: output of `transformers_form`.
 
     Raises:
-        ConfigError: the weights do not fill it.
+        ConfigError: the weights do not fit the model.
     """
     kind = form["model"] if isinstance(form["model"], str) else form["model"][task]
     config, names_of_head = copy.deepcopy(student.model.config), form.get("head", {})
@@ -151,29 +152,29 @@ def transformers_model(form: Mapping[str, Any], student: Any, head: nn.Module, t
 
 
 def num_classes_of(head: nn.Module) -> int:
-    """Return the width of what a head gives: that of its last layer; 0 where answers are words."""
+    """Return the number of outputs of a head's last layer; 0 if answers are words."""
     return next((int(part.out_features) for part in reversed([*head.modules()]) if isinstance(part, nn.Linear)), 0)
 
 
 Write = Callable[[Path], object]
 
 Prepared = tuple[str, str, Sequence[Write]]
-"""What loads an export, the code of its card, and what is to be written."""
+"""The loader of an export, the usage code of its card, and the functions that write its files."""
 
 
 def run_export(config: ExportRunConfig) -> tuple[str, str | None]:
-    """Write a run as a folder that transformers loads, or that this package loads; both with a model card.
+    """Export a run and its model card as a folder that transformers or this package loads.
 
-    Returns what loads it, and its address on the hub where it was uploaded. Everything is built in memory, and the
-    repository is asked for, before a file is written.
+    Everything is built in memory, and the repository is opened, before a file is written. Returns the name of the
+    loader, and the URL of the upload, if any.
 
     Raises:
-        ConfigError: no run, an output that exists, or a student without such a form.
+        ConfigError: the run does not exist, the output exists, or the student does not support the format.
         WeightsUnavailable: the run is not finished. StorageError: the disk or the hub refuses.
     """
     require_outputs(config)
     run = config.run
-    # Regions of a detector come from a cache; whoever loads the folder brings their own.
+    # A detector's regions come from a cache, which users of the folder provide themselves.
     finished = load_finished(run, overrides={"regions": None} if read_config(run).get("regions") else None)
     if finished.hides_picture:
         raise ConfigError(
@@ -206,7 +207,7 @@ def run_export(config: ExportRunConfig) -> tuple[str, str | None]:
 
 
 def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | None:
-    """Return why no class of transformers computes what the run does; None where one does."""
+    """Return the error if no class of transformers computes the run's outputs; None if there is one."""
     student, form = finished.student, transformers_form(finished.student)
     if form is None:
         what = f"transformers has no class for {student.name}."
