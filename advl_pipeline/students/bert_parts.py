@@ -1,5 +1,7 @@
-"""Parts that BERT-family students share: configuration, initialisation, masks, heads, and how much each text token
-of a layer looks at the picture.
+"""Shared parts of BERT-family students.
+
+They are configuration, initialisation, masks, heads, attention without padding, and the attention mass from text
+tokens to the picture.
 
 Shapes: N sequences, S positions of one sequence, H width, K classes, T tokens of text and picture together, L text
 tokens first among them, A heads.
@@ -27,17 +29,17 @@ TEXT, VISUAL, PADDING = 0, 1, -1
 """Kinds of a position in a single-stream sequence."""
 
 _MASKED = torch.finfo(torch.float16).min
-"""What a softmax gives no weight. Autocast rounds masks to fp16 or bf16, where the lowest fp32 would be infinite."""
+"""Mask value without weight in a softmax. Autocast rounds masks to fp16 or bf16; the lowest fp32 would become inf."""
 
 
 def bert_config(config: Configuration, **other: Any) -> BertConfig:
-    """Return transformers' configuration of a student's BERT layers, which attend as `run_layers` has them do.
+    """Return the transformers configuration of a student's BERT layers, with the attention of `run_layers`.
 
     Args:
-        config: of the student.
-        other: settings by the library's names, such as `attn_implementation="sdpa"` for layers that run otherwise.
+        config: the student's configuration.
+        other: settings by transformers' names, such as `attn_implementation="sdpa"` for layers not in `run_layers`.
     """
-    # A student without transformers' layers starts in half the time.
+    # A student without transformers' layers starts in half the time without this import.
     from transformers import AttentionInterface, BertConfig
 
     AttentionInterface.register(ATTENTION, one_row_attention)
@@ -46,7 +48,7 @@ def bert_config(config: Configuration, **other: Any) -> BertConfig:
 
 
 def initialise_bert(module: nn.Module) -> None:
-    """Draw linear and embedding weights from N(0, 0.02), zero the biases, as BERT's reference code does."""
+    """Draw linear and embedding weights from N(0, 0.02) and zero the biases, as in BERT's reference code."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=0.02)
@@ -58,7 +60,7 @@ def initialise_bert(module: nn.Module) -> None:
 
 
 def token_kinds(text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
-    """Return (N, L + R) int64: the kind of each position of text followed by picture."""
+    """Return the kind of each position of text followed by picture, (N, L + R) int64."""
     text = torch.where(text_mask_NL.bool(), TEXT, PADDING)
     visual = torch.where(visual_mask_NR.bool(), VISUAL, PADDING)
     return torch.cat([text, visual], dim=1)
@@ -67,19 +69,19 @@ def token_kinds(text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> tor
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return 0 where a row may attend and a large negative number elsewhere, in the shape of `allowed`.
 
-    A row that may attend to nothing is padding, whose state nobody reads. It attends to everything, since some
-    kernels make a softmax over nothing not a number.
+    A row that may attend to nothing is padding, and its state is unused. It attends to everything, because some
+    kernels return NaN for a softmax over nothing.
 
     Args:
         allowed: bool, (..., S); the last axis is attended to.
-        dtype: of the mask.
+        dtype: dtype of the mask.
     """
     seen = allowed | ~allowed.any(-1, keepdim=True)
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, _MASKED)
 
 
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
-    """Return what attention over some states computes in: a mask of that type is rounded and kept by no layer."""
+    """Return the dtype in which attention over states is computed; layers need not cast a mask of this dtype."""
     kind = states.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
@@ -87,7 +89,7 @@ def compute_dtype(states: torch.Tensor) -> torch.dtype:
 def attention_bias(kind_NS: torch.Tensor, *, separate: bool = False, dtype: torch.dtype) -> torch.Tensor:
     """Return the additive attention mask, (N, 1, 1, S), or (N, 1, S, S) with `separate`.
 
-    Padding is never attended to. With `separate`, text attends to text only and the picture to itself only.
+    Padding is never attended to. With `separate`, text attends only to text, and the picture only to itself.
     """
     allowed = (kind_NS != PADDING)[:, None, None, :]
     if separate:
@@ -96,7 +98,7 @@ def attention_bias(kind_NS: torch.Tensor, *, separate: bool = False, dtype: torc
 
 
 def padding_bias(mask_NT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the additive mask (N, 1, 1, T) of text, or of a picture, that attends to itself."""
+    """Return the additive padding mask (N, 1, 1, T) of self-attention in a text or a picture."""
     return attention_bias(torch.where(mask_NT, TEXT, PADDING), dtype=dtype)
 
 
@@ -117,14 +119,14 @@ def norm_first_head(width: int, num_classes: int, *, hidden: int) -> nn.Sequenti
 
 
 def named_or_pooled(text_NLH: torch.Tensor, pool_index_N: torch.Tensor, pooler: nn.Module) -> torch.Tensor:
-    """Return (N, H): the raw state of the token that a row names, or the pooled first token where it names none."""
+    """Return the raw state at `pool_index_N`, or the pooled first token if the index is 0, (N, H)."""
     index = pool_index_N[:, None, None].expand(-1, 1, text_NLH.shape[-1])
     named_NH = text_NLH.gather(1, index)[:, 0]
     return torch.where((pool_index_N > 0)[:, None], named_NH, pooler(text_NLH).to(named_NH.dtype))
 
 
 class RecomputableLayer(nn.Module):
-    """A layer that `enable_gradient_checkpointing` has recompute its inside, as transformers' layers can."""
+    """A layer with support for `enable_gradient_checkpointing`, like transformers' layers."""
 
     gradient_checkpointing = False
 
@@ -138,13 +140,13 @@ class RecomputableLayer(nn.Module):
 
 @torch.no_grad()
 def attention_mass(self_attention: Any, x_NTH: torch.Tensor, bias: torch.Tensor, num_text: int) -> torch.Tensor:
-    """Return (N, L): attention from each text token to the visual tokens, averaged over heads, detached.
+    """Return the attention from each text token to the visual tokens, averaged over heads, detached, (N, L).
 
     Args:
         self_attention: a transformers `BertSelfAttention` (query, key, num_attention_heads).
-        x_NTH: the states that enter the layer.
+        x_NTH: input states of the layer.
         bias: additive mask broadcastable to (N, A, T, T).
-        num_text: L; the visual tokens are the ones after them.
+        num_text: L; the visual tokens follow.
     """
     num_heads: int = self_attention.num_attention_heads
     num_sequences, _, width = x_NTH.shape
@@ -153,7 +155,7 @@ def attention_mass(self_attention: Any, x_NTH: torch.Tensor, bias: torch.Tensor,
         project(states).view(num_sequences, -1, num_heads, head_size).transpose(1, 2)
         for project, states in ((self_attention.query, x_NTH[:, :num_text]), (self_attention.key, x_NTH))
     )
-    # Words are chosen by what is returned, so that it is summed in full precision where attention computes in half.
+    # The result selects words, so it is summed in full precision even if attention computes in half.
     scores = (query @ key.transpose(-1, -2) / math.sqrt(head_size)).float()
     weights = torch.softmax(scores + (bias[:, :, :num_text] if bias.shape[2] > 1 else bias), dim=-1)
     mass_NL: torch.Tensor = weights[..., num_text:].sum(-1).mean(1)
@@ -164,16 +166,16 @@ ATTENTION = "advl_one_row"
 """Name of the attention function in a configuration's `attn_implementation`."""
 
 _SEQUENCES_AT_ONCE = 4
-"""Of a grid on a CPU: the candidates of a question are of like length, and their attention stays in the cache."""
+"""Sequences of a grid on a CPU: candidates of a question have similar lengths, and their attention fits the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenGrid:
-    """Where each of the T tokens is, sequence by sequence and in order.
+    """Indices of the T tokens without padding, ordered by sequence.
 
-    `column_T` (int64) is its place in the flattened (N, S) layout, `slot_T` that in the flattened (N, G) grid, and
-    `first_N` says which of the T tokens are the sequences' first. It is made where a batch is collated: a device
-    would make the host wait to be told how many tokens there are.
+    `column_T` (int64) are indices into the flattened (N, S) layout, `slot_T` into the flattened (N, G) grid, and
+    `first_N` are the sequences' first tokens. The grid is built in `collate`, on the CPU, because counting tokens on
+    a device would synchronise with it.
     """
 
     num_sequences: int
@@ -184,7 +186,7 @@ class TokenGrid:
 
     @classmethod
     def of_kinds(cls, kinds_NS: torch.Tensor) -> TokenGrid:
-        """Lay out the positions that are no padding."""
+        """Build the grid of all positions except padding."""
         visible_NS = kinds_NS != PADDING
         lengths_N = visible_NS.sum(1)
         size = int(lengths_N.max())
@@ -195,40 +197,40 @@ class TokenGrid:
         return cls(num_sequences=len(kinds_NS), size=size, column_T=column_T, slot_T=slot_T, first_N=first_N)
 
     def take(self, x_NSH: torch.Tensor) -> torch.Tensor:
-        """Return (1, T, H): the tokens without padding."""
+        """Return the tokens without padding, (1, T, H)."""
         return x_NSH.flatten(0, 1).index_select(0, self.column_T)[None]
 
     def put_back(self, x_1TH: torch.Tensor, num_columns: int) -> torch.Tensor:
-        """Undo `take`: (N, S, H), zero at padding."""
+        """Invert `take`, (N, S, H), with zeros at padding."""
         row_TH = x_1TH[0]
         flat = row_TH.new_zeros(self.num_sequences * num_columns, row_TH.shape[1])
         return flat.index_copy(0, self.column_T, row_TH).view(self.num_sequences, num_columns, -1)
 
     def spread(self, x_1ATD: torch.Tensor) -> torch.Tensor:
-        """Return (N, A, G, D): heads of one row, cut into sequences; zero behind each."""
+        """Split the heads of one row into sequences, (N, A, G, D), padded with zeros."""
         _, heads, _, size = x_1ATD.shape
         row = x_1ATD[0].transpose(0, 1).flatten(1)
         flat = row.new_zeros(self.num_sequences * self.size, heads * size).index_copy(0, self.slot_T, row)
         return flat.view(self.num_sequences, self.size, heads, size).transpose(1, 2)
 
     def gather(self, x_NGAD: torch.Tensor) -> torch.Tensor:
-        """Return (1, T, A, D): what attention found, as one row again."""
+        """Gather the output of attention into one row, (1, T, A, D)."""
         row = x_NGAD.flatten(2).flatten(0, 1).index_select(0, self.slot_T)
         return row.view(1, -1, *x_NGAD.shape[2:])
 
     def kinds(self, kinds_NS: torch.Tensor) -> torch.Tensor:
-        """Return (N, G): the kind of each place of the grid."""
+        """Return the kind of each place of the grid, (N, G)."""
         flat = kinds_NS.new_full((self.num_sequences * self.size,), PADDING)
         placed = flat.index_copy(0, self.slot_T, kinds_NS.flatten()[self.column_T])
         return placed.view(self.num_sequences, self.size)
 
 
 Block = tuple[TokenGrid, torch.Tensor]
-"""Sequences that are next to one another, which attention sees as one grid, and the additive mask of the grid."""
+"""The grid of adjacent sequences in one call of attention, and its additive mask."""
 
 
 def blocks_of(kinds_NS: torch.Tensor, whole: TokenGrid, *, separate: bool, dtype: torch.dtype) -> list[Block]:
-    """Return the blocks of a batch, in order. There is one where starting many small kernels would cost more.
+    """Return the blocks of a batch, in order. On accelerators there is one, to avoid many small kernels.
 
     Args:
         whole: the grid of the batch.
@@ -251,17 +253,17 @@ def one_row_attention(
     blocks: Sequence[Block] = (),
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within the sequences of one row; within those of a padded batch where no blocks are given.
+    """Attend within the sequences of one row or, without blocks, of a padded batch.
 
     Args:
-        module: transformers' layer, which asks for attention.
+        module: transformers' layer that calls the function.
         query: (1, A, T, D); (N, A, S, D) without blocks.
         key: as `query`.
         value: as `query`.
-        attention_mask: additive, broadcastable to (N, A, S, S); of no use with blocks.
-        dropout: of the weights.
-        scaling: of the products of queries and keys.
-        blocks: of the row, which have masks of their own.
+        attention_mask: additive, broadcastable to (N, A, S, S); ignored with blocks.
+        dropout: dropout of the attention weights.
+        scaling: factor of the products of queries and keys.
+        blocks: blocks of the row, with their own masks.
     """
     if not blocks:
         return attend(query, key, value, attention_mask, dropout=dropout, scaling=scaling), None
@@ -275,7 +277,7 @@ def one_row_attention(
 def in_blocks(
     blocks: Sequence[Block], *rows_1ATD: torch.Tensor
 ) -> Iterator[tuple[TokenGrid, torch.Tensor, list[torch.Tensor]]]:
-    """Give of each block its grid, its mask, and what it has of each row, laid out in the grid: (N, A, G, D)."""
+    """Yield the grid and the mask of each block, and its part of each row in the grid's layout, (N, A, G, D)."""
     lengths = [len(grid.slot_T) for grid, _ in blocks]
     parts = (torch.split(row_1ATD, lengths, dim=2) for row_1ATD in rows_1ATD)
     for (grid, bias), *of_block in zip(blocks, *parts, strict=True):
@@ -291,22 +293,22 @@ def attend(
     dropout: float = 0.0,
     scaling: float = 1.0,
 ) -> torch.Tensor:
-    """Return (N, G, A, D): what each of G queries finds among the keys, all (N, A, G, D).
+    """Compute scaled dot-product attention, (N, G, A, D).
 
     Args:
         query: (N, A, G, D).
         key: as `query`.
         value: as `query`.
-        bias: additive mask, broadcastable to (N, A, G, G); None where all attend to all.
-        dropout: of the weights.
-        scaling: of the products of queries and keys.
+        bias: additive mask, broadcastable to (N, A, G, G); None for no mask.
+        dropout: dropout of the attention weights.
+        scaling: factor of the products of queries and keys.
     """
     if dropout == 0.0 or bias is None or query.device.type != "cpu":
         attended = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
         )
         return attended.transpose(1, 2).contiguous()
-    # What torch does on a CPU, without its search for rows that may attend to nothing: the mask is finite.
+    # Same as torch on a CPU, without its check for fully masked rows, because the mask is finite.
     weights = ((query * scaling) @ key.transpose(-1, -2) + bias).softmax(-1)
     return (functional.dropout(weights, dropout) @ value).transpose(1, 2)
 
@@ -325,14 +327,14 @@ def run_layers(
     """Return the last layer's states (N, S, H), zero at padding, and each text token's attention to the picture.
 
     Args:
-        layers: transformers' `BertLayer`s, made with `attn_implementation=ATTENTION`.
+        layers: transformers' `BertLayer`s with `attn_implementation=ATTENTION`.
         x_NSH: embeddings, text first.
-        kinds_NS: as `token_kinds` returns them.
+        kinds_NS: output of `token_kinds`.
         num_text: L.
-        grid: of the tokens that are no padding [default: it is made of `kinds_NS`].
-        separate: hide text and picture from one another.
-        need_relevance: also return (N, L) of the last layer; else None.
-        first_only: return the state of each sequence's first token alone, (N, 1, H).
+        grid: grid of the tokens without padding [default: built from `kinds_NS`].
+        separate: hide text and picture from each other.
+        need_relevance: also return the attention (N, L) of the last layer; else None.
+        first_only: return only the state of each sequence's first token, (N, 1, H).
     """
     grid = grid or TokenGrid.of_kinds(kinds_NS)
     blocks = blocks_of(kinds_NS, grid, separate=separate, dtype=compute_dtype(x_NSH))
@@ -352,7 +354,7 @@ def run_layers(
 
 
 def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Sequence[Block]) -> torch.Tensor:
-    """Return (N, 1, H): what a `BertLayer` makes of each sequence's first token, by keys and values of all tokens."""
+    """Return the output of a `BertLayer` for each sequence's first token, which attends to all tokens, (N, 1, H)."""
     attention = layer.attention.self
     first_1NH = row_1TH.index_select(1, grid.first_N)
     query, key, value = (

@@ -1,4 +1,4 @@
-"""BridgeTower as a student, on transformers' `BridgeTowerModel`, with METER's head on its pooled pair.
+"""BridgeTower as a student, with transformers' `BridgeTowerModel` and METER's head on the pooled pair.
 
 Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
 """
@@ -25,13 +25,13 @@ from advl_pipeline.students.text_student import States, TwoStreams
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BridgeTowerConfig(PixelStudentConfig):
-    """Architecture of BridgeTower: METER's, but for towers whose vision one has one head per 64 of its width."""
+    """Architecture of BridgeTower: METER's with other towers. The vision tower has one head per 64 of its width."""
 
     tower_layers: int = option(12, help="Layers of each single-modality tower.", minimum=1)
 
 
 class BridgeTower(TwoStreams, PixelStudent):
-    """Runs BridgeTower as a student. State names are transformers' behind `model.`."""
+    """BridgeTower as a student. State names are transformers' with the prefix `model.`."""
 
     config: BridgeTowerConfig
     num_separators = 2
@@ -76,7 +76,7 @@ class BridgeTower(TwoStreams, PixelStudent):
         return states
 
     def cross(self, batch: PixelBatch, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run transformers' layers; unlike its model, the vision tower has seen a picture once for all candidates."""
+        """Run transformers' layers; unlike its model, the vision tower runs once per picture, not per candidate."""
         model, types = self.model, self.model.token_type_embeddings.weight
         bias = padding_bias(batch.token_mask_NL, compute_dtype(texts[0]))
         text_NLH, image_NRH = texts[0], pictures[0]

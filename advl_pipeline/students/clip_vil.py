@@ -1,8 +1,8 @@
 """CLIP-ViL_p as a student: single-stream BERT over word pieces and the cells of a CLIP grid.
 
 Follows clip-vil/CLIP-ViL d806157, the "visualbert_style" model. Its pooler has no tanh. The grid comes from a source
-of cell features (`regions`): CLIP's own backbone inside the checkpoint (`visual_model.*`) is set aside, because the
-features of a frozen CLIP are what a cache or a feature file holds.
+of cell features (`regions`). CLIP's backbone in the checkpoint (`visual_model.*`) is ignored, because caches and
+feature files contain the features of a frozen CLIP.
 
 Shapes: N sequences, L text tokens, R = side * side cells row by row, S = L + R, H width, F feature width.
 """
@@ -33,7 +33,7 @@ class ClipVilConfig(RegionStudentConfig):
 
 
 class GridPosition(nn.Module):
-    """Learned row and column embeddings, added to the raw features. The original calls the row axis x."""
+    """Learned row and column embeddings, added to the raw features; the original calls the row axis x."""
 
     def __init__(self, num_positions: int, feature_size: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class GridPosition(nn.Module):
         self.y_position_embedding = nn.Embedding(num_positions, feature_size)
 
     def forward(self, grid_NRF: torch.Tensor, num_columns: int) -> torch.Tensor:
-        """Return (N, R, F); cells come row by row."""
+        """Add position embeddings to cells in row-major order, (N, R, F)."""
         cell_R = torch.arange(grid_NRF.shape[1], device=grid_NRF.device)
         row, column = cell_R // num_columns, cell_R % num_columns
         placed: torch.Tensor = grid_NRF + self.x_position_embedding(row) + self.y_position_embedding(column)
@@ -49,7 +49,7 @@ class GridPosition(nn.Module):
 
 
 class GridProjection(nn.Module):
-    """Maps grid features to the width of the words: linear, LayerNorm, dropout."""
+    """Projection of grid features to the width of the words: linear, LayerNorm, dropout."""
 
     def __init__(self, hidden_size: int, feature_size: int, dropout: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class GridProjection(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, grid_NRF: torch.Tensor) -> torch.Tensor:
-        """Return (N, R, H)."""
+        """Return the projected features, (N, R, H)."""
         projected: torch.Tensor = self.dropout(self.visn_layer_norm(self.visn_fc(grid_NRF)))
         return projected
 
@@ -67,13 +67,13 @@ class FirstToken(nn.ModuleDict):
     """BERT's pooler without its tanh: a linear map of the first token."""
 
     def forward(self, text_NLH: torch.Tensor) -> torch.Tensor:
-        """Return (N, H)."""
+        """Return the pooled state, (N, H)."""
         pooled: torch.Tensor = self["dense"](text_NLH[:, 0])
         return pooled
 
 
 class ClipVilModel(nn.Module):
-    """Holds the embeddings, encoder and pooler of CLIP-ViL_p."""
+    """Embeddings, encoder and pooler of CLIP-ViL_p."""
 
     def __init__(self, config: ClipVilConfig) -> None:
         super().__init__()
@@ -86,13 +86,13 @@ class ClipVilModel(nn.Module):
         initialise_bert(self)
 
     def embed_grid(self, grid_NRF: torch.Tensor, num_columns: int) -> torch.Tensor:
-        """Return (N, R, H)."""
+        """Return the embeddings of the grid, (N, R, H)."""
         embedded: torch.Tensor = self.visn_fc(self.visual_pos(grid_NRF, num_columns))
         return embedded
 
 
 class ClipVil(RegionStream):
-    """Runs CLIP-ViL_p as a student. State names are the original's behind `model.`."""
+    """CLIP-ViL_p as a student. State names are the original's with the prefix `model.`."""
 
     config: ClipVilConfig
     places = "patches"

@@ -1,8 +1,9 @@
-"""Two frozen towers whose weights install from the package index, and a few layers that fuse them.
+"""Two frozen towers with weights from the package index, and a few fusion layers.
 
-EfficientNet-Lite0 reads the picture and all-MiniLM-L6-v2 the text. Each was trained by itself, so nothing in them
-relates words to pictures; the layers above start at random and learn that from the labels alone. Maps of four depths
-of the vision tower reach them, because the last one no longer tells colours well, and every cell keeps its place.
+EfficientNet-Lite0 reads the picture and all-MiniLM-L6-v2 the text. They were trained separately, so nothing in them
+relates words to pictures. The fusion layers start from random weights and learn this only from the labels. They
+read feature maps of four depths of the vision tower, because the last map no longer distinguishes colours well. Every
+cell keeps its place.
 
 Shapes: B examples, N sequences, L text tokens, R cells of the grid row by row, H width, D width of the text tower,
 F channels of the maps, S side in pixels.
@@ -27,12 +28,12 @@ from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch
 from advl_pipeline.students.text_student import BertStream
 
 DEPTHS = (1, 2, 3, 4)
-"""Maps of the vision tower that are read, at 1/4, 1/8, 1/16 and 1/32 of the picture's side."""
+"""Feature maps of the vision tower to read, at 1/4, 1/8, 1/16 and 1/32 of the picture's side."""
 TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
 class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
-    """Runs the two towers and the fusion."""
+    """A student with the two towers and the fusion layers."""
 
     config: PixelStudentConfig
     config_class: ClassVar[type[PixelStudentConfig]] = PixelStudentConfig
@@ -78,7 +79,7 @@ class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
         return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
 
     def _words(self, batch: PixelBatch) -> torch.Tensor:
-        """Return (N, L, D): the text tower's states; of padding they mean nothing."""
+        """Return the text tower's states, (N, L, D); states of padding are undefined."""
         ids_NL, types_NL, mask_NL = batch.token_ids_NL, batch.types_NL, batch.token_mask_NL
 
         def read(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor | None = None) -> torch.Tensor:
@@ -94,7 +95,7 @@ class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
         return text_NLD
 
     def _cells(self, batch: PixelBatch) -> torch.Tensor:
-        """Return (B, R, F): the vision tower's maps, averaged to the cells of the grid and laid side by side."""
+        """Return the vision tower's feature maps, averaged to the cells of the grid and concatenated, (B, R, F)."""
         side = self.config.image_size // self.config.patch_size
 
         def read(pixels_B3SS: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Students over networks that others trained, and the states of such networks while nothing of them is trained.
+"""Students with pretrained networks (towers), and a cache of the states of frozen towers.
 
-Those are the same in every epoch, so that on a CPU they are computed once and kept in memory. Each input is read by
-itself, so that its states are the same to the bit whatever else is in a batch. Networks of equal weights share what
-is kept, so that runs of one process, as those of a study's worker, compute it once.
+States of frozen towers are the same in every epoch, so on a CPU they are computed once and kept in memory. Each input
+is encoded separately, so that its states do not depend on the rest of the batch, bit for bit. Networks with equal
+weights share the cache, so runs of one process, such as a study's worker, compute the states once.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import RecentlyUsed
 
 KEPT_BYTES: Final = 2 << 30
-"""How much of all networks' states stays in memory."""
+"""Maximum size in memory of the states of all networks."""
 
 kept_states: RecentlyUsed[torch.Tensor] = RecentlyUsed(KEPT_BYTES)
-"""States by the content of weights and inputs; the least recently used ones are dropped."""
+"""States by the content of weights and inputs; least recently used states are dropped."""
 
 
 class TowerStudent(Student):
-    """A student with parts whose weights are those of other networks: `tower_parts`, in the order of `towers`."""
+    """A student with parts that copy the weights of other networks: `tower_parts`, in the order of `towers`."""
 
     tower_parts: ClassVar[tuple[str, ...]]
     _tower_digests: dict[str, str]
 
     def hold_towers(self) -> None:
-        """Freeze the towers; a class calls it when it has built them."""
+        """Freeze the towers; subclasses call it after building them."""
         for tower in self._towers:
             tower.requires_grad_(False)
         _forget(self)
@@ -57,18 +57,18 @@ class TowerStudent(Student):
         return self
 
     def keeps_states(self, part: str, inputs: torch.Tensor) -> bool:
-        """Say whether a tower's states are kept: on a CPU, where nothing of it is trained."""
+        """Return whether a tower's states are cached: on a CPU, if the tower is frozen."""
         parameters = self.get_submodule(part).parameters()
         return inputs.device.type == "cpu" and not any(parameter.requires_grad for parameter in parameters)
 
     def kept(
         self, part: str, read: Callable[..., torch.Tensor], *inputs: torch.Tensor, read_as: str = ""
     ) -> torch.Tensor:
-        """Return what a tower makes of inputs, in the precision of its weights; it is computed once while it is kept.
+        """Return a tower's states for inputs, from the cache if possible, in the precision of its weights.
 
         Args:
             read: runs the tower.
-            read_as: what the states depend on besides weights and inputs, such as a grid that maps are averaged to.
+            read_as: further dependencies of the states, such as the grid to which feature maps are averaged.
         """
         if part not in self._tower_digests:
             state = self.get_submodule(part).state_dict()
@@ -78,17 +78,17 @@ class TowerStudent(Student):
 
 
 def _forget(student: TowerStudent, *_: object) -> None:
-    """Forget which weights the towers have: they are others from now on."""
+    """Reset the digests of the towers' weights after the weights changed."""
     student._tower_digests = {}
 
 
 def efficientnet_lite0(**settings: Any) -> Any:
-    """Return the network of the teacher of that name, its batch norms folded, with random weights.
+    """Return the network of the teacher efficientnet-lite0, with folded batch norms and random weights.
 
     Args:
-        settings: of timm's model, such as `num_classes`.
+        settings: settings of timm's model, such as `num_classes`.
     """
-    with torch.device("cpu"):  # Whether norms fold is seen by the values.
+    with torch.device("cpu"):  # Folding is checked by comparing values.
         network = timm.create_model("tf_efficientnet_lite0", **settings).eval()
         folded: Any = fold_batch_norms(network, torch.rand(1, 3, 64, 64))
     return folded.to(memory_format=torch.channels_last)

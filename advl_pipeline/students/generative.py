@@ -1,9 +1,9 @@
-"""Any chat model of transformers that reads pictures, as a student: its model and processor behind the adapter.
+"""A student for any image-text chat model of transformers.
 
-A sequence is a conversation: the picture, the question and, where there are choices, a candidate as its answer. Word
-and picture states are those of one layer, `align_layer`. Tasks are answered by the language model itself: an answer's
-score is its likelihood, and no head is trained. Layers are causal and the picture comes first, so that
-picture states never depend on the text; two families see more, and `data/chat_models.toml` says which.
+A sequence is a conversation: the picture, the question and, in multiple choice, a candidate as its answer. Word and
+picture states come from one layer, `align_layer`. The language model answers tasks itself: an answer's score is its
+likelihood, and no head is trained. Layers are causal and the picture comes first, so that picture states do not
+depend on the text. Two families also use bidirectional attention; `data/chat_models.toml` lists them.
 
 Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R of them picture, W tokens of a row,
 V tokens of all pictures, M picture tokens of all rows, D features of one, K answers, H width.
@@ -68,11 +68,11 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 MOST_NEW_TOKENS = 10
-"""Of a generated answer."""
+"""Maximum length of a generated answer, in tokens."""
 
 
 class GenerativeStudent(Student):
-    """The adapter; state names are transformers' behind `model.`."""
+    """A chat model behind the adapter; state names are transformers' with the prefix `model.`."""
 
     config: GenerativeConfig
     config_class: ClassVar[type[GenerativeConfig]] = GenerativeConfig
@@ -81,7 +81,7 @@ class GenerativeStudent(Student):
     def __init__(self, name: str, config: GenerativeConfig) -> None:
         super().__init__()
         self.name = name
-        # A plain table, so that the student can be copied.
+        # A plain dictionary, so that the student can be copied.
         self.config = replace(config, architecture=dict(config.architecture or {}))
         architecture = model_config(config.architecture, dropout=config.dropout)
         self.facts = family_facts(architecture.model_type)
@@ -110,12 +110,12 @@ class GenerativeStudent(Student):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a state depends on all that is before it in its row, whatever a mask says."""
+        """Whether a state depends on everything before it in its row, regardless of the mask."""
         return is_recurrent(self.decoder)
 
     @classmethod
     def settings_beside(cls, weights: Path) -> dict[str, Any]:
-        """Return architecture and processor of published weights, as far as they are in the folder."""
+        """Return the architecture and processor of published weights, if they are in the folder."""
         folder = weights if weights.is_dir() else weights.parent
         settings: dict[str, Any] = {}
         if (folder / names.PROCESSOR).is_dir():
@@ -127,9 +127,9 @@ class GenerativeStudent(Student):
         return settings
 
     def load_published(self, path: Path) -> LoadReport:
-        """Fill the model as transformers does, which knows the names that older files of a type have."""
+        """Load the model with transformers, which handles the key names of a type's older files."""
         config, generation_config = self.model.config, self.model.generation_config
-        # Random weights and those of the files need not be held at once.
+        # Release the random weights before loading, to save memory.
         self.model = None
         model, report = read_published(path, config)
         model.generation_config = generation_config
@@ -138,12 +138,12 @@ class GenerativeStudent(Student):
 
     @property
     def decoder(self) -> Any:
-        """The language model without its words."""
+        """The language model without its output layer."""
         return self.model.get_decoder()
 
     @cached_property
     def processor(self) -> Any:
-        """Loaded when it is first asked for: a student may be described or filled where its processor is not."""
+        """The processor, loaded on first use: describing a student or loading its weights does not require it."""
         return load_processor(self.config, self.model.config, self.facts)
 
     @cached_property
@@ -164,7 +164,7 @@ class GenerativeStudent(Student):
             self._is_tried = True
 
     def instruction(self, task: str) -> str:
-        """Return what follows a question of a task."""
+        """Return the instruction after a question of a task."""
         return INSTRUCTIONS.get(task, "") if self.config.instruction is None else self.config.instruction
 
     def collate(self, examples: Sequence[Example]) -> ChatBatch:
@@ -172,7 +172,7 @@ class GenerativeStudent(Student):
         return self.laid_out(examples)
 
     def laid_out(self, examples: Sequence[Example]) -> ChatBatch:
-        """Collate with a processor that was held against the model already."""
+        """Collate without checking that the processor fits the model."""
         pictures = [
             self._pictures.get(example.image.unit_id, partial(self.read_picture, example.image))
             for example in examples
@@ -207,23 +207,23 @@ class GenerativeStudent(Student):
         )
 
     def tags(self, candidate: Candidate, row: ChatRow) -> npt.NDArray[np.int64]:
-        """Return (S,): which of the picture's tokens each token of a row refers to besides its word, -1 for none."""
+        """Return the picture token that each token of a row refers to besides its word, (S,); -1 for none."""
         return np.full(len(row.token_ids_S), -1)
 
     def read_picture(self, unit: ImageUnit) -> Picture:
-        """Read a picture as the processor does; raises as `PictureReader.read`."""
+        """Read a picture with the processor; raises like `PictureReader.read`."""
         return self.picture_reader.read(unit)
 
     @property
     def _both_ways(self) -> str:
-        """What sees itself in both directions, as the type has it; small sizes of Gemma 4 say that nothing does."""
+        """Tokens with bidirectional attention in this type; small sizes of Gemma 4 disable it."""
         is_off = getattr(self.decoder.config, "use_bidirectional_attention", False) is None
         return "nothing" if is_off else self.facts.both_ways
 
     def _positions(
         self, ids_NS: torch.Tensor, lengths_N: npt.NDArray[np.int64], grids: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Return (N, S) int64, or (3, N, S) of a type that counts in time, height and width, as transformers does."""
+        """Return transformers' position ids, (N, S) int64, or (3, N, S) for positions in time, height and width."""
         parts, place_NS = self.model.base_model, torch.arange(ids_NS.shape[1]).expand_as(ids_NS)
         if not hasattr(parts, "get_rope_index"):
             return place_NS + self.facts.first_position
@@ -245,7 +245,7 @@ class GenerativeStudent(Student):
         if known not in self._answer_ids:
             self._answer_ids[known] = self.chat.answer_ids(known)
         ids = self._answer_ids[known]
-        # Candidates hold their own answers, so that a row which others are behind is one sequence.
+        # Candidates contain their own answers; a row followed by answers is therefore a single sequence.
         assert set(batch.num_candidates) == {1}
         lengths = batch.length_N.tolist()
         self._require_room(max(lengths) + max(len(answer_ids) for answer_ids in ids))
@@ -255,7 +255,7 @@ class GenerativeStudent(Student):
         else:
             parts = [[part] * len(lengths) for part in parts_of_list(ids)]
         if self.is_recurrent:
-            # No mask would hide one answer from another.
+            # A mask cannot hide one answer from another in recurrent layers.
             parts = [
                 [answers[place : place + 1] for answers in part]
                 for part in parts
@@ -272,7 +272,7 @@ class GenerativeStudent(Student):
         mask_visual: bool = False,
         need_relevance: bool = False,
     ) -> StudentOutput:
-        # Attention to the picture is spread over markers and sinks; no relevance is given.
+        # Attention to the picture is spread over markers and sinks, so there is no relevance.
         assert isinstance(batch, ChatBatch)
         self.delta(perturbation)
         layers = (self.align_layer, *self.deep_layers)
@@ -285,7 +285,7 @@ class GenerativeStudent(Student):
             visual_layers=tuple(batch.of_sequences(layer_BWH, batch.visual_place_NR) for layer_BWH in deep),
         )
         if mask_visual and self.is_recurrent:
-            # The text was read without the picture, which is then read by itself.
+            # The first pass contained only the text; the picture requires a second one.
             seeing = self.encode(batch.without_answers())
             output.visual_states_NRH, output.visual_layers = seeing.visual_states_NRH, seeing.visual_layers
         return output
@@ -302,7 +302,7 @@ class GenerativeStudent(Student):
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
         asked = batch.without_answers()
-        # The score of a candidate reads the same pass.
+        # Scores of candidates use the same pass.
         inputs = [batch.sequence_ids_NS, batch.pixels]
         return self.once("unimodal", inputs, lambda: self.encode(asked, mask_visual=True))
 
@@ -316,10 +316,10 @@ class GenerativeStudent(Student):
 
     @torch.inference_mode()
     def generate(self, batch: StudentBatch) -> list[str]:
-        """Return each sequence's likeliest answer, word by word, as transformers generates it."""
+        """Return each sequence's answer, decoded greedily by transformers."""
         assert isinstance(batch, ChatBatch)
         size = batch.sequence_ids_NS.shape[1]
-        # Generation goes on where a row ends, so that rows end together.
+        # Generation continues at the end of a row, so padding is on the left.
         place_NS = torch.arange(size, device=batch.length_N.device) - (size - batch.length_N[:, None])
         shown_NS = place_NS >= 0
         asked = self.prompts(batch, place_NS.clamp(min=0), shown_NS)
@@ -330,14 +330,14 @@ class GenerativeStudent(Student):
             eos_token_id=self.chat.end_id,
             pad_token_id=self.chat.pad_id,
         )
-        # What is asked comes back in front of the answer.
+        # The output repeats the prompt before the answer.
         return [self.chat.decode(row) for row in generated[:, size:].tolist()]
 
     def prompts(self, batch: ChatBatch, place_NS: torch.Tensor, shown_NS: torch.Tensor) -> dict[str, Any]:
-        """Return what transformers generates from, rows padded on the left.
+        """Return the inputs for transformers' `generate`, padded on the left.
 
         Args:
-            place_NS: where each token of the padded rows is in the batch's.
+            place_NS: index into the batch's sequence of each token of the padded rows.
             shown_NS: bool, False for padding.
         """
         ids_NS = batch.sequence_ids_NS.gather(1, place_NS).where(shown_NS, self.chat.pad_id)
@@ -347,7 +347,7 @@ class GenerativeStudent(Student):
             "token_type_ids": is_image_NS * 0 if self.facts.both_ways == "question" else is_image_NS,
         }
         taken = inspect.signature(self.model.forward).parameters
-        # One sequence asks about each picture.
+        # There is one sequence per picture.
         seen = self._vision_inputs(batch)
         return {
             "input_ids": ids_NS,
@@ -357,37 +357,37 @@ class GenerativeStudent(Student):
         }
 
     def _vision_inputs(self, batch: ChatBatch) -> dict[str, torch.Tensor]:
-        """Return what the vision encoder takes for the pictures of a batch."""
+        """Return the vision encoder's inputs for the pictures of a batch."""
         pixels = self.picture_reader.normalised(batch.pixels, self.model.dtype)
-        # Where the numbers of patches are needed, the device would make the host wait for them.
+        # Grids stay on the CPU: reading the numbers of patches from the device would synchronise with it.
         grids = {GRID: torch.tensor(batch.grids)} if batch.grids else {}
         return {"pixel_values": pixels[None] if self.facts.tiles else pixels, **batch.inputs, **grids}
 
     def picture_features(self, batch: ChatBatch) -> torch.Tensor:
-        """Return (V, D, H) for the V tokens of all pictures, one picture after the other.
+        """Return the features of all pictures' tokens, (V, D, H), in the order of the pictures.
 
-        The first of the D features stands in the token's place. The others are of inner layers of the encoder, and
-        are added to its state behind the first layers of the language model.
+        The first of the D features replaces the token's embedding. The others come from inner layers of the encoder
+        and are added to the token's state after the first layers of the language model.
         """
         inputs = self._vision_inputs(batch)
         return picture_features(self.model.base_model, inputs, batch.pixels.device, in_tiles=self.facts.tiles)
 
     def shown(self, batch: ChatBatch) -> torch.Tensor:
-        """Return (M, D, H): features of the picture tokens of all rows, one row after the other."""
+        """Return the features of the picture tokens of all rows, (M, D, H), in the order of the rows."""
         features_VDH = self.once("pictures", [batch.pixels], lambda: self.picture_features(batch))
         return features_VDH.index_select(0, batch.packing.feature_M)
 
     def embed(self, batch: ChatBatch, shown_MDH: torch.Tensor, *, mask_visual: bool = False) -> torch.Tensor:
-        """Return (B, W, H): words, and the pictures' features in the places of their tokens.
+        """Return the input embeddings of rows, (B, W, H): words, and features in the places of picture tokens.
 
-        With `mask_visual` no word may hold anything of the picture.
+        With `mask_visual`, no word embedding may contain information about the picture.
         """
         packing = batch.packing
         words_BWH: torch.Tensor = self.model.get_input_embeddings()(packing.packed(batch.sequence_ids_NS))
         return words_BWH.index_put((packing.row_M, packing.place_M), shown_MDH[:, 0].to(words_BWH.dtype))
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
-        """Return a head without parameters: the language model scores answers itself."""
+        """Return a head without parameters, because the language model scores answers itself."""
         return AnswerHead()
 
     def save_inputs(self, folder: Path) -> None:
@@ -411,29 +411,29 @@ class GenerativeStudent(Student):
         """Run the model over a batch.
 
         Args:
-            take: what is returned of the states (B, W, H) of a layer.
-            layers: from 1.
+            take: selects the states to return from a layer's states (B, W, H).
+            layers: numbers of the layers, from 1.
         """
         kept: dict[int, torch.Tensor] = {}
 
         def keep(number: int, _layer: Any, _inputs: Any, output: Any) -> None:
-            # Later passes, of further answers, have the same states.
+            # Later passes, with more answers, have the same states.
             if number not in kept:
                 kept[number] = take(states_of(output))
 
         decoder = self.decoder
         with ExitStack() as hooks:
             for number in layers:
-                # States of the last layer are those that the words are foretold from.
+                # The last layer's states are the decoder's output, from which words are predicted.
                 layer = decoder if number == len(decoder.layers) else decoder.layers[number - 1]
                 hooks.callback(layer.register_forward_hook(partial(keep, number)).remove)
             answered = self.answered(batch, mask_visual)
         return [kept[number] for number in layers], answered
 
     def answered(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
-        """Run the language model over the batch, and return the likelihoods of its answers where it has any."""
+        """Run the language model over the batch, and return the likelihoods of its answers, if any."""
         shown_MDH = self.shown(batch)
-        # No mask keeps a recurrent layer from what is before: the picture's tokens stay what the word table has.
+        # Masks do not affect recurrent layers; picture tokens keep their word embeddings instead.
         is_left_out = mask_visual and self.is_recurrent
         x_BWH = (
             self.model.get_input_embeddings()(batch.packing.packed(batch.sequence_ids_NS))
@@ -456,7 +456,7 @@ class GenerativeStudent(Student):
     def _run(
         self, rows: Rows, x_BWH: torch.Tensor, batch: ChatBatch, shown_MDH: torch.Tensor, mask_visual: bool
     ) -> torch.Tensor:
-        """Return the last states of rows, of which `x_BWH` enters, but for what is behind."""
+        """Return the last states of rows for the input embeddings `x_BWH`; embed the answers after them."""
         x_BWH = functional.pad(x_BWH, (0, 0, 0, rows.width - x_BWH.shape[1]))
         if rows.behind_BW is not None:
             words_BWH = self.model.get_input_embeddings()(rows.ids_BW)

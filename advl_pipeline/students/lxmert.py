@@ -1,4 +1,4 @@
-"""LXMERT as a student, on transformers' `LxmertModel`: two streams that meet in the last layers.
+"""LXMERT as a student, with transformers' `LxmertModel`: two streams with cross-attention in the last layers.
 
 Shapes: N sequences, L text tokens, R regions, H width, F feature width.
 """
@@ -23,7 +23,7 @@ from advl_pipeline.students.text_student import States, TwoStreams
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in enumerate(NUMBERS, start=1)}}
-"""Answers that LXMERT's pretraining writes otherwise."""
+"""Answers with another spelling in LXMERT's pretraining."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class LxmertConfig(RegionStudentConfig):
 
 
 class Lxmert(TwoStreams, RegionStudent):
-    """Runs LXMERT as a student. State names are transformers' behind `model.`."""
+    """LXMERT as a student. State names are transformers' with the prefix `model.`."""
 
     config: LxmertConfig
     head_key = r"(?:answer_head\.)?logit_fc"
@@ -51,7 +51,7 @@ class Lxmert(TwoStreams, RegionStudent):
 
     @staticmethod
     def pretraining_answer(answer: str) -> str:
-        """Return an answer as LXMERT's pretraining writes it (`src/pretrain/qa_answer_table.py`)."""
+        """Return an answer in the spelling of LXMERT's pretraining (`src/pretrain/qa_answer_table.py`)."""
         written = answer.lower().removesuffix(".").strip()
         for article in ("a ", "an ", "the "):
             written = written.removeprefix(article).strip()

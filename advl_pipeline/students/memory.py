@@ -1,7 +1,7 @@
-"""Two ways to finetune a student that is large for its machine: recompute layers, or train low-rank updates only.
+"""Two ways to save memory in finetuning: recompute layers, or train only low-rank updates.
 
-Low-rank updates are merged into a plain student. Those of a student that starts from published weights and answers in
-words are saved apart, in the format of peft, so that a run takes megabytes where its student takes gigabytes.
+Low-rank updates are merged into a plain student. For a student that starts from published weights and answers in
+words, they are saved separately in the format of peft, so that a run needs megabytes instead of gigabytes on disk.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.options import StudentOptions
 
 LORA_TARGETS = ("query", "value", "q_proj", "v_proj", "Wqkv")
-"""Names of the attention projections that get low-rank updates, over all families."""
+"""Names of the attention projections with low-rank updates, in all families."""
 
 
 def enable_gradient_checkpointing(student: Student) -> int:
-    """Recompute each transformer layer in the backward pass instead of keeping its inside; returns how many do.
+    """Recompute the activations of each transformer layer in the backward pass; return the number of such layers.
 
     Raises:
-        ConfigError: the student has no layer that can (LXMERT).
+        ConfigError: no layer of the student supports it (LXMERT).
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -49,12 +49,12 @@ def enable_gradient_checkpointing(student: Student) -> int:
 
 
 PEFT_PREFIX = "base_model.model."
-"""Before the names of a model's modules in an adapter's file; ours have one prefix of their own."""
+"""Prefix of module names in an adapter's file, in place of the student's own prefix."""
 STUDENT_PREFIX = "model."
 
 
 def lora_settings(student: Student, options: StudentOptions) -> LoraSettings | None:
-    """Return the low-rank updates of a run, None where the student itself is trained."""
+    """Return the low-rank updates of a run; None if all weights are trained."""
     usual = student.lora or LoraSettings(rank=1, alpha=2.0, targets=LORA_TARGETS)
     rank = options.lora_rank
     if rank is None:
@@ -70,9 +70,9 @@ def _peft_config(settings: LoraSettings, **more: Any) -> Any:
 
 
 def add_lora(student: Student, settings: LoraSettings) -> int:
-    """Freeze a student and add low-rank updates to some of its modules; returns the parameters that train.
+    """Freeze a student and add low-rank updates to some modules; return the number of trainable parameters.
 
-    The names of the student's parameters change until `merge_lora`; save it after merging.
+    The names of the student's parameters change until `merge_lora`; save the student after merging.
 
     Raises:
         ConfigError: peft is not installed, or the student has none of the modules.
@@ -90,7 +90,7 @@ def add_lora(student: Student, settings: LoraSettings) -> int:
 
 
 def merge_lora(student: Student) -> None:
-    """Add the updates to the weights and take the adapters out: the plain student again, at the plain cost."""
+    """Merge the updates into the weights and remove the adapters, which restores the plain student."""
     from peft.tuners.lora import LoraLayer
 
     adapters = [(name, part) for name, part in student.named_modules() if isinstance(part, LoraLayer)]
@@ -104,7 +104,7 @@ def merge_lora(student: Student) -> None:
 
 
 def adapter_tensors(student: Student) -> dict[str, torch.Tensor]:
-    """Return the low-rank updates that were added to a student, under the names that peft gives them."""
+    """Return the low-rank updates of a student, by peft's names."""
     return {
         PEFT_PREFIX + name.removeprefix(STUDENT_PREFIX).replace(".default.", "."): value
         for name, value in student.state_dict().items()
@@ -113,7 +113,7 @@ def adapter_tensors(student: Student) -> dict[str, torch.Tensor]:
 
 
 def save_adapter_config(folder: Path, settings: LoraSettings, *, base: str) -> None:
-    """Write what peft needs to add saved updates to transformers' model of the weights `base`."""
+    """Write the peft configuration that adds saved updates to transformers' model of the weights `base`."""
     config = _peft_config(
         settings, target_modules=list(settings.targets), base_model_name_or_path=base, inference_mode=True
     )
@@ -121,10 +121,10 @@ def save_adapter_config(folder: Path, settings: LoraSettings, *, base: str) -> N
 
 
 def load_adapter(student: Student, folder: Path) -> dict[str, torch.Tensor]:
-    """Merge saved low-rank updates into a student that holds the weights that they belong to; returns the updates.
+    """Merge saved low-rank updates into a student with their base weights; return the updates.
 
     Raises:
-        IdentityMismatch: they are of another student. WeightsUnavailable: they are not there.
+        IdentityMismatch: the updates belong to another student. WeightsUnavailable: they are missing or damaged.
     """
     try:
         config = json.loads((folder / names.ADAPTER).read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""METER as a student: a CLIP vision transformer and RoBERTa under a cross-modal stack, from pixels.
+"""METER as a student over pixels: a CLIP vision transformer and RoBERTa below a cross-modal stack.
 
-As in the original, the vision transformer loses its last block and its final norm is applied to every token. The
-stack's layers are transformers' `BridgeTowerBertCrossLayer`, the same code under the same names. Follows
+As in the original, the vision transformer has no last block, and its final norm is applied to every token. The
+stack's layers are transformers' `BridgeTowerBertCrossLayer`, the same code with the same names. Follows
 zdou0830/METER f4f0934, `meter/modules/meter_module.py`.
 
-OpenAI CLIP's names for its vision transformer, as METER's checkpoints keep them, become transformers' names. Renaming
-alone does not do: OpenAI's attention holds query, key and value in one matrix.
+METER's checkpoints use OpenAI CLIP's names for the vision transformer, which are mapped to transformers' names.
+OpenAI's attention also stores query, key and value in one matrix, which is split.
 
 Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width, D and E widths of the text
 and vision encoders, K classes.
@@ -39,7 +39,7 @@ TEXT_STREAM, IMAGE_STREAM = 0, 1
 class MeterConfig(PixelStudentConfig):
     """Architecture of METER; `num_layers` counts the cross-modal layers of each stream.
 
-    Two rows of RoBERTa's position table, which `max_positions` counts, stand for padding.
+    `max_positions` includes two rows of RoBERTa's position embeddings that are reserved for padding.
     """
 
     text_layers: int = option(12, help="Layers of RoBERTa.", minimum=1)
@@ -47,12 +47,12 @@ class MeterConfig(PixelStudentConfig):
 
 
 class CrossModalStack(nn.Module):
-    """Transforms, modality embeddings, layers and poolers; names as in the original's files."""
+    """Transforms, modality embeddings, layers and poolers, with the names of the original files."""
 
     def __init__(self, config: MeterConfig, *, text_size: int, image_size: int) -> None:
         super().__init__()
         cross = library_config(BridgeTowerTextConfig, config)
-        # Masks are always explicit below: without one, SDPA would take the layers' causal flag at its word.
+        # Masks are always explicit below: without a mask, SDPA would use the layers' causal flag.
         cross._attn_implementation = "sdpa"
         width, numbers = config.hidden_size, range(config.num_layers)
         self.cross_modal_text_transform = nn.Linear(text_size, width)
@@ -65,19 +65,19 @@ class CrossModalStack(nn.Module):
         initialise_bert(self)
 
     def text(self, text_NLD: torch.Tensor) -> torch.Tensor:
-        """Return (N, L, H): what enters the first layer of the text's states."""
+        """Return the text input of the first layer, (N, L, H)."""
         embedded: torch.Tensor = self.cross_modal_text_transform(text_NLD)
         return embedded + self.token_type_embeddings.weight[TEXT_STREAM]
 
     def image(self, image_NRE: torch.Tensor) -> torch.Tensor:
-        """Return (N, R, H): what enters the first layer of the picture's states."""
+        """Return the picture input of the first layer, (N, R, H)."""
         embedded: torch.Tensor = self.cross_modal_image_transform(image_NRE)
         return embedded + self.token_type_embeddings.weight[IMAGE_STREAM]
 
     def layers(
         self, text: torch.Tensor, image: torch.Tensor, text_mask_NL: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Give text states and image states after each layer, which both streams read of the one before."""
+        """Yield text and image states after each layer; both streams read the previous layer's states."""
         text_bias = padding_bias(text_mask_NL.bool(), compute_dtype(text))
         image_bias = image.new_zeros(image.shape[0], 1, 1, image.shape[1])
         for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
@@ -89,14 +89,14 @@ class CrossModalStack(nn.Module):
 
 
 def pooled_pair(stack: Any, text_NLH: torch.Tensor, image_NRH: torch.Tensor | None) -> torch.Tensor:
-    """Return a stack's pooled states (N, 2H), those of the text first; the picture's half is 0 without its states."""
+    """Return a stack's pooled states (N, 2H), text first; the picture's half is 0 without picture states."""
     pooled_NH = stack.cross_modal_text_pooler(text_NLH)
     other_NH = torch.zeros_like(pooled_NH) if image_NRH is None else stack.cross_modal_image_pooler(image_NRH)
     return torch.cat([pooled_NH, other_NH], dim=-1)
 
 
 def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors with each joint (3H, ...) projection as `q_proj`, `k_proj` and `v_proj`."""
+    """Split each joint (3H, ...) projection into `q_proj`, `k_proj` and `v_proj`."""
     split: dict[str, torch.Tensor] = {}
     for name, value in state.items():
         match = re.match(r"^(.*\.attn\.)in_proj_(weight|bias)$", name)
@@ -109,7 +109,7 @@ def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 class Meter(TwoStreams, PixelStudent):
-    """Runs METER as a student. State names follow the original where the modules are the original's."""
+    """METER as a student. State names are the original's for the original's modules."""
 
     config: MeterConfig
     num_separators = 2

@@ -1,6 +1,6 @@
-"""ModernVBERT as a student, on transformers' modules: SigLIP patches inside a bidirectional ModernBERT.
+"""ModernVBERT as a student, with transformers' modules: SigLIP patches inside a bidirectional ModernBERT.
 
-The picture's tokens follow the first text token; the text keeps its order around them. Tasks read the first token.
+The picture's tokens are inserted after the first text token. Heads read the first token.
 
 Shapes: B examples, N sequences, L text tokens, R visual tokens, S = L + R, H width.
 """
@@ -27,7 +27,7 @@ from advl_pipeline.students.text_student import SingleStream
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModernVBertConfig(PixelStudentConfig):
-    """Architecture of ModernVBERT; the last row of its word table is the picture's token."""
+    """Architecture of ModernVBERT; the last row of its word embeddings is the picture's token."""
 
     vision_size: int = option(768, help="Width of SigLIP.", minimum=1)
     vision_layers: int = option(12, help="Layers of SigLIP.", minimum=1)
@@ -36,7 +36,7 @@ class ModernVBertConfig(PixelStudentConfig):
 
 
 class ModernVBert(SingleStream, PixelStudent):
-    """Runs ModernVBERT as a student. State names are transformers' behind `model.`."""
+    """ModernVBERT as a student. State names are transformers' with the prefix `model.`."""
 
     config: ModernVBertConfig
     config_class: ClassVar[type[ModernVBertConfig]] = ModernVBertConfig
@@ -71,7 +71,7 @@ class ModernVBert(SingleStream, PixelStudent):
     def run_layers(
         self, x_NSH: torch.Tensor, batch: PixelBatch, *, num_text: int, separate: bool, **how: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # Most layers see a window only, so attention to the picture measures distance; no relevance is given.
+        # Most layers have sliding-window attention, so attention to the picture measures distance, not relevance.
         text_mask, visual_mask = batch.token_mask_NL, batch.visual_mask_NR
         if not separate:
             return self._run(x_NSH, text_mask, visual_mask), None
@@ -93,13 +93,13 @@ class ModernVBert(SingleStream, PixelStudent):
         )
 
     def _run(self, x_NSH: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
-        """Return last states (N, S, H); the model reads the picture behind the text's first token."""
+        """Return last states (N, S, H); the model reads the picture after the text's first token."""
         num_text, num_visual = text_mask_NL.shape[1], visual_mask_NR.shape[1]
         x_NSH = torch.cat([x_NSH[:, :1], x_NSH[:, num_text:], x_NSH[:, 1:num_text]], dim=1)
         seen_N11S = torch.cat([text_mask_NL[:, :1], visual_mask_NR, text_mask_NL[:, 1:]], dim=1)[:, None, None, :]
         place = torch.arange(x_NSH.shape[1], device=x_NSH.device)
         near = (place[:, None] - place[None, :]).abs() <= self.model.text_model.config.sliding_window
-        # The model's own masks ask the device whether there is padding, and the host waits for the answer.
+        # The model's own mask code checks for padding, which synchronises with the device.
         masks = {"full_attention": seen_N11S, "sliding_attention": seen_N11S & near}
         dtype = compute_dtype(x_NSH)
         states = self.model.text_model(

@@ -1,9 +1,9 @@
-"""Where students have their pictures, and the regions of pictures, from: decoded when asked for, or kept from before.
+"""Sources of students' pictures and regions: decoded on demand, or cached in memory.
 
-`PixelRegions` and `PixelGrid` need no detector and no download: small crops of the whole picture and of each
-annotated box, or the cells of a grid, go through one fixed random projection to the width that the student expects.
-That is a weak featuriser, meant for the built-in corpus and for tests; a published checkpoint has learned from
-detector features and needs those.
+`PixelRegions` and `PixelGrid` need no detector and no download. A fixed random projection maps small crops of the
+whole picture and of each annotated box, or the cells of a grid, to the student's feature width. These features are
+weak and meant for the built-in corpus and for tests. A published checkpoint was trained on a detector's features and
+needs those.
 
 Shapes: B pictures, R regions or boxes of a picture, S side in pixels, F feature width.
 """
@@ -27,11 +27,11 @@ from advl_pipeline.datasets.pictures import read_rgb, read_square
 from advl_pipeline.datasets.records import ImageUnit
 
 KEPT_BYTES = 256 << 20
-"""How much of decoded pictures stays in memory."""
+"""Maximum size of decoded pictures in memory."""
 
 
 class Sized(Protocol):
-    """What says how much memory it takes, as arrays and tensors do."""
+    """An object that reports its size in memory, such as an array or a tensor."""
 
     @property
     def nbytes(self) -> int: ...
@@ -41,7 +41,7 @@ Item = TypeVar("Item", bound=Sized)
 
 
 class RecentlyUsed(Generic[Item]):
-    """Items by name, the least recently used out first; `max_bytes` of them are kept."""
+    """A thread-safe LRU cache of items by name, of at most `max_bytes`."""
 
     def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -50,7 +50,7 @@ class RecentlyUsed(Generic[Item]):
         self._lock = threading.Lock()
 
     def get(self, name: str, make: Callable[[], Item]) -> Item:
-        """Return the item of a name, made if it is not kept; threads that ask for one at once may each make it."""
+        """Return the item of a name, made if it is not cached; concurrent threads may each make the same item."""
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
@@ -66,24 +66,24 @@ class RecentlyUsed(Generic[Item]):
         return item
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A lock does not travel between processes, nor need what can be made again.
+        # A lock cannot be pickled, and the items can be made again.
         return type(self), (self._max_bytes,)
 
 
 class Announced:
-    """Base of picture sources that get the next pictures announced; does nothing by default."""
+    """A base class of picture sources that can prefetch; its methods do nothing by default."""
 
     def announce(self, units: Sequence[ImageUnit]) -> None:
-        """Announce the pictures that are read next."""
+        """Announce the pictures to be read next."""
 
     def begin_epoch(self) -> None:
-        """Announce that all pictures are read again."""
+        """Announce that all pictures will be read again."""
 
 
 class DecodedPictures(Announced):
-    """Decodes picture files and squeezes them to squares; several threads may ask at once.
+    """A thread-safe source that decodes picture files and resizes them to squares.
 
-    The most recently used ones stay in memory, `kept_bytes` of them.
+    The most recently used pictures stay in memory, up to `kept_bytes`.
     """
 
     def __init__(self, size: int, *, kept_bytes: int = KEPT_BYTES) -> None:
@@ -91,7 +91,7 @@ class DecodedPictures(Announced):
         self._kept: RecentlyUsed[torch.Tensor] = RecentlyUsed(kept_bytes)
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
-        """Return (B, 3, S, S) uint8; raises `DatasetError` naming a picture that cannot be decoded."""
+        """Return pictures, (B, 3, S, S) uint8; raises `DatasetError` for a picture that cannot be decoded."""
         return torch.stack([self._kept.get(unit.unit_id, partial(self._read, unit)) for unit in units])
 
     def _read(self, unit: ImageUnit) -> torch.Tensor:
@@ -99,9 +99,9 @@ class DecodedPictures(Announced):
 
 
 def box_positions(unit: ImageUnit) -> npt.NDArray[np.float32]:
-    """Return (R + 1, 7): x1, y1, x2, y2, width, height and area as shares of the picture, whole picture first.
+    """Return UNITER's positions of the whole picture and of each box, (R + 1, 7).
 
-    The seven values are those of UNITER's region positions.
+    They are x1, y1, x2, y2, width, height and area as fractions of the picture.
     """
     scale = np.array([unit.width, unit.height, unit.width, unit.height], dtype=np.float32)
     corners = np.concatenate([np.array([[0, 0, 1, 1]], dtype=np.float32), unit.boxes_R4.astype(np.float32) / scale])
@@ -110,7 +110,7 @@ def box_positions(unit: ImageUnit) -> npt.NDArray[np.float32]:
 
 
 CROP_MARGIN = 0.1
-"""Context added around a box on each side, as a share of the box."""
+"""Context added around a box on each side, as a fraction of the box."""
 
 CROP_SIZE = 16
 CELL_SIZE = 8
@@ -124,9 +124,9 @@ WHOLE_POSITION_17 = np.array([[0, 0, 1, 1, 1, 1, 1]], dtype=np.float32)
 class Regions:
     """Regions of one picture.
 
-    `features_RF` are float32, or float16 as they are stored. `positions_R7` (float32) holds x1, y1, x2, y2, width,
-    height and area as shares of the picture. `box_index_R` is the row of `ImageUnit.boxes_R4` that a region stands
-    for, or -1. `whole_first` says that region 0 is the whole picture.
+    `features_RF` are float32, or float16 if stored as such. `positions_R7` (float32) are x1, y1, x2, y2, width,
+    height and area as fractions of the picture. `box_index_R` is the row of `ImageUnit.boxes_R4` for a region, or
+    -1. `whole_first` is true if region 0 is the whole picture.
     """
 
     features_RF: npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -136,17 +136,17 @@ class Regions:
 
 
 class RegionSource(Announced, ABC):
-    """Gives the regions of a picture, the same ones every time."""
+    """A deterministic source of the regions of a picture."""
 
     feature_size: int
 
     @abstractmethod
     def regions(self, unit: ImageUnit) -> Regions:
-        """Return the regions; raises `DatasetError` naming the picture when it cannot."""
+        """Return the regions; raises `DatasetError` for a picture without available regions."""
 
 
 class RandomProjection:
-    """Computes relu(W x / sqrt(P)) of P = 3 * S * S centred pixel values, W fixed and random."""
+    """relu(W x / sqrt(P)) of P = 3 * S * S centred pixel values x, with a fixed random W."""
 
     def __init__(self, side: int, feature_size: int) -> None:
         num_pixels = 3 * side**2
@@ -154,13 +154,13 @@ class RandomProjection:
         self._projection_PF = noise * np.float32(2.0 / np.sqrt(num_pixels))
 
     def __call__(self, pixels_RSS3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return (R, F)."""
+        """Return the features, (R, F)."""
         pixels_RP = pixels_RSS3.reshape(len(pixels_RSS3), -1).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
         return np.maximum(pixels_RP @ self._projection_PF, np.float32(0.0))
 
 
 class CropRegions(RegionSource):
-    """The whole picture and each box, in the order of the dataset; features are the values of small crops, to 255.
+    """A source of the whole picture and each box, in the dataset's order; features are pixels of crops, 0 to 255.
 
     The most recently used crops stay in memory.
     """
@@ -180,11 +180,11 @@ class CropRegions(RegionSource):
         )
 
     def features(self, crops_RSS3: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return (R, F)."""
+        """Return the features of crops, (R, F)."""
         return crops_RSS3.reshape(len(crops_RSS3), -1).astype(np.float32)
 
     def crops(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
-        """Return (R, S, S, 3): the whole picture first, then each box; raises `DatasetError` as `regions` does."""
+        """Return crops of the whole picture and each box, (R, S, S, 3); raises `DatasetError` like `regions`."""
         return self._kept.get(unit.unit_id, partial(self._read, unit))
 
     def _read(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
@@ -193,7 +193,7 @@ class CropRegions(RegionSource):
         crops = [picture.resize(size, Image.Resampling.BOX)]
         for x1, y1, x2, y2 in unit.boxes_R4.tolist():
             margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
-            # A box may be in the rim outside the picture that datasets tolerate: the nearest pixel stands for it.
+            # Datasets tolerate boxes slightly outside the picture; such a box becomes the nearest pixel.
             box = (
                 min(max(0.0, x1 - margin_x), picture.width - 1.0),
                 min(max(0.0, y1 - margin_y), picture.height - 1.0),
@@ -205,7 +205,7 @@ class CropRegions(RegionSource):
 
 
 class PixelRegions(CropRegions):
-    """Puts the same crops through the fixed projection."""
+    """The same crops after the fixed projection."""
 
     def __init__(self, feature_size: int) -> None:
         super().__init__(CROP_SIZE)
@@ -217,7 +217,7 @@ class PixelRegions(CropRegions):
 
 
 class PixelGrid(RegionSource):
-    """The cells of a square grid, row by row, for students that see a grid; none stands for a box."""
+    """A source of the cells of a square grid, in row-major order, for students with a grid; cells have no box."""
 
     def __init__(self, feature_size: int, side: int) -> None:
         self.feature_size = feature_size
@@ -239,7 +239,7 @@ class PixelGrid(RegionSource):
 
 
 def with_whole_picture(regions: Regions) -> Regions:
-    """Return the regions with the whole picture first; where it is absent, the mean feature serves, as in VL-BERT."""
+    """Return the regions with the whole picture first; if missing, it gets the mean feature, as in VL-BERT."""
     if regions.whole_first:
         return regions
     return Regions(

@@ -1,6 +1,6 @@
-"""What students over pixels share: pictures squeezed to a square, one visual token per patch after a class token.
+"""Base classes of students over pixels: pictures are resized to a square; each patch is a token after a class token.
 
-Squeezing keeps every box in the picture and every batch rectangular; the originals of ViLT crop or pad instead.
+Resizing keeps every box in the picture and every batch rectangular. The original ViLT crops or pads instead.
 
 Shapes: B examples, N sequences, L text tokens, R visual tokens (class token, then patches row by row), H width.
 """
@@ -30,8 +30,8 @@ HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 def normalise_colours(
     values: torch.Tensor, mean: Sequence[float], std: Sequence[float], *, axes_behind: int
 ) -> torch.Tensor:
-    """Return (values - mean) / std of the colours, behind whose axis others are."""
-    # A list would be copied to the device while all waits.
+    """Return (values - mean) / std per colour; `axes_behind` is the number of axes after the colour axis."""
+    # Copying a list to the device would synchronise with it.
     means, stds = (
         torch.stack([values.new_full((), value) for value in numbers]).view(-1, *[1] * axes_behind)
         for numbers in (mean, std)
@@ -51,14 +51,14 @@ class PixelStudentConfig(TextStudentConfig):
 
 @dataclass(kw_only=True)
 class PixelBatch(TextBatch):
-    """Adds `pixels_B3SS`, each example's picture (shared by its candidates), uint8 RGB."""
+    """A batch with `pixels_B3SS`, each example's picture (shared by its candidates), uint8 RGB."""
 
     picture_field: ClassVar[str] = "pixels_B3SS"
     blank_value: ClassVar[int] = 127
 
     pixels_B3SS: torch.Tensor
     are_alike: bool = False
-    """Whether all pictures are one and the same, as their names say."""
+    """Whether all pictures have the same name, and are therefore identical."""
 
     def without_picture(self) -> Self:
         """Return the batch with black pictures."""
@@ -69,9 +69,9 @@ class PixelBatch(TextBatch):
 
 
 class PixelStudent(TextStudent):
-    """Collates texts and pictures; subclasses lay out the text and encode.
+    """A student that collates texts and pictures; subclasses define the text rows and the encoder.
 
-    `pictures` may be replaced after building, by a reader of stored pictures of the same size.
+    `pictures` can be replaced after construction by a reader of stored pictures of the same size.
     """
 
     config: PixelStudentConfig
@@ -79,7 +79,7 @@ class PixelStudent(TextStudent):
     pixel_mean: tuple[float, float, float] = CLIP_MEAN
     pixel_std: tuple[float, float, float] = CLIP_STD
     num_class_tokens: int = 1
-    """Visual tokens before the patches."""
+    """Number of visual tokens before the patches."""
 
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
@@ -87,7 +87,7 @@ class PixelStudent(TextStudent):
 
     @property
     def num_visual(self) -> int:
-        """R: visual tokens of every picture."""
+        """Number R of visual tokens of every picture."""
         return self.num_class_tokens + (self.config.image_size // self.config.patch_size) ** 2
 
     def num_visual_of(self, unit: ImageUnit) -> int:
@@ -95,7 +95,7 @@ class PixelStudent(TextStudent):
 
     @property
     def token_places(self) -> npt.NDArray[np.float32]:
-        """(R, 4): where each visual token is; class tokens are nowhere."""
+        """Box of each visual token, (R, 4); NaN for class tokens."""
         side = math.isqrt(self.num_visual - self.num_class_tokens)
         nowhere = np.full((self.num_class_tokens, 4), np.nan, np.float32)
         return np.concatenate([nowhere, grid_rectangles(side, side)])
@@ -122,17 +122,17 @@ class PixelStudent(TextStudent):
         self.pictures.begin_epoch()
 
     def normalised(self, batch: PixelBatch) -> torch.Tensor:
-        """Return (B, 3, S, S): pixels as the vision encoder takes them."""
+        """Return the normalised pixels for the vision encoder, (B, 3, S, S)."""
         pixels = batch.pixels_B3SS.to(next(self.parameters()).dtype) / 255
         return normalise_colours(pixels, self.pixel_mean, self.pixel_std, axes_behind=2)
 
     def per_picture(
         self, batch: PixelBatch, compute: Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
     ) -> Any:
-        """Run the vision encoder on normalised pictures; under `sharing`, alike ones are run once.
+        """Run the vision encoder on normalised pictures; under `sharing`, identical ones are encoded once.
 
         Args:
-            compute: (B, 3, S, S) -> states, or several, of B rows.
+            compute: (B, 3, S, S) -> one or several tensors of B rows.
         """
         pixels_B3SS = batch.pixels_B3SS
         if self._shared is None or len(pixels_B3SS) < 2 or not batch.are_alike:

@@ -1,4 +1,4 @@
-"""What students over region features share: configuration, collation, hiding the picture.
+"""Base classes of students with region features: configuration, collation, hiding the picture.
 
 Shapes: B examples, N sequences, L text tokens, R regions, H width, F feature width.
 """
@@ -36,11 +36,11 @@ class RegionStudentConfig(TextStudentConfig):
 
 @dataclass(kw_only=True)
 class RegionBatch(TextBatch):
-    """Adds each example's regions (shared by its candidates); features and positions are float32.
+    """A batch with each example's regions, shared by its candidates; features and positions are float32.
 
-    `features_BRF` are a detector's; `positions_BR7` are x1, y1, x2, y2, width, height, area as shares of the picture.
-    `tags_NL` (int64) is the region that each token refers to by an object tag, -1 for most; `alignment_NRA` (int64)
-    are the positions of the words that name a region, -1 for none.
+    `features_BRF` come from a detector. `positions_BR7` are x1, y1, x2, y2, width, height and area as fractions of
+    the picture. `tags_NL` (int64) is the region that each token refers to by an object tag, -1 for most tokens.
+    `alignment_NRA` (int64) are the positions of the words that name a region, -1 for none.
     """
 
     picture_field: ClassVar[str] = "features_BRF"
@@ -49,7 +49,7 @@ class RegionBatch(TextBatch):
     positions_BR7: torch.Tensor
     tags_NL: torch.Tensor | None = None
     alignment_NRA: torch.Tensor | None = None
-    """Of students that read it, as `tags_NL`."""
+    """Set only for students that read it, like `tags_NL`."""
 
     def without_picture(self) -> Self:
         """Return the batch with one empty region per sequence."""
@@ -62,30 +62,30 @@ class RegionBatch(TextBatch):
 
 
 class RegionStudent(TextStudent):
-    """Collates texts and regions; subclasses lay out the text and encode.
+    """A student that collates texts and regions; subclasses define the text rows and the encoder.
 
-    `regions` may be replaced after building. A student of a detector's regions has none until it is.
+    `regions` can be replaced after construction. For a detector's regions, it is None until then.
     """
 
     config: RegionStudentConfig
     places: PlaceKind | None = "regions"
     reads_tags: ClassVar[bool] = False
-    """Whether its batches say which region each token refers to."""
+    """Whether its batches contain the region that each token refers to."""
 
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)
         self.regions: RegionSource | None = None if config.regions == "detector" else self.pixel_regions()
 
     def pixel_regions(self) -> RegionSource:
-        """Return the detector-free source."""
+        """Return the source of regions without a detector."""
         return PixelRegions(self.config.feature_size)
 
     def regions_of(self, unit: ImageUnit) -> Regions:
-        """Return the regions that the student sees of a picture; raises as `region_source` and the source do."""
+        """Return the regions of a picture; raises like `region_source` and the source."""
         return self.region_source().regions(unit)
 
     def region_source(self) -> RegionSource:
-        """Return what gives the regions; raises `ConfigError` where they are a detector's and nothing does."""
+        """Return the source of regions; raises `ConfigError` if a detector's regions are required but not given."""
         if self.regions is None:
             making = advise(["advl", "cache", "import", "--help"], note="makes a cache; then add --regions CACHE")
             raise ConfigError(f"{self.name} sees a detector's regions, and none are given.", next_command=making)
@@ -121,7 +121,7 @@ class RegionStudent(TextStudent):
 def collate_regions(
     student: TextStudent, examples: Sequence[Example], regions_of: Callable[[ImageUnit], Regions]
 ) -> RegionBatch:
-    """Return the padded batch of a student's texts and of the regions of each example's picture."""
+    """Return a padded batch of a student's texts and the regions of each example's picture."""
     text, num_cut = student.collate_texts(examples)
     regions = [regions_of(example.image) for example in examples]
     num_candidates = tuple(len(example.candidates) for example in examples)
@@ -150,7 +150,7 @@ def collate_regions(
 
 
 class RegionStream(BertStream, RegionStudent):
-    """A single stream of words and regions over BERT's layers."""
+    """A single stream of words and regions over BERT layers."""
 
     @property
     def fusion_layers(self) -> Sequence[Any]:
@@ -158,7 +158,7 @@ class RegionStream(BertStream, RegionStudent):
 
 
 def tags_in(batch: StudentBatch, examples: Sequence[Example]) -> Iterator[tuple[int, torch.Tensor, int]]:
-    """Give of each object tag its sequence, its tokens, (L,) bool, and its box."""
+    """Yield the sequence, the tokens, (L,) bool, and the box of each object tag."""
     candidates = [candidate for example in examples for candidate in example.candidates]
     for row, candidate in enumerate(candidates):
         starts, ends = batch.char_spans_NL2[row].unbind(-1)
@@ -167,12 +167,12 @@ def tags_in(batch: StudentBatch, examples: Sequence[Example]) -> Iterator[tuple[
 
 
 def regions_of_box(batch: StudentBatch, row: int, box: int) -> torch.Tensor:
-    """Return the regions, int64, that stand for a box in a sequence."""
+    """Return the regions of a box in a sequence, int64."""
     return (batch.box_index_NR[row] == box).nonzero()[:, 0]
 
 
 def tagged_regions(batch: StudentBatch, examples: Sequence[Example]) -> torch.Tensor:
-    """Return (N, L) int64: the region that each token refers to by an object tag, -1 for most."""
+    """Return the region that each token refers to by an object tag, (N, L) int64; -1 for most tokens."""
     region_NL = torch.full_like(batch.token_ids_NL, -1)
     for row, tokens_L, box in tags_in(batch, examples):
         regions = regions_of_box(batch, row, box)

@@ -1,9 +1,9 @@
-"""What every student with word pieces shares: rows of text, and how text and picture meet.
+"""Base classes of students with word pieces: rows of text, and the fusion of text and picture.
 
-A student lays the parts of a candidate (`tokenizer.py`) out with its special tokens and types. It reads text and
-picture as one sequence (`SingleStream`), or as two that meet in cross-attention (`TwoStreams`).
+A student combines the parts of a candidate (`tokenizer.py`) with its special tokens and types. It reads text and
+picture as one sequence (`SingleStream`), or as two sequences with cross-attention (`TwoStreams`).
 
-Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, P width of what heads read.
+Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, P width of the pooled state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from advl_pipeline.students.weight_files import tokenizer_folder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowLength(Configuration):
-    """How long a row of text may be, and what happens to longer ones."""
+    """Maximum length of a text row, and the treatment of longer ones."""
 
     max_text_length: int = option(128, help="Tokens of one row of text.", minimum=5)
     overlong: Literal["error", "cut"] = option(
@@ -46,7 +46,7 @@ class RowLength(Configuration):
 
 @dataclass(kw_only=True, slots=True)
 class TextRow(TokenPart):
-    """One laid-out row: ids, spans ((0, 0) for special tokens), types, and the token that tasks read."""
+    """A row of text: ids, spans ((0, 0) for special tokens), types, and the token that heads read."""
 
     types: list[int] = field(default_factory=list)
     pool_index: int = 0
@@ -63,10 +63,10 @@ class TextRow(TokenPart):
 
 
 def fit_parts(parts: list[TokenPart], num_special: int, row: RowLength, candidate: Candidate) -> int:
-    """Cut parts in place until the row fits, always at the end of the longest part; return the tokens cut.
+    """Truncate parts in place until the row fits, always the longest part; return the number of removed tokens.
 
     Raises:
-        DatasetError: the row is too long, and such are an error.
+        DatasetError: the row is too long, and `overlong` is "error".
     """
     num_tokens = sum(len(part.token_ids) for part in parts) + num_special
     excess = num_tokens - row.max_text_length
@@ -89,12 +89,12 @@ def fit_parts(parts: list[TokenPart], num_special: int, row: RowLength, candidat
 def pair_row(
     parts: list[TokenPart], tokenizer: TextTokenizer, *, separators: int = 1, masked: bool = False
 ) -> TextRow:
-    """Lay out `[CLS] q [SEP] a [SEP]` with type 1 from the answer on, or a single text.
+    """Build `[CLS] q [SEP] a [SEP]` with type 1 from the answer on, or a row with a single text.
 
     Args:
-        parts: question, answer and rationale, as far as there are; question and answer of a rationale are one part.
-        separators: tokens between the two sides, 2 for RoBERTa.
-        masked: a single text ends in a [MASK], which tasks read.
+        parts: question, answer and rationale, if present. Before a rationale, question and answer are not separated.
+        separators: number of tokens between the two sides, 2 for RoBERTa.
+        masked: end a single text with a [MASK], which heads read.
     """
     row = TextRow()
     row.add_special(tokenizer.cls_id)
@@ -128,7 +128,7 @@ def pad_rows(rows: Sequence[TextRow], pad_id: int) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextStudentConfig(RowLength):
-    """Settings that every student has; its architecture's own come on top. Families' values are data."""
+    """Common settings of students with word pieces. Values for each family are in data files."""
 
     hidden_size: int = option(768, help="Width H.", minimum=1)
     num_layers: int = option(12, help="Encoder layers.", minimum=1)
@@ -142,36 +142,36 @@ class TextStudentConfig(RowLength):
 
 @dataclass(kw_only=True)
 class TextBatch(StudentBatch):
-    """Adds `types_NL`, each token's type, and `pool_index_N`, the place of the token that tasks read; both int64."""
+    """A batch with token types `types_NL` and the index of the token that heads read, `pool_index_N`; both int64."""
 
     types_NL: torch.Tensor
     pool_index_N: torch.Tensor
     whole_first: bool = True
-    """Whether the first visual token of every sequence stands for the whole picture."""
+    """Whether the first visual token of every sequence represents the whole picture."""
     grid: TokenGrid | None = None
-    """Of text and picture, where the student computes no padding."""
+    """Grid of text and picture tokens, if the student does not compute padding."""
 
     @abstractmethod
     def without_picture(self) -> Self:
-        """Return the batch with pictures that are not there: what the stream of the text sees of none."""
+        """Return the batch with pictures hidden from the text stream."""
 
     def without_text(self) -> Self:
-        """Return the batch with the first token alone visible: what the stream of the picture sees of no text."""
+        """Return the batch with text hidden from the picture stream, except for the first token."""
         mask_NL = torch.zeros_like(self.token_mask_NL)
         mask_NL[:, 0] = True
         return replace(self, token_mask_NL=mask_NL)
 
 
 class TextStudent(Student):
-    """Tokenises candidates part by part and lays the parts out between its special tokens."""
+    """A student that tokenises candidates part by part and joins the parts with special tokens."""
 
     config: TextStudentConfig
     num_unused_rows: ClassVar[int] = 0
-    """How many rows of the published word table no token of the published tokenizer may have."""
+    """Maximum number of rows of the published word embeddings without a token in the published tokenizer."""
     num_separators: ClassVar[int] = 1
-    """Tokens between a question and its answer, 2 for RoBERTa."""
+    """Number of tokens between a question and its answer, 2 for RoBERTa."""
     num_special: ClassVar[int] = 4
-    """Special tokens that `lay_out` adds to three parts, the most there are."""
+    """Number of special tokens that `lay_out` adds to three parts, the maximum."""
 
     def __init__(self, name: str, config: TextStudentConfig) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class TextStudent(Student):
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """Loaded when it is first asked for: a student may be described or filled where its tokenizer is not."""
+        """The tokenizer, loaded on first use: describing a student or loading its weights does not require it."""
         return load_text_tokenizer(self.config.tokenizer)
 
     def require_inputs(self) -> None:
@@ -198,20 +198,20 @@ class TextStudent(Student):
             )
 
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """Put the parts of one candidate between the student's special tokens; `task` is its head (`head_name`)."""
+        """Join the parts of one candidate with the student's special tokens; `task` is its head (`head_name`)."""
         return pair_row(parts, self.tokenizer, separators=self.num_separators)
 
     @abstractmethod
     def num_visual_of(self, unit: ImageUnit) -> int:
-        """Return the visual tokens of a picture, padding aside."""
+        """Return the number of visual tokens of a picture, without padding."""
 
     def replaced_spans(self, example: Example, candidate: Candidate) -> list[Piece]:
-        """Return the characters that become single tokens; none by default."""
+        """Return the character spans that become single tokens; none by default."""
         return []
 
     @classmethod
     def settings_beside(cls, weights: Path) -> dict[str, Any]:
-        """Return the settings found next to published weights: by default, where the tokenizer is."""
+        """Return the settings found next to published weights: by default, the tokenizer's folder."""
         folder = tokenizer_folder(weights)
         return {} if folder is None else {"tokenizer": str(folder)}
 
@@ -224,7 +224,7 @@ class TextStudent(Student):
         return self.config.max_text_length
 
     def num_special_of(self, num_parts: int) -> int:
-        """Return the special tokens that a row of so many parts keeps room for: those of the longest row there is."""
+        """Return the number of special tokens to reserve in a row; by default, that of a row with three parts."""
         return self.num_special
 
     def count_cut(self, examples: Sequence[Example]) -> int:
@@ -238,10 +238,11 @@ class TextStudent(Student):
         return texts["token_ids_NL"], texts["token_mask_NL"]
 
     def collate_texts(self, examples: Sequence[Example]) -> tuple[dict[str, Any], int]:
-        """Return the padded text tensors of all candidates, by field name, and how many of the texts were cut.
+        """Return the padded text tensors of all candidates, by field name, and the number of truncated texts.
 
         Raises:
-            ConfigError: the tokenizer is of another vocabulary. DatasetError: a text is too long, and not to be cut.
+            ConfigError: the tokenizer has another vocabulary. DatasetError: a text is too long, and `overlong` is
+                "error".
         """
         self.require_inputs()
         pairs = [(example, candidate) for example in examples for candidate in example.candidates]
@@ -261,31 +262,31 @@ class SingleStream(TextStudent):
 
     model: Any
     reads_first: ClassVar[bool] = False
-    """Whether all its heads read the first token, so that the last layer need compute no other."""
+    """Whether all its heads read only the first token, so that the last layer can skip the others."""
 
     @abstractmethod
     def embed(self, batch: Any, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what enters the layers, text (N, L, H) and picture (N, R, H).
+        """Return the input embeddings of text (N, L, H) and picture (N, R, H).
 
         Args:
-            batch: of the student's own kind.
+            batch: a batch of the student's class.
             delta: perturbations of its inputs.
-            hidden: text and picture are hidden from one another.
+            hidden: hide text and picture from each other.
         """
 
     @property
     @abstractmethod
     def fusion_layers(self) -> Sequence[Any]:
-        """The layers in which text and picture attend to one another."""
+        """The layers in which text and picture attend to each other."""
 
     @abstractmethod
     def run_layers(
         self, x_NSH: torch.Tensor, batch: Any, *, num_text: int, separate: bool, **how: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run `fusion_layers`; arguments and result are those of `bert_parts.run_layers`."""
+        """Run `fusion_layers`, with the arguments and the result of `bert_parts.run_layers`."""
 
     def pool(self, text_NLH: torch.Tensor, batch: Any) -> torch.Tensor:
-        """Return (N, H): what heads read of the text's last states, which may be those of first tokens alone."""
+        """Pool the text's last states for the heads, (N, H); they may contain only the first tokens."""
         pooled_NH: torch.Tensor = self.model.pooler(text_NLH)
         return pooled_NH
 
@@ -309,7 +310,7 @@ class SingleStream(TextStudent):
     def fuse(
         self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
     ) -> StudentOutput:
-        """Run the layers over what `embed` returned; `how` are other arguments of `bert_parts.run_layers`."""
+        """Run the layers over the output of `embed`; `how` are other arguments of `bert_parts.run_layers`."""
         num_text = text_NLH.shape[1]
         x_NSH = torch.cat([text_NLH, visual_NRH], dim=1)
         x_NSH, relevance_NL = self.run_layers(x_NSH, batch, num_text=num_text, separate=hidden, **how)
@@ -324,10 +325,10 @@ class SingleStream(TextStudent):
 
 
 class BertStream(SingleStream):
-    """A single stream over BERT's layers of a `bert_config`, which compute no padding."""
+    """A single stream over BERT layers of a `bert_config`, which do not compute padding."""
 
     def kinds(self, batch: TextBatch) -> torch.Tensor:
-        """Return (N, S): what each position is that the layers read, as `token_kinds` does."""
+        """Return the kind of each input position of the layers, (N, S), as in `token_kinds`."""
         return token_kinds(batch.token_mask_NL, batch.visual_mask_NR)
 
     def collate(self, examples: Sequence[Example]) -> Any:
@@ -342,30 +343,30 @@ class BertStream(SingleStream):
 
 
 States = Sequence[torch.Tensor]
-"""States below the fusion, those of the last layer last."""
+"""States of layers below the fusion, last layer last."""
 
 
 class TwoStreams(TextStudent):
-    """A student whose text and picture are streams of their own that meet in cross-attention.
+    """A student with separate streams for text and picture that interact through cross-attention.
 
-    Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
+    Every token's cross-attention to the picture sums to 1, so the streams provide no relevance.
     """
 
     @abstractmethod
     def lower_text(self, batch: Any, delta: Perturbation) -> States:
-        """Return the states (N, L, H) that the fusion takes of the text: of one layer, or of several."""
+        """Return the text states (N, L, H) of one or several layers for the fusion."""
 
     @abstractmethod
     def lower_picture(self, batch: Any, delta: Perturbation) -> States:
-        """Return the same of the picture, (N, R, H), or (B, R, H) where it is each example's."""
+        """Return the picture states for the fusion, (N, R, H), or (B, R, H) if computed once per example."""
 
     @abstractmethod
     def cross(self, batch: Any, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last states of both streams, which see each other."""
+        """Return the last states of both streams after cross-attention."""
 
     @abstractmethod
     def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
-        """Return (N, P): what heads read of both streams, or of the text alone."""
+        """Pool both streams, or only the text, for the heads, (N, P)."""
 
     def encode(
         self,
@@ -393,7 +394,7 @@ class TwoStreams(TextStudent):
         return self._output(seen, text_NLH, picture_NRH, self.pool(text_NLH, picture_NRH))
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        """Return the last states below the fusion; of a pooled pair the picture's half is zero."""
+        """Return the last states below the fusion; the picture's half of a pooled pair is zero."""
         assert isinstance(batch, TextBatch)
         text_NLH = self.lower_text(batch, Perturbation())[-1]
         picture_NRH = batch.per_sequence(self.lower_picture(batch, Perturbation())[-1])

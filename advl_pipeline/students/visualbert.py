@@ -1,8 +1,8 @@
-"""VisualBERT as a student: single stream, regions placed at the words that name them.
+"""VisualBERT as a student: single stream, with regions at the positions of the words that name them.
 
-Embeddings and key names are transformers' `VisualBertEmbeddings`; the encoder is `BertEncoder`, whose arithmetic and
-names are the same and which runs over real tokens only (`bert_parts.py`). VQA reads the [MASK] after the question,
-other tasks the pooled [CLS]. Regions have visual type 0, as in the original (examples elsewhere use 1).
+Embeddings and key names are those of transformers' `VisualBertEmbeddings`. The encoder is `BertEncoder`, with the
+same arithmetic and names, and runs without padding (`bert_parts.py`). VQA reads the [MASK] after the question. Other
+tasks read the pooled [CLS]. Regions have visual type 0, as in the original (examples elsewhere use 1).
 
 Shapes: N sequences, L text tokens, R regions, A words aligned to a region, S = L + R, H width, F feature width.
 """
@@ -37,7 +37,7 @@ HEAD_DROPOUT = 0.1
 
 
 class VisualBertModel(nn.Module):
-    """Embeddings, encoder and pooler, under transformers' names."""
+    """Embeddings, encoder and pooler, with transformers' names."""
 
     def __init__(self, config: RegionStudentConfig) -> None:
         super().__init__()
@@ -55,7 +55,10 @@ class VisualBertModel(nn.Module):
         features_NRF: torch.Tensor,
         alignment_NRA: torch.Tensor,
     ) -> torch.Tensor:
-        """Return (N, L + R, H). A region's position: the mean of its words' rows plus row 0 of its own table."""
+        """Embed text and regions, (N, L + R, H).
+
+        A region's position is the mean of its words' position embeddings plus row 0 of the visual ones.
+        """
         parts = self.embeddings
         positions_LH = parts.position_embeddings.weight[: words_NLH.shape[1]]
         text_NLH = words_NLH + parts.token_type_embeddings(types_NL) + positions_LH
@@ -70,7 +73,7 @@ class VisualBertModel(nn.Module):
 
 
 class VisualBert(RegionStream):
-    """Runs VisualBERT as a student. State names are transformers' behind `model.`."""
+    """VisualBERT as a student. State names are transformers' with the prefix `model.`."""
 
     config: RegionStudentConfig
     config_class: ClassVar[type[RegionStudentConfig]] = RegionStudentConfig
@@ -81,7 +84,7 @@ class VisualBert(RegionStream):
         self.model = VisualBertModel(config)
 
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """`[CLS] q [SEP] a [SEP]`; VQA is `[CLS] q [MASK] [SEP]`."""
+        """Return `[CLS] q [SEP] a [SEP]`, or `[CLS] q [MASK] [SEP]` for VQA."""
         return pair_row(parts, self.tokenizer, masked=task == "vqa")
 
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
@@ -101,7 +104,7 @@ class VisualBert(RegionStream):
         words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
         features_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
         assert batch.alignment_NRA is not None
-        # Which words name a region is knowledge of the text, so it is hidden together with it.
+        # The alignment of words and regions depends on the text, so it is hidden together with it.
         alignment = torch.full_like(batch.alignment_NRA, -1) if hidden else batch.alignment_NRA
         x_NSH = self.model.embed(words_NLH, batch.types_NL, features_NRF, alignment)
         num_text = batch.token_ids_NL.shape[1]

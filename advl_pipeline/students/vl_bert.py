@@ -1,10 +1,10 @@
-"""VL-BERT as a student, over precomputed region features (the end-to-end detector of its VCR variant is not here).
+"""VL-BERT as a student over precomputed region features, without the end-to-end detector of its VCR variant.
 
-Every text token also carries a visual embedding, every object a linguistic one. Follows jackroos/VL-BERT 4373674,
+Every text token also has a visual embedding, and every object a linguistic one. Follows jackroos/VL-BERT 4373674,
 `common/visual_linguistic_bert.py`; keys are those of the original files. The original packs text, objects and [END]
-without gaps; here they keep their columns and gaps are skipped (`bert_parts.py`), which gives the same states
-because positions are explicit. VQA reads the state of a [MASK] after the question, through BERT's masked-word
-transform; other tasks read the pooled [CLS].
+without gaps. Here they keep their columns and gaps are skipped (`bert_parts.py`), which gives the same states because
+positions are explicit. VQA reads the state of a [MASK] after the question, through BERT's masked-word transform.
+Other tasks read the pooled [CLS].
 
 Shapes: N sequences, L text tokens, R objects, S = L + R + 1 positions, H width, F feature width, K classes.
 """
@@ -36,7 +36,7 @@ _FREQUENCIES = 256
 
 
 class VlBertModel(nn.Module):
-    """Holds the embeddings, encoder and pooler of VL-BERT."""
+    """Embeddings, encoder and pooler of VL-BERT."""
 
     def __init__(self, config: VlBertConfig) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ class VlBertModel(nn.Module):
         object_linguistic_H: torch.Tensor,
         text_lengths_N: torch.Tensor,
     ) -> torch.Tensor:
-        """Return (N, S, H): text, objects, [END]. All objects share the position after the text, [END] has the next.
+        """Embed text, objects and [END], (N, S, H). Objects share the position after the text; [END] has the next.
 
         Args:
             types_NL: 0 or 1.
-            text_visual_NLH: what each text token sees, before its norm.
+            text_visual_NLH: visual embeddings of text tokens, before their norm.
             object_visual_NRH: object representations, before their norm.
-            object_linguistic_H: the one linguistic embedding of objects.
+            object_linguistic_H: the linguistic embedding shared by all objects.
         """
         num_text, num_objects = words_NLH.shape[1], object_visual_NRH.shape[1]
         text_NLH = words_NLH + self.visual_ln_text(text_visual_NLH)
@@ -87,10 +87,10 @@ class VlBertModel(nn.Module):
 
 
 def coordinate_embedding(corners_NR4: torch.Tensor) -> torch.Tensor:
-    """Return (..., R, 2048): sine and cosine of centre, width and height of each box.
+    """Return sine and cosine embeddings of centre, width and height of each box, (..., R, 2048).
 
     Args:
-        corners_NR4: x1, y1, x2, y2 as shares of the picture. The four quantities are in percent, divided by
+        corners_NR4: x1, y1, x2, y2 as fractions of the picture. The four quantities are in percent, divided by
             1000 ** (i / 256) for i = 0 ... 255.
     """
     x1, y1, x2, y2 = corners_NR4.unbind(-1)
@@ -101,7 +101,7 @@ def coordinate_embedding(corners_NR4: torch.Tensor) -> torch.Tensor:
 
 
 class ObjectDownsample(nn.Module):
-    """Linear over [coordinate embedding, feature], then ReLU; the original calls the layer `obj_downsample.1`."""
+    """Linear and ReLU over [coordinate embedding, feature]; the original names the layer `obj_downsample.1`."""
 
     def __init__(self, hidden_size: int, feature_size: int, dropout: float) -> None:
         super().__init__()
@@ -117,25 +117,25 @@ class ObjectDownsample(nn.Module):
 
 
 def collect_objects(tags_NL: torch.Tensor, reps_NRH: torch.Tensor) -> torch.Tensor:
-    """Return (N, L, H): the representation of the object that each token refers to (0 is the whole picture)."""
+    """Gather the object that each token refers to, (N, L, H); object 0 is the whole picture."""
     return reps_NRH.gather(1, tags_NL[..., None].expand(-1, -1, reps_NRH.shape[-1]))
 
 
 CLASSIFIER_DROPOUT = 0.1
 
 EMPTY_TEXT_LENGTH = 2
-"""[CLS] and [SEP]."""
+"""Number of tokens of an empty text: [CLS] and [SEP]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlBertConfig(RegionStudentConfig):
-    """Sets the architecture of VL-BERT."""
+    """Architecture of VL-BERT."""
 
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 
 
 class VlBert(RegionStream):
-    """Runs VL-BERT as a student. State names are the original's, without `_module.`."""
+    """VL-BERT as a student. State names are the original's, without `_module.`."""
 
     config: VlBertConfig
     head_key = "final_mlp"
@@ -152,7 +152,7 @@ class VlBert(RegionStream):
         initialise_bert(self.object_linguistic_embeddings)
 
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """`[CLS] q [SEP] a [SEP]`; question and answer of QA->R are one part; VQA is `[CLS] q [SEP] [MASK] [SEP]`."""
+        """Return `[CLS] q [SEP] a [SEP]`, or `[CLS] q [SEP] [MASK] [SEP]` for VQA; q of QA->R includes the answer."""
         row = super().lay_out(parts, task)
         if len(parts) == 1 and task == "vqa":
             row.pool_index = len(row.token_ids)
@@ -164,7 +164,7 @@ class VlBert(RegionStream):
         return with_whole_picture(super().regions_of(unit))
 
     def kinds(self, batch: TextBatch) -> torch.Tensor:
-        # [END] belongs to the picture's side: it closes the list of objects.
+        # [END] belongs to the picture, because it ends the list of objects.
         return token_kinds(batch.token_mask_NL, nn.functional.pad(batch.visual_mask_NR, (0, 1), value=True))
 
     @property
@@ -172,11 +172,11 @@ class VlBert(RegionStream):
         return list(self.vlbert.encoder.layer)
 
     def embed(self, batch: RegionBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what enters the layers; [END] is behind the objects."""
+        """Return the input embeddings of the layers; [END] follows the objects."""
         features = delta.of_features(batch.per_sequence(batch.features_BRF))
         reps_NRH = self.image_feature_extractor(features, batch.per_sequence(batch.positions_BR7)[..., :4])
         assert batch.tags_NL is not None
-        # What refers to no object sees the whole picture.
+        # Tokens without an object get the whole picture.
         seen_NLH = collect_objects(batch.tags_NL.clamp(min=0), reps_NRH)
         text_lengths_N = batch.token_mask_NL.sum(1)
         x_NSH = self.vlbert.embed(
@@ -185,7 +185,7 @@ class VlBert(RegionStream):
             torch.zeros_like(seen_NLH) if hidden else seen_NLH,
             reps_NRH,
             self.object_linguistic_embeddings.weight[0],
-            # Objects stand after the text; hidden from it, after an empty one.
+            # Objects are placed after the text or, if hidden from it, after an empty text.
             torch.full_like(text_lengths_N, EMPTY_TEXT_LENGTH) if hidden else text_lengths_N,
         )
         num_text = batch.token_ids_NL.shape[1]
@@ -205,7 +205,7 @@ class VlBert(RegionStream):
 
 
 def vl_bert_head(task: str, hidden_size: int, num_classes: int) -> nn.Sequential:
-    """Return VQA's masked-word transform and classifier, or the single layer of the other tasks."""
+    """Return the masked-word transform and classifier for VQA, or a single layer for other tasks."""
     if task == "vqa":
         transform = BertPredictionHeadTransform(BertConfig(hidden_size=hidden_size))
         head = nn.Sequential(transform, nn.Dropout(CLASSIFIER_DROPOUT), nn.Linear(hidden_size, num_classes))

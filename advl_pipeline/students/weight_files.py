@@ -1,4 +1,4 @@
-"""The files of a pretrained student, whoever wrote it: found, fetched from the hub, digested. Nothing is loaded."""
+"""Find, download and hash the files of a pretrained student, without loading them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 
 MODEL_CONFIG = "config.json"
-"""Architecture of published weights, as transformers has it."""
+"""Architecture of published weights, in the format of transformers."""
 
 _TOKENIZERS = ((names.TOKENIZER,), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _TOKENIZER_FILES = (
@@ -27,10 +27,10 @@ _TOKENIZER_FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template.*"),
     *("processor_config.json", "preprocessor_config.json"),
 )
-"""What a tokenizer or a processor is read from."""
+"""Files of a tokenizer or a processor."""
 
 KNOWN_WORDS_FILE = "pretraining_words.json"
-"""Words that a student's pretraining taught, cut as `datasets/words.py` cuts them, with how often each came up."""
+"""Words of a student's pretraining, split as in `datasets/words.py`, with their counts."""
 
 _OF_OUR_FOLDERS = (names.STUDENT, names.HEADS, names.ADAPTER, KNOWN_WORDS_FILE)
 _OF_RUNS = (
@@ -41,24 +41,24 @@ _OF_PUBLISHED_FOLDERS = (MODEL_CONFIG, "*.index.json")
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the files that hold a pretrained student; none where it does not exist."""
+    """Return the weight files of a pretrained student; empty if it does not exist."""
     if path.is_file():
         return [path]
     return sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
 
 
 def tokenizer_folder(path: Path) -> Path | None:
-    """Return the folder of a pretrained student, or of its checkpoint file, if a tokenizer is there too."""
+    """Return the folder of a pretrained student, or of its checkpoint file, if it contains a tokenizer."""
     folder = path if path.is_dir() else path.parent
     has_tokenizer = any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
     return folder if has_tokenizer else None
 
 
 def weights_digest(path: Path) -> str:
-    """Return the hexadecimal SHA-256 over the weights of a pretrained student, a folder or a checkpoint file.
+    """Return the hexadecimal SHA-256 of the weights of a pretrained student, a folder or a checkpoint file.
 
     Raises:
-        WeightsUnavailable: there are none.
+        WeightsUnavailable: the weights are missing.
     """
     state = hashlib.sha256()
     for file in required_weights(path):
@@ -67,12 +67,12 @@ def weights_digest(path: Path) -> str:
 
 
 def student_digest(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of all that a pretrained student is read from, by names and content.
+    """Return the hexadecimal SHA-256 of all files of a pretrained student, by name and content.
 
-    These are its weights, description, heads, known words, tokenizer and processor, as far as they are there.
+    These are its weights, description, heads, known words, tokenizer and processor, if present.
 
     Raises:
-        WeightsUnavailable: there are no weights.
+        WeightsUnavailable: the weights are missing.
     """
     weights = required_weights(path)
     folder = path if path.is_dir() else path.parent
@@ -81,25 +81,25 @@ def student_digest(path: Path) -> str:
 
 
 def tokenizer_digest(name: str) -> str:
-    """Return the hexadecimal SHA-256 of a tokenizer's folder, or the name of one that is in none.
+    """Return the hexadecimal SHA-256 of a tokenizer's folder, or the name of a tokenizer that is not a folder.
 
     Args:
-        name: as `--tokenizer` takes it.
+        name: a value of `--tokenizer`.
     """
     folder = Path(name)
     return _digest(folder, (*_TOKENIZER_FILES, MODEL_CONFIG)) if folder.is_dir() else name
 
 
 def file_digest(path: str) -> str | None:
-    """Return the hexadecimal SHA-256 of a file; None where there is none."""
+    """Return the hexadecimal SHA-256 of a file; None if it does not exist."""
     return _hash(Path(path)).hex() if Path(path).is_file() else None
 
 
 def required_weights(path: Path) -> list[Path]:
-    """Return the files that hold a pretrained student.
+    """Return the weight files of a pretrained student.
 
     Raises:
-        WeightsUnavailable: there are none.
+        WeightsUnavailable: the student does not exist.
     """
     files = weight_files(path)
     if not files:
@@ -113,9 +113,9 @@ def required_weights(path: Path) -> list[Path]:
 
 
 def run_files(run: Path) -> dict[str, str]:
-    """Return the hexadecimal SHA-256 of each file that a run's answers follow from, by its name in the run.
+    """Return the hexadecimal SHA-256 of each file that determines a run's answers, by its name in the run.
 
-    Of its student's weights it is student.json that has the digest.
+    The digest of the student's weights is in student.json.
     """
     return {name: content.hex() for name, content in _contents(run, _OF_RUNS).items()}
 
@@ -129,7 +129,7 @@ def _say_that_nothing_is_recorded() -> None:
 
 
 def require_run_files(folder: Path) -> None:
-    """Refuse a finished run with other files than it ended with; what an earlier version recorded none of is said.
+    """Refuse a finished run whose files changed; warn if an earlier version recorded no digests.
 
     Raises:
         IdentityMismatch: a file is missing, added or changed. ConfigError: result.json is damaged.
@@ -169,25 +169,25 @@ def _hash(file: Path) -> bytes:
 
 
 def making_command(student: str, folder: Path) -> Advice | None:
-    """Return the command that pretrains a student into a folder, as its plug-in states it; "" where none does."""
+    """Return the command that pretrains a student into a folder, from its plug-in; None without one."""
     command: str = families().get(family_of(student), {}).get("made_by", "")
     words = shlex.split(command.format(student=student, folder=shlex.quote(str(folder))))
     return advise(words) if words else None
 
 
 def is_on_hub(init: Path | None) -> bool:
-    """Whether a pretrained student is named by its repository."""
+    """Return whether a pretrained student is a repository of the hub."""
     return init is not None and str(init).startswith(HUB)
 
 
 def located(init: Path) -> Path:
-    """Return where a pretrained student is: itself, or the folder of a repository's files, fetched where missing.
+    """Return the path of a pretrained student, after downloading the missing files of a repository.
 
     Args:
         init: a file or folder, or `hf:ORG/MODEL` or `hf:ORG/MODEL@REVISION`.
 
     Raises:
-        WeightsUnavailable: the repository is neither here nor to be had, or holds no weights.
+        WeightsUnavailable: the repository is not on this machine and cannot be downloaded, or contains no weights.
     """
     if not is_on_hub(init):
         return init
@@ -195,22 +195,22 @@ def located(init: Path) -> Path:
 
 
 def pinned_init(init: Path) -> Path:
-    """Return the name of a pretrained student with the commit that its repository has now; a path as it is.
+    """Return a pretrained student's repository with its current commit, or its path unchanged.
 
     Raises:
-        WeightsUnavailable: as `located`.
+        WeightsUnavailable: as for `located`.
     """
     return Path(HUB + pinned(str(init).removeprefix(HUB), located(init))) if is_on_hub(init) else init
 
 
 def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:
-    """Write the counts into a student's folder, the most frequent word first."""
+    """Write word counts to a student's folder, the most frequent word first."""
     ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     write_text(folder / KNOWN_WORDS_FILE, json.dumps(ordered, indent=0, ensure_ascii=False) + "\n")
 
 
 def known_words(student_folder: Path) -> Mapping[str, int] | None:
-    """Return word -> count of a pretrained student; None for a folder or file without such a list.
+    """Return word -> count of a pretrained student; None without such a list.
 
     Raises:
         ConfigError: the list is damaged.
@@ -220,10 +220,10 @@ def known_words(student_folder: Path) -> Mapping[str, int] | None:
 
 
 def read_known_words(path: Path) -> Mapping[str, int]:
-    """Read word -> count from a JSON object; words come out in lower case.
+    """Read word -> count from a JSON object; words are lower-cased.
 
     Raises:
-        ConfigError: the file is not there or is none.
+        ConfigError: the file is missing, or is not an object of words and counts.
     """
     try:
         counts: dict[str, int] = {}
