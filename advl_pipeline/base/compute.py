@@ -213,15 +213,15 @@ def _begin_turns() -> None:
     _training, _drawing = threading.RLock(), threading.RLock()
 
 
-# In a fork no other thread lives on that could end its turn.
+# A fork inherits held locks but not the threads that would release them.
 os.register_at_fork(after_in_child=_begin_turns)
 
 
 @contextmanager
 def one_training() -> Iterator[None]:
-    """Train alone in this process inside the block; where another thread trains, wait for it and say so on stderr.
+    """Allow only one training per process inside the block; wait for another thread's, with a note on stderr.
 
-    How torch adds up, and which processes train together, holds for all threads of a process.
+    torch's settings, and the process group, apply to all threads of a process.
     """
     turn = _training
     if not turn.acquire(blocking=False):
@@ -239,10 +239,10 @@ def one_training() -> Iterator[None]:
 
 @contextmanager
 def drawing(seed: int | None = None) -> Iterator[None]:
-    """Keep torch's random numbers, one sequence for all threads of a process, to this thread inside the block.
+    """Reserve torch's random generator, which all threads of a process share, for this thread inside the block.
 
     Args:
-        seed: begins the sequence for the block; after it the former one goes on.
+        seed: seeds the generator for the block; its previous state is restored afterwards.
     """
     import torch
 
@@ -256,16 +256,16 @@ def drawing(seed: int | None = None) -> Iterator[None]:
 
 
 def forget_peak_memory() -> None:
-    """Reset the peak to the memory held now, where the kernel can: one process may run many cells of a study."""
+    """Reset the peak to the current memory use if the kernel can: a process may run many cells of a study."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size since this program began or `forget_peak_memory`, in bytes.
+    """Return the peak resident size since the program started or `forget_peak_memory` was called, in bytes.
 
-    On Linux from its own status, since `getrusage` of a child process also counts what its parent held at the fork,
-    and forgets nothing.
+    Linux reads the process status, since `getrusage` of a child includes its parent's memory at the fork and cannot
+    be reset.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():

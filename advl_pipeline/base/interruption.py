@@ -1,7 +1,7 @@
-"""Signals that stop a command: Ctrl-C and SIGTERM become one error that says how to resume.
+"""Signals that stop a command: Ctrl-C and SIGTERM raise one error that says how to resume.
 
-An extraction stops at once, for all that it committed is kept. A training first ends the step that it is at and
-writes its checkpoint (`finishing`). Job queues preempt by SIGTERM, so it is no other than Ctrl-C.
+An extraction stops immediately, since its commits are kept. A training first finishes the current step and writes a
+checkpoint (`finishing`). Job queues preempt with SIGTERM, so it is handled like Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ _SECONDS_TO_LET_GO = 0.05
 
 
 class Stop(KeyboardInterrupt):
-    """What a signal raises. Of `KeyboardInterrupt` itself Python remembers that an extension module met it.
+    """The exception raised by a signal.
 
-    It would then end by SIGINT instead of the exit code, however the error was handled.
+    After a plain `KeyboardInterrupt` in an extension module, Python would exit by SIGINT instead of with the exit
+    code, even if the error was handled.
     """
 
 
 class _Process:
-    """What this process knows of signals; handlers run in its main thread only."""
+    """The signal state of this process; handlers run in its main thread only."""
 
     listens: bool = False
     holds_back: bool = False
     asked_by: str = ""
-    """The first signal that came, in words; "" as long as none did."""
+    """The first signal received, in words; "" if none was."""
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal, and raise where the process does not hold it back."""
+        """Record a signal, and raise unless signals are held back."""
         del frame
         is_first = not self.asked_by
         if is_first:
             self.asked_by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        # Queues and parents send SIGTERM more than once; who types Ctrl-C again does not want to wait.
+        # Queues and parents send SIGTERM more than once; a user who types Ctrl-C again does not want to wait.
         if not self.holds_back if is_first else number == signal.SIGINT:
             raise Stop
 
@@ -52,11 +53,11 @@ _process = _Process()
 
 @contextmanager
 def interruptible(what: str, *, kept: str) -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C inside the block into `Interrupted`, at once unless a block inside is `finishing`.
+    """Turn SIGTERM and Ctrl-C inside the block into `Interrupted`, immediately unless a nested block is `finishing`.
 
     Args:
-        what: of whom the message speaks, such as "The extraction".
-        kept: what is not lost, a clause.
+        what: the subject of the message, such as "The extraction".
+        kept: a clause that states what is preserved.
     """
     try:
         with listening(), _holding_back(False):
@@ -72,10 +73,10 @@ def interruptible(what: str, *, kept: str) -> Iterator[None]:
 
 @contextmanager
 def finishing() -> Iterator[Callable[[], bool]]:
-    """Hold signals back inside the block; yields what tells whether one came, to be asked between two steps.
+    """Hold signals back inside the block; yields a function to call between steps, which tells whether one arrived.
 
-    Who is told so leaves the block by `Stop`, which the block raises by itself where it ends first. A
-    second Ctrl-C ends it at once.
+    The caller then leaves the block by raising `Stop`; the block raises it itself if it ends first. A second Ctrl-C
+    ends the block immediately.
     """
     with _holding_back(True):
         yield lambda: bool(_process.asked_by)
@@ -85,14 +86,14 @@ def finishing() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C inside the block, where it runs in the main thread."""
+    """Handle SIGTERM like Ctrl-C inside the block, if it runs in the main thread."""
     if _process.listens or threading.current_thread() is not threading.main_thread():
         yield
         return
     before, report = {number: signal.getsignal(number) for number in _STOPPING}, sys.unraisablehook
 
     def take_again(dropped: sys.UnraisableHookArgs) -> None:
-        # Python drops what is raised while it lets go of an object: the signal comes once more, behind that.
+        # Python drops exceptions raised while an object is finalised, so the signal is sent again afterwards.
         if not isinstance(dropped.exc_value, Stop):
             report(dropped)
             return
@@ -112,16 +113,16 @@ def listening() -> Iterator[None]:
 
 
 def hold_back_for_good() -> None:
-    """Let no signal end this process but inside of an `interruptible` piece of work; a second Ctrl-C does.
+    """Let signals end this process only inside `interruptible` work; a second Ctrl-C always does.
 
-    So a worker waits for its next piece of work, and a command that has its outcome exits with it.
+    A worker thus waits for its next task, and a finished command exits with its own exit code.
     """
     _listen()
     _process.holds_back = True
 
 
 def ignore_for_good() -> None:
-    """Have this process, which has nothing left to do, ignore signals to its end."""
+    """Make this process, which has nothing left to do, ignore signals until it exits."""
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
@@ -129,7 +130,7 @@ def ignore_for_good() -> None:
 def _listen() -> None:
     _process.listens = True
     for number in _STOPPING:
-        # A shell that puts a command into the background has it ignore Ctrl-C.
+        # A shell makes background commands ignore Ctrl-C.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _process.take)
 

@@ -1,4 +1,4 @@
-"""Where things are: a cache in a folder or under the URL of an object store, files, the model hub if in reach."""
+"""Locations: folders, URLs of object stores, regular files, and whether the model hub is reachable."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from urllib.request import getproxies
 from advl_pipeline.base.errors import ConfigError
 
 SCHEMES = ("s3", "gs")
-"""Object stores; `file://` is understood too and means a folder."""
+"""URL schemes of object stores; `file://` is accepted too and means a folder."""
 
 TIMEOUT_SECONDS = 10.0
-"""After which the hub counts as out of reach: found out in a moment, instead of half a minute of retries."""
+"""Timeout after which the hub counts as unreachable, instead of half a minute of retries."""
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 
 
 class Url(str):
-    """A prefix in a bucket, such as `s3://bucket/caches/clip-vit-l`: no credentials, no slash at the end."""
+    """A prefix in a bucket, such as `s3://bucket/caches/clip-vit-l`, without credentials or a trailing slash."""
 
     __slots__ = ()
 
@@ -38,7 +38,7 @@ class Url(str):
 
     @property
     def prefix(self) -> str:
-        """What the names of all objects begin with, without the slash that follows it."""
+        """The common prefix of all object names, without the trailing slash."""
         return self.partition("://")[2].partition("/")[2]
 
 
@@ -46,15 +46,15 @@ Location = Path | Url
 
 
 def user_cache() -> Path:
-    """Return the folder of this user's files that can be made again."""
+    """Return the user's cache folder, for files that can be regenerated."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advl"
 
 
 def parse_location(text: str | os.PathLike[str]) -> Location:
-    """Return the folder or the URL that a user named.
+    """Return the folder or URL named by the user.
 
     Raises:
-        ConfigError: a URL of another scheme, without bucket or prefix, or with credentials in it.
+        ConfigError: the URL has an unsupported scheme, lacks a bucket or prefix, or contains credentials.
     """
     if isinstance(text, Url):
         return text
@@ -67,7 +67,7 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
             raise ConfigError("A file:// URL names a folder by its absolute path.", where=f"file://{rest}")
         return Path(unquote(rest))
     if "@" in rest or "?" in rest or "#" in rest:
-        # Not shown: it may hold a secret.
+        # Not shown: it may contain a secret.
         raise ConfigError(
             "The URL of a cache is only scheme, bucket and prefix.",
             where=f"{scheme}://...",
@@ -84,7 +84,7 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
 
 
 def local_folder(location: Location, *, what: str) -> Path:
-    """Return the path, or say that the option `what` takes no URL; raises `ConfigError`."""
+    """Return the path; raises `ConfigError` if it is a URL, which the option `what` does not accept."""
     if isinstance(location, Url):
         advice = "copy it here first; a cache under a URL is the same files as in a folder"
         raise ConfigError(f"{what} must be a path of this machine.", where=str(location), next_command=advice)
@@ -92,10 +92,10 @@ def local_folder(location: Location, *, what: str) -> Path:
 
 
 def regular_file(path: Path, *, buffering: int = -1) -> BufferedReader:
-    """Open a file to read; a pipe would wait for its other end, and a device need not end.
+    """Open a regular file for reading: opening a pipe could block, and reading a device may never end.
 
     Raises:
-        OSError: it is no regular file, or cannot be opened.
+        OSError: the path is not a regular file, or cannot be opened.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
@@ -103,15 +103,15 @@ def regular_file(path: Path, *, buffering: int = -1) -> BufferedReader:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return what a file holds; raises what `regular_file` does."""
+    """Return the contents of a file; raises the errors of `regular_file`."""
     with regular_file(path) as file:
         return file.read()
 
 
 def hub_obstacle() -> str:
-    """Return why the hub cannot be reached from here, or "" when nothing speaks against trying.
+    """Return why the hub cannot be reached, or "" if it is worth trying.
 
-    A proxy is trusted to reach it.
+    A configured proxy is assumed to reach it.
     """
     from huggingface_hub import constants
 

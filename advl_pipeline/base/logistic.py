@@ -1,7 +1,7 @@
-"""Logistic regression by L-BFGS, for whatever has features and a likelihood: probes, and models that see texts alone.
+"""Logistic regression by L-BFGS for any features and likelihood: probes and text-only models.
 
-The mean negative log-likelihood of N examples plus half the penalty times the squared norm of the weights is
-minimised. Intercepts are not penalised.
+The objective is the mean negative log-likelihood of N examples plus half the penalty times the squared norm of the
+weights. Intercepts are not penalised.
 Shapes: N examples, M rows of features (C per example for candidates, else one), F features, O outputs, K classes.
 """
 
@@ -17,16 +17,16 @@ from scipy.special import logsumexp
 FloatArray = npt.NDArray[np.float64]
 
 Likelihood = Callable[[FloatArray], tuple[float, FloatArray]]
-"""Scores (M, O) -> negative log-likelihood summed over examples, and its gradient by the scores."""
+"""Scores (M, O) -> negative log-likelihood summed over examples, and its gradient with respect to the scores."""
 
 MAX_ITERATIONS = 60
 
 TOLERANCE = 1e-6
-"""Relative decrease of the loss below which fitting ends."""
+"""Relative decrease of the loss below which fitting stops."""
 
 
 def of_classes(label_N: npt.NDArray[np.int64]) -> Likelihood:
-    """Return the likelihood of one class per example, by the softmax over O = K scores."""
+    """Return the likelihood of one class per example: a softmax over O = K scores."""
     rows_N = np.arange(len(label_N))
 
     def evaluate(scores_NK: FloatArray) -> tuple[float, FloatArray]:
@@ -40,11 +40,11 @@ def of_classes(label_N: npt.NDArray[np.int64]) -> Likelihood:
 
 
 def of_candidates(label_N: npt.NDArray[np.int64], valid_NC: npt.NDArray[np.bool_] | None = None) -> Likelihood:
-    """Return the likelihood of one candidate per example, by the softmax over C rows with O = 1 score each.
+    """Return the likelihood of one candidate per example: a softmax over C rows with O = 1 score each.
 
     Args:
-        label_N: the right candidate.
-        valid_NC: false for candidates that an example lacks; None for none.
+        label_N: the correct candidate.
+        valid_NC: false for candidates that an example lacks; None if none are missing.
     """
     of_example = of_classes(label_N)
 
@@ -63,9 +63,9 @@ def of_soft_labels(target_NK: FloatArray) -> Likelihood:
 
 
 def binary_loss(scores_NK: FloatArray, target_NK: npt.NDArray[np.floating]) -> tuple[float, FloatArray]:
-    """Return the binary cross-entropy summed over all entries, and its gradient by the scores.
+    """Return the binary cross-entropy summed over all entries, and its gradient with respect to the scores.
 
-    One exponential in single precision serves both: over hundreds of classes they are most of the time of a fit.
+    Both share one single-precision exponential, which dominates the fitting time over hundreds of classes.
     """
     decay_NK = np.exp(-np.abs(scores_NK).astype(np.float32))
     sigmoid_NK = np.where(scores_NK >= 0, np.float32(1), decay_NK) / (1 + decay_NK)
@@ -81,16 +81,16 @@ def fit_logistic(
     penalty: float,
     start_XO: FloatArray,
 ) -> FloatArray:
-    """Return the fitted (F + 1, O): rows of weights, and one of the intercept at the end.
+    """Return the fitted parameters (F + 1, O): the weights, then a row of intercepts.
 
     Args:
         features_MF: dense or sparse.
-        likelihood: of the scores, one of this module's.
-        num_examples: N, which the likelihood is divided by.
-        penalty: strength of the squared norm of the weights, relative to the mean loss.
-        start_XO: where to begin.
+        likelihood: of the scores, from this module.
+        num_examples: N, the divisor of the likelihood.
+        penalty: coefficient of the squared norm of the weights, relative to the mean loss.
+        start_XO: initial parameters.
     """
-    # It takes half a second, which only what is fitted should cost.
+    # The import takes half a second; only fits should pay for it.
     from scipy.optimize import minimize
 
     def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
@@ -99,7 +99,7 @@ def fit_logistic(
         loss, residual_MO = likelihood(np.asarray(features_MF @ weight_FO) + table_XO[-1])
         gradient_XO = np.zeros_like(table_XO)
         gradient_XO[:-1] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
-        # Shared by all candidates of an example it changes nothing, so it stays as it begins.
+        # An intercept shared by all candidates of an example has no effect and keeps its initial value.
         if start_XO.shape[1] > 1:
             gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
         return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()

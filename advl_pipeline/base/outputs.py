@@ -1,7 +1,7 @@
-"""The door of every output: whether a command may write where its options say, asked before it does anything.
+"""Output checks: whether a command may write to the paths of its options, verified before any work.
 
-An option that names an output declares what the command makes of the path (`configuration.option(output=...)`). From
-that alone the door knows every output of a command, and that all its other paths are inputs.
+An option that names an output declares what the command writes there (`configuration.option(output=...)`). These
+declarations define all outputs of a command; all its other paths are inputs.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from advl_pipeline.base.folders import CACHE_NOTES, cache_note, folder_kind, may
 from advl_pipeline.base.locations import Location
 
 _HEAD_BYTES = 4096
-"""How much of a file is read to tell what wrote it."""
+"""Bytes read from a file to identify the program that wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaceOptions(Configuration):
-    """Whether a file that is in the place of the output may go."""
+    """Option that permits replacing an existing file at the output path."""
 
     replace: bool = option(False, help="Overwrite an existing file that this command did not write.", identity="none")
 
 
 def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: Location) -> None:
-    """Refuse a command whose outputs would take the place of something else. Nothing is written.
+    """Refuse a command whose outputs would replace something else. Nothing is written.
 
-    An output is in no folder of ours of another kind and over no input of the same command. A file that is there is
-    replaced only where it begins as this command's own do, or with `--replace`.
+    An output may not be inside an ADVL folder of another kind or replace an input of the same command. An existing
+    file is replaced only if it begins like this command's own output, or with `--replace`.
 
     Args:
         config: the command's configuration.
-        reads: further inputs, which the configuration does not name.
-        places: option -> its path, for outputs that nobody named.
+        reads: additional inputs that the configuration does not name.
+        places: option -> its path, for outputs at default paths.
 
     Raises:
-        ConfigError: an output would replace something else. StorageError: the folder of a file cannot be written.
+        ConfigError: an output would replace something else.
+        StorageError: the folder of a file is not writable.
     """
     outputs: dict[str, tuple[Path, Output]] = {}
     inputs = list(_paths(tuple(reads)))
@@ -90,7 +91,7 @@ def _require_file(config: Any, name: str, path: Path, output: Output, *, inputs:
     def refusal(what: str, why: str = "", advice: str = another) -> ConfigError:
         return ConfigError(what, where=str(path), why=why, next_command=advice)
 
-    # Whether it is where a folder of ours, which the command was given, has such files.
+    # Whether it is at such a file's usual path in an ADVL folder that the command was given.
     is_at_home = output.home is not None and any(
         resolved.is_relative_to(home) and fnmatch(resolved.relative_to(home).as_posix(), output.home[1])
         for home in (folder.resolve() for folder in _paths(getattr(config, output.home[0])))
@@ -123,7 +124,7 @@ def _require_file(config: Any, name: str, path: Path, output: Output, *, inputs:
 
 
 def _require_writable(folder: Path, *, option: str) -> None:
-    """Refuse a folder that cannot be made or written in; it, or the first above it that is there, says why."""
+    """Refuse a folder that cannot be created or written; it, or its nearest existing parent, determines why."""
     above = next(place for place in (folder, *folder.parents) if place.exists())
     if not above.is_dir():
         why = f"{above} is a file"
@@ -137,19 +138,19 @@ def _require_writable(folder: Path, *, option: str) -> None:
 
 
 def _paths(value: Any) -> Iterator[Path]:
-    """Yield what a value may name on this machine: a dataset is a name or a file."""
+    """Yield the local paths that a value may name: a dataset is a name or a file."""
     if isinstance(value, tuple):
         for item in value:
             yield from _paths(item)
     elif isinstance(value, Path) or (isinstance(value, str) and value and "\0" not in value):
         with suppress(OSError):
-            # A text too long for a name is none.
+            # A text too long for a file name is not a path.
             if Path(value).exists():
                 yield Path(value)
 
 
 def inert_cell(cell: str) -> str:
-    """Return a cell that no spreadsheet runs as a formula: it begins with an apostrophe. Numbers stay as they are."""
+    """Return a cell that no spreadsheet runs as a formula, by a leading apostrophe. Numbers are unchanged."""
     try:
         float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Python packages outside the light core: those with files of ours, and the extras that install missing ones."""
+"""Python packages outside the light core: plug-ins, their data files, and extras that install missing packages."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ OWN_DATA = "advl_data"
 """Import name of the folder `data/`."""
 
 DATA_GROUP = "advl.data"
-"""Entry points of packages that bring files in the layout of `data/`: cards, recipes, studies, facts of students."""
+"""Entry points of packages with files in the layout of `data/`: cards, recipes, studies, student metadata."""
 
 
 @cache
 def entry_points(*, group: str) -> tuple[EntryPoint, ...]:
-    """Return what installed packages bring to a group, none of it loaded.
+    """Return the entry points of a group in all installed packages, without loading them.
 
-    The metadata of all packages are read for it, which takes tens of milliseconds: once for a process.
+    Reading the metadata of all packages takes tens of milliseconds, so the result is cached per process.
     """
     return tuple(importlib.metadata.entry_points(group=group))
 
 
 def load_plugin(point: EntryPoint, what: str) -> Any:
-    """Return what an entry point of another package holds.
+    """Load and return the object of another package's entry point.
 
     Args:
-        what: it is, such as "teacher".
+        what: the kind of object, such as "teacher".
 
     Raises:
-        ConfigError: it cannot be loaded, for whatever reason of the package.
+        ConfigError: loading it fails, for any reason.
     """
     try:
         return point.load()
@@ -49,7 +49,7 @@ def load_plugin(point: EntryPoint, what: str) -> Any:
 
 
 def plugin_error(point: EntryPoint, what: str, error: BaseException) -> ConfigError:
-    """Return the error of a plug-in that fails by itself: what it is, whose, why, and how to be rid of it."""
+    """Return the error for a failing plug-in: its kind, package, cause, and how to remove it."""
     package = point.dist.name if point.dist else point.value.partition(":")[0].partition(".")[0]
     return ConfigError(
         f"The {what} {point.name!r} of the package {package} cannot be used.",
@@ -61,7 +61,7 @@ def plugin_error(point: EntryPoint, what: str, error: BaseException) -> ConfigEr
 
 @cache
 def _data_homes() -> tuple[dict[Path, EntryPoint | None], tuple[ConfigError, ...]]:
-    """Return the folders of facts, ours first, with the plug-in of each; and the errors of plug-ins without one."""
+    """Return the data folders, ours first, each with its plug-in; and the errors of plug-ins without a folder."""
     homes: dict[Path, EntryPoint | None] = {Path(str(resources.files(OWN_DATA))): None}
     broken = []
     for point in sorted(entry_points(group=DATA_GROUP), key=lambda point: point.value):
@@ -73,15 +73,15 @@ def _data_homes() -> tuple[dict[Path, EntryPoint | None], tuple[ConfigError, ...
 
 
 def missing_data() -> str:
-    """Return which plug-ins' facts cannot be found, for the error of a name that may be among them; "" for none."""
+    """Return a note for unknown-name errors that lists plug-ins whose data cannot be found; "" if there are none."""
     return "".join(f"; {error.what} It is the {error.where}; {error.next_command}" for error in _data_homes()[1])
 
 
 def read_data_file(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file in one of the folders of facts.
+    """Return the tables of a TOML file in one of the data folders.
 
     Raises:
-        ConfigError: a plug-in's is damaged.
+        ConfigError: a plug-in's file is damaged.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def read_data_file(path: Path) -> dict[str, Any]:
 
 
 def data_files(folder: str) -> dict[str, Path]:
-    """Return the TOML files of a folder in `data/` and in the plug-ins' folders of that name: stem -> file."""
+    """Return the TOML files of a folder in `data/` and of the same folder in plug-ins: stem -> file."""
     files: dict[str, Path] = {}
     for home in _data_homes()[0]:
         for path in sorted((home / folder).glob("*.toml")):
@@ -102,11 +102,11 @@ def data_files(folder: str) -> dict[str, Path]:
 
 
 def read_tables(name: str) -> dict[str, Any]:
-    """Return the tables of a TOML file in `data/` and of the files of that name that plug-ins bring undamaged."""
+    """Return the tables of a TOML file in `data/` and of undamaged plug-in files with the same name."""
     tables: dict[str, Any] = {}
     for path in (home / name for home in _data_homes()[0]):
         if path.is_file():
-            # Whose names are in a damaged file meets names that are not known.
+            # Names in a damaged file are reported as unknown when they are used.
             with suppress(ConfigError):
                 tables = {**read_data_file(path), **tables}
     return tables
@@ -126,10 +126,10 @@ def package_folder(module: str) -> Path | None:
 
 
 def installed_versions(distributions: Iterable[str], *, absent: str) -> dict[str, str]:
-    """Return the version of each distribution, read once for a process.
+    """Return the version of each distribution, cached per process.
 
     Args:
-        absent: stands for the version of one that is not installed.
+        absent: replaces the version of a distribution that is not installed.
     """
     return {name: _installed_version(name) or absent for name in distributions}
 
@@ -145,7 +145,7 @@ def _installed_version(distribution: str) -> str | None:
 def install_extra(*extras: str, note: str = "") -> Advice:
     """Return the command that installs the packages of extras.
 
-    It names these packages and never this project: what an index has under its name may be anybody's.
+    It names these packages and never this project, whose name on a package index may belong to anybody.
     """
     required = [line.partition(";") for line in importlib.metadata.requires(DISTRIBUTION) or ()]
 
@@ -164,11 +164,11 @@ def install_extra(*extras: str, note: str = "") -> Advice:
 
 @contextmanager
 def needs_extra(*extras: str, where: str = "") -> Iterator[None]:
-    """Refuse, with what to install, where the imports in the block lack a package that an extra brings.
+    """Raise an error with the install command if an import in the block lacks a package of an extra.
 
     Args:
         extras: of this package.
-        where: the option or the file that asks for it.
+        where: the option or file that requires it.
 
     Raises:
         ConfigError: a package is missing.
@@ -190,11 +190,11 @@ EXTRA_OF = {
         "train",
     ),
 }
-"""Modules that the bare package, which reads caches, does without -> the extra that brings them."""
+"""Modules that the base install, which reads caches, does not need -> the extra that installs them."""
 
 
 def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
-    """Return what to install for a module of `EXTRA_OF`; None for any other module."""
+    """Return the error with the install command for a module of `EXTRA_OF`; None for any other module."""
     module = (error.name or "").partition(".")[0]
     if module not in EXTRA_OF:
         return None

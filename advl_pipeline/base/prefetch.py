@@ -1,7 +1,7 @@
-"""Threads that prepare items while the loop computes, in their order, and the time that the loop spent waiting.
+"""Threads that prepare items in order while the loop computes, and the time that the loop spent waiting.
 
-Threads and not processes: tensors that cross a process boundary cost more than the overlap brings, and decoding,
-tokenising and copying leave the interpreter to others.
+Threads rather than processes: moving tensors across a process boundary costs more than the overlap gains, and
+decoding, tokenising and copying release the GIL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's `mallopt`."""
 
 _END = object()
-"""Comes after the last item."""
+"""Sentinel after the last item."""
 
 Item = TypeVar("Item")
 Plan = TypeVar("Plan")
@@ -28,12 +28,12 @@ Plan = TypeVar("Plan")
 def in_order(
     prepare: Callable[[Plan], Item], plans: Iterable[Plan], *, num_workers: int, name: str = "advl-worker"
 ) -> Iterator[Item]:
-    """Yield what `prepare` makes of each plan, in the order of the plans.
+    """Yield the result of `prepare` for each plan, in plan order.
 
-    An error is raised where the item would have come. No more than `num_workers` items are made ahead.
+    An error is raised in place of its item. At most `num_workers` items are prepared ahead.
 
     Args:
-        prepare: called on `num_workers` threads; on the caller's where there is one worker.
+        prepare: called on `num_workers` threads, or on the caller's thread for one worker.
         plans: iterated over in the caller's thread.
         num_workers: at least 1.
     """
@@ -50,7 +50,7 @@ def in_order(
                 except StopIteration:
                     break
                 except Exception as error:
-                    # It is raised after the items before it, as it would be without threads.
+                    # Raised after the preceding items, as it would be without threads.
                     coming.append(Future())
                     coming[-1].set_exception(error)
                     break
@@ -63,25 +63,25 @@ def in_order(
 
 
 def keep_freed_memory() -> None:
-    """Let the process use freed memory again instead of handing it back, where the C library is glibc.
+    """Make the process reuse freed memory instead of returning it to the kernel, if the C library is glibc.
 
-    Every batch would be built in fresh pages otherwise, and clearing these takes a fifth of its processor time.
+    Otherwise every batch would be built in fresh pages, and zeroing them takes a fifth of its processor time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        # 32 MiB is the most that glibc takes; what is larger is mapped again each time.
+        # 32 MiB is the maximum that glibc accepts; larger blocks are mapped again each time.
         for parameter, size in ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 1 << 26)):
             mallopt(parameter, size)
 
 
 class Prefetcher(Generic[Item]):
-    """Iterates over `make_items()` while a thread prepares some items ahead.
+    """An iterator over `make_items()` with a thread that prepares some items ahead.
 
-    An error of the producer is raised where the item would have come. Leaving the context stops the thread.
+    An error of the producer is raised in place of its item. Leaving the context stops the thread.
 
     Args:
-        make_items: called, and iterated over, in the thread.
-        limit: of the items that are ready and not taken yet; the thread makes one more.
+        make_items: called and iterated over in the thread.
+        limit: maximum number of queued items; the thread prepares one more.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Prefetcher(Generic[Item]):
         self.seconds_waited = 0.0
 
     def __enter__(self) -> Self:
-        # Preparing makes many small objects: the collector would look through all that is loaded again and again.
+        # Preparing creates many small objects: the garbage collector would scan all loaded objects repeatedly.
         gc.freeze()
         keep_freed_memory()
         self._items = self._produce()

@@ -1,7 +1,7 @@
-"""A lock that a process holds on a place while it writes there.
+"""A lock that a process holds on a path while it writes there.
 
-The kernel keeps it, so it ends with the process, however that ends: no lock is ever stale, and no clock is asked.
-Processes that it forks have no part in it, and may live on.
+It is a kernel lock and ends with the process, however that exits: it is never stale and needs no clock. Forked
+children do not inherit it and may outlive it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def process_lock(
     next_command: str = "wait until it ends, or stop it",
     wait: Callable[[str], object] | None = None,
 ) -> Iterator[None]:
-    """Hold a lock until the block ends. The lock file is removed then, folders that were made for it are not.
+    """Hold a lock until the block ends, then remove the lock file but not the folders created for it.
 
     Args:
         path: of the lock file.
-        what: what the lock is for, as a sentence goes on after "Another process is writing".
-        next_command: what to do where another process holds it.
-        wait: where another process holds it, called with which one and since when, before its end is waited for.
+        what: the locked resource, completing the sentence "Another process is writing".
+        next_command: what to do if another process holds the lock.
+        wait: if given, wait for another process that holds the lock, after calling this with its name and start.
 
     Raises:
-        InUse: another process holds it, and it is not waited for; the message says which, and since when.
-        StorageError: the lock file cannot be written, or the file system knows no locks.
+        InUse: another process holds the lock and `wait` is not given; the message says which, and since when.
+        StorageError: the lock file cannot be written, or the file system does not support locks.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def process_lock(
             os.write(descriptor, json.dumps(note).encode())
         yield
     finally:
-        # A fork that leaves the block has let go of the lock already.
+        # A fork that leaves the block has already released the lock.
         if os.getpid() == owner:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def process_lock(
 
 
 _opened: set[int] = set()
-"""Descriptors of lock files in this process, held or waited for."""
+"""Descriptors of lock files that this process holds or waits for."""
 
 
 def _close(descriptor: int) -> None:
@@ -89,7 +89,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None:
-    """Return a descriptor that holds the lock, None where another process does that is not waited for."""
+    """Return a descriptor that holds the lock; None if another process holds it and `wait` is None."""
     while True:
         with writing(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -103,7 +103,7 @@ def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None
                     return None
                 wait(_describe_holder(path))
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # The process that held it may have removed the file between the two calls.
+            # The previous holder may have removed the file between the two calls.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(path.stat(), os.fstat(descriptor)):
                     return descriptor

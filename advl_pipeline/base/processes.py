@@ -1,7 +1,7 @@
-"""Worker processes that never run the user's own script again.
+"""Worker processes that never re-run the user's script.
 
-The standard library's workers import the script that started them. One without a main guard would then build, or
-train, once more in each of them. loky's import only what they are given to do.
+The standard library's workers import the script that started them. A script without a main guard would then build, or
+train, again in every worker. loky's workers import only the modules of their tasks.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _WATCH_SECONDS: Final = 0.5
 def worker_processes(
     number: int, *, threads_each: int | None = None, ends_steps: bool = False
 ) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes. An error or a signal ends them at once, and so does the death of this process.
+    """Yield a pool of processes. An error, a signal or the death of this process ends them immediately.
 
-    A worker that dies breaks the pool: the call that waits raises `concurrent.futures.process.BrokenProcessPool`.
+    A worker that dies breaks the pool: the waiting call raises `concurrent.futures.process.BrokenProcessPool`.
 
     Args:
-        number: processes.
-        threads_each: cores that the mathematics of each may use; None leaves it to the libraries.
-        ends_steps: an error or a signal here is SIGTERM there, and what is `interruptible` there ends by itself.
+        number: of processes.
+        threads_each: compute threads per process; None leaves the number to the libraries.
+        ends_steps: an error or a signal here sends SIGTERM to the workers, and `interruptible` work there finishes.
     """
-    # Libraries read the variable when they are imported, so it is there before a worker begins.
+    # Libraries read the variable on import, so it is set before a worker starts.
     env = None if threads_each is None else {"OMP_NUM_THREADS": str(threads_each)}
     pool = ProcessPoolExecutor(number, initializer=_follow, initargs=(os.getpid(), ends_steps), env=env)
     before = set(multiprocessing.active_children())
@@ -50,14 +50,14 @@ def worker_processes(
             try:
                 pool.shutdown(wait=True)
             finally:
-                # A second Ctrl-C does not wait.
+                # A second Ctrl-C ends the wait.
                 pool.shutdown(wait=True, kill_workers=True)
-        # Waiting for what runs would take long, for work that is thrown away.
+        # Waiting for running tasks would take long, and their results are discarded.
         pool.shutdown(wait=True, kill_workers=not ended)
 
 
 def _follow(starter: int, ends_steps: bool) -> None:
-    """Leave Ctrl-C to the process that started this one, and end when it is gone."""
+    """Leave Ctrl-C to the parent process, and exit when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if ends_steps:
         hold_back_for_good()

@@ -1,7 +1,7 @@
-"""A repository of the hub: one commit of it is fetched into one folder, and models are opened from there alone.
+"""Hub repositories: one commit is fetched into one folder, and models are opened only from there.
 
-Nothing is loaded by name: a library that asks for one file after another takes what it finds, and puts a default in
-the place of what it does not find. Without a network the same files are looked for in the hub's cache.
+Nothing is loaded by name: a library that requests files one by one replaces missing ones by defaults. Without a
+network the same files are read from the hub's cache.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from advl_pipeline.base.errors import WeightsUnavailable, advise, again
 from advl_pipeline.base.locations import hub_obstacle
 
 DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "*.model")
-"""Configurations, tokenizers and processors, and those of a sentence encoder's modules."""
+"""Configurations, tokenizers and processors, including those of a sentence encoder's modules."""
 
 WEIGHTS = (("*.safetensors",), ("pytorch_model.bin", "pytorch_model-*.bin", "*/pytorch_model.bin"))
-"""Kinds of weights; the first that a repository has is fetched."""
+"""Weight formats; the first that a repository has is fetched."""
 
 _LEFT_OUT = ("[!0-9]*/*", "open_clip*", "consolidated*")
-"""The same weights for other programs. Folders of modules begin with a digit."""
+"""Copies of the weights for other programs. Module folders begin with a digit."""
 
 HUB = "hf:"
-"""Begins the name of a repository where a path may stand as well."""
+"""Prefix of a repository name where a path is allowed too."""
 
 LOGIN = advise(["hf", "auth", "login"], note="or set HF_TOKEN; then the same command", again=())
 
 
 def fetch(name: str, *, what: str, option: str, weights: Sequence[Sequence[str]] = WEIGHTS) -> Path:
-    """Return the folder of one commit of a repository, which has the commit's name; missing files are fetched.
+    """Fetch one commit of a repository and return its folder, which is named after the commit.
 
-    A branch or a tag is what the hub says that it is now; without a network, what it said last.
+    A branch or tag is resolved by the hub; without a network, to its last known commit.
 
     Args:
         name: ORG/MODEL, or ORG/MODEL@REVISION.
         what: for errors, such as "weights of teacher 'roberta-l'".
-        option: for errors, the one that takes a folder of files that were fetched elsewhere.
-        weights: patterns of weights by kind, of which the first that is there is wanted; none for descriptions alone.
+        option: for errors, the option that accepts a folder with files fetched elsewhere.
+        weights: file patterns by weight format; the first available is fetched. Empty for descriptions only.
 
     Raises:
-        WeightsUnavailable: files are neither here nor to be had.
+        WeightsUnavailable: files are missing and cannot be fetched.
         StorageError: the disk is full or failed.
     """
     obstacle = hub_obstacle()
@@ -60,7 +60,7 @@ def fetch(name: str, *, what: str, option: str, weights: Sequence[Sequence[str]]
             return folder
         why = obstacle or f"it has no {' or '.join(patterns[0] for patterns in weights)}"
         following = "" if obstacle else again("name a repository that holds weights")
-    except Exception as error:  # The library raises whatever its parts do.
+    except Exception as error:  # The library raises whatever its dependencies do.
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             with writing(str(error.filename or "the cache of the hub")):
                 raise
@@ -76,7 +76,7 @@ def fetch(name: str, *, what: str, option: str, weights: Sequence[Sequence[str]]
 
 
 def is_at_hand(name: str) -> bool:
-    """Tell whether a repository's weights and descriptions are in the hub's cache; nothing is fetched."""
+    """Return whether a repository's weights and descriptions are in the hub's cache; nothing is fetched."""
     try:
         folder = _snapshot(name, DESCRIPTIONS, is_local=True)
         return any(
@@ -87,19 +87,19 @@ def is_at_hand(name: str) -> bool:
 
 
 def pinned(name: str, folder: Path) -> str:
-    """Return a repository's name with the commit that was fetched into a folder."""
+    """Return a repository's name with the commit of its folder."""
     return f"{name.partition('@')[0]}@{folder.name}"
 
 
 def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, str]:
-    """Return why the hub did not give what was asked of it, and what to do, for an error that its library raised.
+    """Return why a hub request failed and what to do, for an error of the hub's library.
 
     Args:
-        obstacle: why it was not asked; then there is nothing to do here.
+        obstacle: why the hub was not contacted; then there is nothing to do here.
     """
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
 
-    # What the hub answered may be behind it: the library wraps that.
+    # The library wraps the hub's response in other errors.
     causes = [error]
     while (behind := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(behind)
@@ -131,22 +131,22 @@ def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, s
 
 
 def lacks_vocabulary(tokenizer: Any, folder: Path) -> str:
-    """Return why a tokenizer that was loaded from a folder is not of its files, or "" where it is.
+    """Return why a loaded tokenizer does not match the files of its folder, or "" if it does.
 
-    Without a vocabulary the library makes one of a handful of special tokens, by the model's type.
+    Without a vocabulary file, the library builds a tokenizer of a few special tokens from the model's type.
     """
     files = {"tokenizer.json", *(getattr(tokenizer, "vocab_files_names", None) or {}).values()}
-    # One of bytes or characters has no file.
+    # Byte and character tokenizers have no vocabulary file.
     if len(files) == 1 or any((folder / name).is_file() for name in files):
         return ""
     return f"there is no vocabulary, none of {', '.join(sorted(files))}"
 
 
 def _snapshot(name: str, patterns: Sequence[str], *, is_local: bool) -> Path:
-    """Return the folder of a commit, with the files of some patterns in it.
+    """Return the folder of a commit with the files that match some patterns.
 
     Raises:
-        OSError, ValueError: they are not here and could not be fetched.
+        OSError, ValueError: files are missing and could not be fetched.
     """
     from huggingface_hub import snapshot_download
 
@@ -165,7 +165,7 @@ def _snapshot(name: str, patterns: Sequence[str], *, is_local: bool) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library from warning of weights that a repository lacks in a form, and from bars that nobody sees."""
+    """Suppress the library's warnings about missing weight formats, and invisible progress bars."""
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -182,7 +182,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_complete(folder: Path, patterns: Sequence[str]) -> bool:
-    """Whether there are weights of some patterns, with every shard that their index names."""
+    """Return whether a folder has weights that match some patterns, with every shard of their index."""
     if not any(path for pattern in patterns for path in folder.glob(pattern)):
         return False
     suffix = patterns[0].rpartition(".")[2]

@@ -1,6 +1,6 @@
-"""Named tensors: safetensors files that are whole or absent, never a pickle, with their digest; records of tensors.
+"""Named tensors: atomically written safetensors files, never pickles, with their digest; and tensor records.
 
-A record is a dataclass with the mappings and tuples of tensors and of records that it holds.
+A record is a dataclass that contains tensors, or mappings and tuples of tensors and of records.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from advl_pipeline.base.atomic import give_usual_mode, remove_left, writing
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors, from any device, in a folder next to their place and rename the file into it.
+    """Write tensors, from any device, in a temporary folder next to the path and rename the file into place.
 
-    The library writes under a name that it draws, which a killed process leaves behind: in that folder it is found.
-    Tied tensors, which it refuses, are written under each of their names.
+    The library writes to a randomly named file, which a killed process leaves behind; the folder keeps it findable.
+    Tied tensors, which the library refuses, are written under each of their names.
 
     Raises:
-        StorageError: the disk is full or failed; the part that was written is removed.
+        StorageError: the disk is full or failed; the partial file is removed.
     """
     on_cpu: dict[str, torch.Tensor] = {}
     written: set[int] = set()
@@ -50,7 +50,7 @@ def save_tensors(
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Load the tensors of a file: safetensors, or torch's own form, of which nothing else is unpickled."""
+    """Load the tensors of a file: safetensors, or torch's format with only tensors unpickled."""
     is_safe = path.suffix == ".safetensors"
     tensors: dict[str, torch.Tensor] = (
         load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -61,8 +61,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:
     """Return the hexadecimal SHA-256 of tensors by name, such as `module.state_dict()` as loaded.
 
-    Hashed over (name, dtype, shape, bytes) in the order of the names, so neither the file format nor the order
-    in a file matters. Take it before any cast: the compute dtype is another entry of an identity.
+    It hashes (name, dtype, shape, bytes) in name order, so it does not depend on the file format or the order in a
+    file. Take it before any cast: the compute dtype is a separate entry of an identity.
     """
     state_hash = hashlib.sha256()
     for name in sorted(state):
@@ -77,7 +77,7 @@ Value = TypeVar("Value")
 
 
 def with_tensors(value: Value, change: Callable[[torch.Tensor], torch.Tensor]) -> Value:
-    """Return a value with what `change` makes of all its tensors: those of a tuple, a table, a dataclass's fields."""
+    """Return a value with `change` applied to all its tensors, in tuples, mappings and dataclass fields."""
     made: Any = value
     if isinstance(value, torch.Tensor):
         made = change(value)
@@ -92,6 +92,6 @@ def with_tensors(value: Value, change: Callable[[torch.Tensor], torch.Tensor]) -
 
 
 def moved(value: Value, device: torch.device) -> Value:
-    """Return a value with all its tensors, as `with_tensors` finds them, on a device."""
-    # A copy to the host that nobody waits for would be read before it is there.
+    """Return a value with all its tensors moved to a device, as found by `with_tensors`."""
+    # An asynchronous copy to the host could be read before it completes.
     return with_tensors(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))

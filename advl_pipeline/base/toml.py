@@ -1,4 +1,4 @@
-"""TOML that anyone may have written: what would stop the parser, or take it hours, is refused in words."""
+"""TOML from untrusted sources: input that would crash the parser, or take it hours, is refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML that anyone may have written.
+    """Parse TOML from an untrusted source.
 
     Raises:
-        ValueError: it is none, is nested too deep, has a key of more parts than the parser ends on in good time, or a
-            number of more digits than Python prints.
+        ValueError: the text is not TOML, is nested too deeply, has a key with more parts than the parser handles in
+            reasonable time, or a number with more digits than Python prints.
     """
     if _LONG_NUMBER.search(text):
         raise ValueError("a number has too many digits")
@@ -33,7 +33,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, naming file and position when it does not parse."""
+    """Read a TOML file; a parse error names the file and position."""
     try:
         return parse_toml(read_regular(path).decode("utf-8"))
     except OSError as error:
