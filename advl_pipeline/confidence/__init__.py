@@ -1,5 +1,5 @@
-"""Confidence: how sure teachers are of the ground truth, per example; used by both phases.
+"""Confidence: the probability that teachers give to the ground truth, per example; used by both phases.
 
-In: teacher caches, a labelled split. Out: probabilities, cross-fitted, stored in the first cache they depend on.
-May not know: teachers that run, students, run folders.
+In: teacher caches, a labelled split. Out: cross-fitted probabilities, stored in the first cache they depend on.
+May not know: running teachers, students, run folders.
 """

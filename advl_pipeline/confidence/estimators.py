@@ -1,8 +1,8 @@
-"""Confidence of teachers in the ground truth, per example: what Adaptive Confidence-based Weighting is fed with.
+"""Confidence of teachers in the ground truth, per example: the input of Adaptive Confidence-based Weighting.
 
 Estimators (docs/method.md): `probe`, one cross-fitted linear head per modality; `zero-shot`, the softmax over
-candidates of an aligned pair of towers. Only stores and labels are read, never a teacher. An example's
-confidence depends on the labels of other folds alone, and only on the examples named.
+candidates of an aligned pair of towers. They only read stores and labels and never run a teacher. An example's
+confidence depends only on the labels of other folds, and only on the given examples.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Estimator = Literal["probe", "zero-shot"]
 
 SCHEMA_VERSION = 3
-"""Raised whenever the same inputs would give other numbers."""
+"""Version; increase it when the same inputs would give other numbers."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,25 +49,25 @@ def load_or_estimate_confidence(
     seed: int,
     must_store: bool = False,
 ) -> dict[str, TruthConfidence]:
-    """Return the probability that the teachers give to the ground truth, and what of the wrong it outranks.
+    """Return the teachers' probability of the ground truth, and the share of wrong alternatives that it outranks.
 
-    Items on one picture, hence both tasks of a question, share a fold. Each task has heads of its own. What is
-    stored under the same identity is read, and what is new is stored, in the first cache that it depends on. Where
-    that cache cannot be written to, the estimate is used and a warning is logged.
+    Items of one picture, hence both tasks of a question, share a fold. Each task has separate heads. Estimates with
+    the same identity are read from the first cache that they depend on, and new ones are stored there. If that
+    cache cannot be written, the estimate is used and a warning is logged.
 
     Args:
-        caches: of the split that the examples are from.
-        example_ids: n distinct ids; heads are fitted on these alone.
-        folds: folds of the cross-fitting, at least 2; fewer when there are fewer pictures, and chance for one.
-        must_store: what is estimated here is of use only where others find it.
+        caches: caches of the examples' split.
+        example_ids: n distinct ids; heads are fitted only on these.
+        folds: folds of the cross-fitting, at least 2; fewer with fewer pictures, and chance for one picture.
+        must_store: fail if a new estimate cannot be stored, since it only serves later commands.
 
     Returns:
         Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
         each modality that a cache has, `zero-shot` "joint".
 
     Raises:
-        ConfigError: an estimator that these caches or tasks do not allow.
-        DatasetError: an example without a label. StorageError: with `must_store`, a cache that cannot be written to.
+        ConfigError: these caches or tasks do not support the estimator.
+        DatasetError: an example has no label. StorageError: with `must_store`, the cache cannot be written.
     """
     confidences: dict[str, TruthConfidence] = {}
     for view, used in _caches_by_view(caches, estimator).items():
@@ -105,7 +105,7 @@ def _estimate(
     folds: int,
     seed: int,
 ) -> TruthConfidence:
-    """Return the confidence of one modality; the heads of each task are fitted by themselves."""
+    """Return the confidence of one modality, with the heads of each task fitted separately."""
     names = sorted(example_ids)
     examples = examples_of(dataset, names)
     fold_N = assign_folds([example.cluster for example in examples], folds=folds, seed=seed)
@@ -118,7 +118,7 @@ def _estimate(
             of_task = _zero_shot(_aligned_cache(used), chosen)
         else:
             data = probe_data(used, dataset, chosen, view)
-            # Folds that hold no example of this task close ranks, so that every head is checked on something.
+            # Folds without an example of this task are removed, so that every head has a validation fold.
             _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
             with tqdm(total=len(data), desc=f"confidence, {view}: {task}", unit="item", delay=2) as bar:
                 of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64), progress=bar.update)
@@ -127,10 +127,10 @@ def _estimate(
 
 
 def _caches_by_view(caches: Sequence[TeacherCache], estimator: Estimator) -> dict[View, list[TeacherCache]]:
-    """Return the modalities that an estimator gives with these caches, and the caches that each depends on.
+    """Return the modalities of an estimator with these caches, and the caches that each depends on.
 
     Raises:
-        ConfigError: caches that lack what it needs.
+        ConfigError: the caches lack what the estimator needs.
     """
     if estimator == "zero-shot":
         _aligned_cache(caches)
@@ -152,7 +152,7 @@ def confidence_identity(
     folds: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return everything that changes a set's numbers, as plain JSON types; not the order of the examples."""
+    """Return everything that determines the numbers, except the order of the examples, as plain JSON types."""
     examples = examples_of(dataset, sorted(example_ids))
     truth = [[example.example_id, example.label, [list(pair) for pair in example.soft_label]] for example in examples]
     tasks = {example.task for example in examples}
@@ -165,7 +165,7 @@ def confidence_identity(
         "tasks": sorted(tasks),
         "examples": hashlib.sha256("\n".join(sorted(example_ids)).encode()).hexdigest(),
         "truth": digest(truth),
-        # A label is a position: in another order or vocabulary it names another class.
+        # A label is an index: with another order or vocabulary it is another class.
         "label_names": digest([list(dataset.label_names(task)) for task in dataset.tasks if task in tasks]),
         "caches": [cache.identity_digest for cache in caches],
     }
@@ -177,7 +177,7 @@ def confidence_identity(
 def probe_data(
     caches: Sequence[TeacherCache], dataset: Dataset, examples: Sequence[Example], view: View
 ) -> ProbeData:
-    """Return what a head is fitted on, or scores: the examples' features in one view, and their truth."""
+    """Return the input of a head: the examples' features in one view, and their truth."""
     task = examples[0].task
     choice = task in MULTIPLE_CHOICE_TASKS
     features_NCF = probe_features(caches, examples, view)
@@ -200,7 +200,7 @@ def probe_data(
 
 
 def _zero_shot(cache: TeacherCache, examples: Sequence[Example]) -> TruthConfidence:
-    """Softmax over candidates of logit_scale * cosine(image, candidate's text)."""
+    """Return the softmax over candidates of logit_scale * cosine(image, candidate's text)."""
     if cache.image is None or cache.text is None:
         raise ValueError("an aligned cache has both modalities")
     if examples[0].task not in MULTIPLE_CHOICE_TASKS:
@@ -231,7 +231,7 @@ def _aligned_cache(caches: Sequence[TeacherCache]) -> TeacherCache:
 
 
 def examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
-    """Return examples by their ids; raises `DatasetError` for one that the split does not hold."""
+    """Return examples by id; raises `DatasetError` for an id that the split does not contain."""
     place = {name: index for index, name in enumerate(dataset.example_ids)}
     unknown = [name for name in names if name not in place]
     if unknown:
@@ -260,10 +260,10 @@ def assign_folds(groups: Sequence[str], *, folds: int, seed: int) -> npt.NDArray
     """Return the fold of every example, (N,) in [0, number of folds).
 
     Examples of one group share a fold. Groups, in the order of a hash of their name and the seed, go to the fold
-    with the fewest examples so far. With fewer groups than `folds` every group is a fold of its own.
+    with the fewest examples so far. With fewer groups than `folds`, every group is a separate fold.
 
     Args:
-        folds: folds wanted, at least 2.
+        folds: requested number of folds, at least 2.
     """
     if folds < 2:
         raise ConfigError("Cross-fitting needs at least two folds.", why=f"got {folds}")
@@ -284,22 +284,22 @@ View = Literal["vision", "text", "joint"]
 SKETCH_DIM = 192
 TEXT_DIM = 256
 IMAGE_DIM = 64
-"""Widths of the interaction, and of texts and pictures by themselves; wider teachers are projected at random."""
+"""Widths of the interaction, and of texts and pictures alone; features of wider teachers are randomly projected."""
 
 _CHUNK = 512
 
 
 def probe_features(caches: Sequence[TeacherCache], examples: Sequence[Example], view: View) -> Array:
-    """Return (N, C, F) float32, zero where an example has fewer candidates than the most.
+    """Return (N, C, F) float32, zero-padded for examples with fewer than C candidates.
 
-    Features of several teachers stand side by side.
+    Features of several teachers are concatenated.
 
     Args:
-        examples: of one task.
-        view: `vision` sees pictures and words as bags, `text` texts alone.
+        examples: examples of one task.
+        view: `vision` reads pictures and bags of words, `text` only texts.
     """
     stores = [store for cache in caches if (store := cache.image if view == "vision" else cache.text) is not None]
-    # A store's tokens are boxes where every picture has as many rows as its dataset gives it boxes.
+    # A store's tokens are boxes if every picture has as many rows as boxes.
     boxes = {example.image.unit_id: len(example.image.boxes_R4) for example in examples}
     regions = [
         store
@@ -330,7 +330,7 @@ def _text_rows(stores: Sequence[FeatureStore], examples: Sequence[Example]) -> A
 def _picture_rows(
     stores: Sequence[FeatureStore], regions: Sequence[FeatureStore], examples: Sequence[Example]
 ) -> Array:
-    """Return one row per candidate, in order: of pictures, and of their interaction with the words."""
+    """Return one row per candidate, in order: picture features, and their interaction with the words."""
     choice = examples[0].task in MULTIPLE_CHOICE_TASKS
     candidates = [candidate for example in examples for candidate in example.candidates]
     texts = [candidate.text[candidate.answer_start :] if choice else candidate.text for candidate in candidates]
@@ -348,7 +348,7 @@ def _picture_rows(
 
 
 def bag_of_words(words: Sequence[str]) -> Array:
-    """Return the sum of the words' sign vectors over the root of their number, (S,) float32; no words give zeros."""
+    """Return the sum of the words' sign vectors over the root of their number, (S,) float32; zeros without words."""
     if not words:
         return np.zeros(SKETCH_DIM, np.float32)
     digests = [hashlib.blake2b(word.encode(), digest_size=SKETCH_DIM // 8).digest() for word in words]
@@ -359,7 +359,7 @@ def bag_of_words(words: Sequence[str]) -> Array:
 
 
 def _global_rows(stores: Sequence[FeatureStore], ids: Sequence[str]) -> Array:
-    """Return standardised global features, each store's of about unit norm, side by side; (rows, D)."""
+    """Return the stores' standardised global features, each of about unit norm, concatenated to (rows, D)."""
     distinct = list(dict.fromkeys(ids))
     row_of = {unit_id: row for row, unit_id in enumerate(distinct)}
     parts = [
@@ -369,9 +369,9 @@ def _global_rows(stores: Sequence[FeatureStore], ids: Sequence[str]) -> Array:
 
 
 def _region_rows(stores: Sequence[FeatureStore], examples: Sequence[Example], *, tagged: bool) -> Array:
-    """Return, per candidate, the mean over the boxes that its text tags, or over those that it does not; (rows, D).
+    """Return, per candidate, the standardised mean over its tagged boxes, or over the other boxes; (rows, D).
 
-    Standardised; zeros where there are no such boxes.
+    Rows without such boxes are zero.
     """
     rows_of = []
     for example in examples:
@@ -398,7 +398,7 @@ def _standardise(values: npt.NDArray[np.floating], mean_D: Array, variance_D: Ar
 
 
 def _project(values_RD: Array, width: int, name: str) -> Array:
-    """Return values as they are when narrow enough, else random projections of them."""
+    """Return the values unchanged if they are narrow enough, else random projections of them."""
     return (
         values_RD
         if values_RD.shape[1] <= width
@@ -407,7 +407,7 @@ def _project(values_RD: Array, width: int, name: str) -> Array:
 
 
 def _signs_product(values_RD: Array, width: int, name: str) -> Array:
-    """Multiply by a fixed matrix of random signs that depends on its name and shape alone."""
+    """Multiply by a fixed matrix of random signs that depends only on its name and shape."""
     depth = values_RD.shape[1]
     stream = hashlib.shake_256(f"{name}\0{depth}\0{width}".encode()).digest(-(-depth * width // 8))
     bits = np.unpackbits(np.frombuffer(stream, np.uint8), count=depth * width)

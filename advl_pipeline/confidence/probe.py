@@ -1,8 +1,8 @@
-"""Cross-fitted linear probes: how probable the ground truth is by a head that never saw the example.
+"""Cross-fitted linear probes: the probability of the ground truth under a head that never saw the example.
 
-A head is a regularised logistic regression on standardised features. Its strength of regularisation is chosen
-inside the training folds, on the next fold, so that nothing of an example's own fold, labels included, reaches
-the head that predicts it; only the rule for the features' scale and the head are fitted at all.
+A head is a regularised logistic regression on standardised features. Its regularisation strength is chosen inside
+the training folds, on the next fold, so that nothing of an example's own fold, labels included, reaches the head
+that predicts it. Only the feature scaling and the head are fitted.
 
 Shapes: N examples, C candidates (1 outside multiple choice), F features, K classes, n examples being fitted.
 """
@@ -32,27 +32,27 @@ from advl_pipeline.confidence.separation import outranked_candidates, outranked_
 Kind = Literal["choice", "classes", "soft-labels"]
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
-"""L2 penalties tried, from strong to weak, for features of about unit norm and the mean loss per example."""
+"""L2 penalties to try, from strong to weak, for features of about unit norm and the mean loss per example."""
 
 DEFAULT_PENALTY = 0.1
-"""Penalty where there are too few folds to choose one."""
+"""Penalty with too few folds to choose one."""
 
 MAX_FIT_EXAMPLES = 20_000
-"""Most examples that one head is fitted on, evenly spaced ones of its training folds: a few hundred features need
+"""Maximum number of examples to fit one head on, evenly spaced over its training folds: a few hundred features need
 no more, and memory stays bounded."""
 
 MAX_FIT_CLASSES = 512
-"""Most classes of soft labels that a head has weights for, the most frequent of its training folds. VQA has
-thousands, few of which a subset ever shows; the others keep the rate at which they occur."""
+"""Maximum number of soft-label classes with weights, the most frequent ones of the training folds. VQA has
+thousands, few of which occur in a subset; the head predicts the others by their frequency."""
 
 MAX_FIT_TARGETS = 2_500_000
-"""Most examples times classes that a head of soft labels is fitted on: the time of a fit is in proportion to it."""
+"""Maximum of examples times classes for a soft-label head: the time of a fit is proportional to it."""
 
 MAX_RATE = 1 - 1e-6
-"""Highest rate of a class that a head starts from; one that is always right has no finite score."""
+"""Maximum initial rate of a class; a class that is always right has no finite score."""
 
 PREDICT_BLOCK = 4096
-"""Examples scored at a time, which bounds the memory for thousands of classes."""
+"""Number of examples to score at a time, which bounds memory for thousands of classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,10 +77,10 @@ class ProbeData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TruthConfidence:
-    """How sure a teacher is of the truth of N examples, and whether it separated the truth from what is wrong.
+    """A teacher's confidence in the truth of N examples, and its separation of right and wrong.
 
     `probability_N`: of the ground truth, float32 in [0, 1]. `outranked_N`: the share of an example's wrong
-    alternatives that the truth outranks (see `separation.py`), float32 in [0, 1]; NaN where there is none.
+    alternatives that the truth outranks (see `separation.py`), float32 in [0, 1]; NaN without a wrong alternative.
     """
 
     probability_N: npt.NDArray[np.float32]
@@ -92,14 +92,14 @@ def cross_fitted_confidence(
 ) -> TruthConfidence:
     """Return the confidence in the ground truth of each example.
 
-    Multiple choice: softmax over the candidates. Classes: softmax over the classes; one that the training folds lack
-    gets what the head's intercept leaves it. Soft labels: c = sum_a score(a) p(a) / sum_a score(a) with p the
-    sigmoid, 0 for an example without any score; of a class that is too rare for the head, its rate. With one fold
-    alone nothing can be fitted on others: chance.
+    Multiple choice: softmax over the candidates. Classes: softmax over the classes; a class missing from the
+    training folds gets its probability from the head's intercept. Soft labels:
+    c = sum_a score(a) p(a) / sum_a score(a), 0 for an example without any score; p is the sigmoid, or the rate of a
+    class that is too rare for the head. With only one fold, no head can be fitted: chance.
 
     Args:
         fold_N: fold of each example, from `estimators.assign_folds`.
-        progress: called after each fold with the number of its examples.
+        progress: called after each fold with its number of examples.
     """
     num_folds = int(fold_N.max(initial=0)) + 1
     if num_folds < 2:
@@ -125,7 +125,7 @@ def cross_fitted_confidence(
             best, lowest = PENALTIES[0], np.inf
             for penalty, head in zip(PENALTIES, ProbeHead.fit(data, centred, training, PENALTIES), strict=True):
                 loss = head.mean_loss(data, centred, validation)
-                # Weaker penalties only overfit more from here on, and take the longest.
+                # Still weaker penalties overfit more, and take the longest.
                 if loss >= lowest:
                     break
                 best, lowest = penalty, loss
@@ -140,7 +140,7 @@ def cross_fitted_confidence(
 class ProbeHead:
     """Weights (F, O) and intercepts (O,) on standardised features; O = 1 for multiple choice, else K.
 
-    Of soft labels O counts the classes `class_O` that have weights; `rate_K` is how often each class is right.
+    For soft labels O is the number of classes with weights, `class_O`; `rate_K` is the rate of each class.
     """
 
     weight_FO: FloatArray
@@ -158,7 +158,7 @@ class ProbeHead:
         rows: npt.NDArray[np.int64],
         penalties: Sequence[float],
     ) -> Iterator[ProbeHead]:
-        """Yield one head per penalty, fitted on the examples `rows`, each starting from the one before."""
+        """Yield one head per penalty, fitted on the examples `rows`, each initialised with the previous one."""
         class_O, rate_K, most = None, None, MAX_FIT_EXAMPLES
         if data.score_NK is not None:
             total_K = np.asarray(data.score_NK[rows].sum(axis=0)).ravel().astype(np.float64)
@@ -171,7 +171,7 @@ class ProbeHead:
         flat = used.reshape(-1, features.shape[-1]).astype(np.float64)
         mean_F = flat.mean(axis=0)
         deviation_F = flat.std(axis=0)
-        # Features that do not vary say nothing; the root of their number keeps the norm of an example near one.
+        # Constant features carry no information; the root of the number keeps an example's norm near one.
         varies_F = deviation_F > 1e-6
         scale_F = np.where(varies_F, 1.0 / np.where(varies_F, deviation_F, 1.0), 0.0) / np.sqrt(
             max(varies_F.sum(), 1)
@@ -196,7 +196,7 @@ class ProbeHead:
             )
 
     def scores(self, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> FloatArray:
-        """Return (n, C, O) scores. The scaling is folded into the weights, so no copy of the features is made."""
+        """Return (n, C, O) scores. The weights include the scaling, so the features are not copied."""
         weight_FO = self.weight_FO * self.scale_F[:, None]
         shift_O = self.intercept_O - self.mean_F @ weight_FO
         scores: FloatArray = centred[rows] @ weight_FO.astype(np.float32) + shift_O
@@ -219,7 +219,7 @@ class ProbeHead:
     def confidence(
         self, data: ProbeData, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
     ) -> tuple[FloatArray, npt.NDArray[np.float32]]:
-        """Return (n,) probabilities of the ground truth, and the shares of what is wrong that it outranks."""
+        """Return (n,) probabilities of the ground truth, and the shares of wrong alternatives that it outranks."""
         scores = self.scores(centred, rows)
         if data.score_NK is not None:
             assert self.rate_K is not None
@@ -242,7 +242,7 @@ class ProbeHead:
 def _likelihood(
     data: ProbeData, rows: npt.NDArray[np.int64], num_features: int, class_O: npt.NDArray[np.int64] | None
 ) -> tuple[Likelihood, FloatArray]:
-    """Return the likelihood of some examples, and where to start: (F + 1, O), with rates of answers as intercepts."""
+    """Return the likelihood of some examples and the initial weights (F + 1, O), with log-odds as intercepts."""
     if data.score_NK is not None:
         target_nO = _targets(data.score_NK, rows, class_O)
         rate_O = np.minimum((target_nO.sum(axis=0) + 0.5) / (len(rows) + 1.0), MAX_RATE)
@@ -271,12 +271,12 @@ def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
 
 
 def masked_scores(scores_nC: FloatArray, data: ProbeData, rows: npt.NDArray[np.int64]) -> FloatArray:
-    """Return the scores of the examples `rows`, -inf for candidates that one lacks."""
+    """Return the scores of the examples `rows`, -inf for missing candidates."""
     return scores_nC if data.valid_NC is None else np.where(data.valid_NC[rows], scores_nC, -np.inf)
 
 
 def centred_features(data: ProbeData) -> npt.NDArray[np.float32]:
-    """For multiple choice, take the mean over an example's candidates away: only differences can matter."""
+    """For multiple choice, subtract the mean over an example's candidates: only differences matter."""
     if data.kind != "choice":
         return data.features_NCF
     if data.valid_NC is None:

@@ -1,4 +1,4 @@
-"""Does a confidence know anything: does the truth of an item outrank what is wrong about it?
+"""Informativeness of a confidence: does the truth of an item outrank its wrong alternatives?
 
 Shapes: N items, C candidates, K classes.
 """
@@ -17,13 +17,13 @@ Floats = npt.NDArray[np.floating]
 LEVEL = 0.95
 
 ADDED = (1.0, 1.0, 0.0, 0.0)
-"""Shares of groups that the interval counts besides: two that outrank everything, two that outrank nothing. Agresti
-and Coull (1998) do so for proportions; without them a handful of lucky items would be certain."""
+"""Pseudo-observations of the interval: two groups that outrank everything, two that outrank nothing. Agresti and
+Coull (1998) add them for proportions; without them a handful of lucky items would be certain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Separation:
-    """AUC of right against wrong inside the items, with its 95 % interval; 0.5 is chance."""
+    """AUC of right against wrong within items, with its 95 % interval; 0.5 is chance."""
 
     auc: float
     low: float
@@ -40,13 +40,13 @@ class Separation:
 
 
 def separation(outranked_N: Floats, groups: Sequence[str]) -> Separation:
-    """Return the mean of the items' shares, and Student's interval of it with items clustered by group.
+    """Return the mean of the items' shares and its Student interval, with items clustered by group.
 
-    The variance is that of Obuchowski (1997) for clustered data, of items that are each a comparison of their own.
+    The variance is that of Obuchowski (1997) for clustered data, where each item is a separate comparison.
 
     Args:
-        outranked_N: share of its wrong alternatives that the truth of an item outranks; NaN for items without any.
-        groups: of the items, such as their picture: items of one group are not independent.
+        outranked_N: share of wrong alternatives that the truth of an item outranks; NaN for items without any.
+        groups: groups of the items, such as their pictures: items of one group are not independent.
     """
     counted_N = ~np.isnan(outranked_N)
     share_n = np.asarray(outranked_N, np.float64)[counted_N]
@@ -76,8 +76,8 @@ def outranked_candidates(
     """Return (N,) float32: the share of the wrong candidates that score below the right one; a tie counts half.
 
     Args:
-        score_NC: of each candidate.
-        label_N: the right one.
+        score_NC: score of each candidate.
+        label_N: the right candidate.
         valid_NC: False for candidates that an item lacks.
     """
     rival_NC = np.ones(score_NC.shape, bool) if valid_NC is None else valid_NC.copy()
@@ -92,15 +92,15 @@ def outranked_candidates(
 
 
 def outranked_classes(score_NK: Floats, truth_NK: Floats) -> npt.NDArray[np.float32]:
-    """Return (N,) float32: the share of the wrong classes that the truth outranks, beyond how frequent classes are.
+    """Return (N,) float32: the share of wrong classes that the truth outranks, corrected for class frequency.
 
-    A frequent class scores higher than a rare one for every item. So scores are ranked inside their class first: what
-    is compared is how high an item stands among all items for its own class and for others. Of several right classes
-    the mean weighted by `truth_NK` is taken; NaN for an item without a right class, or without a wrong one.
+    A frequent class scores higher than a rare one for every item. So scores are first ranked within their class: the
+    comparison is between an item's rank among all items for its right class and for other classes. Several right
+    classes are averaged with the weights `truth_NK`; NaN for an item without a right class, or without a wrong one.
 
     Args:
-        score_NK: of items that one head has scored.
-        truth_NK: weight of each class in the truth, 0 for wrong ones.
+        score_NK: scores of the items from one head.
+        truth_NK: weight of each class in the truth, 0 for wrong classes.
     """
     from scipy.stats import rankdata
 

@@ -1,6 +1,6 @@
-"""What a card says of rows: columns are renamed, rows are left out, pictures become items, choices are drawn.
+"""Rules of a card for rows: rename columns, leave rows out, make items of pictures, draw choices.
 
-One function a rule; `columns.py` checks what comes of them.
+Each rule is one function; `columns.py` checks the results.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from advl_pipeline.datasets.rows import Held, Row
 
 _OPTIONS = re.compile(r"\bOptions?:", re.IGNORECASE)
 _LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
-"""Columns whose cells hold JSON, or a list of Python, where a format has no lists (CSV)."""
+"""Columns with JSON or Python lists in their cells if the format has no lists (CSV)."""
 
 _ONE_OF_SEVERAL = re.compile(r".*\D\d+|(left|right)_.*")
-"""Names of columns that hold one of several pictures."""
+"""Names of columns that contain one of several pictures."""
 
 _BLOCK = 256
-"""Rows that rationales are drawn from at once."""
+"""Number of rows in a block that rationales are drawn from."""
 
 
 def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
-    """Yield the items of rows under our columns; rows of a reader that checks them itself pass through.
+    """Yield the items of rows under our columns; rows that their reader has checked pass through.
 
     Args:
-        dataset: named in errors.
+        dataset: name for error messages.
 
     Raises:
         DatasetError: the card names a column that no row has.
@@ -46,7 +46,7 @@ def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
     of_facets = {f"facets.{name}": facet.column.partition(".")[0] for name, facet in card.facets.items()}
     for ours, theirs in chain.from_iterable(table.items() for table in (card.columns, *card.items, of_facets)):
         for name in [theirs] if isinstance(theirs, str) else theirs:
-            # It is mistyped, and no row is to blame.
+            # The card has a typo, and the rows are not at fault.
             if seen and name not in seen:
                 where = f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}"
                 why = f"column {name!r}, which the card gives as {ours!r}, is missing; {suggest_names(name, seen)}"
@@ -56,7 +56,7 @@ def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
 
 
 def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:
-    """Yield the items that the card makes of a row; without a record where the card leaves one out."""
+    """Yield the items that the card makes from a row; an item that it leaves out has no record."""
     record = row.record
     if not isinstance(record, Mapping):
         yield row
@@ -92,7 +92,7 @@ def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:
             fields[FACETS] = tuple(facet.of(each) for facet in card.facets.values())
         if card.options_in_question:
             fields["question"], options = split_options(fields.get("question"))
-            # A card's own choices are for questions without options, whose right answer is the text of one.
+            # Choices in a card are for questions without options; the right answer is the text of one choice.
             is_constant = fields.get("label") in card.constants.get("choices", ())
             fields["choices"] = fields.get("choices") if options is None and is_constant else options
         if card.right_choice_first and isinstance(fields.get("choices"), list):
@@ -106,19 +106,19 @@ def _is_picture(value: Any) -> bool:
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record under our names of its columns; lists in cells are parsed, `choice_0`, ... become one list.
+    """Return a record under our column names; parse lists in cells and merge `choice_0`, ... into one list.
 
-    A row may lack a column that the card names, as an optional one under our name: a test set has no labels.
+    A row may lack a column that the card names, just like an optional column: a test set has no labels.
 
     Args:
-        columns: ours -> theirs, or several of theirs; none of them says that there is nothing under our name.
+        columns: ours -> theirs, or several of theirs; an empty list means that our column is absent.
 
     Raises:
-        Malformed: a cell begins like a list and is none.
+        Malformed: a cell begins like a list but is not one.
     """
     fields = dict(record)
     for ours, theirs in columns.items():
-        # What the row has under our name is something else: the card says how ours is called.
+        # The row's column with our name is something else: the card maps ours to another column.
         fields.pop(ours, None)
         if isinstance(theirs, str):
             if theirs not in columns:
@@ -141,11 +141,11 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, 
 
 
 def split_options(text: Any) -> tuple[Any, list[str] | None]:
-    """Return a question without its options, and the options behind "A.", "B:", "(C)" and so on; None without two.
+    """Return a question without its options, and the options after "A.", "B:", "(C)", ...; None for fewer than two.
 
-    They begin behind the last "Options:" or "Option:", where a letter may touch its option ("A:Knit cap;"). Without
-    one they are the longest run of letters, of two alike the last: a sentence of the question may end in "A." too.
-    What stands on lines below the last option is no part of it.
+    They begin after the last "Options:" or "Option:", where no space is needed after a letter ("A:Knit cap;").
+    Without this word they are the longest run of letters, on a tie the last: a sentence of the question may end in
+    "A." too. Lines below the last option are not part of it.
     """
     if not isinstance(text, str):
         return text, None
@@ -160,10 +160,10 @@ def split_options(text: Any) -> tuple[Any, list[str] | None]:
 
 
 def _runs_of_options(text: str, start: int, *, gap: str) -> list[tuple[int, list[str]]]:
-    """Return where each run of two lettered options or more begins behind a place, and the options, none empty.
+    """Return the offset and the non-empty options of each run of two or more lettered options after an offset.
 
     Args:
-        gap: pattern of what stands between a letter's mark and its option.
+        gap: pattern between a letter's mark and its option.
     """
     runs: list[tuple[int, list[str]]] = []
     for first in _option_mark("A", gap).finditer(text, start):
@@ -185,7 +185,7 @@ def _option_mark(letter: str, gap: str) -> re.Pattern[str]:
 
 
 def _drawn_order(texts: Sequence[Any], row: Row) -> tuple[list[Any], int]:
-    """Return texts in an order that depends on the row's name alone, and where the first one went."""
+    """Return texts in an order that depends only on the row's name, and the new position of the first one."""
     order = sorted(range(len(texts)), key=lambda place: _draw(row, str(place)))
     return [texts[place] for place in order], order.index(0)
 
@@ -195,9 +195,9 @@ def _draw(row: Row, *parts: str) -> bytes:
 
 
 def _with_drawn_rationales(rows: Iterator[Row], card: Card) -> Iterator[Row]:
-    """Add others' rationales to the first one of each row; rows near it in the file give them.
+    """Add rationales of nearby rows in the file to the first rationale of each row.
 
-    Rows without a label have none to choose from.
+    Rows without a label get no rationales.
     """
     before: list[tuple[str, str]] = []
     while block := list(islice(rows, _BLOCK)):

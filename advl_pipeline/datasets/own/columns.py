@@ -1,6 +1,6 @@
-"""One row under our columns becomes one item: the columns decide its kind of task, and every field is checked.
+"""Conversion of a row under our columns to an item: the columns determine its kind of task; every field is checked.
 
-Each complaint names the field, what it is and what was expected.
+Each error names the field, its value and the expected one.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ MADE_OF: Mapping[Kind, tuple[str, ...]] = {
     "answers": ("image", "question", "answers", "answer"),
     "pictures": ("image",),
 }
-"""Columns that a task is made of, a row of which has the first two; the others that are known add to it."""
+"""Columns of each kind of task; the first two are required, the others optional."""
 
 _MARKERS: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("choices", "choice_0"),
     "classes": ("text",),
     "answers": ("answers", "answer"),
 }
-"""Columns that only one kind has."""
+"""Columns that only one kind of task has."""
 
 _OF_PICTURES = frozenset({"id", "image", "boxes", "box_labels", "split", "group", "stratum"})
-"""Columns that are about a picture alone."""
+"""Columns that only concern the picture."""
 
 _LIKELY: Mapping[str, str] = {
     **dict.fromkeys(("file_name", "filename", "image_path", "picture", "photo"), "image"),
@@ -45,7 +45,7 @@ _LIKELY: Mapping[str, str] = {
     "direct_answers": "answers",
     "multiple_choice_answer": "answer",
 }
-"""Columns of public datasets that often mean one of ours: for hints."""
+"""Columns of public datasets that often correspond to one of ours, for hints."""
 
 MIN_CHOICES = 2
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
@@ -53,7 +53,7 @@ _LETTER = re.compile(r"\(?([A-Z])\)?[.:]?|\(([a-z])\)")
 
 
 def columns_of(kind: Kind) -> str:
-    """Return a kind of task with the columns that it is made of, for messages."""
+    """Return a kind of task with its columns, for messages."""
     return f"{kind} ({', '.join(MADE_OF[kind])})"
 
 
@@ -61,11 +61,11 @@ def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
     """Return the kind of task of a row with these columns.
 
     Args:
-        columns: names, after those that a card gives were put instead of the file's own.
-        card_kind: that the card names.
+        columns: names of the columns, after the card's renaming.
+        card_kind: the kind that the card names.
 
     Raises:
-        Malformed: the columns fit no kind, several, or not the one that the card names.
+        Malformed: the columns fit no kind, several kinds, or not the one that the card names.
     """
     if card_kind:
         kinds: list[Kind] = [card_kind]
@@ -92,10 +92,10 @@ def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
 
 
 def _hint(columns: Collection[str], kind: Kind | None) -> str:
-    """Return a card's lines that would rename the columns which look like ours; those of one kind of task alone."""
+    """Return lines for a card that rename columns similar to ours, only for one kind of task."""
     missing = [name for name in COLUMNS if name not in columns]
     looks_like: dict[str, str] = {}
-    # A name that is known from public datasets says more than one that is spelt alike.
+    # A name known from public datasets is better evidence than a similar spelling.
     for name in sorted(map(str, columns), key=lambda name: (name.lower() not in _LIKELY, name)):
         near = [_LIKELY.get(name.lower(), ""), *difflib.get_close_matches(name.lower(), missing, n=1, cutoff=0.6)]
         ours = next((column for column in near if column in missing), "")
@@ -108,15 +108,15 @@ def _hint(columns: Collection[str], kind: Kind | None) -> str:
 
 
 FACETS = "facets"
-"""Where a record under our columns has the facets that its card asks for. They label items of measures alone, so the
-digest of a split does not hold them."""
+"""Key of a record for the facets of its card. They only label items for measures, so the digest of a split excludes
+them."""
 
 
 def parse_item(record: Mapping[str, Any], kind: Kind, card: Card) -> Item:
     """Check a record under our names.
 
     Raises:
-        Malformed: with the field at fault.
+        Malformed: a field is invalid; the message names it.
     """
     boxes = () if record.get("boxes") is None else checked_boxes(record["boxes"])
     label: int | str | None
@@ -168,7 +168,7 @@ def split_of(record: Mapping[str, Any], file_split: str | None) -> str | None:
     """Return the split that a record names, else the one of its file.
 
     Raises:
-        Malformed: the two differ, or the field is no text or cannot name a split.
+        Malformed: the two differ, or the field is not a text or not a valid name of a split.
     """
     row_split = _name(record, "split")
     if row_split is not None and file_split is not None and row_split != file_split:
@@ -208,10 +208,10 @@ def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
 def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_letters: bool) -> int | None:
     """Return the position among texts that a label gives by number, by text, or by a letter from A on.
 
-    A letter is none where a text reads so, unless the card says otherwise.
+    A letter that equals one of the texts counts as the text, unless the card says otherwise.
 
     Args:
-        has_letters: texts go by letters, as choices do.
+        has_letters: whether letters can refer to the texts, as for choices.
     """
     value = normalise_text(str(label))
     if label is None or not value:
@@ -243,18 +243,18 @@ def _class(record: Mapping[str, Any], card: Card) -> str | None:
     value = record.get("label")
     if value is not None and not isinstance(value, (str, int)):
         raise unlike("label", value, "the name or the number of a class")
-    # As texts are read: "ja " is no other class than "ja", nor is an accent written in another way.
+    # In canonical form: "ja " is the same class as "ja", and Unicode forms of an accent do not differ.
     name = "" if value is None else _plain(value)
     if not card.labels:
         return name or None
     labels = list(map(normalise_text, card.labels))
-    # "A" is more often the name of a class that the card lacks than the first of its classes.
+    # "A" is more often the name of a class missing from the card than a letter for its first class.
     place = _place("label", name, labels, card, has_letters=card.label_is == "letter")
     return None if place is None else card.labels[place]
 
 
 def _answers(record: Mapping[str, Any]) -> dict[str, int]:
-    """Return answer -> how many gave it; nothing where there is none."""
+    """Return answer -> number of people who gave it; empty without answers."""
     present = {name: record[name] for name in ("answers", "answer") if record.get(name) is not None}
     if len(present) > 1:
         raise Malformed("fields 'answers' and 'answer' are both there, expected one of them")
@@ -280,9 +280,9 @@ def _plain(text: str | int | bool) -> str:
 
 
 def _image(value: Any) -> str | bytes | Held:
-    """Return a name, bytes, or where the picture is held.
+    """Return a picture's name, its bytes, or its location on the hub.
 
-    Libraries write a picture inside a table as {bytes, path}, or in a list of one.
+    Libraries write a picture inside a table as {bytes, path}, or as a list with one such entry.
     """
     if isinstance(value, list) and value:
         if len(value) > 1:

@@ -1,7 +1,7 @@
-"""Rows that are conversations, as TRL, ms-swift and LLaMA-Factory keep them: each question becomes an item.
+"""Conversation rows in the formats of TRL, ms-swift and LLaMA-Factory: each question becomes an item.
 
-A row has `messages` (or `conversations`), and its picture in `images`, in `image`, or in a part of a message. A
-question is asked by itself: those before it in the conversation are not shown with it.
+A row has `messages` (or `conversations`), and its picture in `images`, in `image`, or in a part of a message. Each
+question is independent: earlier turns of the conversation are not part of it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from advl_pipeline.datasets.problems import Malformed, unlike
 from advl_pipeline.datasets.row_files import parsed_cell
 
 TURNS = ("messages", "conversations")
-"""Columns that hold the turns of a conversation; the second is the name that ShareGPT and LLaVA gave it."""
+"""Columns with the turns of a conversation; the second is the name in ShareGPT and LLaVA."""
 
 _ROLES: Mapping[str, str] = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's words for who speaks, and those of chat templates."""
+"""ShareGPT's names of the roles -> those of chat templates."""
 
 _PLACEHOLDER = "<image>"
 _PICTURE_KEYS = ("image", "image_path", "path")
 
 
 def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the questions of a conversation as records of their own; None for a row that is none.
+    """Return the questions of a conversation as separate records; None for a row that is not a conversation.
 
-    Each has `question`, `answer` where it is answered, `image` where the row has a picture, and other columns.
+    Each has `question`, `answer` if it is answered, `image` if the row has a picture, and the other columns.
 
     Raises:
-        Malformed: the turns are not such, or nothing is asked.
+        Malformed: the turns are invalid, or contain no question.
     """
     column = next((name for name in TURNS if name in record), "")
     if not column or {"question", "text"} & record.keys():
@@ -68,7 +68,7 @@ def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None
 
 
 def _read(turn: Any, where: str, pictures: list[Any]) -> tuple[str, list[str]]:
-    """Return who speaks and what is said, without the sign that stands for the picture; pictures are gathered."""
+    """Return the role and the text of a turn without the picture placeholder; add its pictures to the list."""
     if not isinstance(turn, Mapping):
         raise unlike(where, turn, "{role, content}")
     speaker = turn.get("role", turn.get("from"))

@@ -1,4 +1,4 @@
-"""Data that are given as rows, indexed, before one of their splits is opened: tasks and splits by what they say."""
+"""Specification of data given as rows: tasks and splits from their index."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 from advl_pipeline.datasets.vqa_answers import build_vocabulary
 
 NUM_AGREEING = 3
-"""Answers that agree make an answer fully right, or all of them where there are fewer."""
+"""Number of people who must agree for the full score of an answer; all of them if there are fewer."""
 
 _CALLED = {"pictures": "pictures alone"}
-"""What data are called that have no task."""
+"""Name of data without a task."""
 
 
 def _line(name: str, index: Index) -> str:
-    """Return the line that tells a user what was made of the columns."""
+    """Return the line that tells the user how the columns were interpreted."""
     columns = index.facts["columns"]
     made_of = [column for column in MADE_OF[index.kind] if column in columns]
     sections = {
@@ -52,10 +52,10 @@ def _open_split(
     """Open a split.
 
     Args:
-        options: `answers` holds names of classes or answers; None for those that `class_names` finds.
+        options: `answers` lists names of classes or answers; None for those that `class_names` finds.
 
     Raises:
-        DatasetError: a row or a picture is malformed, or nothing is usable.
+        DatasetError: a row or a picture is malformed, or no row is usable.
     """
     if options.answers is None or index.kind == "choice":
         classes = partial(class_names, index, rows.card, options.together or [split])
@@ -63,8 +63,8 @@ def _open_split(
         classes = partial(tuple, options.answers)
     is_labelled = index.is_labelled(split)
     reading = Reading(
-        # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
-        # Ids carry the task whenever there are several, whichever of them are opened.
+        # A rationale explains the right answer; without a label the task has no input.
+        # Ids include the task if the data have several, no matter which of them are opened.
         variants=tuple(
             RowVariant(task, f":{task}" if len(index.tasks) > 1 else "")
             for task in options.tasks
@@ -72,7 +72,7 @@ def _open_split(
         ),
         classes=classes,
         scores=agreement_scores,
-        # Rows of files on this machine have their pictures here, too.
+        # Rows of local files have local pictures.
         held=None if rows.files else HeldPictures(resolve_data_root(data_root), index.folder),
     )
     dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
@@ -82,7 +82,7 @@ def _open_split(
 
 
 def agreement_scores(counts: Mapping[str, int]) -> dict[str, float]:
-    """Return answer -> its score: min(1, k / min(3, n)) for one that k of n gave; a single answer is right or not."""
+    """Return answer -> score: min(1, k / min(3, n)) for k of n people; a single answer is right or wrong."""
     needed = min(NUM_AGREEING, sum(counts.values()))
     return {answer: min(1.0, count / needed) for answer, count in counts.items()}
 
@@ -90,8 +90,8 @@ def agreement_scores(counts: Mapping[str, int]) -> dict[str, float]:
 def class_names(index: Index, card: Card, opened: Sequence[str]) -> tuple[str, ...]:
     """Return the classes or answers that splits opened together share: the card's, else those of train.
 
-    Where no split is called train, they are those of the opened splits, all counted at once: a class number means
-    the same in each of them. Choices have none.
+    Without a split named train, they are those of all opened splits together, so that a class number means the same
+    in each of them. Choices have none.
     """
     if index.kind in ("choice", "pictures"):
         return ()
@@ -101,21 +101,21 @@ def class_names(index: Index, card: Card, opened: Sequence[str]) -> tuple[str, .
     counts = index.label_counts(np.concatenate([index.rows_of(split) for split in counted]))
     if index.kind == "answers":
         return build_vocabulary(counts.items(), min_occurrences=card.min_answer_count, form=str)
-    # Classes that are numbers are sorted as numbers, before the others.
+    # Numeric classes are sorted as numbers, before the others.
     used = [name for name, count in counts.items() if count]
     return tuple(sorted(used, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
 _opened: dict[tuple[str, Path | None, Path], tuple[object, DatasetSpec]] = {}
-"""What this process has read: a command says what data are, refuses what they lack, and opens them."""
+"""Cache of the datasets read in this process: a command describes, validates and opens the same data."""
 
 
 def rows_dataset(name: str, data_root: Path | None) -> DatasetSpec:
-    """Find and index a dataset of rows; once in a process while its files are the same.
+    """Find and index a dataset of rows, once per process while its files are unchanged.
 
     Raises:
-        ConfigError: a card that cannot be used.
-        DatasetError: there are no such data, or no row of them can be used.
+        ConfigError: the card cannot be used.
+        DatasetError: the data do not exist, or none of their rows is usable.
     """
     on_hub = name.startswith(HUB_PREFIX) and not Path(name.removeprefix(HUB_PREFIX).partition(":")[0]).exists()
     here = (name, data_root, Path.cwd())
@@ -140,5 +140,5 @@ def rows_dataset(name: str, data_root: Path | None) -> DatasetSpec:
 
 
 def open_rows(name: str, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    """Read a dataset of rows and open a split; raises what `rows_dataset` and opening do."""
+    """Read a dataset of rows and open a split; raises the errors of both steps."""
     return rows_dataset(name, data_root).open(split, data_root, options)

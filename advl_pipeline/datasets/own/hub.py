@@ -1,10 +1,10 @@
-"""The `datasets` library opens `hf:NAME[:CONFIGURATION][@REVISION]`: a dataset of the hub, or a folder in its layout.
+"""Reader of `hf:NAME[:CONFIGURATION][@REVISION]` with the `datasets` library: a hub dataset, or a copy of one.
 
-Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run, and
-nothing outside of it is read, whatever its card, its rows or its links name. A copy
-of a repository below the folder of the datasets comes first. Rows are streamed, so that those are fetched which are
-read, and Parquet of a commit is read without its pictures (`remote_pictures.py`). Only a name of the hub without a
-revision goes through the library's cache, which may serve it offline.
+Pictures are read as bytes and not decoded here. Code of a repository is never run, and nothing outside of it is
+read, whatever its card, its rows or its links name. A copy of a repository below the datasets folder takes
+precedence. Rows are streamed, so that only the rows that are read are downloaded, and Parquet files of a commit are
+read without their pictures (`remote_pictures.py`). Only a hub name without a revision uses the library's cache,
+which may serve it offline.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.datasets.rows import Row, RowSource
 
 UNKNOWN_CLASS = -1
-"""What the library writes for a label that a split does not tell."""
+"""The library's value for a missing label."""
 
 _REVISION = re.compile(r"[0-9a-f]{7,40}")
-"""A commit, which stays as it is; a branch or a tag may be moved."""
+"""A commit, which is immutable; a branch or a tag may move."""
 
 _SAVED = "state.json"
-"""What `save_to_disk` leaves next to the rows of a lone dataset."""
+"""File that `save_to_disk` writes next to the rows of a single dataset."""
 
 Parts = Mapping[str | None, Any]
-"""Split -> opened dataset of the library; None for one whose rows say their split."""
+"""Split -> opened dataset of the library; the key is None if the rows name their split."""
 
 
 class _Loaded(NamedTuple):
-    """Opened datasets, what tells their content ("" where they tell it), their files here, folders of pictures."""
+    """Opened datasets, their content's version ("" if they identify it), their local files, folders of pictures."""
 
     parts: Parts
     version: str
@@ -51,20 +51,20 @@ class _Loaded(NamedTuple):
 
 
 def hub_names(files: Any, root: Path) -> dict[str | None, HubName]:
-    """Return split -> what `files` of a card names; None where the dataset says its splits."""
+    """Return split -> hub name from the `files` of a card; the key is None if the dataset defines its splits."""
     return {split: hub_name(name, root) for split, (name,) in by_split(files).items()}
 
 
 def hub_source(files: Any, card: Card, *, root: Path) -> RowSource:
-    """Return the rows of datasets of the hub; if everything is known beforehand, the hub is not asked yet.
+    """Return the rows of hub datasets; if everything is known beforehand, the hub is not contacted yet.
 
     Args:
         files: hf:NAME, or split -> hf:NAME.
-        card: what the user said besides the columns.
-        root: folder of the datasets.
+        card: the user's card.
+        root: datasets folder.
 
     Raises:
-        DatasetError: the library is absent, or the dataset cannot be had.
+        DatasetError: the library is missing, or the dataset is not available.
     """
     named = hub_names(files, root)
     are_pinned = all(name.revision and name.copy is None for name in named.values())
@@ -81,7 +81,7 @@ def hub_source(files: Any, card: Card, *, root: Path) -> RowSource:
 
 
 def _folder_of_pictures(files: Any, card: Card, root: Path) -> Path:
-    """Return the folder that names of pictures are relative to: the card's, else where a copy is, or would be."""
+    """Return the folder that picture names are relative to: the card's, else the path of a copy, existing or not."""
     named = next(iter(hub_names(files, root).values()))
     return card.pictures or named.copy or root / named.path
 
@@ -111,7 +111,7 @@ def _parts(loaded: Iterable[_Loaded]) -> dict[str | None, Any]:
 
 
 def _loaded(files: Any, card: Card, root: Path) -> list[_Loaded]:
-    """Return datasets, under our names of the splits."""
+    """Return the datasets under our split names."""
     all_loaded = []
     for split, name in hub_names(files, root).items():
         loaded = _load(name, card, root)
@@ -135,7 +135,7 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
 
         load_builder = datasets.load_dataset_builder
     except (ImportError, AttributeError):
-        # A folder of that name in the working folder, where downloads are by default, passes for an empty package.
+        # A folder `datasets` in the working folder, the default for downloads, imports as an empty package.
         what, why = "Datasets of the hub need the library `datasets`.", "it is not installed"
         raise DatasetMissing(what, where=str(name), why=why, next_command=install_extra("hub")) from None
     path = str(name.copy.absolute() if name.copy else name.path)
@@ -144,7 +144,7 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
         if obstacle:
             builder = _prepared_before(name)
         elif is_saved:
-            # `load_from_disk` would open whatever file the folder's record names, outside the folder too.
+            # `load_from_disk` would open any file that the folder's record names, even outside the folder.
             builder = load_builder("arrow", data_dir=path, data_files="data-*.arrow")
         else:
             hub_files.require_own_names(name)
@@ -163,16 +163,16 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
                 parts = {split: _held(name, listed[split], part) for split, part in parts.items()}
         else:
             if not Path(builder.cache_dir).exists():
-                # Rows are downloaded and written as Arrow, and pictures are kept once more in the index.
+                # Rows are downloaded and written as Arrow, and pictures are stored once more in the index.
                 size = 2 * (builder.info.dataset_size or 0) + (builder.info.download_size or 0)
                 require_space(size, str(name), root)
             builder.download_and_prepare()
             parts, version = builder.as_dataset(), ""
     except DatasetError:
         raise
-    except Exception as error:  # The library raises whatever its many back ends do.
+    except Exception as error:  # The library raises the errors of its many back ends.
         raise _refused(name, root, obstacle, error) from None
-    # The library calls a lone dataset train; its rows may say otherwise.
+    # The library names a single dataset train; its rows may name other splits.
     return _Loaded(
         {None if is_saved else str(split): part for split, part in parts.items()},
         version,
@@ -182,7 +182,7 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
 
 
 def _prepared_before(name: HubName) -> Any:
-    """Return what the library's cache holds of a dataset; without it the library tries the network half a minute."""
+    """Return a dataset from the library's cache; otherwise the library tries the network for half a minute."""
     from datasets.packaged_modules.cache.cache import Cache
 
     dataset, configuration = name.path.rpartition("/")[2], name.configuration or None
@@ -190,12 +190,12 @@ def _prepared_before(name: HubName) -> Any:
 
 
 def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
-    """Return the rows of Parquet files without the bytes of their pictures; as they are where they have none."""
+    """Return the rows of Parquet files without the bytes of their pictures; unchanged rows without pictures."""
     import datasets
 
     inner = {column: getattr(feature, "feature", feature) for column, feature in (part.features or {}).items()}
     pictures = frozenset(column for column, feature in inner.items() if isinstance(feature, datasets.Image))
-    # Of the hub, behind the revision as it is written in full; of a copy, below its folder.
+    # The path after the full revision for files on the hub, the path below the folder for a copy.
     inside = {
         str(file).partition("@")[2].partition("/")[2]
         if name.copy is None
@@ -206,7 +206,7 @@ def _held(name: HubName, files: Iterable[object], part: Any) -> Any:
 
 
 def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None = None) -> DatasetMissing:
-    """Return the error for a dataset that the library could not open, by what the library said."""
+    """Return the error for a dataset that the library could not open, with the library's reason."""
     reason = first_line(error) if error and not obstacle else obstacle
     page = f"https://huggingface.co/datasets/{name.path}"
     instead = card_instead_of(name.path)
@@ -251,12 +251,12 @@ def library_source(
 
     Args:
         splits: opened datasets.
-        card: what the user said besides the columns; classes of a label column are added to it.
-        name: of the whole, for messages.
-        pictures: folder that names of pictures are relative to.
+        card: the user's card; classes of a label column are added to it.
+        name: name of the dataset, for messages.
+        pictures: folder that picture names are relative to.
         joined: datasets of the card's `join`.
-        folders: in which pictures are that rows name by an absolute path; None for the user's own rows, which may
-            name any.
+        folders: allowed folders of pictures with an absolute path; None for the user's own rows, which may name
+            any path.
     """
     import datasets
 
@@ -284,7 +284,7 @@ def library_source(
 
 
 def _prepared(part: Any, image_feature: type) -> Any:
-    """Leave pictures undecoded."""
+    """Return a dataset that does not decode its pictures."""
     if isinstance(part, HeldRows):
         return part
     for column, feature in (part.features or {}).items():
@@ -301,7 +301,7 @@ def _joined(
 ) -> Iterator[tuple[int, Any]]:
     """Yield rows with the joined columns, in the order of the joined rows, which are read once."""
     named = chain.from_iterable([value] if isinstance(value, str) else value for value in card.columns.values())
-    # Rows are held until their join is read, so only columns that mean something are.
+    # Rows stay in memory until their join is read, so only columns with a meaning are kept.
     needed = {*named, *COLUMNS, *card.only, join.key, *(facet.column.split(".")[0] for facet in card.facets.values())}
     waiting: dict[Any, list[tuple[int, Any]]] = {}
     for number, record in records:
@@ -339,13 +339,13 @@ def _rows(
             yield Row(fields, name=str(number), split=split, file=file, line=number)
     except DatasetError:
         raise
-    except Exception as error:  # As when it is opened: the network breaks off, a column is not what its page says.
+    except Exception as error:  # As on opening: the network fails, or a column differs from its description.
         where = f"{file}, after row {number}"
         raise unfetched("The rows of the dataset cannot be read on.", where=where, error=error) from None
 
 
 def _bytes_of(value: Any, column: str, folders: Sequence[Path] | None) -> Any:
-    """Return the bytes of a picture that is named by an absolute path; anything else as it is.
+    """Return the bytes of a picture with an absolute path; anything else unchanged.
 
     Raises:
         Malformed: the picture is not in the dataset, or cannot be read.

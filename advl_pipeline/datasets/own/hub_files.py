@@ -1,7 +1,7 @@
-"""Repositories of the hub by name, and what is in one: nothing else is read, whatever its card, rows or links name.
+"""Names of hub repositories, and the checks that only files of the repository are read.
 
 Anyone can publish a repository. Its README may name any file of this machine, of another repository or of the network
-as its data, a row any file as its picture, and a link in a copy may lead anywhere.
+as data, a row may name any file as its picture, and a link in a copy may point anywhere.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.roots import HUB_PREFIX, is_safe_name
 
 _CARDS = ("README.md", ".huggingface.yaml")
-"""Files that name the data of a repository."""
+"""Files of a repository that declare its data files."""
 
 _KINDS = ("parquet", "arrow", "json", "csv", "text", "imagefolder", "webdataset", "cache")
-"""Builders of the library that are used; others follow links inside their files, or run code for them."""
+"""Allowed builders of the library; others follow links inside their files, or run code."""
 
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
 class HubName:
-    """What `hf:` names; `copy` is a folder that holds the repository here."""
+    """A parsed `hf:` name; `copy` is a local folder with the repository."""
 
     path: str
     configuration: str = ""
@@ -42,10 +42,10 @@ class HubName:
 
 
 def hub_name(text: str, root: Path) -> HubName:
-    """Take a name apart.
+    """Parse a name.
 
     Args:
-        root: folder of the datasets.
+        root: datasets folder.
     """
     text = text.removeprefix(HUB_PREFIX)
     if Path(text).is_dir():
@@ -57,29 +57,29 @@ def hub_name(text: str, root: Path) -> HubName:
 
 
 def lies_inside(path: Path, folder: Path) -> bool:
-    """Say whether a file, its links followed, is in a copy of a repository."""
+    """Return whether a file, after following links, is in a copy of a repository."""
     home = folder.resolve()
-    # The cache of the hub's library holds a snapshot as links to files next to it.
+    # The cache of the hub's library stores a snapshot as links to files next to it.
     home = home.parents[1] if home.parent.name == "snapshots" else home
     return path.resolve().is_relative_to(home)
 
 
 def open_file(place: str) -> IO[bytes]:
-    """Open a file of this machine or of the hub, of which the ranges are fetched that are read."""
+    """Open a local file, or a file of the hub, of which only the read ranges are downloaded."""
     if Path(place).is_file():
         return Path(place).open("rb")
     from huggingface_hub import HfFileSystem
 
-    # By default, 5 MB are read ahead: more than the texts of a row group are away from those of the next.
+    # The default reads 5 MB ahead: more than the distance between the texts of two row groups.
     file: IO[bytes] = HfFileSystem().open(place, "rb", cache_type="none")
     return file
 
 
 def require_own_names(name: HubName) -> None:
-    """Refuse a repository whose card names data elsewhere, before the library looks for them.
+    """Refuse a repository whose card names data elsewhere, before the library opens them.
 
     Raises:
-        DatasetError: the card names a URL, an absolute path or one that leaves the repository.
+        DatasetError: the card names a URL, an absolute path or a path that leaves the repository.
     """
     from huggingface_hub import DatasetCard
 
@@ -90,7 +90,7 @@ def require_own_names(name: HubName) -> None:
         try:
             content = text if file == _CARDS[0] else f"---\n{text}\n---\n"
             configurations = DatasetCard(content, ignore_metadata_errors=True).data.get("configs")
-        except Exception:  # What is no card is left to the library, which says so.
+        except Exception:  # The library reports an invalid card.
             continue
         for entry in configurations if isinstance(configurations, list) else []:
             if isinstance(entry, dict):
@@ -110,7 +110,7 @@ def _card_text(name: HubName, file: str) -> str:
         revision = name.revision or None
         return Path(hf_hub_download(name.path, file, repo_type="dataset", revision=revision)).read_text("utf-8")
     except (HfHubHTTPError, OSError, ValueError):
-        return ""  # The library asks once more, and says what is wrong.
+        return ""  # The library tries again and reports the error.
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -122,14 +122,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def require_own_files(name: HubName, builder: Any, files: Iterable[str]) -> None:
-    """Refuse files of a dataset that are not in its repository, or that the library cannot be given.
+    """Refuse files of a dataset that are not in its repository, or that are unsafe for the library.
 
     Args:
-        builder: of the library.
-        files: that it is about to read.
+        builder: builder of the library.
+        files: files that it is about to read.
 
     Raises:
-        DatasetError: there is such a file.
+        DatasetError: a file must not be read.
     """
     kinds = {cls.__name__.lower() for cls in type(builder).__mro__}
     if not kinds & {*_KINDS}:
@@ -153,13 +153,13 @@ def _outside(name: HubName, file: str, why: str) -> DatasetError:
 
 
 _MOST_DEPTH = 1024
-"""As deep as orjson goes; Arrow, which reads JSON for the library, ends the process at some thousands."""
+"""Depth limit of orjson; Arrow, the library's JSON parser, crashes the process at some thousands."""
 
 _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
 def _require_shallow(file: IO[bytes], where: str) -> None:
-    """Refuse JSON that is nested so deep that it would end the process."""
+    """Refuse JSON that is nested so deeply that it would crash the process."""
     is_deep = False
     for line in file:
         try:
@@ -167,7 +167,7 @@ def _require_shallow(file: IO[bytes], where: str) -> None:
         except orjson.JSONDecodeError as error:
             if is_deep := "ecursion" in str(error):
                 break
-            file.seek(0)  # It is one document over many lines, or broken, which the library says.
+            file.seek(0)  # A document over several lines, or invalid JSON, which the library reports.
             is_deep = _depth(file.read()) > _MOST_DEPTH
             break
     if is_deep:
@@ -184,7 +184,7 @@ def _depth(content: bytes) -> int:
 
 
 def picture_folders(name: HubName, builder: Any) -> Sequence[Path]:
-    """Return the folders in which the library may have left the pictures of a dataset."""
+    """Return the folders in which the library may store the pictures of a dataset."""
     if name.copy is not None:
         return (name.copy,)
     import datasets
@@ -192,6 +192,6 @@ def picture_folders(name: HubName, builder: Any) -> Sequence[Path]:
     from huggingface_hub.file_download import repo_folder_name
 
     snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.path, repo_type="dataset")
-    # A folder of pictures may come in an archive, whose names the library makes, not the rows.
+    # A picture folder may be an archive; the library creates the paths then, not the rows.
     is_of_pictures = builder.info.builder_name == "imagefolder"
     return (snapshots, datasets.config.EXTRACTED_DATASETS_PATH) if is_of_pictures else (snapshots,)

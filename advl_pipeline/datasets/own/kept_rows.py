@@ -1,7 +1,7 @@
-"""Rows that Python hands over become own data in files: whatever names files can name them, ever after.
+"""Storage of rows from Python as files, so that later commands can refer to them by path.
 
-They are below the folder of the datasets as `given/rows-DIGEST.jsonl`, with a card and the pictures that came in
-memory. The digest is of what the rows say, so that the same rows are the same files.
+They are below the datasets folder as `given/rows-DIGEST.jsonl`, with a card and the pictures that were in memory. The
+digest covers the content of the rows, so that equal rows give the same files.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ Rows = Iterable[Mapping[str, Any]]
 _PICTURES = (bytes, bytearray, Image.Image)
 
 FOLDER = "given"
-"""Below the folder of the datasets."""
+"""Folder below the datasets folder."""
 
 
 def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path:
-    """Write rows as own data; return the card that names them.
+    """Write rows to files; return the card that names them.
 
     Args:
         rows: dictionaries of the columns in `docs/adding-a-dataset.md`, or a `datasets.Dataset`; or split -> such
-            rows, as in a `datasets.DatasetDict`. A picture is the name of a file, a path, its bytes, or an image of
-            Pillow.
-        pictures: folder that names of pictures are relative to; None for the current one. A path is read as it is.
-
+            rows, as in a `datasets.DatasetDict`. A picture is a file name, a path, its bytes, or a Pillow image.
+        pictures: folder that picture names are relative to; None for the current one. It does not apply to paths.
     Raises:
-        DatasetError: no rows, a value that no file can hold, or both names of pictures and pictures in memory.
-        StorageError: the folder of the datasets cannot be written.
+
+        DatasetError: no rows, a value that cannot be stored in a file, or both picture names and pictures in memory.
+        StorageError: the datasets folder cannot be written.
     """
     home = resolve_data_root(None) / FOLDER
     source = _source(rows)
@@ -60,7 +59,7 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
         kept: dict[str, Any] = {} if row.split is None else {"split": row.split}
         for column, value in row.record.items():
             is_picture = isinstance(value, _PICTURES) or (column == "image" and picture is not None)
-            if not is_picture:  # Other pictures than the row's own are left alone.
+            if not is_picture:  # Other pictures than the row's own are ignored.
                 kept[column] = value.tolist() if hasattr(value, "tolist") else value
                 try:
                     json.dumps(kept[column])
@@ -88,7 +87,7 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
     if not card.is_file():
         make_folder(home)
         write_text(home / f"{name}.jsonl", content)
-        # The card names the rows, so it comes last.
+        # The card refers to the rows, so it is written last.
         write_text(card, f'files = "{name}.jsonl"\n{card_lines}')
     return card
 
@@ -109,7 +108,7 @@ def _refused(what: str, where: str, why: str) -> DatasetError:
 
 
 def _bytes_of(picture: Any) -> bytes | None:
-    """Return the bytes of a picture that came in memory or as a path; None for a name."""
+    """Return the bytes of a picture given in memory or as a path; None for a name."""
     if isinstance(picture, Mapping):
         picture = picture.get("bytes")
     if isinstance(picture, os.PathLike):

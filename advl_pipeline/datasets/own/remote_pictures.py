@@ -1,7 +1,7 @@
-"""Pictures inside Parquet files of the hub, of a revision that is named: rows are read without them.
+"""Pictures inside Parquet files of a fixed hub revision: rows are read without them.
 
-A picture is fetched when it is first asked for, with those of its row group, its neighbours in the file. So a
-subset of a few questions costs the texts of all rows and the row groups of its own pictures.
+A picture is downloaded on first access, together with the other pictures of its row group. So a subset of a few
+questions costs the texts of all rows and the row groups of its own pictures.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from advl_pipeline.datasets.problems import unfetched
 from advl_pipeline.datasets.rows import Held
 
 _GROUPS = "row-groups"
-"""Below the index: which pictures the row groups hold that were fetched."""
+"""Folder below the index that lists the pictures of downloaded row groups."""
 
 
 @dataclass(frozen=True)
 class HeldRows:
-    """Rows of Parquet files; a picture in them is a `Held`.
+    """Rows of Parquet files with `Held` pictures.
 
-    `files` maps names of files in the repository to where each is opened, in their order. `features` are those of the
-    library, and `pictures` the columns that hold pictures or lists of them.
+    `files` maps names of files in the repository to the locations to open, in order. `features` are those of the
+    library, and `pictures` are the columns with pictures or lists of pictures.
     """
 
     repository: str
@@ -73,10 +73,10 @@ class HeldRows:
 
 @dataclass(frozen=True)
 class HeldPictures:
-    """Where pictures are kept once they are fetched.
+    """Store of downloaded pictures.
 
     Args:
-        root: folder of the datasets; copies of repositories below it come before the hub.
+        root: datasets folder; copies of repositories below it take precedence over the hub.
         index: folder of the index.
     """
 
@@ -85,13 +85,13 @@ class HeldPictures:
     _groups: dict[tuple[Any, ...], ArrowFile] = field(default_factory=dict)
 
     def file_of(self, name: str) -> Path:
-        """Return the file of a picture, fetched with its row group if it is not there.
+        """Return the file of a picture; download its row group if the file is missing.
 
         Args:
-            name: of a `Held`.
+            name: name of a `Held` picture.
 
         Raises:
-            DatasetError: it cannot be fetched, or the disk has no room for it.
+            DatasetError: the picture cannot be downloaded, or the disk has no space for it.
         """
         held = Held.named(name)
         group = held.file, held.column, held.group
@@ -102,10 +102,10 @@ class HeldPictures:
         return self.index.absolute() / PICTURES_FOLDER / digest
 
     def require_room(self, names: Iterable[str]) -> None:
-        """Refuse pictures that are not here and for which the disk has no room.
+        """Refuse pictures that are not downloaded yet and that the disk has no space for.
 
         Raises:
-            DatasetError: there is no room.
+            DatasetError: the disk has no space.
         """
         held = [Held.named(name) for name in names]
         groups = {(picture.file, picture.column, picture.group): picture for picture in held}
@@ -140,7 +140,7 @@ class HeldPictures:
             with closing(open_file(place)) as file:
                 column = pq.ParquetFile(file, pre_buffer=True).read_row_group(held.group, columns=[held.column])[0]
                 pictures = column.to_pylist()
-        except Exception as error:  # The network and the formats raise whatever they do.
+        except Exception as error:  # The network and the formats raise many types of errors.
             where = f"{held.file}, row group {held.group}"
             raise unfetched("Pictures of the dataset cannot be fetched.", where=where, error=error) from None
         digests = []
@@ -154,10 +154,10 @@ class HeldPictures:
 
 
 def require_space(needed: float, where: str, folder: Path) -> None:
-    """Refuse what is larger than the disk of a folder has room for.
+    """Refuse data larger than the free space on the disk of a folder.
 
     Raises:
-        DatasetError: there is no room.
+        DatasetError: the disk has no space.
     """
     home = next(ancestor for ancestor in (folder.absolute(), *folder.absolute().parents) if ancestor.is_dir())
     free = shutil.disk_usage(home).free

@@ -1,4 +1,4 @@
-"""Where rows are: a file, a folder, a card, a dataset of the hub, or whatever a reader of another package reads."""
+"""Sources of rows: a file, a folder, a card, a dataset of the hub, or a reader of another package."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from advl_pipeline.datasets.rows import Row, RowSource
 from advl_pipeline.datasets.spec import dataset_plugins
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-"""How the library of the hub ends the name of a file that is one of several of a split."""
+"""Suffix of the hub library for one of several files of a split."""
 
 Table = tuple[Path, str | None]
-"""One file, and the split that it is of; None where a column says it."""
+"""One file and its split; None if a column contains the split."""
 
 
 def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
@@ -40,13 +40,13 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
 
     Args:
         name: a file, a folder, a card, `hf:NAME`, or the name of an installed reader.
-        data_root: folder of the pictures, where it is not that of the file; for a reader, the folder of the datasets.
+        data_root: folder of the pictures, if it is not that of the file; for a reader, the datasets folder.
 
     Returns:
-        The rows, and the folder whose `.index` keeps what is learned of them.
+        The rows, and the folder whose `.index` stores their index.
 
     Raises:
-        ConfigError: a card that cannot be used. DatasetError: there is nothing to read.
+        ConfigError: the card cannot be used. DatasetError: there is nothing to read.
     """
     root, path = resolve_data_root(data_root), Path(name)
     if plugin := dataset_plugins().get(name):
@@ -82,10 +82,10 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
 
 
 def _read_by_plugin(plugin: EntryPoint, root: Path) -> RowSource:
-    """Return the rows that a reader of another package gives.
+    """Return the rows of a reader from another package.
 
     Raises:
-        ConfigError: it fails, or gives something else.
+        ConfigError: the reader fails, or returns something else.
     """
     try:
         source = load_plugin(plugin, "dataset")(root)
@@ -100,7 +100,7 @@ def _read_by_plugin(plugin: EntryPoint, root: Path) -> RowSource:
 
 
 def _pictures_of_folder(folder: Path) -> list[str]:
-    """Return the names of the pictures in a folder that holds no table, and no folder, which might name classes."""
+    """Return the names of the pictures in a folder without tables and subfolders, which might name classes."""
     entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
     if any(path.is_dir() or path.suffix in (*TABLE_SUFFIXES, CARD_SUFFIX) for path in entries):
         return []
@@ -108,7 +108,7 @@ def _pictures_of_folder(folder: Path) -> list[str]:
 
 
 def _picture_source(names: Sequence[str], folder: Path) -> RowSource:
-    """Return a row for each of the pictures of a folder, which is called after its file."""
+    """Return a row per picture of a folder, named after its file."""
 
     def rows() -> Iterator[Row]:
         for number, name in enumerate(names, start=1):
@@ -118,7 +118,7 @@ def _picture_source(names: Sequence[str], folder: Path) -> RowSource:
 
 
 def _tables_of_folder(folder: Path) -> list[Table]:
-    """A folder's files are the splits that they are called after."""
+    """Return the files of a folder, each as the split in its name."""
     files = sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and path.is_file())
     stems = [path.stem for path in files]
     if not files:
@@ -136,8 +136,8 @@ def _tables_of_folder(folder: Path) -> list[Table]:
 
 
 def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSource:
-    """Return the rows of files; names of pictures are relative to a folder."""
-    # Training comes first: its first row says of which kind all rows are, and rows of a test set may lack labels.
+    """Return the rows of files, with picture names relative to a folder."""
+    # Train comes first: its first row determines the kind of all rows, and rows of a test set may lack labels.
     ordered = sorted(tables, key=lambda table: (table[1] or "train") != "train")
     for path, _ in ordered:
         if path.suffix not in TABLE_SUFFIXES:
@@ -153,7 +153,7 @@ def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSou
 
     def rows() -> Iterator[Row]:
         for path, split in ordered:
-            # Rows are numbered by file, so that their names are the same in every format.
+            # Rows are numbered per file, so that their names are the same in every format.
             is_alone = len(ordered) == 1 or (split is not None and splits.count(split) == 1)
             for number, (line, record) in enumerate(read_table(path), start=1):
                 name = str(number) if is_alone else f"{path.stem}:{number}"
