@@ -176,7 +176,7 @@ def unit_ids_parquet(cache: Path) -> bytes:
 
 
 def run_pull(config: PullConfig) -> VerifyReport:
-    """Download a cache and verify every byte; the output appears only when complete. Return the verification.
+    """Download a cache, verify every byte, and only then create the output. Return the verification report.
 
     Raises:
         ConfigError: the output exists, or the repository contains no cache. CorruptCache: the uploaded cache is

@@ -184,7 +184,7 @@ def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]
 
 
 def _load_original(student: Student, path: Path) -> None:
-    """Load a checkpoint into a student, ignoring other keys; refuse it if parameters are missing or resized."""
+    """Load a checkpoint into a student; ignore its other keys, and refuse missing parameters or other shapes."""
     report = student.load_published(path)
     absent = [*report.missing, *report.reinitialised]
     if absent:
