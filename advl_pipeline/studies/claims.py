@@ -1,28 +1,28 @@
 """Verdicts on the claims C1-C5 of the method, each phrased so that it can fail.
 
-A claim is a conjunction of tests, as good as its weakest. A study can fall short of it in two ways.
-What it *lacks* (a control, a part left out) might have shown that a gain has another cause: it keeps a claim from
-being supported, but a gain that is ruled out stays so. What it did *not reach* (full data, a second shot size) is
-what the claim is about: without it the claim is undecided, whatever the numbers that stand in.
+A claim is a conjunction of tests, as strong as its weakest. A study can fall short of it in two ways.
+Something that it *lacks* (a control, a part left out) might have shown that a gain has another cause: the claim
+cannot be supported, but a gain that is ruled out remains so. Something that it did *not reach* (full data, a second
+shot size) is the subject of the claim: without it the claim is undecided, whatever the substitute numbers.
 
-C1 to C4 say that what the teacher knows helps. A gain that a shuffled or random teacher also gives is no support for
-that, so they contain the same test against each such control and cannot be supported in a study without one:
+C1 to C4 say that the knowledge of the teacher helps. A gain that a shuffled or random teacher also gives does not
+support that, so they contain the same test against each such control and cannot be supported without one:
   - C1, at full data: accuracy, against the baseline and the controls;
   - C2: the gain over the baseline at the fewest shots minus that at the most, and accuracy at the fewest shots,
     against the baseline and the controls;
   - C3, for each shifted set: the drop, against the baseline and the controls, and accuracy there against the
-    baseline. A drop also shrinks where a method starts lower, and a method that only got worse is no more robust;
-  - C4: what swapping pictures costs, against the baseline and the controls;
+    baseline, since a drop also shrinks for a method that only has a lower accuracy to begin with;
+  - C4: the loss from swapping pictures, against the baseline and the controls;
   - C5: accuracy against naive KD, and against the method without each part.
 
-A test is of a mean difference over seeds, in points, that has to be positive. It is
-  - supported, when there are at least `min_seeds` seeds: the paired t-test over them, corrected by Holm over all
-    tests of all claims, has p < 0.05, the mean is positive, and the interval over seeds and items excludes 0;
-  - not supported, when it is not, and with as many seeds a gain of the smallest size that would matter (`margin`) is
-    ruled out: the one-sided t-test over seeds against it, corrected by Holm over the tests of the claim, has
-    p < 0.025: the study was large enough to see it. Where all seeds give the same number there is no such test; a
-    number below the margin is then ruled out if the items agree, their interval lying below it too;
-  - undecided at this size otherwise.
+A test requires a mean difference over seeds, in points, to be positive. With at least `min_seeds` seeds, it is
+  - supported if the paired t-test over seeds, corrected by Holm over all tests of all claims, has p < 0.05, the mean
+    is positive, and the interval over seeds and items excludes 0;
+  - not supported if that fails, and a gain of the smallest size that would matter (`margin`) is ruled out: the
+    one-sided t-test over seeds against the margin, corrected by Holm over the tests of the claim, has p < 0.025, so
+    the study was large enough to detect such a gain. If all seeds give the same number, there is no such test. A
+    number below the margin then rules it out if the interval over seeds and items is below the margin too.
+Otherwise it is undecided at this size.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ NOT_SUPPORTED: Outcome = "not supported"
 UNDECIDED: Outcome = "undecided at this size"
 SIGNIFICANT = 0.05
 RULED_OUT = 0.025
-"""One-sided, as an interval of 95 % has it on either side."""
+"""One-sided level, that of each side of a 95 % interval."""
 
 MINUS = "\N{MINUS SIGN}"
 
 _QUESTIONS = {"same": "", "part": " (a part of the questions)", "other": " (other questions)"}
-"""Said of a drop that is not over the same questions."""
+"""Note on a drop that is not over the same questions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClaimTest:
-    """One mean difference in points that has to be positive. It is undecided before `decide` has looked at it.
+    """A mean difference in points that has to be positive. It is undecided until `decide` decides it.
 
-    `name` is of methods and metrics as their options name them, `sentence` says the same to a reader. `interval` is
-    over seeds, `joint_interval` over seeds and items.
+    `name` uses the option names of methods and metrics, `sentence` says the same for readers. `interval` is over
+    seeds, `joint_interval` over seeds and items.
     """
 
     name: str
@@ -74,7 +74,7 @@ class ClaimTest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """A claim, what became of it in one setting, and the numbers. `reason` is one sentence."""
+    """A claim, its outcome in one setting, and the numbers. `reason` is one sentence."""
 
     claim: str
     setting: str
@@ -89,7 +89,7 @@ class Verdict:
 class _Draft:
     """A claim while its tests are collected.
 
-    `lacks` says why it cannot be supported whatever the numbers say, `not_reached` why it cannot be judged at all.
+    `lacks` lists reasons why it cannot be supported, whatever the numbers; `not_reached`, why it cannot be judged.
     """
 
     claim: str
@@ -100,12 +100,12 @@ class _Draft:
     not_reached: list[str] = field(default_factory=list)
 
     def add(self, name: str, sentence: str, row: Any, *, factor: float = 1.0) -> None:
-        """Add the test that a number of the study, times a factor, is above 0; of the table, its p is taken too."""
+        """Add the test that a number of the study, times a factor, is above 0, with its p-value from the table."""
         per_seed, joint = [factor * value for value in row.per_seed], row.joint_interval.scaled(factor)
         self.tests.append(claim_test(name, per_seed, joint, row.p_seed_holm, sentence=sentence))
 
     def add_mean(self, quantity: str, other: str, like: Any, name: str, sentence: str) -> None:
-        """Add that of a mean over shots against another method, on the test set of `like`."""
+        """Add the test of a mean over shots against another method, on the test set of `like`."""
         where: dict[str, Any] = {"setting": like.setting, "metric": like.metric, "test_set": like.test_set}
         row = self.result.row(f"mean {quantity}", against=other, **where)
         if row is None:
@@ -116,7 +116,7 @@ class _Draft:
         self.add(name, sentence, row, factor=-1.0 if quantity == "drop" else 1.0)
 
     def add_gains(self, place: Place) -> None:
-        """Add those of the focus method against the baseline and the controls at a place."""
+        """Add the tests of the focus method against the baseline and the controls at a place."""
         focus = self.result.study.focus
         for other in self.rivals():
             if (gain := self.result.row("gain", place, method=focus, against=other)) is None:
@@ -130,13 +130,13 @@ class _Draft:
                 )
 
     def label(self, method: str) -> str:
-        """Return what a sentence calls a method: a variant of the focus method by what is other in it."""
+        """Return the name of a method in a sentence; a variant of the focus method is named by its difference."""
         study = self.result.study
         label, focus = (study.variant(name).label or name for name in (method, study.focus))
         return f"the {label.removeprefix(f'{focus}, ')}" if label.startswith(f"{focus}, ") else label
 
     def rivals(self) -> list[str]:
-        """Return the baseline and the teacher controls; without one of those the claim cannot be supported."""
+        """Return the baseline and the teacher controls; without a control the claim cannot be supported."""
         study = self.result.study
         controls = [name for name in study.methods if is_teacher_control(study, name)]
         if not controls:
@@ -144,26 +144,26 @@ class _Draft:
         return [study.baseline, *controls]
 
     def in_domain(self) -> list[Place]:
-        """Return the places on the in-domain test set where the focus method met its baseline."""
+        """Return the places on the in-domain test set with a comparison of the focus method and the baseline."""
         study, here = self.result.study, (self.setting.name, self.setting.reference)
         places = [place for place in self.result.places() if (place.setting, place.test_set) == here]
         met = {"method": study.focus, "against": study.baseline}
         return [place for place in places if self.result.row("gain", place, **met)]
 
     def means(self, quantity: str) -> list[Any]:
-        """Return what the focus method has more than the baseline, on each test set where it was measured."""
+        """Return the differences between the focus method and the baseline, on each test set with a measurement."""
         return self.result.find(f"mean {quantity}", setting=self.setting.name, against=self.result.study.baseline)
 
 
 def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
-    """Judge the claims that a study could test, in every setting; runs that no study asked for claim nothing.
+    """Judge the claims that a study could test, in every setting; runs without a study have no claims.
 
-    A test that stands in the table has the p of the table. The other tests are one family.
+    A test that is in the table has the p-value of the table. The other tests are one family.
     """
     study, drafts = result.study, list[_Draft]()
     for setting in () if result.of_runs else study.settings:
         for claim, (_, could_be_tested, collect) in _CLAIMS.items():
-            # By what the grid holds, however much of it is finished.
+            # The grid decides, whether or not it is finished.
             if could_be_tested(study, setting):
                 drafts.append(_Draft(claim=claim, setting=setting, result=result))
                 collect(drafts[-1])
@@ -201,7 +201,7 @@ def _full_data(draft: _Draft) -> None:
 
 
 def _low_shot(draft: _Draft) -> None:
-    """The gain over the baseline is larger at the fewest shots than at the most, and is there at the fewest."""
+    """Collect the tests that the gain over the baseline exists at the fewest shots and is larger than at the most."""
     places, result = draft.in_domain(), draft.result
     for metric in dict.fromkeys(place.metric for place in places):
         where: dict[str, Any] = {"method": result.study.focus, "setting": draft.setting.name, "metric": metric}
@@ -263,7 +263,7 @@ def _parts(draft: _Draft) -> None:
 
 
 def _left_out(study: StudyConfig) -> dict[str, str]:
-    """Return the ablations of a study: method -> the part that it leaves out."""
+    """Return the ablations of a study: method -> the part left out."""
     return {name: part for name in study.methods if (part := study.variant(name).part)}
 
 
@@ -286,7 +286,7 @@ _CLAIMS: Mapping[str, tuple[str, Callable[[StudyConfig, Setting], bool], Callabl
         _parts,
     ),
 }
-"""What each claim says, whether a study's grid could test it, and what collects its tests."""
+"""Claim -> its statement, whether a study's grid could test it, and the function that collects its tests."""
 
 
 def _shots(shots: str) -> str:
@@ -294,7 +294,7 @@ def _shots(shots: str) -> str:
 
 
 def is_teacher_control(study: StudyConfig, name: str) -> bool:
-    """Whether the variant is the focus method, option by option, with a teacher that knows nothing of the units."""
+    """Return whether a variant equals the focus method except for a teacher that knows nothing of the units."""
     variant, focus = study.variant(name), study.variant(study.focus)
     knows_nothing = variant.training.get("teacher_control") == "shuffle" or variant.teacher_prefix == "random:"
     recipes = [
@@ -305,7 +305,7 @@ def is_teacher_control(study: StudyConfig, name: str) -> bool:
 
 
 def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
-    """Return what becomes of a claim by its tests, and why."""
+    """Return the outcome of a claim from its tests, and the reason."""
     study = draft.result.study
     failed, undecided = (
         [test for test in tests if test.outcome == outcome] for outcome in (NOT_SUPPORTED, UNDECIDED)
@@ -336,7 +336,7 @@ def claim_test(
     *,
     sentence: str,
 ) -> ClaimTest:
-    """Return the test of differences in points, one per seed, and their interval over seeds and items."""
+    """Return the test of differences in points, one per seed, with their interval over seeds and items."""
     mean, _, interval = summarise(per_seed)
     return ClaimTest(
         name=name,
@@ -351,14 +351,14 @@ def claim_test(
 
 
 def decide(tests: Sequence[ClaimTest], *, margin: float, min_seeds: int) -> tuple[ClaimTest, ...]:
-    """Decide the tests of one claim, whose p are corrected over all tests of all claims.
+    """Decide the tests of one claim; their p-values are already corrected over all tests of all claims.
 
     Args:
         margin: smallest gain in points that would matter.
-        min_seeds: fewest seeds that decide anything.
+        min_seeds: minimum number of seeds for a decision.
     """
     decided = []
-    # One test that fails sinks a claim, so the more tests it has, the more each must show.
+    # A single failed test refutes a claim, so the evidence required of each test grows with their number.
     for test, p_margin in zip(tests, holm([margin_p(test, margin) for test in tests]), strict=True):
         outcome = UNDECIDED
         if len(test.per_seed) >= max(min_seeds, 2):
@@ -372,10 +372,10 @@ def decide(tests: Sequence[ClaimTest], *, margin: float, min_seeds: int) -> tupl
 
 
 def margin_p(test: ClaimTest, margin: float) -> float | None:
-    """Return the one-sided p of "the gain is at least the margin", None where it cannot be tested.
+    """Return the one-sided p-value of "the gain is at least the margin"; None if it cannot be tested.
 
-    The same number from every seed has no such test, and nothing but the items tells how sure it is: it is as good as
-    ruled out if it and their interval are below the margin.
+    If every seed gives the same number, there is no such test, and only the items show the uncertainty: the gain
+    counts as ruled out if the number and its interval are below the margin.
     """
     over_seeds = paired_t_test([value - margin for value in test.per_seed])
     if over_seeds is not None:
@@ -386,7 +386,7 @@ def margin_p(test: ClaimTest, margin: float) -> float | None:
 
 
 def why_open(test: ClaimTest, *, min_seeds: int) -> str:
-    """Say in a sentence why a test is undecided."""
+    """Return a sentence on why a test is undecided."""
     count, needed = len(test.per_seed), max(min_seeds, 2)
     if count < needed:
         return f"{count} seed{'s' if count != 1 else ''}; a verdict rests on at least {needed}."
@@ -398,7 +398,7 @@ def why_open(test: ClaimTest, *, min_seeds: int) -> str:
 
 
 def signed(value: float) -> str:
-    """Write a difference in points with its sign; what rounds to nothing has none."""
+    """Write a difference in points with its sign; one that rounds to zero has no sign."""
     text = f"{abs(value):.1f}"
     if float(text) == 0.0:
         return text

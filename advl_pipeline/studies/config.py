@@ -1,14 +1,14 @@
-"""What a study is, and how its file is read.
+"""The definition of a study, and the parser of its file.
 
-A file has plain keys (the grid, and the defaults of its settings), and tables: `[training]` and
-`[at-shots.100]` override fields of `FinetuneConfig`, `[variants.NAME]` defines a variant, `[extraction]` and
-`[evaluation]` override `ExtractConfig` and `EvaluateConfig`, where `weights = { TEACHER = "PATH" }` says where the
-weights of each teacher are, `[[settings]]` lists several datasets, students or teacher sets in one study.
-`extends = "NAME"` starts from a shipped study and replaces whole keys of it.
+A file has plain keys (the grid, and the defaults of its settings) and tables. `[training]` and `[at-shots.100]`
+override fields of `FinetuneConfig`. `[variants.NAME]` defines a variant. `[extraction]` and `[evaluation]` override
+`ExtractConfig` and `EvaluateConfig`, where `weights = { TEACHER = "PATH" }` gives the location of the weights of each
+teacher. `[[settings]]` lists several datasets, students or teacher sets in one study. `extends = "NAME"` starts from
+a shipped study and replaces complete keys of it.
 
-A variant is one of the controls and ablations of docs/method.md: a base method with other options. Every variant
-shares subset, seeds, optimiser steps and evaluation with all others of its study; only what its entry states differs.
-The shipped ones are in `variants.toml`.
+A variant is one of the controls and ablations of docs/method.md: a base method with other options. All variants of a
+study share subset, seeds, optimiser steps and evaluation, and differ only in the options of their entries. The
+shipped ones are in `variants.toml`.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.config import FinetuneConfig
 
 FULL = "full"
-"""How files and tables write "all training items", which is `shots=None` in the code."""
+"""Notation for "all training items" in files and tables; in the code it is `shots=None`."""
 
 PARTS = frozenset({"vision pathway", "language pathway", "token selection", "confidence weighting", "two steps"})
-"""The parts that make up the method, each of which claim C5 is about."""
+"""The parts of the method, which claim C5 tests one by one."""
 
 _SET_BY_THE_GRID = frozenset(
     {"dataset", "output", "cache", "data_root", "shots", "ids", "seed", "student", "init", "task"}
 )
-"""Options of a run that a study's grid decides, which no table may set."""
+"""Options of a run that the grid of a study sets, and that no table may set."""
 
 _TEACHERLESS = frozenset({"plain", "plain-two-step"})
 """Base methods that read no cache."""
@@ -89,26 +89,26 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """A row of a study: a base method and what is changed about it."""
+    """A row of a study: a base method and its changes."""
 
     method: str
     """Base method of `advl finetune`."""
     role: Literal["baseline", "method", "control", "ablation"] = "method"
-    """How the report treats it."""
+    """Its role in the report."""
     label: str = ""
     """Name in tables and figures."""
     note: str = ""
-    """What the variant is there to show."""
+    """Purpose of the variant."""
     baseline: str | None = None
-    """Variant it is compared with, instead of the study's baseline."""
+    """Variant to compare with, instead of the study's baseline."""
     part: str = ""
-    """Of an ablation: the part of the method that is left out."""
+    """Part of the method that an ablation leaves out."""
     teachers: tuple[str, ...] | None = None
-    """Teachers instead of the setting's."""
+    """Teachers to use instead of the setting's."""
     teacher_prefix: str = ""
-    """Put before every teacher's name, such as 'random:'."""
+    """Prefix of every teacher's name, such as 'random:'."""
     teacher_suffix: str = ""
-    """Put after every teacher's name, such as '@1'."""
+    """Suffix of every teacher's name, such as '@1'."""
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     """Fields of `FinetuneConfig` that this variant sets."""
 
@@ -119,7 +119,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One combination of dataset, student and teachers that the grid is run in."""
+    """A combination of dataset, student and teachers in which the grid is run."""
 
     dataset: str
     """Dataset to finetune on: a name, or data of your own."""
@@ -139,13 +139,13 @@ class Setting:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Metrics that are compared: those of the tasks, and of two tasks both being right where both are there."""
+        """Metrics to compare: one per task, and the joint metric of two tasks if both are present."""
         of_tasks = [METRIC_OF_TASK[task] for task in self.tasks if task in METRIC_OF_TASK]
         return (*of_tasks, *(joint for both, joint in JOINT_METRICS.items() if set(both) <= set(of_tasks)))
 
     @property
     def reference(self) -> str:
-        """The in-domain test set, with which shifted ones are compared."""
+        """The in-domain test set, the reference of shifted ones."""
         return self.test_sets[0]
 
 
@@ -158,7 +158,7 @@ class StudyConfig(Configuration):
     title: str = ""
     """Heading of the report."""
     question: str = ""
-    """What the study asks, in one sentence."""
+    """Question of the study, in one sentence."""
     methods: tuple[str, ...]
     """Variants to run, by name."""
     shots: tuple[int | None, ...] = option((None,), help="Training questions; 'full' for all.", minimum=1)
@@ -169,26 +169,26 @@ class StudyConfig(Configuration):
     """Variant that the claims are about."""
     margin: float = option(1.0, help="Smallest gain in points that matters.", minimum=0)
     keep_weights: bool = True
-    """Keep the student of every cell. Without, it goes once all test sets are scored, unless another study keeps it;
-    a test set that is added later trains the cell again."""
+    """Keep the student of every cell. Otherwise it is deleted once all test sets are scored, unless another study
+    keeps it, and adding a test set later trains the cell again."""
     min_seeds: int = option(5, help="Fewest seeds for a verdict other than 'undecided'.", minimum=1)
     settings: tuple[Setting, ...]
-    """Where the grid is run."""
+    """Settings in which the grid is run."""
     variants: Mapping[str, Variant] = field(default_factory=lambda: MappingProxyType({}))
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     at_shots: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
     extraction: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     evaluation: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     with_regions: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
-    """Keys of a setting that take effect where regions are given, such as a student that sees regions."""
+    """Keys of a setting that apply if regions are given, such as a student that sees regions."""
     source: str = ""
     """File that the study was read from."""
 
     def variant(self, name: str) -> Variant:
-        """Return a variant by name, the study's own before the shipped ones.
+        """Return a variant by name; the study's own take precedence over the shipped ones.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such variant.
         """
         variant = self.variants.get(name) or SHIPPED.get(name)
         if variant is None:
@@ -198,7 +198,7 @@ class StudyConfig(Configuration):
         return variant
 
     def setting(self, name: str) -> Setting:
-        """Return one of the settings by its name."""
+        """Return a setting by name."""
         return next(setting for setting in self.settings if setting.name == name)
 
     def baseline_of(self, method: str) -> str:
@@ -211,12 +211,12 @@ def shots_label(shots: int | None) -> str:
 
 
 def shots_rank(label: str) -> tuple[bool, int]:
-    """Return what sorts labels of shots by size, all training questions last."""
+    """Return the sort key of labels of shots: by size, all training questions last."""
     return label == FULL, 0 if label == FULL else int(label)
 
 
 def published_name(teacher: str) -> str:
-    """Return the name of a teacher without what a control puts around it: clip-vit-l for random:clip-vit-l@1."""
+    """Return the name of a teacher without the prefix and suffix of a control: clip-vit-l for random:clip-vit-l@1."""
     inner = teacher.removeprefix("random:")
     return inner if inner == teacher or inner.startswith("hf:") else inner.partition("@")[0]
 
@@ -225,7 +225,7 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
     """Sort the flat keys of each variant of a file into those of `Variant` and those of `FinetuneConfig`.
 
     Raises:
-        ConfigError: a key of neither.
+        ConfigError: a key belongs to neither.
     """
     fields = {item.name for item in dataclasses.fields(Variant)} - {"training"}
     known = fields | (declared(FinetuneConfig).keys() - _SET_BY_THE_GRID)
@@ -242,7 +242,7 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
 
 
 def _underscored(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a table whose keys have no dashes; raises `ConfigError` where two of them are of one option."""
+    """Return a table with underscores for dashes in its keys; raise `ConfigError` if two keys are the same option."""
     keys: dict[str, str] = {}
     for key in table:
         if (other := keys.setdefault(key.replace("-", "_"), key)) != key:
@@ -266,15 +266,15 @@ SHIPPED = _shipped_variants()
 
 
 def shipped_studies() -> dict[str, Path]:
-    """Return the studies that come with the package and with plug-ins: name -> file."""
+    """Return the studies of the package and of plug-ins: name -> file."""
     return data_files("studies")
 
 
 def load_study(name_or_file: str) -> StudyConfig:
-    """Read a study by the name of a shipped one, or from a file.
+    """Read a shipped study by name, or a study file.
 
     Raises:
-        ConfigError: no such study, or a key, name or value in it that cannot be used; file and key are named.
+        ConfigError: no such study, or an invalid key, name or value in it; the message names file and key.
     """
     shipped, path = shipped_studies(), Path(name_or_file)
     if name_or_file not in shipped and path.suffix != ".toml" and not path.exists():
@@ -286,7 +286,7 @@ def load_study(name_or_file: str) -> StudyConfig:
 
 
 def read_study(path: Path) -> StudyConfig:
-    """Read a study file. Raises `ConfigError` naming the file and the key at fault."""
+    """Read a study file; raise `ConfigError` naming the file and the invalid key."""
     raw, source = read_toml(path), path
     while "extends" in raw:
         shipped, base = shipped_studies(), str(raw.pop("extends"))
@@ -295,7 +295,7 @@ def read_study(path: Path) -> StudyConfig:
         source = shipped[base]
         inherited = read_toml(source)
         if "shots" in raw:
-            # Tables of shots that a study which extends another does not run are not inherited.
+            # A study that extends another inherits no tables for shots that it does not run.
             run = set(map(str, raw["shots"] if isinstance(raw["shots"], list) else [raw["shots"]]))
             for key in inherited.keys() & {"at-shots", "at_shots"}:
                 inherited[key] = {label: table for label, table in inherited[key].items() if label in run}
@@ -351,7 +351,7 @@ def _complete(setting: Setting, where: str) -> Setting:
 
 
 def _check(study: StudyConfig, where: str) -> None:
-    """Refuse a grid that is none, and options in a table that the command would refuse, or that the grid decides."""
+    """Refuse an invalid grid, and options in a table that the command would refuse or that the grid sets."""
     names = [setting.name for setting in study.settings]
     grid = {"methods": study.methods, "shots": study.shots, "seeds": study.seeds, "names": names}
     for label, values in grid.items():
@@ -393,7 +393,7 @@ def _check(study: StudyConfig, where: str) -> None:
 def _try(
     kind: type[Any], required: Mapping[str, Any], table: Mapping[str, Any], decided: frozenset[str], where: str
 ) -> None:
-    """Refuse a table that makes no configuration, or that holds what the grid has decided."""
+    """Refuse a table that is not a valid configuration, or that contains options set by the grid."""
     keys = by_field(kind, table, where=where)
     if refused := next((key for name, (key, _) in keys.items() if name in decided), None):
         raise ConfigError(f"{refused!r} is set by the grid and cannot be overridden here.", where=where)
@@ -401,10 +401,10 @@ def _try(
 
 
 def asked_study(config: StudyRunConfig) -> StudyConfig:
-    """Return the study of a command, with the regions, the device and the precision that it asks for.
+    """Return the study of a command, with the regions, device and precision that it requests.
 
     Raises:
-        ConfigError: as `load_study`, or regions for a study that has no student for them.
+        ConfigError: as in `load_study`, or regions were given for a study without a student for them.
     """
     study = load_study(config.study)
     if config.regions and not study.with_regions:
@@ -432,7 +432,7 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
 
 
 def student_choice(study: StudyConfig, regions: Sequence[Location]) -> str:
-    """Return one line on which student an asked study trains, and why, where that depends on regions; else ""."""
+    """Return one line on the student that a study trains, and the reason, if it depends on regions; else ""."""
     if not study.with_regions:
         return ""
     student = f"student: {study.settings[0].student} from {study.settings[0].init}"

@@ -1,4 +1,4 @@
-"""What running one cell means: finetune, then score on every test set. Also what a cell still needs.
+"""Run one cell: finetune, then score on every test set. Also, find the work that a cell still needs.
 
 The two phases are imported when a cell runs, so that planning and gathering stay light.
 """
@@ -18,16 +18,16 @@ from advl_pipeline.students.weight_files import file_digest
 from advl_pipeline.studies.plan import Cell, studies_of
 
 CellExecutor = Callable[[Cell], None]
-"""Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
+"""Runs one cell to its end or raises; resumes an interrupted run in the cell's run folder."""
 
 
 def execute_cell(cell: Cell) -> None:
-    """Finetune and evaluate in this process; the student goes where no study that has the cell keeps it."""
+    """Finetune and evaluate in this process; delete the student if no study with this cell keeps it."""
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
     missing = missing_test_sets(cell)
-    # Where the student was not kept, the same run gives the same one again.
+    # If the student was not kept, the same run gives the same student again.
     is_gone = (missing or cell.keeps_student) and not all(file.exists() for file in _weights(cell.run))
     if is_gone or not names.is_finished(cell.run):
         recipe = cell.finetune.optimisation.recipe
@@ -38,7 +38,7 @@ def execute_cell(cell: Cell) -> None:
         (cell.run / names.RESULT).unlink(missing_ok=True)
         run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)
     if missing:
-        # An evaluation has what the study asks for and what another study of the cell has asked for.
+        # An evaluation covers the requests of this study and those of other studies with this cell.
         asked, stored = cell.evaluate, {name: _stored(cell, name) for name in missing}
         probes = dict.fromkeys(probe for probe in asked.probes if probe != "none")
         probes |= dict.fromkeys(probe for document in stored.values() for probe in _probed(document))
@@ -60,7 +60,7 @@ def execute_cell(cell: Cell) -> None:
 
 
 def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
-    """Return the document of a cell's evaluation by the evaluator that the study asks for; nothing without one."""
+    """Return the document of a cell's evaluation by the evaluator of the study; empty if there is none."""
     file = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
     return read_json(file) if file.exists() else {}
 
@@ -71,7 +71,7 @@ def _probed(document: Mapping[str, Any]) -> list[Any]:
 
 
 def _num_questions(document: Mapping[str, Any]) -> float:
-    """Return how many questions were asked for in an evaluation; infinitely many where it is of the whole set."""
+    """Return the requested number of questions of an evaluation; infinity if it covers the complete set."""
     sample = document.get("sample")
     return sample["asked"] if sample else math.inf
 
@@ -82,13 +82,13 @@ def _weights(run: Path) -> list[Path]:
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:
-    """Return the test sets that the cell has no finished evaluation of, with the study's probes and VQA evaluator."""
+    """Return the test sets without a finished evaluation of the cell by the study's probes and VQA evaluator."""
     missing, asked = [], cell.evaluate
     for name in cell.test_sets:
         document = _stored(cell, name)
         is_probed = name in asked.probe_on and not cell.finetune.hide_picture
         wanted = set(asked.probes) - {"none"} if is_probed else set()
-        # The questions of a sample are the first ones of a larger one.
+        # A larger sample contains the questions of a smaller one.
         if (
             not document
             or _num_questions(document) < (asked.num_questions or math.inf)
@@ -99,6 +99,6 @@ def missing_test_sets(cell: Cell) -> tuple[str, ...]:
 
 
 def is_cell_finished(cell: Cell) -> bool:
-    """Whether the cell needs nothing more; a student that another study did not keep is trained again."""
+    """Return whether the cell is complete; a student that another study did not keep must be trained again."""
     gone = (cell.run / names.STUDENT).exists() and not all(file.exists() for file in _weights(cell.run))
     return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)

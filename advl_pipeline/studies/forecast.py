@@ -1,6 +1,6 @@
-"""What a study costs before it runs: caches by the plans of their extractions, cells by those that are done.
+"""Forecast the cost of a study: caches from the plans of their extractions, cells from the finished ones.
 
-Before the first cell is done, what the others take is unknown.
+Until the first cell is finished, the cost of cells is unknown.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from advl_pipeline.training.resolved import planned_steps
 
 
 def forecast_cache(config: ExtractConfig) -> dict[str, Any]:
-    """Ask the extraction for its plan: the teacher is opened and encodes a few batches.
+    """Plan an extraction by opening the teacher and encoding a few batches.
 
     Returns:
-        path; num_bytes and seconds of the extraction, None where they are not known, and the obstacle in words.
+        path; num_bytes and seconds of the extraction, None if unknown, and the obstacle in words.
     """
     from advl_pipeline.extraction.run import run_extract
 
@@ -53,29 +53,29 @@ def forecast_cache(config: ExtractConfig) -> dict[str, Any]:
 
 
 CacheForecaster = Callable[[ExtractConfig], dict[str, Any]]
-"""Plans the extraction of a cache, as `forecast_cache` does."""
+"""Plans the extraction of a cache, like `forecast_cache`."""
 
 
 def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = forecast_cache) -> dict[str, Any]:
     """Lay out the grid without running it.
 
-    A cell that is left takes its optimiser steps times what a step took the finished cells of its setting and method,
-    and what scoring took these. Its folder is as large as theirs.
+    The time of a remaining cell is its optimiser steps times the time per step of the finished cells of its setting
+    and method, plus their scoring time. Its folder is assumed to be as large as theirs.
 
     Args:
         plan_cache: plans the extraction of a missing cache; replaced in tests.
 
     Returns:
-        What the study would do; times are in seconds on one process, sizes in bytes, None where one is unknown:
-          - cells: the rows of the grid (setting, method, shots, seed, whether it is finished, and of those that are
-            not the optimiser steps that are left); num_left, num_measured;
-          - cell_seconds and cell_bytes of all cells that are left; seconds_left and bytes_left of cells and caches;
-          - memory: what training keeps on its device by part, the most that a finished cell of a student took;
-          - caches, as `forecast_cache` has them; missing_inits; missing_dataset, in words;
+        The forecast; times are in seconds on one process, sizes in bytes, None if unknown:
+          - cells: the rows of the grid (setting, method, shots, seed, whether it is finished and, if not, its
+            remaining optimiser steps); num_left, num_measured;
+          - cell_seconds and cell_bytes of all remaining cells; seconds_left and bytes_left of cells and caches;
+          - memory: device memory of training by part, the maximum over the finished cells of a student;
+          - caches, as returned by `forecast_cache`; missing_inits; missing_dataset, in words;
           - name and folder of the study, the device of this machine, bytes_free.
 
     Raises:
-        ConfigError: as `load_study`.
+        ConfigError: as in `load_study`.
     """
     study = asked_study(config)
     folder = config.output or default_folder(study)
@@ -85,7 +85,7 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
     try:
         content = dataset_digests(draft, digest_dataset, folder=folder)
     except DatasetError as error:
-        # A grid can be looked at before its data are there.
+        # A grid can be inspected before its data are available.
         missing_dataset = error.what + (f" ({error.where})" if error.where else "")
     plan = place(init_digests={} if absent else input_digests(draft), dataset_digests=content)
     left = [cell for cell in plan.cells if not is_cell_finished(cell)]
@@ -120,7 +120,7 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
 
 
 def _memory(done: Sequence[Cell]) -> dict[str, dict[str, int]]:
-    """Return student -> part -> bytes, of the finished cell that kept most on its device; nothing of older runs."""
+    """Return student -> part -> bytes, from the finished cell with the most device memory; empty for older runs."""
     largest: dict[str, dict[str, int]] = {}
     for cell in done:
         file = cell.run / names.ENVIRONMENT
@@ -131,7 +131,7 @@ def _memory(done: Sequence[Cell]) -> dict[str, dict[str, int]]:
 
 
 def _seconds(left: Sequence[Cell], done: Sequence[Cell], steps: Mapping[str, int]) -> float | None:
-    """Return what the cells that are left take; None where no cell of the setting and method of one is done."""
+    """Return the seconds of the remaining cells; None if one has no finished cell of its setting and method."""
     paces: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in done:
         result = read_json(cell.run / names.RESULT)
@@ -145,5 +145,5 @@ def _seconds(left: Sequence[Cell], done: Sequence[Cell], steps: Mapping[str, int
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
-    """Return the sum, or None where a value is unknown."""
+    """Return the sum, or None if a value is unknown."""
     return None if None in values else sum(value or 0 for value in values)

@@ -1,4 +1,4 @@
-"""Gather a study folder: read every run in it into frames, pair what can be paired, and say what is missing."""
+"""Gather a study folder: read every run in it into frames, pair comparable runs, and report missing ones."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_
 from advl_pipeline.training.checks import finetune_command
 
 _GROUP = ("setting", "method", "shots")
-"""What cells have in common that differ by their seed alone."""
+"""Common fields of cells that differ only by their seed."""
 
 _COSTS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "num_steps": itemgetter(0), "seconds_per_step": fmean, "seconds": fmean, "wait_share": fmean,
     "peak_memory_bytes": max, "student_parameters": itemgetter(0), "training_only_parameters": itemgetter(0),
     "milliseconds_per_item": fmean,
 }  # fmt: skip
-"""Costs of a run, and how they are put together over seeds."""
+"""Costs of a run -> how to aggregate them over seeds."""
 
 
 def gather_study(folder: Path) -> StudyResult:
-    """Read a study folder into a frozen result; cells that are not finished are listed and otherwise left out.
+    """Read a study folder into a frozen result; unfinished cells are listed but otherwise left out.
 
     Raises:
-        ConfigError: the folder holds no study, a file of a run is damaged, or two runs were scored on other items.
+        ConfigError: the folder contains no study, a run has a damaged file, or two runs were scored on other items.
     """
     return gather(read_study_folder(folder), folder, runs=cells_folder(folder).parent)
 
 
 def gather_runs(*folders: Path) -> StudyResult:
-    """Read run folders, or folders of runs, as one table by what differs among them.
+    """Read run folders, or folders of runs, into one table by their differences.
 
     Raises:
-        ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on other items.
+        ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on different items.
     """
     folder = common_folder(folders)
     return gather(lay_out_runs(*folders), folder, runs=folder)
@@ -68,11 +68,11 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
     """Read the runs of a plan.
 
     Args:
-        folder: of the study, or that all the runs are in.
-        runs: what the names of the runs are relative to.
+        folder: folder of the study, or the one that contains all the runs.
+        runs: folder that the names of the runs are relative to.
 
     Raises:
-        ConfigError: a file of a run is damaged, or two runs were scored on other items.
+        ConfigError: a file of a run is damaged, or two runs were scored on different items.
     """
     trained = [cell for cell in plan.cells if names.is_finished(cell.run)]
     results = {cell.cell_id: read_json(cell.run / names.RESULT) for cell in trained}
@@ -92,7 +92,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
             content = evaluation.summary.get("content_digest"), cell.run
             _require_same_content(test_set, contents.setdefault((cell.setting, test_set), content), content)
             parts.append(_items(plan, cell, test_set, evaluation).assign(**about, size=size, test_set=test_set))
-            # What is of the set is the same for every run.
+            # Values that depend only on the set are the same for every run.
             for metric, summary in evaluation.summary.get("trivial", {}).items():
                 trivial.setdefault((cell.setting, metric, test_set), summary)
         costs.append(about | _cost(cell, result, summaries))
@@ -135,7 +135,7 @@ def _about(cell: Cell) -> Row:
 
 
 def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple[Any, Path]) -> None:
-    """Refuse two runs that were scored on other contents of a test set; raises `ConfigError`."""
+    """Refuse two runs that were scored on different contents of a test set; raise `ConfigError`."""
     if content[0] != first[0]:
         what = f"Two runs were scored on different contents of {test_set}, so they cannot be compared."
         remedy = "delete evaluation/ of the run with the old files and run the study command again"
@@ -145,10 +145,10 @@ def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple
 def _sizes(
     plan: Plan, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]
 ) -> dict[tuple[str, int | None], int]:
-    """Return the training questions by setting and shots: of "full" the first run tells how many they are."""
+    """Return the number of training questions by setting and shots; the first run gives the number for "full"."""
     sizes: dict[tuple[str, int | None], int] = {}
     for cell in cells:
-        # A run of all tasks of its dataset names none.
+        # A run on all tasks of its dataset names none.
         known = known_dataset(cell.finetune.dataset)
         tasks = cell.finetune.task or (known.tasks if known else plan.study.setting(cell.setting).tasks)
         of_run = int(results[cell.cell_id]["num_labelled"]) // max(1, len(tasks))
@@ -157,10 +157,10 @@ def _sizes(
 
 
 def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> Row:
-    """Return the costs of a run, and its milliseconds of inference for an item.
+    """Return the costs of a run, and its inference time in milliseconds per item.
 
     Raises:
-        ConfigError: its result lacks one.
+        ConfigError: the result of the run lacks one of them.
     """
     times = [float(summary["milliseconds_per_item"]) for summary in summaries if "milliseconds_per_item" in summary]
     cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": fmean(times) if times else None}
@@ -171,7 +171,7 @@ def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str
 
 
 def _costs_over_seeds(costs: Sequence[Row]) -> tuple[Row, ...]:
-    """Return one row of costs for the runs that differ by their seed alone; None where no run knows one."""
+    """Return one row of costs per group of runs that differ only by their seed; None for a cost that no run has."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for cost in costs:
         groups.setdefault(tuple(cost[name] for name in _GROUP), []).append(cost)
@@ -184,7 +184,7 @@ def _costs_over_seeds(costs: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
-    """Return the environments that the runs were made in, each once, without the command line of each run."""
+    """Return the distinct environments of the runs, without the command line of each run."""
     environments: dict[str, Mapping[str, Any]] = {}
     for path in (cell.run / names.ENVIRONMENT for cell in cells):
         if path.exists():
@@ -194,7 +194,7 @@ def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
 
 
 def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.DataFrame:
-    """Return the item scores that a study asks for.
+    """Return the item scores that a study requests.
 
     Raises:
         ConfigError: the evaluation lacks a metric of the setting.
@@ -206,7 +206,7 @@ def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.
         remedy = advise(["advl", "evaluate", str(cell.run), "--on", test_set])
         raise ConfigError(f"A run has no item scores of {lacking[0]}.", where=str(file), next_command=remedy)
     if (count := cell.evaluate.num_questions) is not None:
-        # Another study of the cell may have asked for more questions than this one.
+        # Another study with this cell may have requested more questions.
         name_of = question_namer(cell.finetune.dataset, test_set)
         chosen = sorted(items["item"].unique(), key=lambda question: question_rank(name_of(question)))[:count]
         items = items[items["item"].isin(chosen)]
@@ -214,14 +214,14 @@ def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.
 
 
 def _caches(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
-    """Caches that the runs read, each identity once; how they were made is added where they still are."""
+    """Return the caches that the runs read, each identity once; existing ones with their provenance."""
     caches: dict[str, Mapping[str, Any]] = {}
     for cell in cells:
         path = cell.run / names.CACHES
         for entry in read_json(path, list) if path.exists() else ():
             cache = Path(entry["path"])
             provenance, seconds = cache / PROVENANCE_FILE, None
-            with suppress(CorruptCache):  # Its own commands say what is wrong with it.
+            with suppress(CorruptCache):  # The cache commands report the damage.
                 seconds = extraction_seconds(cache)
             caches[json.dumps(entry["identity"], sort_keys=True)] = {
                 "path": str(cache),

@@ -1,6 +1,6 @@
-"""Runs that no study asked for: a run folder, or a folder of them, as one table by what differs among the runs.
+"""Runs without a study: a run folder, or a folder of them, as one table by the differences among the runs.
 
-Runs that differ by their seed alone are one row. Nothing is compared or claimed: a study makes runs alike for that.
+Runs that differ only by their seed are one row. Nothing is compared or claimed: that requires a study.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 
 _OF_PLACE = frozenset({"dataset", "method", "task", "shots", "seed", "cache", "num_steps", "epochs"})
-"""Options that the table says by itself, and those that the steps and the teachers of a run say better."""
+"""Options that the table shows anyway, and those that the steps and teachers of a run describe better."""
 
 _ALWAYS_SAID = frozenset({"hide_picture", "teacher_control"})
-"""Options that keep something from a student: said even where all runs agree."""
+"""Options that withhold something from a student: shown even if all runs agree."""
 
 _USUAL = {
     **{name: str(value) for name, value in config_to_dict(FinetuneConfig(dataset="", output=Path())).items()},
@@ -41,10 +41,10 @@ _USUAL = {
 
 
 class _Run(NamedTuple):
-    """A finished run that was evaluated, what may differ from others, in words, and the metrics that it has.
+    """A finished and evaluated run, its choices that may differ from other runs, in words, and its metrics.
 
-    Row and setting of the cell are not known yet. The test set that its pictures were replaced on comes first: it is
-    the reference of the others.
+    The row and setting of the cell are not known yet. The test set with replaced pictures comes first, as the
+    reference of the others.
     """
 
     cell: Cell
@@ -53,15 +53,15 @@ class _Run(NamedTuple):
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
-    """Return the folder itself, or the one that all of several are in."""
+    """Return a single folder itself, or the common parent of several."""
     return folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
 def folders_of_runs(named: Sequence[Path]) -> list[Path]:
-    """Return the run folders among the named ones and in them, each once.
+    """Return the run folders among the named folders and inside them, each once.
 
     Raises:
-        ConfigError: one is none and holds none.
+        ConfigError: a named folder is not a run and contains none.
     """
     folders: dict[Path, None] = {}
     for folder in named:
@@ -78,13 +78,13 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
 
 
 def lay_out_runs(*named: Path) -> Plan:
-    """Lay out runs, and all finished and evaluated runs that are in folders, as the rows of one table.
+    """Lay out runs, and all finished and evaluated runs in folders, as the rows of one table.
 
     Args:
         named: run folders and folders of runs.
 
     Raises:
-        ConfigError: one holds no run, or none was evaluated.
+        ConfigError: a folder contains no run, or no run was evaluated.
     """
     folders, folder = folders_of_runs(named), common_folder(named)
     runs = [run for path in folders if (run := _read(path, folder)) is not None]
@@ -158,14 +158,14 @@ def _read(folder: Path, outer: Path) -> _Run | None:
 
 
 def _differing(runs: Sequence[_Run]) -> set[str]:
-    """Return the choices that runs on the same labels of a dataset do not share."""
+    """Return the choices that differ between runs on the same labels of a dataset."""
     alike: dict[tuple[object, ...], list[Mapping[str, str]]] = {}
     for run in runs:
         alike.setdefault((run.cell.finetune.dataset, run.cell.shots), []).append(run.choices)
     differing = {
         name for group in alike.values() for name in group[0] if len({choices[name] for choices in group}) > 1
     }
-    # Where the teachers' names tell the features, these say nothing more.
+    # If the names of the teachers determine the features, the features are redundant.
     if len({(run.choices["teachers"], run.choices["features"]) for run in runs}) == len(
         {run.cell.teachers for run in runs}
     ):
@@ -174,7 +174,7 @@ def _differing(runs: Sequence[_Run]) -> set[str]:
 
 
 def _row(run: _Run, differing: set[str]) -> str:
-    """Name the row of a run: its method, the unusual choices that differ, and what was kept from the student."""
+    """Return the name of a run's row: its method, the unusual choices that differ, and the withheld inputs."""
     said = (differing - {"method"}) | _ALWAYS_SAID
     if "random:" in run.choices["teachers"]:
         said |= {"teachers"}
@@ -183,7 +183,7 @@ def _row(run: _Run, differing: set[str]) -> str:
 
 
 def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
-    """Say in one sentence what the runs of a table differ in, which is why they are not compared."""
+    """Return one sentence on the differences between the runs of a table, the reason why they are not compared."""
     names_of_choices = dict.fromkeys(("method", "labels asked for", *sorted(differing)))
     values = {name: list(dict.fromkeys(run.choices[name] for run in runs)) for name in names_of_choices}
     differences = [f"{name} ({' and '.join(each)})" for name, each in values.items() if len(each) > 1]
@@ -192,7 +192,7 @@ def _what_differs(runs: Sequence[_Run], differing: set[str]) -> str:
 
 
 def _settings(runs: Sequence[_Run]) -> dict[str, Setting]:
-    """Return the setting of each dataset, with all that its runs were scored on; those of one name have a number."""
+    """Return the setting of each dataset, with all test sets of its runs; settings of equal name are numbered."""
     by_dataset: dict[str, list[_Run]] = {}
     for run in runs:
         by_dataset.setdefault(run.cell.finetune.dataset, []).append(run)

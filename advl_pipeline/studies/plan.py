@@ -1,14 +1,14 @@
-"""The grid as a pure function of the study: which cells there are, and what each is called.
+"""The grid as a pure function of the study: its cells and their ids.
 
-A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers and of
-nothing else: all options and what stands for those that are not given, the recipe's numbers, the content of the
-training split and of the pretrained student, but not where these are, no time, no position in the grid. Adding a
-method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
-same cell share its run. An answer list stands in it by its path, a cache of regions by its content.
+A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers, and of
+nothing else: all options, including resolved defaults, the numbers of the recipe, and the content of the training
+split and of the pretrained student, but not their location, a time or the position in the grid. Adding a method, a
+seed or a test set to a study therefore leaves the finished cells valid, and two studies with the same cell share its
+run. An answer list enters the id by its path, a cache of regions by its content.
 
-The study folder keeps the plan: study.json (the study as it was resolved, and its cells). Runs are next to studies:
-runs/cells/ID for runs/studies/NAME, each once. So studies that ask for one cell share it, and studies that are copied
-to another machine with the folder of cells gather there.
+The study folder stores the plan: study.json (the resolved study and its cells). Runs are next to studies, each once:
+runs/cells/ID for runs/studies/NAME. So studies share common cells, and studies that are copied to another machine
+together with the folder of cells can be gathered there.
 """
 
 from __future__ import annotations
@@ -57,20 +57,20 @@ STUDY_FILE = MARKERS["study"].file
 _STUDIES_FOLDER = "studies"
 
 _ID_LENGTH = 12
-"""Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
+"""Hexadecimal digits of a cell id (48 bits: the probability of a collision among 10,000 cells is 2e-7)."""
 
 _ANY_NUMBER_OF_EXAMPLES = 1_000_000
-"""Stands for the size of the whole training split, whose content is part of an id by its digest."""
+"""Placeholder for the size of the complete training split, whose content enters an id by its digest."""
 
 DatasetDigester = Callable[[FinetuneConfig], str]
-"""Digest of the content of the split that a run trains on. Raises `DatasetError`."""
+"""Digests the content of the split that a run trains on. Raises `DatasetError`."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One finetuning run and the test sets it is scored on."""
+    """A finetuning run and its test sets."""
 
     cell_id: str
     setting: str
@@ -82,11 +82,11 @@ class Cell:
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     run_name: str
-    """The run folder, relative to the folder that all runs of a result are in."""
+    """The run folder, relative to the folder that contains all runs of a result."""
     keeps_student: bool = False
     is_control: bool = False
     recipe_digest: str | None = None
-    """Of the recipe file whose numbers stand in the id; None where no file is named."""
+    """Digest of the recipe file whose numbers enter the id; None if no file is given."""
 
     @property
     def run(self) -> Path:
@@ -98,24 +98,24 @@ class Cell:
         return f"{self.setting} / {self.method} / {shots_label(self.shots)} shots / seed {self.seed}"
 
     def filed(self, test_set: str) -> str:
-        """Return what the run files a test set under that it was scored on as the study asks."""
+        """Return the name under which the run files the scores of a test set that the study requests."""
         return filed_as(self.run, test_set, self.evaluate.vqa_mode, self.evaluate.protocol)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All cells of a study, in the order in which they are worth having; study.json holds all but the last two."""
+    """All cells of a study, the most useful first; study.json stores all fields but the last two."""
 
     study: StudyConfig
     dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    """Of the splits that are trained on: "dataset/split" -> digest of the content."""
+    """Digests of the training splits: "dataset/split" -> digest of the content."""
     command: str = ""
-    """Makes the runs again."""
+    """Command that repeats the runs."""
     cells: tuple[Cell, ...]
     caches: Mapping[Path, ExtractConfig] = field(default_factory=dict)
-    """How each is extracted: from a whole split, or from the first `shots` questions in a seed's order."""
+    """How to extract each cache: from a complete split, or from the first `shots` questions in a seed's order."""
     of_runs: bool = False
-    """Laid out from runs that are there, whose test sets may be of other tasks."""
+    """Whether the plan was laid out from existing runs, whose test sets may be of other tasks."""
 
 
 def build_plan(
@@ -129,16 +129,15 @@ def build_plan(
 ) -> Plan:
     """Lay out the grid.
 
-    Seeds vary slowest, so that an interrupted study has whole comparisons: every method at every size for the first
-    seeds.
+    Seeds vary slowest, so that an interrupted study has complete comparisons: every method at every size for the
+    first seeds.
 
     Args:
         cells: folder of the runs of all studies, each under its id.
         caches: folder of the teacher caches, laid out as teacher/dataset/split.
-        init_digests: digest of each pretrained student's content, and of other files that options name; without one
-            the path stands for it.
-        dataset_digests: "dataset/split" -> digest of the content that is trained on; without one the name stands
-            for it.
+        init_digests: content digest of each pretrained student and of other files named by options; without a digest,
+            the path is used.
+        dataset_digests: "dataset/split" -> digest of the training content; without a digest, the name is used.
 
     Raises:
         ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
@@ -193,7 +192,7 @@ def _cell_id(options: Mapping[str, Any]) -> str:
 
 
 def _teachers(study: StudyConfig, setting: Setting, method: str) -> tuple[str, ...]:
-    """Return the teachers of a cell; raises `ConfigError` where it needs one and none is named."""
+    """Return the teachers of a cell; raise `ConfigError` if it needs one and none is given."""
     variant = study.variant(method)
     if not variant.uses_teachers:
         return ()
@@ -208,10 +207,10 @@ def _cell_config(study: StudyConfig, setting: Setting, method: str, decided: Map
     """Return the options of a cell, without its caches.
 
     Args:
-        decided: what the grid decides besides the setting: shots, seed and folders.
+        decided: options set by the grid besides the setting: shots, seed and folders.
     """
     variant = study.variant(method)
-    # The last layer to name an option wins: what is special about a variant must survive every general override.
+    # The last layer that sets an option wins: options of a variant must survive every general override.
     layers = (
         study.training,
         setting.training,
@@ -232,8 +231,8 @@ def _cell_config(study: StudyConfig, setting: Setting, method: str, decided: Map
 def _extractions(
     study: StudyConfig, config: FinetuneConfig, teachers: Sequence[str], caches: Path
 ) -> dict[Path, ExtractConfig]:
-    """Return the caches that a cell reads, in order, and how each is extracted."""
-    # No more of its split than the run sees, whatever the other cells of a grid see: moments are of what is held.
+    """Return the caches that a cell reads, in order, and how to extract each."""
+    # Only as much of the split as this run sees, whatever other cells see: moments are computed over the cache.
     seen = None if config.pool is None or config.shots is None else max(config.pool, config.shots)
     extractions: dict[Path, ExtractConfig] = {}
     for split, teacher in itertools.product(distilled_splits(config), teachers):
@@ -250,7 +249,7 @@ def _extractions(
 
 
 def extraction_config(study: StudyConfig, decided: Mapping[str, Any]) -> ExtractConfig:
-    """Return how a study extracts a cache of one of its teachers; one of pictures has no use for options of texts."""
+    """Return how a study extracts a cache of one of its teachers; picture teachers get no options of texts."""
     options, name = dict(study.extraction), published_name(decided["teacher"])
     weights = options.pop("weights", {}).get(name)
     if (card := card_of(name)) is not None and "text" not in card.modalities:
@@ -266,19 +265,19 @@ def identity_options(
     extraction: Mapping[str, Any],
     digests: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return what changes the numbers of a cell, as plain JSON types; its id is BLAKE2b over them.
+    """Return everything that changes the numbers of a cell, as plain JSON types; its id is BLAKE2b over them.
 
     Args:
-        config: of the run; its caches stand in it by `teachers` and `extraction`.
-        extraction: options of the extraction that are not left at their default.
-        digests: of the content of the pretrained student, of other files of it and of caches of regions; without one
-            the path stands for it.
+        config: configuration of the run; `teachers` and `extraction` represent its caches.
+        extraction: options of the extraction that differ from their defaults.
+        digests: content digests of the pretrained student, of its other files and of caches of regions; without a
+            digest, the path is used.
 
     Raises:
         ConfigError: options or recipe contradict each other.
     """
     described = options_without(FinetuneConfig, run_identity(config_to_dict(config)), "content")
-    # Where own data are does not matter; what they hold is in the digest. No study trains on a list.
+    # The path of the user's own data does not matter; the digest covers the content. No study trains on a list.
     described |= {"dataset": None if is_location(config.dataset) else config.dataset, "ids": None}
     described["schema"] = SCHEMA
     num_labelled = config.shots or _ANY_NUMBER_OF_EXAMPLES
@@ -304,7 +303,7 @@ def trained_on(config: FinetuneConfig) -> str:
 
 
 def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """Return (dataset, split) of all inputs that a run's teachers are asked about."""
+    """Return (dataset, split) of all inputs that a run's teachers encode."""
     others = other_splits(config.adapt.adapt_on) if takes_two_steps(config) else []
     return [(config.dataset, config.split), *others]
 
@@ -314,35 +313,35 @@ def default_folder(study: StudyConfig) -> Path:
 
 
 def cells_folder(folder: Path) -> Path:
-    """Return where the runs of a study are: in `cells`, next to the study or to its folder `studies`."""
+    """Return the folder of the runs of a study: `cells`, next to the study or to its folder `studies`."""
     parent = folder.parent
     return (parent.parent if parent.name == _STUDIES_FOLDER else parent) / "cells"
 
 
 def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the studies next to a run's folder that list its cell, by name, and whether they keep its student."""
+    """Yield the studies next to a run's folder that list its cell, by name, and whether each keeps its student."""
     outer = run.absolute().parent.parent
     for file in sorted([*outer.glob(f"{_STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            # What is wrong with it, its own commands say.
+            # The commands of that study report a damaged record.
             record = json.loads(file.read_text(encoding="utf-8"))
-            # An earlier version kept the cells by their names.
+            # An earlier version stored the cells by name.
             cells = record["cells"]
             if run.name in (cells if isinstance(cells, dict) else [cell["cell_id"] for cell in cells]):
                 yield file.parent, record["study"].get("keep_weights", True)
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write study.json, which alone says what a study folder holds."""
+    """Write study.json, the only record of the content of a study folder."""
     recorded = ("study", "dataset_digests", "command", "cells")
     write_text(folder / STUDY_FILE, json_text({name: getattr(plan, name) for name in recorded}) + "\n")
 
 
 def read_study_folder(folder: Path) -> Plan:
-    """Return the plan of a study folder, without its caches; the runs of its cells are looked for where they are now.
+    """Return the plan of a study folder, without its caches; run paths follow the current location of the folder.
 
     Raises:
-        ConfigError: the folder holds no study, or its record is damaged or of an earlier version.
+        ConfigError: the folder contains no study, or its record is damaged or of an earlier version.
     """
     path = folder / STUDY_FILE
     if not path.exists():
@@ -351,7 +350,7 @@ def read_study_folder(folder: Path) -> Plan:
     document = read_json(path)
     try:
         for setting in document["study"]["settings"]:
-            setting.pop("metrics", None)  # As an earlier version wrote it; the tasks tell.
+            setting.pop("metrics", None)  # Written by an earlier version; the tasks determine them.
         plan = build_config(Plan, document, where=str(path))
     except (ConfigError, TypeError, KeyError, AttributeError) as error:
         words = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
@@ -364,22 +363,22 @@ def read_study_folder(folder: Path) -> Plan:
 
 
 def missing_inits(study: StudyConfig) -> dict[Path, str]:
-    """Return the pretrained students that do not exist, with the name of the student each is for."""
+    """Return the missing pretrained students: path -> name of the student."""
     inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
     return {path: student for path, student in inits.items() if not is_on_hub(path) and not weight_files(path)}
 
 
 def input_digests(draft: Plan) -> dict[str, str]:
-    """Digest what cells start from or see besides their dataset, so that another content makes other cells.
+    """Digest the inputs of cells other than their dataset, so that different content makes different cells.
 
-    These are pretrained students, files of students that options name, and caches of regions.
+    These are pretrained students, student files named by options, and caches of regions.
 
     Args:
-        draft: the plan as it is laid out without digests.
+        draft: the plan, laid out without digests.
 
     Raises:
-        ConfigError: a pretrained student does not exist, or a cache of regions is none, with the command that makes
-            it. CorruptCache: it is damaged.
+        ConfigError: a pretrained student does not exist, or a path is not a cache of regions; the message gives the
+            command that makes it. CorruptCache: a cache is damaged.
     """
     for path, student in missing_inits(draft.study).items():
         published = f"put the published weights there, or --init hf:ORG/MODEL (see advl students show {student})"
@@ -402,18 +401,18 @@ def input_digests(draft: Plan) -> dict[str, str]:
 
 
 def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:
-    """Digest every split that a plan trains on, so that a rebuilt dataset makes other cells.
+    """Digest every split that a plan trains on, so that a rebuilt dataset makes new cells.
 
     Args:
-        draft: the plan as it is laid out without digests.
-        folder: of the study. What it remembers serves where the datasets are not available, so that a finished study
-            can be looked at anywhere.
+        draft: the plan, laid out without digests.
+        folder: the study folder. Its stored digests are used if the datasets are not available, so that a finished
+            study can be viewed anywhere.
 
     Returns:
         "dataset/split" -> digest.
 
     Raises:
-        DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
+        DatasetError: a dataset is missing or malformed, and the folder has no digest of it.
     """
     splits = {trained_on(cell.finetune): cell.finetune for cell in draft.cells}
     try:
@@ -427,7 +426,7 @@ def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> di
 
 
 def digest_dataset(config: FinetuneConfig) -> str:
-    """Return the content digest of the split that a run trains on, without the rows that it leaves out."""
+    """Return the content digest of the split that a run trains on, without the rows that the run leaves out."""
     from advl_pipeline.datasets.registry import open_splits
 
     opened = open_splits(config.dataset, split=config.split, data_root=config.data_root, on_error=config.on_error)

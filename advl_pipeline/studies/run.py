@@ -1,7 +1,7 @@
-"""Run a study: every cell once, shared between as many processes as are started, resumed after any interruption.
+"""Run a study: every cell once, shared between any number of processes, resumed after any interruption.
 
-Cells run one after another here, or side by side in processes that share the cores. Small students gain little from a
-second core within one step, so two cells at once finish sooner than one after the other on two cores each.
+Cells run one after another here, or in parallel in processes that share the cores. Small students gain little from a
+second core within one step, so two parallel cells finish sooner than two consecutive cells on two cores each.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _SECONDS_BETWEEN_LOOKS = 10.0
 
 
 def prepare_cache(config: ExtractConfig) -> None:
-    """Extract a cache; where another process is at it, that one's end is waited for.
+    """Extract a cache, or wait for another process that is extracting it.
 
-    A finished cache of the same options needs no teacher: one whose weights are gone is taken as it is.
+    A finished cache of the same options needs no teacher, and is used even if the teacher's weights are gone.
     """
     from advl_pipeline.extraction.planning import is_extracted
     from advl_pipeline.extraction.run import run_extract
@@ -82,20 +82,20 @@ def run_study(
     prepare: CachePreparer = prepare_cache,
     digest: DatasetDigester = digest_dataset,
 ) -> StudyResult:
-    """Run what is missing of a study and gather it.
+    """Run the missing cells of a study and gather it.
 
     Each cell is locked while it runs, so that processes on one or several machines with a common folder share the
-    grid. A lock ends with its process, and what a dead one left is resumed by the next. A cell that another study has
-    finished is there already. Cells that others run are waited for at the end.
+    grid. A lock ends with its process, and the next process resumes the cell of a dead one. Cells that another study
+    has finished are reused. Cells that other processes run are waited for at the end.
 
     Args:
         execute: runs one cell; replaced in tests and by schedulers. With several workers it must be importable.
 
     Raises:
         ConfigError: the study cannot be used, or a test set has changed since runs were scored on it.
-        DatasetError: a dataset that it trains on is missing or malformed.
-        AdvlError: what a cell raised.
-        Interrupted: stopped by a signal, after the steps that it came in.
+        DatasetError: a dataset for training is missing or malformed.
+        AdvlError: a cell raised it.
+        Interrupted: stopped by a signal, after the current steps.
     """
     with interruptible("The study", kept="finished cells are kept, and the steps of those that ran"):
         study = asked_study(config)
@@ -124,13 +124,13 @@ def run_study(
 
 
 def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
-    """Compare each test set with what the first run that was scored on it saw.
+    """Refuse test sets whose content differs from that of the first run scored on them.
 
-    Runs are compared among themselves where they are gathered. A set that cannot be opened here is not
-    looked at: a finished study can be shown anywhere.
+    Gathering compares the runs with each other. A set that cannot be opened here is skipped, so that a finished study
+    can be shown anywhere.
 
     Raises:
-        ConfigError: a set has changed, with the scores that are to be removed.
+        ConfigError: a set has changed; the message lists the scores to remove.
     """
     from advl_pipeline.datasets.registry import open_dataset
 
@@ -163,7 +163,7 @@ def _run_cells(plan: Plan, workers: int, execute: CellExecutor) -> None:
         return
     run_all = partial(run_in_processes, num_workers=workers) if workers > 1 else run_in_turn
     with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
-        # First what no other process runs, then what others ran: finished by now, or left behind.
+        # First the cells that no other process runs, then those of others: finished by now, or abandoned.
         for waits in (False, True):
             others: list[Cell] = []
             for cell in run_all(left, partial(_run_cell, execute, waits=waits)):
@@ -185,7 +185,7 @@ def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
             held.enter_context(process_lock(path, "this cell", wait=say_who if waits else None))
         except InUse:
             return
-        # Another process may have finished the cell between our look at it and the lock.
+        # Another process may have finished the cell between the check and the lock.
         if not is_cell_finished(cell):
             execute(cell)
 
@@ -200,16 +200,16 @@ def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[
 def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_workers: int) -> Iterator[Cell]:
     """Run cells in `num_workers` fresh processes; yield each as it ends.
 
-    When a cell fails, or a signal stops this process, the workers end the steps that they are at and write their
-    checkpoints. When this process dies they are ended at once. An unfinished cell resumes.
+    If a cell fails or a signal stops this process, the workers finish their current steps and write their
+    checkpoints. If this process dies, they are ended at once. An unfinished cell resumes.
 
     Args:
-        cells: to be run, the first ones first.
+        cells: the cells to run, in this order.
         run: runs one cell; sent to the workers, so it must be importable there.
-        num_workers: processes; each computes on its share of the cores.
+        num_workers: number of processes; each computes on its share of the cores.
 
     Raises:
-        AdvlError: what a cell raised, or a worker died, such as for want of memory.
+        AdvlError: a cell raised it, or a worker died, for example for lack of memory.
     """
     threads = max(1, num_cores() // num_workers)
     with worker_processes(num_workers, threads_each=threads, ends_steps=True) as pool:

@@ -1,21 +1,20 @@
-"""One tidy table of item scores, from which every number of a study follows.
+"""One tidy table of item scores, from which every number of a study is computed.
 
-A row is a cell, a test set, a metric, a view of the picture and an item (`ITEM_COLUMNS`). Gathered by method and
-place (setting, metric, test set, shots), they are matrices of seeds and items (`Table`). What a claim is about is
-computed from matrices as a matrix is: the use of pictures, the drop under shift, a difference between methods, a mean
-over shots. So all get their interval over seeds and items in one way.
+A row is a cell, a test set, a metric, a view of the picture and an item (`ITEM_COLUMNS`). Grouped by method and place
+(setting, metric, test set, shots), the rows are matrices of seeds and items (`Table`). The quantities of claims are
+matrices computed from these: the use of pictures, the drop under shift, a difference between methods, a mean over
+shots. So all get their interval over seeds and items in the same way.
 
-What a `Number` is of, its `quantity` says:
+The `quantity` of a `Number` is one of:
   - `accuracy` of a method at a place, in percent; all others are in points;
-  - `gain` over `against`, with its tests. Holm's p are over a `family`: all methods against their baselines ("grid"),
-    or the focus method against every other ("focus");
+  - `gain` over `against`, with its tests. Holm's p-values are over a `family`: all methods against their baselines
+    ("grid"), or the focus method against every other ("focus");
   - `gain along shots` over the study's baseline, over the seeds that finished all sizes, and its `slope` for each
     doubling of the shots;
-  - `drop` from the in-domain test set, which `against` names, to the shifted one of the place, and `use`, what is
-    lost with a picture that is replaced as `against` says. Beside each stand `... before` and `... after`, and
-    `... change`, which is what is lost more than the baseline loses. Where the shifted set asks the same questions
-    otherwise (`questions` is "same"), all are over the questions that both hold; else each accuracy is over its whole
-    set;
+  - `drop` from the in-domain test set, which `against` names, to the shifted one of the place, and `use`, the loss
+    with a picture replaced as `against` says. Each comes with `... before` and `... after`, and with `... change`,
+    the loss minus that of the baseline. If the shifted set asks the same questions in another way (`questions` is
+    "same"), all are over the questions in both sets; otherwise each accuracy is over its complete set;
   - `mean accuracy`, `mean drop` and `mean use` of the focus method minus those of `against`, over the shot sizes that
     `over` names.
 
@@ -52,10 +51,10 @@ from advl_pipeline.evaluation.statistics import (
 from advl_pipeline.studies.config import FULL, StudyConfig
 
 WITH_PICTURE = ""
-"""View of the true picture; other views name how it was replaced."""
+"""View of the true picture; the names of other views say how it was replaced."""
 
 USE_VIEW = "swapped"
-"""How pictures are replaced where the use of vision is judged."""
+"""View that measures the use of vision."""
 
 ITEM_COLUMNS = (
     "cell", "run", "setting", "method", "shots", "size", "seed", "test_set", "metric", "view", "item", "picture",
@@ -64,7 +63,7 @@ ITEM_COLUMNS = (
 
 
 class Place(NamedTuple):
-    """Where methods are compared. `size` is the number of training questions, `shots` how it was asked for."""
+    """The place of a comparison. `size` is the number of training questions, `shots` the option that gave it."""
 
     setting: str
     metric: str
@@ -74,16 +73,16 @@ class Place(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, bool]:
-        """Order along the shots; all training questions stand after as many that were asked for by number."""
+        """Sort key along the shots; "full" comes after an equal size that was given as a number."""
         return self.size, self.shots == FULL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """One number per seed, as the sum of means over sets of items. Sets stand in one order wherever two are compared.
+    """One number per seed, as the sum of means over sets of items. Compared scores have their sets in the same order.
 
-    Accuracies have one set; a drop to other questions, or to a part, has more. `ids` names the items, and `runs` the
-    runs of the seeds.
+    Accuracies have one set; a drop to other questions, or to a part, has more. `ids` are the ids of the items, `runs`
+    the runs of the seeds.
     """
 
     seeds: tuple[int, ...]
@@ -93,12 +92,12 @@ class Scores:
 
     @property
     def matrix(self) -> FloatArray:
-        """Scores of the first set, of shape (S, N)."""
+        """Scores of the first set, (S, N)."""
         return self.sets[0].values_SN
 
     @property
     def groups(self) -> ItemGroups | None:
-        """Which items of the first set show one picture; None where the evaluation did not write it."""
+        """Groups of items of the first set by picture; None if the evaluation did not write them."""
         return self.sets[0].groups
 
     @property
@@ -112,14 +111,14 @@ class Scores:
         return joint_interval(self.sets)
 
     def of_seeds(self, seeds: Sequence[int]) -> Scores:
-        """Return the same of these seeds."""
+        """Return the scores of these seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
         sets = tuple(replace(item_set, values_SN=item_set.values_SN[rows]) for item_set in self.sets)
         return Scores(seeds=tuple(seeds), sets=sets)
 
 
 def paired(*scores: Scores | None) -> tuple[Scores, ...]:
-    """Return the scores over the seeds that all have; nothing where there is no such seed, or one is missing."""
+    """Return the scores over their common seeds; empty if there is no such seed, or one of them is missing."""
     complete = [each for each in scores if each is not None]
     if not complete or len(complete) < len(scores):
         return ()
@@ -128,7 +127,7 @@ def paired(*scores: Scores | None) -> tuple[Scores, ...]:
 
 
 def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
-    """Add numbers over the same items, over the seeds that all have; None where there is no such seed."""
+    """Return the weighted sum of numbers over the same items and common seeds; None if there is no such seed."""
     common = paired(*(scores for _, scores in terms))
     if not common:
         return None
@@ -140,7 +139,7 @@ def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
 
 
 class Sides(NamedTuple):
-    """A method's accuracy on two sides, and what is lost from one to the other; `questions` is of two test sets."""
+    """A method's accuracy on two sides, and the loss from one to the other; `questions` applies to two test sets."""
 
     questions: Questions | None
     before: Scores
@@ -160,14 +159,14 @@ class Table:
         return list(dict.fromkeys(place for place, _, _ in self.scores))
 
     def along_shots(self) -> list[list[Place]]:
-        """Return the places of each (setting, metric, test set), in the order of their shots."""
+        """Return the places of each (setting, metric, test set), ordered by shots."""
         rows: dict[tuple[str, ...], list[Place]] = {}
         for place in self.places:
             rows.setdefault(place[:3], []).append(place)
         return [sorted(places, key=lambda place: place.rank) for places in rows.values()]
 
     def reference(self, place: Place) -> str:
-        """Return the in-domain test set of a place's setting, which is its first."""
+        """Return the in-domain test set of a place's setting, which is its first test set."""
         return self.study.setting(place.setting).reference
 
     def accuracy(self, place: Place, method: str) -> Scores | None:
@@ -175,13 +174,13 @@ class Table:
 
 
 def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
-    """Gather item scores by place, method and view, all in the order of items of the first run.
+    """Group item scores by place, method and view, all in the item order of the first run.
 
     Args:
         items: the tidy table.
 
     Raises:
-        ConfigError: two runs were scored on different items, so that nothing can be paired.
+        ConfigError: two runs were scored on different items, so they cannot be paired.
     """
     scores: dict[tuple[Place, str, str], Scores] = {}
     first: dict[tuple[str, ...], pd.DataFrame] = {}
@@ -221,7 +220,7 @@ def _require_same_items(values: pd.DataFrame, reference: pd.DataFrame, runs: pd.
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Number:
-    """One number of a study, in the words of this module.
+    """One number of a study, in the terms of this module.
 
     `mean`, `deviation` and `interval` (Student's t) are over seeds; `joint_interval` is over seeds and items.
     """
@@ -300,7 +299,7 @@ def _gains(table: Table) -> Iterator[Number]:
 
 def _trends(table: Table) -> Iterator[Number]:
     study = table.study
-    # Claims and figures are about the study's baseline, whatever else a method is compared with.
+    # Claims and figures use the study's baseline, whatever else a method is compared with.
     methods = [method for method in study.methods if method != study.baseline]
     for along, method in itertools.product(table.along_shots(), methods):
         both = {place: (table.accuracy(place, method), table.accuracy(place, study.baseline)) for place in along}
@@ -322,7 +321,7 @@ def _trends(table: Table) -> Iterator[Number]:
             slopes = slope_per_doubling(sizes, np.stack(gains, axis=1)).tolist()
             p_value = paired_t_test(slopes)
             p_value = sign_flip_test(slopes) if p_value is None else p_value
-            # As each item's gains have a slope, theirs is its mean.
+            # The slope is linear in the gains, so it is the mean of the slopes of the items.
             gain_SNK = np.stack([left.matrix - other.matrix for left, other in pairs], axis=2)
             slope_SN = slope_per_doubling(sizes, gain_SNK.reshape(-1, len(pairs))).reshape(gain_SNK.shape[:2])
             joint = joint_interval([Contribution(values_SN=slope_SN, groups=pairs[0][0].groups)])
@@ -334,9 +333,9 @@ def _trends(table: Table) -> Iterator[Number]:
 
 
 def _losses(table: Table) -> Losses:
-    """Return what each method loses with another picture or none, and on each shifted set.
+    """Return the losses of each method with another picture or none, and on each shifted set.
 
-    Both test sets are over the common questions where those are asked otherwise, else each is over its whole set.
+    If the same questions are asked in another way, both accuracies are over these; else each is over its full set.
     """
     losses: Losses = {}
     for (place, method, view), other in table.scores.items():
@@ -377,10 +376,10 @@ def _loss_rows(table: Table, losses: Losses) -> Iterator[Number]:
 
 
 def _means(table: Table, losses: Losses) -> Iterator[Number]:
-    """Average the focus method's differences over shot sizes, in every quantity that a claim may ask for.
+    """Average the focus method's differences over shot sizes, for every quantity that a claim may need.
 
-    Every difference is taken seed by seed and item by item, and so is the mean over sizes: what is left is one number
-    per seed and item, whose mean has an interval over both.
+    Differences and means over sizes are computed per seed and item. The result is one number per seed and item, whose
+    mean has an interval over both.
     """
     study = table.study
     for places in table.along_shots():
