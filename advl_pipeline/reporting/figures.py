@@ -34,7 +34,7 @@ Share = Literal["whole", "half", "third"]
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
 
 WIDTHS: Mapping[Share, float] = {"whole": 720.0, "half": 535.0, "third": 350.0}
-"""Width of a drawing by its share of a row; a whole one is scaled to the width of the page."""
+"""Width of a drawing in CSS pixels by its share of a row; a full row is scaled to the width of the page."""
 
 _FREE_COLOURS, _FREE_SHAPES = (2, 3, 4, 5, 6, 7), ("square", "diamond", "triangle")
 

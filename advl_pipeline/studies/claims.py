@@ -100,7 +100,7 @@ class _Draft:
     not_reached: list[str] = field(default_factory=list)
 
     def add(self, name: str, sentence: str, row: Any, *, factor: float = 1.0) -> None:
-        """Add the test that a number of the study, times a factor, is above 0, with its p-value from the table."""
+        """Add the test that a number of the study, times a factor, is above 0, with any p-value of the table."""
         per_seed, joint = [factor * value for value in row.per_seed], row.joint_interval.scaled(factor)
         self.tests.append(claim_test(name, per_seed, joint, row.p_seed_holm, sentence=sentence))
 
@@ -358,7 +358,7 @@ def decide(tests: Sequence[ClaimTest], *, margin: float, min_seeds: int) -> tupl
         min_seeds: minimum number of seeds for a decision.
     """
     decided = []
-    # A single failed test refutes a claim, so the evidence required of each test grows with their number.
+    # A claim fails with any one of its tests, so the evidence required of each test grows with their number.
     for test, p_margin in zip(tests, holm([margin_p(test, margin) for test in tests]), strict=True):
         outcome = UNDECIDED
         if len(test.per_seed) >= max(min_seeds, 2):
