@@ -1,8 +1,8 @@
-"""`make bench`, `make bench-gpu`: measure the tables of `docs/performance.md`, each row against its goal.
+"""`make bench`, `make bench-gpu`: measure the tables of `docs/performance.md` and compare each row with its goal.
 
 python -m benchmarks [--quick] [--only SECTIONS] [--json FILE] [--markdown docs/performance.md]
 
-With `--json`, sections may be run one by one: the file keeps what others have found, and the page shows all of it.
+With `--json`, sections may be run one at a time: the file keeps the results of the others, and the page shows all.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SECTIONS = {
     "training": "benchmarks.training:measure_training",
     "gpu": "benchmarks.gpu:measure_on_gpu",
 }
-"""Where each section is measured. What another needs is not imported with it."""
+"""Section -> its measuring function, imported only when the section runs."""
 
 ON_A_GPU = "gpu"
-"""The section that runs where it is asked for alone; its table has marks of its own."""
+"""The section that runs only when requested by itself; its table has separate marks."""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the sections and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +59,7 @@ def main() -> None:
                 section: Section = getattr(importlib.import_module(module), function)
                 measured = section(Path(temporary), options.quick)
             except Exception as error:
-                # One section must not take the figures of half an hour with it.
+                # A failing section must not discard half an hour of measurements.
                 traceback.print_exc()
                 why = f"{type(error).__name__}: {error}"
                 measured = [Row(name=f"section {name}", value=None, goal=0.0, detail=why)]

@@ -1,4 +1,4 @@
-"""`make chaos`: what the next command makes of what was killed, stopped, damaged or begun twice, to the byte.
+"""`make chaos`: byte-exact recovery of the next command after kills, stops, damage and duplicate starts.
 
 python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--finetunes N] [--stops N]
     [--pairs N] [--threads N] [--flips N] [--changes N] [--seed S]
@@ -20,11 +20,11 @@ from typing import Any
 from benchmarks.made_up import SUPPORT
 
 Attempt = Callable[[int], str]
-"""One try, given a seed; returns how it ended, and raises `AssertionError` where it must not end so."""
+"""One attempt, given a seed; returns its outcome and raises `AssertionError` if the outcome is not allowed."""
 
 
 def main() -> None:
-    """Try, compare, count; exit code 1 when anything ended otherwise than it must."""
+    """Run the attempts and count outcomes; exit code 1 if any is not allowed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     for name, (default, what, _) in KINDS.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"How often to see whether {what}.")
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def kills(folder: Path) -> Attempt:
-    """Kill an extraction at a random moment and give the same command again."""
+    """Kill an extraction at a random moment and run the same command again."""
     make_job = importlib.import_module("chaos").make_job
     reference, span = make_job(folder / "kills", "reference").run_alone()
     print(f"an uninterrupted run writes {len(reference)} files in {span:.2f} s")
@@ -60,7 +60,7 @@ def kills(folder: Path) -> Attempt:
 
 
 def damages(folder: Path) -> Attempt:
-    """Damage any file of a cache, or any two, and follow the advice of `advl cache verify`."""
+    """Damage one or two random files of a cache, and follow the advice of `advl cache verify`."""
     chaos = importlib.import_module("chaos")
     jobs = [
         (name, chaos.cache_to_damage(folder / f"damages-{number}", options))
@@ -76,7 +76,7 @@ def damages(folder: Path) -> Attempt:
 
 
 def records(folder: Path) -> Attempt:
-    """Put records of another dataset's cache into a cache, and repair it."""
+    """Copy records of another dataset's cache into a cache, and repair it."""
     chaos = importlib.import_module("chaos")
     text = {"modality": "text"}
     jobs = [chaos.cache_to_damage(folder / f"records-{seed}", text, dataset_seed=seed) for seed in (0, 1)]
@@ -85,7 +85,7 @@ def records(folder: Path) -> Attempt:
 
 @functools.cache
 def _finetune(folder: Path) -> tuple[Any, Any, Any, float]:
-    """Return the class of finetunes that are stopped, a corpus, and what one leaves undisturbed, with its seconds."""
+    """Return the class of interrupted finetunes, a corpus, and the output and seconds of an uninterrupted one."""
     finetuning = importlib.import_module("chaos_finetune").Finetuning
     corpus = importlib.import_module("small_corpus").build_small_corpus(folder / "corpus")
     reference, span = finetuning(corpus, folder / "reference").run_alone()
@@ -94,18 +94,18 @@ def _finetune(folder: Path) -> tuple[Any, Any, Any, float]:
 
 
 def finetunes(folder: Path) -> Attempt:
-    """Kill a finetune at a random moment and give the same command again."""
+    """Kill a finetune at a random moment and run the same command again."""
     finetuning, corpus, reference, span = _finetune(folder)
     return lambda seed: finetuning(corpus, folder / f"killed-{seed}").kill_and_resume(reference, span, seed=seed)
 
 
 def stops(folder: Path) -> Attempt:
-    """Stop a finetune by SIGTERM at a random moment and give the same command again."""
+    """Stop a finetune with SIGTERM at a random moment and run the same command again."""
     finetuning, corpus, reference, span = _finetune(folder)
 
     def stop(seed: int) -> str:
         moment = random.Random(seed).uniform(0, span)
-        # It has no checkpoint before its end but the one that the signal makes it write.
+        # Its only checkpoint before the end is the one triggered by the signal.
         job = finetuning(corpus, folder / f"stop-{seed}", checkpoint_every=1000)
         logged = job.stop_and_resume(reference, moment, signal.SIGTERM)
         return f"after {moment:.3f} s with {logged:>2} steps finished: identical"
@@ -114,7 +114,7 @@ def stops(folder: Path) -> Attempt:
 
 
 def pairs(folder: Path) -> Attempt:
-    """Begin a finetune twice at once."""
+    """Start the same finetune twice at once."""
     finetuning, corpus, reference, span = _finetune(folder)
 
     def begin_twice(seed: int) -> str:
@@ -126,7 +126,7 @@ def pairs(folder: Path) -> Attempt:
 
 
 def threads(folder: Path) -> Attempt:
-    """Train twice in threads of one process, which extracts and evaluates in others meanwhile."""
+    """Train in two threads of one process while other threads extract and evaluate."""
     _, corpus, *_ = _finetune(folder)
     train_in_threads = importlib.import_module("chaos_finetune").train_in_threads
 
@@ -140,12 +140,12 @@ def threads(folder: Path) -> Attempt:
 
 
 def flips(folder: Path) -> Attempt:
-    """Flip a bit of anything in the indices of two sets, and read both."""
+    """Flip a random bit in the indices of two sets, and read both."""
     return importlib.import_module("chaos_data").FlippedIndices(_made(folder / "flips")).flip  # type: ignore[no-any-return]
 
 
 def changes(folder: Path) -> Attempt:
-    """Overwrite a file of rows while it is read."""
+    """Overwrite a file of rows while it is being read."""
     return importlib.import_module("chaos_data").ChangingData(_made(folder / "changes")).change  # type: ignore[no-any-return]
 
 
@@ -165,7 +165,7 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "flips": (24, "bits flipped in an index were found, or changed nothing that is read", flips),
     "changes": (10, "files overwritten while they were read gave one of their two states, or were refused", changes),
 }
-"""What is tried: how often, how it must end, and what prepares it."""
+"""Kind of attempt -> its number, the required outcome, and its preparation."""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Extraction is measured against the bare forward passes on the same batches.
+"""Extraction compared with only the forward passes on the same batches.
 
-Texts are encoded by the real `minilm-l6`, pictures of 500 x 375 by a network of the size that teachers have, which is
-ViT-B/16 with random weights.
+The real `minilm-l6` encodes texts; ViT-B/16 with random weights, a network of typical teacher size, encodes pictures
+of 500 x 375 pixels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHARD_ROWS = 32768
 
 
 def _open_texts(folder: Path, num_questions: int) -> Dataset:
-    """Write questions with four answers each, in VCR's lengths; of ten, three occur again with the same answers."""
+    """Write questions with four answers each, in VCR's lengths; three of ten are repeated with the same answers."""
     generator = np.random.default_rng(0)
     (photo,) = write_photos(folder / "photos", 1, (64, 48))
     rows: list[dict[str, Any]] = []
@@ -46,7 +46,7 @@ def _open_texts(folder: Path, num_questions: int) -> Dataset:
 
 
 def measure_extraction(folder: Path, quick: bool) -> list[Row]:
-    """Measure all rows of this section."""
+    """Measure the rows of this section."""
     rounds = 2 if quick else 5
     texts = _open_texts(folder / "texts", 80 if quick else 500)
     names = write_photos(folder / "pictures" / "photos", 8 if quick else 96, (500, 375))
@@ -69,7 +69,7 @@ def measure_extraction(folder: Path, quick: bool) -> list[Row]:
             for way, run in (("bare", bare), ("extract", extraction)):
                 begin = time.perf_counter()
                 run()
-                if once:  # The first round warms up.
+                if once:  # The first round is warm-up.
                     rates[way].append(number / (time.perf_counter() - begin))
         rates_in_words = ", ".join(f"{way} {statistics.median(rate):.1f}" for way, rate in rates.items())
         detail = f"{rates_in_words} per second, repeated ones counted"
@@ -79,7 +79,7 @@ def measure_extraction(folder: Path, quick: bool) -> list[Row]:
 
 
 def _bare(tower: Any, prepared: Sequence[PreparedUnit]) -> Callable[[], None]:
-    """The forward passes alone, on batches made ready before and composed as the extraction composes them."""
+    """Return a function that runs only the forward passes, on prepared batches composed as in the extraction."""
     lengths_N = np.array([item.num_tokens for item in prepared], np.int32)
     placement = place(lengths_N, shard_rows=_SHARD_ROWS)
     batches = [

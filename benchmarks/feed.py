@@ -1,7 +1,7 @@
-"""What phase 2 prepares without a model: photos decoded, pictures stored before, cached regions with two teachers.
+"""Data preparation of phase 2 without a model: decoded photos, stored pictures, cached regions with two teachers.
 
-Rates are per second of processor time, which other jobs leave alone, and per second of wall clock.
-Decoding, scaling, tokenising and copying leave Python's lock, so that workers add up until the cores are used.
+Rates are per second of processor time, which other jobs do not affect, and per second of wall-clock time.
+Decoding, scaling, tokenising and copying release the GIL, so throughput scales with workers up to the core count.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SIZE = 384
 BATCH = 64
 NUM_PHOTOS = 64
 GPU_STEP = 0.040
-"""Seconds of a step whose model costs this machine nothing: what a GPU would take for a batch."""
+"""Seconds of a step whose model uses no CPU: the time of a GPU for a batch."""
 
 
 def measure_feeding(folder: Path, quick: bool) -> list[Row]:
@@ -95,7 +95,7 @@ def _batches(
 
 
 def _feed(dataset: Dataset, student: Student, source: SignalSource | None, *, num_examples: int) -> tuple[float, str]:
-    """Return the examples that are prepared per second of processor time, and per second of wall clock."""
+    """Return the examples prepared per second of processor time, and per second of wall-clock time."""
     deque(_batches(dataset, student, source, num_steps=2, num_workers=1), maxlen=0)
     num_steps = max(4, num_examples // BATCH)
     clock, processor = [], []
@@ -120,7 +120,7 @@ def _wait_share(dataset: Dataset, student: Student, *, num_steps: int) -> float:
     with Prefetcher(batches) as items:
         for step, _ in enumerate(items):
             if step == 0:
-                # The first batch is waited for whatever prepares it.
+                # Every kind of preparation waits for the first batch.
                 began, waited = time.perf_counter(), items.seconds_waited
             time.sleep(GPU_STEP)
     return (items.seconds_waited - waited) / (time.perf_counter() - began)
@@ -144,7 +144,7 @@ def write_questions(folder: Path, num_photos: int = NUM_PHOTOS) -> tuple[Path, P
 
 
 def import_regions(folder: Path, rows: Path, num_photos: int = NUM_PHOTOS) -> Path:
-    """Import 36 regions a photo, as UNITER's files hold them: shares of the photo, features in half precision."""
+    """Import 36 regions per photo in UNITER's format: box coordinates as fractions, features in half precision."""
     files, output = folder / "regions", folder / "regions-cache"
     files.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""What this machine's GPU gives: three teachers that encode, and three students taught by each.
+"""Throughput of this machine's GPU: encoding by three teachers, and training three students from each.
 
-Photos and questions are made up. Students have random weights at their real sizes, and so has the largest teacher:
-nothing is downloaded. Rows have no goals: they say what this GPU does, and how much of its memory that takes.
+Photos and questions are synthetic. Students, and the largest teacher, have random weights at their real sizes:
+nothing is downloaded. Rows have no goals: they report throughput and GPU memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ STUDENTS: Mapping[str, Mapping[str, Any]] = {
     "vilt": {},
     "bridgetower": {"student_option": ("vocab_size=30522",)},
 }
-"""Of regions with features, of pixels in one stream, and of pixels in two towers; what each takes."""
+"""Students of region features, of pixels in one stream, and of pixels in two towers; the options of each."""
 
 _OF_REGIONS = ("uniter", "villa", "vl-bert", "visualbert", "lxmert")
 
 
 def measure_on_gpu(folder: Path, quick: bool) -> list[Row]:
-    """Measure all rows of this section, or say that there is nothing to measure them on."""
+    """Measure the rows of this section, or report that there is no GPU."""
     if not torch.cuda.is_available():
         sys.exit("There is no GPU here that torch can use, so there is nothing to measure and nothing was written.")
     device = open_device("auto")

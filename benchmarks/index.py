@@ -1,7 +1,7 @@
-"""Opening VCR's annotations of the official size, and reading examples at random.
+"""Opening VCR's annotations at their official size, and reading random examples.
 
-Each opening is in a process of its own. The first one makes the index; every later one, and so every epoch, parses
-nothing. Processor time counts, which other jobs on the machine leave alone.
+Each opening runs in a separate process. The first builds the index; later ones, and thus every epoch, parse nothing.
+Times are processor time, which other jobs on the machine do not affect.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from benchmarks.rows import Row
 
 _DRAWN = 5_000
 _AMONG = 600
-"""Questions whose pictures are known before examples are drawn from them."""
+"""Number of questions from which examples are drawn; their pictures are loaded beforehand."""
 
 
 def measure_index(folder: Path, quick: bool) -> list[Row]:
-    """Measure all rows of this section."""
+    """Measure the rows of this section."""
     share = 0.02 if quick else 1.0
     write_mirror("vcr", folder, share=share, held_out=1)
     context = multiprocessing.get_context("spawn")
@@ -41,7 +41,7 @@ def measure_index(folder: Path, quick: bool) -> list[Row]:
 
 
 def _open(root: Path) -> tuple[float, float, int, int]:
-    """Return processor seconds of opening and of a random example, peak memory in bytes, and how many there are."""
+    """Return processor seconds of opening and of a random example, peak memory in bytes, and number of examples."""
     began = time.process_time()
     dataset = open_dataset("vcr", split="train", data_root=root)
     opened = time.process_time() - began

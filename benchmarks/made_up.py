@@ -1,6 +1,6 @@
-"""Made-up data: questions about photos, as own data; and mirrors of VCR, VQA v2 and SNLI-VE.
+"""Synthetic data: questions about photos in the own-data format, and mirrors of VCR, VQA v2 and SNLI-VE.
 
-Texts have VCR's lengths, and pictures decode as photos do. The mirrors are those of the tests
+Texts have VCR's lengths, and pictures decode like photos. The mirrors are those of the tests
 (`tests/support/dataset_mirrors.py`), with as many items as the official downloads.
 """
 
@@ -28,20 +28,20 @@ _WORDS = (
 
 
 def sentence(generator: np.random.Generator, mean: int) -> str:
-    """Return words as many as the sentences of VCR have, around the mean."""
+    """Return a random sentence with a VCR-like number of words around the mean."""
     length = int(np.clip(generator.gamma(5.0, mean / 5.0), 2, 50))
     return " ".join(generator.choice(_WORDS, length).tolist())
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows of a training split; returns the file, by which an own dataset is called."""
+    """Write rows of a training split; returns the file, which names the dataset."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"split": "train", **row}) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
-    """Write JPEG files of coarse shapes under fine grain, which compress as photos do; returns their names."""
+    """Write JPEG files of coarse shapes with fine grain, which compress like photos; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{folder.name}/{number}.jpg" for number in range(count)]
     generator = np.random.default_rng(0)
@@ -55,13 +55,13 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
 
 
 def write_mirror(name: str, root: Path, *, share: float, held_out: int) -> None:
-    """Write a dataset's training split at `share` of its official size, and a small split to predict.
+    """Write a dataset's training split at a fraction `share` of its official size, and a small split to predict.
 
     Args:
         name: vcr, vqa-v2 or snli-ve.
         root: folder of the datasets.
         share: 1 for the official number of items.
-        held_out: items of the split to predict.
+        held_out: number of items of the split to predict.
     """
     sys.path.insert(0, str(SUPPORT))
     mirrors = importlib.import_module("dataset_mirrors")

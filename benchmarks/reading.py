@@ -1,9 +1,9 @@
-"""Shuffled batches of 64 from a cache, warm and cold, compared with np.memmap doing the same.
+"""Shuffled batches of 64 from a cache, warm and cold, compared with np.memmap.
 
-Readers follow one another within a round: what else the machine does changes over minutes. "Cold" means that the
-kernel was asked to drop the pages of the files first, and one epoch is read, by the clock. "Warm" means that all were
-read once; where a reader has one thread, its rate is per second of processor time, which other jobs leave alone.
-Opening is apart.
+Readers alternate within a round, since the load of the machine changes over minutes. "Cold": the kernel first drops
+the pages of the files, and one epoch is timed by wall clock. "Warm": everything was read once before. The rate of a
+single-threaded reader is then per second of processor time, which other jobs do not affect. Opening is timed
+separately.
 
 Shapes: N units, B units of a batch, M token rows, D feature width.
 """
@@ -41,7 +41,7 @@ Epoch = Callable[[int], Iterator[int]]
 """Yields the number of units of each batch, given the seed of the order."""
 
 Reader = Callable[[], Epoch]
-"""Opens what is to be read."""
+"""Opens the data to read."""
 
 
 def measure_reading(folder: Path, quick: bool) -> list[Row]:
@@ -78,7 +78,7 @@ def _row(name: str, rates: Mapping[str, list[float]], ours: str, other: str, goa
 def _warm_and_cold(
     readers: Mapping[str, Reader], folder: Path, *, rounds: int, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
-    """Return the rates of each reader when all was read before, and when nothing was."""
+    """Return the warm and the cold rates of each reader."""
     warm: dict[str, list[float]] = {name: [] for name in readers}
     cold: dict[str, list[float]] = {name: [] for name in readers}
     for path in _files(folder):
@@ -88,7 +88,7 @@ def _warm_and_cold(
             warm[name].append(_rate(reader, number, seconds=seconds, epochs=_MANY, clock=time.process_time))
     for number in range(rounds):
         for name, reader in readers.items():
-            # What is mapped cannot be dropped, so every reading opens again.
+            # Mapped pages cannot be dropped, so every reading opens the files again.
             for path in _files(folder):
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -108,7 +108,7 @@ def _rate(reader: Reader, seed: int, *, seconds: float, epochs: int, clock: Call
 
 
 def read_cache(path: Path) -> Reader:
-    """Rows of each batch as training reads them: by unit id, and those further on are announced to the kernel."""
+    """Return a reader that works as training does: rows by unit id, with read-ahead hints for later batches."""
 
     def opened() -> Epoch:
         store = open_cache(path).stores()["text"]
@@ -135,7 +135,7 @@ def _batches(units: Sequence[Any], seed: int) -> list[list[Any]]:
 
 
 def _memmap(folder: Path, corpus: Corpus) -> Reader:
-    """The usual code: a flat `.npy` of rows, mapped, found by unit id; the rows and global features of each batch."""
+    """Return the usual reader: a memory-mapped flat `.npy` of rows, looked up by unit id, and global features."""
     ends_N = np.cumsum(corpus.lengths_N, dtype=np.int64).tolist()
     place_of = {corpus.unit_id(number): number for number in range(len(corpus))}
 
@@ -169,7 +169,7 @@ DIM = 768
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Lengths of N units; the features of a unit are drawn from its number."""
+    """Lengths of N units; a unit's features are drawn with its index as seed."""
 
     name: str
     lengths_N: npt.NDArray[np.int32]
@@ -189,13 +189,13 @@ class Corpus:
 
 
 def texts(num_units: int) -> Corpus:
-    """Texts of 4 to 60 tokens, 22 on average, as VCR's candidates are."""
+    """Return texts of 4 to 60 tokens, 22 on average, like VCR's candidates."""
     lengths = np.clip(np.random.default_rng(1).gamma(5.0, 4.4, num_units), 4, 60)
     return Corpus(name="texts", lengths_N=lengths.astype(np.int32))
 
 
 def pictures(num_units: int) -> Corpus:
-    """Pictures of 50 regions."""
+    """Return pictures of 50 regions."""
     return Corpus(name="pictures", lengths_N=np.full(num_units, 50, np.int32))
 
 

@@ -1,8 +1,8 @@
-"""The whole way of a user at official sizes: check, plan an extraction, draw low-shot lists, train 20 steps, predict.
+"""The user's workflow at official sizes: check, plan an extraction, draw low-shot lists, train 20 steps, predict.
 
 python -m benchmarks.rehearsal [--datasets vcr,snli-ve,vqa-v2] [--share 1.0] [--folder DIR]
 
-Each command is a process of its own; what counts is its processor time and its largest resident memory.
+Each command runs in a separate process; its processor time and peak resident memory are measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.made_up import write_mirror
 
 MAX_GIB = 4.0
-"""Bound of every command."""
+"""Memory limit of every command."""
 
 SHOTS = 200
 HELD_OUT = 400
@@ -29,7 +29,7 @@ PREDICTED = {"vcr": "val", "vqa-v2": "val", "snli-ve": "test"}
 
 
 def main() -> int:
-    """Rehearse and print; exit code 1 when a command fails or takes more memory than it may."""
+    """Run the rehearsal and print results; exit code 1 if a command fails or exceeds its memory limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", default=",".join(PREDICTED), help="Which, separated by commas.")
     parser.add_argument("--share", type=float, default=1.0, help="Of the official number of items.")
@@ -42,16 +42,16 @@ def main() -> int:
 
 
 def rehearse(name: str, folder: Path, *, share: float) -> bool:
-    """Build the mirror of a dataset and give a user's commands in turn; what they print goes into a log next to it.
+    """Build the mirror of a dataset and run the user's commands in turn; their output goes to a log next to it.
 
-    Returns whether all of them ended well, each within its memory.
+    Returns whether all succeeded within the memory limit.
     """
     folder.mkdir(parents=True)
     began = time.perf_counter()
     write_mirror(name, folder / "datasets", share=share, held_out=HELD_OUT)
     print(f"{name}: mirror built in {time.perf_counter() - began:.0f} s", flush=True)
     teacher = ("--teacher", "minilm-l6", "--dataset", name)
-    # A run on all of the split sees what the small cache does not hold, so that one has no teacher.
+    # A run on the full split needs units that the small cache lacks, so it has no teacher.
     trained = ("finetune", "--dataset", name, "--student", "scenes-small", *SHORT)
     cache = ("--cache", f"caches/minilm-l6/{name}/train-shots{SHOTS}-seed0")
     commands: list[tuple[str, Sequence[str]]] = [

@@ -1,6 +1,7 @@
-"""One row of the table: a figure, its goal, and the verdict, which takes the spread of its rounds into account.
+"""One row of the table: a figure, its goal, and a verdict that accounts for the spread over rounds.
 
-Ratios are medians over rounds in which both sides take turns. Between two machines of one kind they moved by a third.
+Ratios are medians over rounds in which both sides alternate. Between two machines of one type they differed by a
+third.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """A measured figure and what it should be: at least the goal, or at most; without a goal it is a fact.
+    """A measured figure and its goal, a lower or an upper bound; a row without a goal is informative.
 
-    `rounds` holds what each round gave, where there were several.
-
-    `value` is None where this machine cannot measure it, and `detail` then says why; else it gives what the figure is
-    made of.
+    `rounds` contains the result of each round if there were several. `value` is None if this machine cannot measure
+    it, and `detail` then says why; otherwise `detail` gives the components of the figure.
     """
 
     name: str
@@ -34,7 +33,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """met, where every round met the goal; missed, where none did; else within noise."""
+        """`met` if every round met the goal, `missed` if none did, else `within noise`."""
         if self.goal is None:
             return ""
         if self.value is None:
@@ -53,13 +52,13 @@ class Row:
 
 
 Section = Callable[[Path, bool], list[Row]]
-"""Measures some rows, given a folder of its own and whether to be quick: a few rounds on little data."""
+"""Measures some rows, given a working folder and whether to be quick (a few rounds on little data)."""
 
 
 def ratio_row(
     name: str, ours: Sequence[float], others: Sequence[float], *, goal: float, detail: str, at_least: bool = True
 ) -> Row:
-    """Return the row of one figure as a multiple of another of the same round."""
+    """Return the row of a ratio: one figure as a multiple of another from the same round."""
     rounds = [mine / other for mine, other in zip(ours, others, strict=True)]
     value = statistics.median(rounds)
     return Row(name=name, value=value, goal=goal, at_least=at_least, detail=detail, rounds=rounds)
@@ -78,7 +77,7 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the table in Markdown.
 
     Args:
-        sections: for each, the `machine`, its `seconds` and its `rows`, as the JSON file holds them.
+        sections: for each, the `machine`, its `seconds` and its `rows`, as in the JSON file.
     """
     parts = []
     for name, section in sections.items():
@@ -91,7 +90,7 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def write_page(path: Path, table: str, *, marks: tuple[str, str] = MARKS) -> None:
-    """Put the table between the marks of a page; raises `ValueError` where it has none."""
+    """Write the table between the marks of a page; raises `ValueError` if the page has no marks."""
     first, last = marks
     before, begin, rest = path.read_text(encoding="utf-8").partition(first)
     _, end, after = rest.partition(last)
@@ -101,7 +100,7 @@ def write_page(path: Path, table: str, *, marks: tuple[str, str] = MARKS) -> Non
 
 
 def describe_machine(*, quick: bool) -> str:
-    """Return the day, the machine, its load now, and whether the measurement is a quick one."""
+    """Return the date, the machine, its current load, and whether the measurement is a quick one."""
     return (
         f"{datetime.date.today().isoformat()}, {os.cpu_count()} cores, {platform.machine()}, Python "
         f"{platform.python_version()}, load {os.getloadavg()[0]:.1f} at its beginning, {'quick' if quick else 'full'}"

@@ -1,4 +1,4 @@
-"""What distillation costs: a step with cached teachers against one without, and step 1 over 10,000 texts."""
+"""Cost of distillation: a step with cached teachers compared with one without, and step 1 over 10,000 texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TEXTS = 10_000
 
 
 def measure_training(folder: Path, quick: bool) -> list[Row]:
-    """Finetune the small student on the built-in corpus, without teachers and from caches, in turn."""
+    """Finetune the small student on the built-in corpus, alternately without teachers and from caches."""
     num_pictures, num_steps, rounds = (8, 20, 2) if quick else (80, 150, 5)
     data_root = folder / "data"
     others = ("num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs")
@@ -52,7 +52,7 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
     detail = f"{1e3 * statistics.median(cached):.1f} and {1e3 * statistics.median(plain):.1f} ms"
     name = "step with cached distillation, against plain, everything counted"
     rows = [ratio_row(name, cached, plain, goal=1.15, at_least=False, detail=detail)]
-    # Step 1 is the difference of a run with many of its updates and one with few.
+    # The cost of step 1 is the difference between runs with many and with few of its updates.
     many = (_TEXTS // 10 if quick else _TEXTS) // _ADAPT_TEXTS
     seconds = []
     threads = torch.get_num_threads()

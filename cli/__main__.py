@@ -1,4 +1,4 @@
-"""The `advl` command, also as `python -m advl_cli`: Ctrl-C has its exit code from the first line on."""
+"""Entry point of `advl`, also as `python -m advl_cli`. Ctrl-C gives its exit code from the first line on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def start() -> None:
     try:
         from advl_pipeline.base.interruption import hold_back_for_good, ignore_for_good
 
-        # Registered first, so that it comes last: where Python lets go of its handlers, a signal would kill again.
+        # Registered first, so that it runs last: once Python removes its handlers, a signal would kill the process.
         atexit.register(ignore_for_good)
         from .main import main
 
         try:
             main()
         finally:
-            # A signal that comes while the interpreter ends, seconds with torch, leaves the outcome as it is.
+            # A signal during interpreter shutdown, which takes seconds with torch, must not change the exit code.
             hold_back_for_good()
     except KeyboardInterrupt:
         print("error: Interrupted before anything was done.\n  next:  run the same command again", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Says what to type next: an error's own advice with what the user gave in it, or one that the command suggests."""
+"""What to type next: an error's own advice, completed with the user's values, or a suggestion of the command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advl_pipeline.base.configuration import flag_of
 from advl_pipeline.base.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again, suggest_names
 
 SAME_EVERYWHERE = frozenset({"data_root", "text_style", "on_error", "device", "disk_cache_gb"})
-"""Options that mean the same in every command: a command that is advised keeps what the user gave for them."""
+"""Options with the same meaning in every command; an advised command keeps the user's values for them."""
 
 ELSEWHERE = {
     **dict.fromkeys(("train", "fit", "tune"), "finetune"),
@@ -32,28 +32,28 @@ ELSEWHERE = {
     "--split": "--on",
     "--evaluate-on": "--num-questions",
 }
-"""What other programs call a command or an option -> what it is called here."""
+"""Name of a command or option in other programs -> its name here."""
 
 _MISTYPED = 0.8
-"""Two names at least as like as this differ by a slip of the finger. Below, a value could go into another unit."""
+"""Minimum similarity of a typing error. Below it, the corrected option could take the value in another unit."""
 
 _SECRET = re.compile(r"(://)[^/\s]*@")
 
 
 @dataclass(slots=True)
 class Invocation:
-    """Holds what the user typed, and the values of options that the command read from it before it failed."""
+    """The user's command line, and the option values parsed from it before the command failed."""
 
     group: click.Group
     arguments: Sequence[str]
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def command(self, words: Sequence[str] | None = None) -> str:
-        """Return the command line, or other words in its place, without the secrets that a URL in it may hold."""
+        """Return the command line, or the given words, without secrets in URLs."""
         return _SECRET.sub(r"\1...@", shlex.join(["advl", *(self.arguments if words is None else words)]))
 
     def next_command(self, error: AdvlError) -> str:
-        """Return what the line `next:` says; never nothing."""
+        """Return the text of the line `next:`, never empty."""
         if isinstance(error.why, Suggestion) and (right := self._corrected(error.why.wanted, error.why.nearest)):
             return right
         advice = error.next_command or self._usual_advice(error)
@@ -64,11 +64,11 @@ class Invocation:
             return line
         words = self._without(advice.left_out)
         if advice.left_out and words == list(self.arguments):
-            return line  # They stand in a file.
+            return line  # The options are in a file.
         return f"{line}\n         {self.command([*words, *advice.again])}"
 
     def usage_error(self, error: click.UsageError) -> ConfigError:
-        """Return what click found wrong, with the user's command put right where only the name of an option is."""
+        """Return click's error, with the corrected command if only an option name is wrong."""
         if not isinstance(error, click.NoSuchOption):
             return ConfigError(error.format_message(), next_command=shlex.join(self._help()))
         options = error.ctx.command.params if error.ctx is not None else []
@@ -80,7 +80,7 @@ class Invocation:
         return failed
 
     def completed(self, command: Sequence[str]) -> list[str]:
-        """Give a command of ours the user's own values of the options that mean the same everywhere."""
+        """Return an advised command with the user's values of the options that mean the same everywhere."""
         words = list(command)
         if words[0] != "advl":
             return words
@@ -94,7 +94,7 @@ class Invocation:
         return words
 
     def _without(self, flags: Sequence[str]) -> list[str]:
-        """Return the user's words but for some options and what is given for them."""
+        """Return the user's words without some options and their values."""
         command, _ = command_of(self.arguments, self.group)
         dropped = {
             name: option
@@ -112,7 +112,7 @@ class Invocation:
         return kept
 
     def _usual_advice(self, error: AdvlError) -> Advice:
-        """Return the advice of the error's class, with what the user gave for the words in capitals."""
+        """Return the advice of the error's class, with the user's values for the words in capitals."""
         file = re.sub(r" \[.*", "", error.where)
         if isinstance(error, ConfigError) and Path(file).suffix == ".toml":
             return again(f"correct {file}, then run the same command again")
@@ -131,10 +131,10 @@ class Invocation:
         return advise(self._help())
 
     def _corrected(self, wrong: str, near: str) -> str:
-        """Return the user's command with a word replaced; "" when it does not hold that word."""
+        """Return the user's command with a word replaced; "" if it does not contain that word."""
         if not wrong or not near:
             return ""
-        # The end of a path is meant only where no word is the wrong one by itself: `--data pets --output runs/pets`.
+        # Match the end of a path only if no complete word matches: `--data pets --output runs/pets`.
         for before in ("^|=", "/"):
             pattern = re.compile(rf"({before}){re.escape(wrong)}($|=)")
             words = [pattern.sub(lambda match: match[1] + near + match[2], word) for word in self.arguments]
@@ -157,7 +157,7 @@ class Invocation:
 
 
 def near_name(typed: str, known: Iterable[str]) -> str:
-    """Return the command or option that is meant by a name that is none; "" where nobody can say."""
+    """Return the command or option that an unknown name probably means; "" if unclear."""
     names = {name.replace("-", ""): name for name in known}
     if (here := ELSEWHERE.get(typed)) in names.values():
         return str(here)
@@ -166,19 +166,19 @@ def near_name(typed: str, known: Iterable[str]) -> str:
 
 
 def running() -> Invocation:
-    """Return what the user typed for the command that runs; nothing where it was not typed."""
+    """Return the invocation of the running command; empty if it was not started from a command line."""
     context = click.get_current_context()
     root = context.find_root().command
     return context.find_object(Invocation) or Invocation(root if isinstance(root, click.Group) else click.Group(), [])
 
 
 def what_follows(*command: str) -> str:
-    """Return a command that follows on success, with what the user gave to the one that ran."""
+    """Return the command to run after a successful one, with the user's values from it."""
     return shlex.join(running().completed(command))
 
 
 def command_of(words: Sequence[str], group: click.Group) -> tuple[click.Command | None, int]:
-    """Return the command that the words name, and how many of them name it (0 and None when none does)."""
+    """Return the command that the words name, and how many of them name it (None and 0 if none does)."""
     command: click.Command = group
     for number, word in enumerate(words):
         if not isinstance(command, click.Group):

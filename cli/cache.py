@@ -1,4 +1,4 @@
-"""`advl cache`: commands that inspect, check, repair and convert caches."""
+"""`advl cache`: commands to inspect, verify, repair and convert caches."""
 
 from __future__ import annotations
 

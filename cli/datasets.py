@@ -1,4 +1,4 @@
-"""`advl datasets` lists datasets, shows their cards, and checks, builds and draws from them."""
+"""`advl datasets`: list datasets, show their cards, check and build them, and draw subsets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .flags import config_command, exit_with, json_option, print_json, print_own
 from .main import PluginGroup
 
 MAX_SHOWN = 20
-"""Problems shown per split; all are counted, and `--json` lists them."""
+"""Maximum problems shown per split; all are counted, and `--json` lists them."""
 
 
 @click.group("datasets", cls=PluginGroup)
@@ -64,7 +64,7 @@ def card(name: str) -> Iterator[Any]:
     if file := data_files("cards").get(shown.name):
         click.echo(file.read_text(encoding="utf-8"), nl=False)
     else:
-        print_json(shown.facts)  # Of a plug-in that wrote its card in Python.
+        print_json(shown.facts)  # A plug-in's card written in Python.
 
 
 @config_command(CheckConfig, "check", group=datasets, arguments=("name",))

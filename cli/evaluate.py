@@ -1,4 +1,4 @@
-"""`advl evaluate`, `predict`, `readout` and `score`: how good a run or a file of predictions is."""
+"""`advl evaluate`, `predict`, `readout` and `score`: evaluate runs and prediction files."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
 
 
 def prior_line(score: float, trivial: Mapping[str, float]) -> str:
-    """Return what a score is worth next to the prior of the question."""
+    """Return a line that compares a score with the prior of the question."""
     line = (
         f"the commonest training answer to the same question is right {trivial['prior']:.2f} times of 100 "
         f"({trivial['prior_known']:.0f} % of the questions are in training)"

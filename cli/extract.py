@@ -1,4 +1,4 @@
-"""`advl extract` and `advl prepare`: phase 1, of teachers and of pictures that are only stored."""
+"""`advl extract` and `advl prepare`: phase 1, for teachers and for pictures stored without a teacher."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
 
 
 def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
-    """Print what an extraction did, or would do."""
+    """Print the result of an extraction, or the plan of a dry run."""
     from advl_pipeline.base.compute import device_name
 
     for item in result.estimates:
@@ -89,7 +89,7 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
 
 
 def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
-    """Print that a teacher's grid is stored with fewer cells, where it is."""
+    """Print a note if a teacher's grid is stored with fewer cells."""
     if grid:
         (rows, columns), (kept_rows, kept_columns) = grid["own"], grid["stored"]
         click.echo(
@@ -99,7 +99,7 @@ def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
 
 
 def when_it_pays(payback: Payback) -> str:
-    """Return in words after how much training a cache is cheaper than its teacher in every step."""
+    """Return in words how much training makes a cache cheaper than running its teacher in every step."""
     pays = "never" if payback.epochs is None else f"from epoch {payback.epochs} on, over all student runs"
     return (
         f"a cache is cheaper than the teacher in every step: {pays}; once {payback.once:.1f} s, then "

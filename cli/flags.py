@@ -1,6 +1,6 @@
-"""Commands of one configuration dataclass each: its fields are the flags, so flag and TOML key never drift apart.
+"""Commands defined by one configuration dataclass each; its fields are the flags, so flags and TOML keys agree.
 
-What such a command does stands in a generator: it yields what `--json` prints, and goes on to print for people.
+A command is a generator: it first yields the document for `--json` and then prints the readable output.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _EXIT_CODE = "advl.exit_code"
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists its flags by the component that they configure, the rare ones on request."""
+    """A command whose help groups its flags by component and shows rare ones on request."""
 
     options: Mapping[str, Declared] = MappingProxyType({})
-    """Those of its configuration."""
+    """The options of its configuration."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         hidden = {
@@ -60,7 +60,7 @@ class SectionedCommand(click.Command):
 def by_section(
     parameters: Iterable[click.Parameter], options: Mapping[str, Declared]
 ) -> dict[str, list[click.Option]]:
-    """Return the flags under each heading, those of the configuration first; few flags stand under one."""
+    """Return the flags under each heading, the configuration's own first; few flags share one heading."""
     sections: dict[str, list[click.Option]] = {}
     flags = [item for item in parameters if isinstance(item, click.Option)]
     for flag in sorted(flags, key=lambda flag: flag.name not in options):
@@ -72,14 +72,14 @@ def by_section(
 def config_command(
     cls: type[Any], name: str, *, group: click.Group | None = None, arguments: Iterable[str] = ()
 ) -> Callable[[Callable[..., Iterator[Any]]], click.Command]:
-    """Make a command of a function that is given `config` and yields its document, as `json_option` says.
+    """Turn a function that receives `config` and yields its document (see `json_option`) into a command.
 
-    It has a flag for each option of the configuration, and `--config FILE` whose keys are the defaults of the flags.
+    The command has a flag for each option of the configuration, and `--config FILE`, whose keys set their defaults.
 
     Args:
         cls: the configuration dataclass; its fields are declared with `configuration.option`.
         name: of the command.
-        group: that it belongs to.
+        group: the parent group.
         arguments: names of fields that are positional arguments instead of flags.
     """
 
@@ -95,7 +95,7 @@ def config_command(
         for option, declaration in reversed(options.items()):
             if option in arguments:
                 several = typing.get_origin(declaration.hint) is tuple
-                # Not required of the line: it may stand in the file of --config.
+                # Not required on the command line: the --config file may set it.
                 metavar = option.upper() + ("..." if several else "")
                 command = click.argument(option, required=False, nargs=-1 if several else 1, metavar=metavar)(command)
             else:
@@ -125,7 +125,7 @@ def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
-    """Build a configuration from the file named by `--config`, then from the flags that were given.
+    """Build a configuration from the `--config` file, then from the given flags.
 
     Raises:
         MissingParameter: an argument is neither in the file nor on the command line.
@@ -140,7 +140,7 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
         if isinstance(parameter, click.Argument) and parameter.name not in stated:
             raise click.MissingParameter(ctx=context, param=parameter)
     config = build_config(cls, layer, where=str(file) if file else COMMAND_LINE, flags=typed)
-    # Before the command opens anything; what it does itself asks again, for callers from Python.
+    # Before the command opens anything. Its function checks again, for callers from Python.
     require_outputs(config)
     if isinstance(config, DeviceConfig):
         require_device(config.device)
@@ -148,7 +148,7 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
 
 
 def json_option(function: Callable[..., Iterator[Any]]) -> Callable[..., int]:
-    """Add `--json`: what the generator yields is its result, printed as one JSON document; without, it goes on."""
+    """Add `--json`, which prints the yielded result as one JSON document; without it, the generator continues."""
 
     @functools.wraps(function)
     def run(*, as_json: bool, **arguments: Any) -> int:
@@ -162,17 +162,17 @@ def json_option(function: Callable[..., Iterator[Any]]) -> Callable[..., int]:
 
 
 def exit_with(code: int) -> None:
-    """Have the command that runs exit with a code once it has printed."""
+    """Make the running command exit with a code after printing."""
     click.get_current_context().meta[_EXIT_CODE] = code
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document on stdout; records are objects of their fields, what has no form of its own is text."""
+    """Print a JSON document on stdout; records become objects, and values without a JSON type become text."""
     click.echo(json_text(value, default=str))
 
 
 def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
-    """Print the kind of task, the columns and the counts of each dataset that is own data, on stderr."""
+    """Print the task, columns and counts of each dataset of the user's own on stderr."""
     from advl_pipeline.datasets.registry import read_rows
 
     for name in dict.fromkeys(datasets):
@@ -200,7 +200,7 @@ def _flag(declaration: Declared) -> Callable[[Function], Function]:
 
 
 def _parsed_as(hint: Any) -> dict[str, Any]:
-    """Return how an option of a type is parsed: what is no number stays text, which the configuration judges."""
+    """Return how click parses an option of a type; a value that is not a number stays text for the configuration."""
     if typing.get_origin(hint) is tuple:
         return _parsed_as(typing.get_args(hint)[0]) | {"multiple": True}
     kinds, words = kinds_of(hint)
@@ -212,7 +212,7 @@ def _parsed_as(hint: Any) -> dict[str, Any]:
 
 
 class _NumberOrWord(click.types.IntParamType):
-    """A whole number, or one of a few words."""
+    """An integer, or one of a few words."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = words

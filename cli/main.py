@@ -1,4 +1,4 @@
-"""The `advl` group: commands load when used, errors are printed for people, exit codes tell them apart."""
+"""The `advl` group: lazily loaded commands, readable errors, and one exit code per error class."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ COMMANDS = {
     "study": ("study", "Run a grid of methods, shots, seeds and test sets from one TOML file."),
     "teachers": ("teachers", "List teachers, show one, install its weights, check them."),
 }
-"""Command name -> the module of this package that holds it under its name, and one-line help."""
+"""Command name -> the module of this package that defines it under that name, and one-line help."""
 
 
 COMMAND_GROUP = "advl.commands"
-"""Entry points of other packages that hold a click command or group, called as a user types it, words joined by dots.
+"""Entry points of other packages that add a click command or group, named by its words joined with dots.
 
 `mine` is `advl mine`, and `datasets.mine` is `advl datasets mine`. They are imported when they run.
 """
 
 
 class PluginGroup(click.Group):
-    """A group that other packages add commands to; its help names them without loading any."""
+    """A group to which other packages add commands; its help lists them without loading any."""
 
     @property
     def place(self) -> str:
-        """What the names of entry points begin with that add a command here."""
+        """The name prefix of entry points that add a command to this group."""
         return f"{self.name}."
 
     def plugins(self) -> dict[str, EntryPoint]:
-        """Return the commands of other packages by the name that they have in this group."""
+        """Return the commands of other packages by their name in this group."""
         points = {point.name: point for point in entry_points(group=COMMAND_GROUP)}
         names = {name: name.removeprefix(self.place) for name in points if name.startswith(self.place)}
         return {short: points[name] for name, short in sorted(names.items()) if short and "." not in short}
@@ -100,7 +100,7 @@ class PluginGroup(click.Group):
 
 
 class _Broken(click.Command):
-    """A command that cannot be loaded, which it says when it is called, however it is called."""
+    """A command that cannot be loaded; any call reports the error."""
 
     def __init__(self, name: str, obstacle: ConfigError) -> None:
         super().__init__(name, help="Not usable: it cannot be loaded.", add_help_option=False)
@@ -111,7 +111,7 @@ class _Broken(click.Command):
 
 
 class LazyGroup(PluginGroup):
-    """A group whose commands are imported when they run, so that help stays instant."""
+    """A group whose commands are imported when they run, which keeps help fast."""
 
     place = ""
 
@@ -143,7 +143,7 @@ def group(debug: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with the code that the outcome has (`docs/exit-codes.md`)."""
+    """Run the command line and exit with the code of the outcome (`docs/exit-codes.md`)."""
     invocation = Invocation(group, sys.argv[1:] if arguments is None else arguments)
     try:
         with listening():
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _impossible_place(error: Exception) -> ConfigError | None:
-    """Return the refusal of a name that no file can have, or of a working directory that is gone; else None."""
+    """Return the error for a name that no file can have or a deleted working directory; else None."""
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return name_too_long(str(error.filename))
     try:
@@ -196,7 +196,7 @@ def _interrupted(invocation: Invocation) -> Interrupted:
 
 
 def _came_of_ctrl_c(error: BaseException | None) -> bool:
-    """Say whether Ctrl-C is behind an error: extension modules turn it into an ImportError when they load."""
+    """Return whether Ctrl-C caused an error: extension modules turn it into an ImportError while loading."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -1,4 +1,4 @@
-"""What `make docs` writes: the command reference, `docs/cli.md`, and the table of students in `docs/students.md`."""
+"""Output of `make docs`: the command reference, `docs/cli.md`, and the table of students in `docs/students.md`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ For long commands `--help` lists the common options, `--help-all` all options be
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """Yield every command and subcommand by its full name, in order; lazy groups are asked for theirs."""
+    """Yield every command and subcommand with its full name, in order, including those of lazy groups."""
     yield from _visit("advl", group)
 
 
@@ -56,7 +56,7 @@ def _visit(name: str, command: click.Command) -> Iterator[tuple[str, click.Comma
 
 
 def help_blocks(command: click.Command) -> Iterator[tuple[bool, str]]:
-    """Yield the paragraphs of a command's help in order: whether it is a block of examples, and its text."""
+    """Yield the paragraphs of a command's help in order: whether each is an example block, and its text."""
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         if paragraph.startswith("\b\n"):
             yield True, paragraph.removeprefix("\b\n")
@@ -65,7 +65,7 @@ def help_blocks(command: click.Command) -> Iterator[tuple[bool, str]]:
 
 
 def with_student_table(page: str) -> str:
-    """Return a page with its table of students as `data/students.toml` has it."""
+    """Return a page with its table of students updated from `data/students.toml`."""
     from advl_pipeline.students.registry import student_table
 
     before, _, rest = page.partition(TABLE_START)

@@ -1,4 +1,4 @@
-"""`advl students` lists students, shows one, checks a checkpoint; `advl export` gives away that of a run."""
+"""`advl students`: list students, show one, check a checkpoint; `advl export`: write a run's student to share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = {
     "fresh": "absent from the file as they may be",
     "ignored": "set aside (heads, pretraining objectives)",
 }
-"""What `load-check` says of the keys of a checkpoint."""
+"""Messages of `load-check` about checkpoint keys."""
 
 
 @click.group("students", cls=PluginGroup)

@@ -1,4 +1,4 @@
-"""`advl study` runs a grid; `advl report` shows a study, or runs."""
+"""`advl study`: run a grid; `advl report`: show a study or runs."""
 
 from __future__ import annotations
 

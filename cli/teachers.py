@@ -1,4 +1,4 @@
-"""`advl teachers` lists teachers, shows one, and checks that one can be used."""
+"""`advl teachers`: list teachers, show one, and check that one works."""
 
 from __future__ import annotations
 
