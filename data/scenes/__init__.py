@@ -1,7 +1,7 @@
-"""Scenes, the built-in corpus, is with its students and teachers a plug-in like any user's.
+"""Scenes: the built-in corpus with its students and teachers, a plug-in like any user's.
 
-In: a seed and sizes; artwork and weights that packages ship (the extra `demo`).
-Out: what the entry points of pyproject.toml name: datasets (`datasets.py`), students, teachers whose weights install
+In: a seed and sizes; artwork and weights from packages (the extra `demo`).
+Out: the entry points in pyproject.toml: datasets (`corpus_datasets.py`), students, teachers whose weights install
      from the package index, the commands `advl scenes`; its card, recipes and studies are TOML files here.
-May not be: imported by `advl_pipeline/` or `cli/`, which know it through its entry points alone.
+May not be: imported by `advl_pipeline/` or `cli/`, which only use its entry points.
 """

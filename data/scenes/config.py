@@ -13,7 +13,7 @@ from advl_pipeline.base.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 
 CAPTION_VAL_SHARE = 10
-"""Validation gets one captioned picture for so many of training."""
+"""Number of captioned training pictures per captioned validation picture."""
 
 
 def _num_scenes(default: int, purpose: str, minimum: int = SCENES_PER_GROUP) -> Any:
@@ -28,7 +28,7 @@ def _num_scenes(default: int, purpose: str, minimum: int = SCENES_PER_GROUP) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesConfig(DataRootOptions):
-    """What to build. A scene brings about 2 VCR, 6 VQA, 8 SNLI-VE items."""
+    """Configuration of the corpus. A scene yields about 2 VCR, 6 VQA, 8 SNLI-VE items."""
 
     seed: int = option(0, help="Seed; determines every byte of the corpus.", minimum=0)
     num_caption_scenes: int = option(
@@ -69,7 +69,7 @@ class ScenesConfig(DataRootOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretraining:
-    """How a student is pretrained where options of the same names do not say otherwise: its own `pretraining`."""
+    """A student's default pretraining settings (its `pretraining`), which options of the same names override."""
 
     warmup_steps: int = 500
     joint_steps: int = 250
@@ -116,7 +116,7 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstallTeacherConfig(Configuration):
-    """Sets what `advl teachers install` fetches."""
+    """Configuration of `advl teachers install`."""
 
     name: str = option(help="Teacher whose weights to install.")
     dry_run: bool = option(False, help="Only print what would be fetched and where it would go.")

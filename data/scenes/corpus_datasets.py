@@ -1,6 +1,6 @@
 """The datasets of the built-in corpus: plug-ins of `advl.datasets`, in the formats of published benchmarks.
 
-Captions are of the corpus alone, for the pretraining of its students. Each line of `captions/<split>.jsonl` holds
+Only this corpus has captions, for pretraining its students. Each line of `captions/<split>.jsonl` contains
 `caption_id`, `image`, `width`, `height`, `boxes`, `caption`, `phrases`: characters [start, end) of the caption name
 the object in row `box`.
 """
@@ -36,7 +36,7 @@ def _item(record: Mapping[str, Any], known: dict[str, SizedBoxes]) -> Item:
     if not isinstance(phrases, list):
         raise Malformed("field 'phrases' is not a list")
     tags = tuple(_phrase(item, caption, len(boxes)) for item in phrases)
-    # Phrases name their boxes as texts of own data do.
+    # Phrases refer to boxes like texts of a user's data.
     parts, end = [], 0
     for tag in tags:
         parts += [caption[end : tag.start], f"[{caption[tag.start : tag.end]}|{tag.box}]"]
@@ -52,7 +52,7 @@ def _item(record: Mapping[str, Any], known: dict[str, SizedBoxes]) -> Item:
         boxes=boxes,
         size=size,
         texts=(tagged,),
-        # All are of one class-balance cell.
+        # All items share one class-balance cell.
         cell=0,
     )
 
@@ -83,16 +83,16 @@ def _read_captions(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
         version="captions",
         kind="classes",
     )
-    # Captions carry no labels, and are worded as they are written.
+    # Captions have no labels, and their wording is unchanged.
     reading = Reading(variants=(RowVariant("captions"),))
     return IndexedDataset(files.index_of(rows), reading, split=files.split, on_error=options.on_error)
 
 
 def _common_name(split: str, question: str) -> str:
-    """Return what a question is called in all splits that ask it.
+    """Return the common name of a question in all splits that contain it.
 
-    An id holds the split, in the VCR format by its name and in the others by the first digit. Splits that the card
-    compares hold the same items in the same order; the others are kept apart by what stands before.
+    An id contains the split: its name in the VCR format, the first digit in the others. Splits that the card
+    compares contain the same items in the same order; a prefix keeps the others apart.
     """
     if split not in paths.SPLIT_CODES:
         return question
@@ -105,7 +105,7 @@ def _common_name(split: str, question: str) -> str:
 def _part(
     form: Format, folder: str, splits: Mapping[str, Mapping[str, Any]], *, pictures: str = ".", **facts: Any
 ) -> DatasetSpec:
-    """Return a part of the corpus, whose files are as a card of its format would say."""
+    """Return a part of the corpus, with its files in the form of a card of its format."""
     corpus = load_card("scenes")
     place = PurePosixPath(paths.FOLDER, folder)
     facts |= {"folder": str(place), "pictures_folder": str(place / pictures), "splits": splits}
@@ -141,7 +141,7 @@ VQA = _part(
         for split in paths.SPLIT_CODES
     },
     answer_lists={"train": ["train"]},
-    # Answers of the corpus carry no annotation noise: every one that training knows is a class.
+    # Answers of the corpus have no annotation noise: every answer in train is a class.
     min_occurrences=1,
 )
 SNLI_VE = _part(

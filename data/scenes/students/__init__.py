@@ -1,1 +1,1 @@
-"""The students of the built-in corpus, small enough to be pretrained on a CPU: plug-ins of `advl.students`."""
+"""Students of the built-in corpus, small enough for pretraining on a CPU: plug-ins of `advl.students`."""

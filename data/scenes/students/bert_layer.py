@@ -1,4 +1,4 @@
-"""A layer of BERT, to the bit and with the names of transformers', whose import takes longer than torch's.
+"""A BERT layer, bit-identical to that of transformers and with its names; importing transformers takes too long.
 
 Shapes: N sequences, T tokens, H width, A heads, D size of a head.
 """
@@ -13,7 +13,7 @@ from advl_pipeline.students.bert_parts import RecomputableLayer
 
 
 class SelfAttention(nn.Module):
-    """Attention of the tokens of a sequence to one another."""
+    """Self-attention over the tokens of a sequence."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
 
 
 class Residual(nn.Module):
-    """A projection that is added to what a part of the layer started from, and normalised."""
+    """Projection with a residual connection and layer norm."""
 
     def __init__(self, size: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, added: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """Return the shape of `before`."""
+        """Return a tensor with the shape of `before`."""
         normalised: torch.Tensor = self.LayerNorm(self.dropout(self.dense(added)) + before)
         return normalised
 
 
 class BertLayer(RecomputableLayer):
-    """Attention and a feed-forward network, each added to its input."""
+    """Self-attention and a feed-forward network, each with a residual connection."""
 
     def __init__(self, width: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""Heads of classes that look up in the picture what a text speaks of: "Where is the thing that purrs?"
+"""Classification heads that look up the subject of a text in the picture: "Where is the thing that purrs?"
 
-A text without tags does not say which region it means. Small students do not learn to find it from some hundred
-labels, though their words and regions were aligned in pretraining. So the head of VQA's answers and of SNLI-VE's
-classes finds it by similarity below the fusion, and reads where it is and how sure that is. Rare words say which
-thing is meant: they weigh the more the fewer texts hold them, as in the sentence vectors of Arora et al. 2017 (SIF).
-Frequent words say what is asked of it: "where in the picture is", "is there". A teacher that moves words to where
-they belong is heard in such a head without a label.
+A text without tags does not name its region. Small students do not learn to find it from some hundred labels, even
+though pretraining aligned their words and regions. So the head of VQA's answers and of SNLI-VE's classes finds the
+region by similarity below the fusion, and reads its position and the certainty of the match. Rare words identify the
+thing: words are weighted by inverse frequency, as in the sentence vectors of Arora et al. 2017 (SIF). Frequent words
+express the question: "where in the picture is", "is there". A teacher that aligns words with regions thus improves
+such a head without labels.
 Shapes: N sequences, L text tokens, R visual tokens, H width, V word pieces, K classes.
 """
 
@@ -21,24 +21,24 @@ from torch.nn import functional
 from advl_pipeline.students.interface import OutputHead, StudentOutput
 
 LOOKUP_TASKS = frozenset({"vqa", "snli-ve"})
-"""Heads of classes; those of multiple choice read the agreement of candidates with what they tag (`Agreement`)."""
+"""Tasks with these heads; multiple choice reads the agreement of candidates with their tagged boxes (`Agreement`)."""
 
 RARE = 0.003
-"""A word in this share of the texts weighs half of one that is in none."""
+"""Share of texts at which a word has half the weight of an unseen word."""
 
 TEMPERATURE = 0.1
 
 SIDE_WIDTH = 0.08
-"""Share of the picture's side by which a thing must be off the middle to be clearly at one side of it."""
+"""Distance from the middle, as a share of the picture's side, from which a thing is clearly at one side."""
 
 NUM_EVIDENCE = 10
 
 
 @dataclass(kw_only=True)
 class LookupOutput(StudentOutput):
-    """Adds the states of text and picture before their fusion, with the tokens of the text.
+    """Output with the states of text and picture before their fusion, and the tokens of the text.
 
-    `place_NR4` says where visual tokens are, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
+    `place_NR4` contains the positions of visual tokens, as `StudentBatch.places_BR4`; all NaN if the picture is
     hidden.
     """
 
@@ -50,7 +50,7 @@ class LookupOutput(StudentOutput):
 
 
 class LookupHead(OutputHead):
-    """Reads the pooled state, what is asked, and the place, side, similarity and clarity of what is found."""
+    """Head over the pooled state, the question, and the position, side, similarity and certainty of the match."""
 
     token_share_V: torch.Tensor
 
@@ -65,7 +65,7 @@ class LookupHead(OutputHead):
         )
 
     def read_texts(self, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Take from batches of texts, token ids and mask (N, L), in which share of them each token is."""
+        """Compute each token's share of texts from batches of token ids and masks (N, L)."""
         count_V, num_texts = torch.zeros_like(self.token_share_V), 0
         for token_ids_NL, token_mask_NL in texts:
             held_NV = torch.zeros(len(token_ids_NL), len(count_V), dtype=torch.uint8)
@@ -89,7 +89,7 @@ class LookupHead(OutputHead):
         offset_N2 = (place_N4[:, :2] + place_N4[:, 2:]) / 2
         side_N4 = (torch.cat([-offset_N2, offset_N2], dim=1) / SIDE_WIDTH).softmax(1)
         similarity_N1, clear_N1 = (share_NR * similarity_NR).sum(1, keepdim=True), (share_NR**2).sum(1, keepdim=True)
-        # At the size of layer-normalised states.
+        # Scaled to the magnitude of layer-normalised states.
         evidence_NE = torch.cat([4 * place_N4, 2 * side_N4, 5 * similarity_N1, clear_N1], dim=1)
         total_N1 = frequent_NL.sum(1, keepdim=True).clamp(min=1e-6)
         asked_NH = torch.einsum("nl,nlh->nh", frequent_NL, output.lower_text_NLH) / total_N1
@@ -98,6 +98,6 @@ class LookupHead(OutputHead):
 
 
 def found_shares(similarity_NR: torch.Tensor, is_place_NR: torch.Tensor) -> torch.Tensor:
-    """Return (N, R): how much each visual token is what is spoken of; sums to 1, or to 0 where none has a place."""
+    """Return (N, R): each visual token's share of the match; sums to 1, or to 0 if no token has a position."""
     logits_NR = (similarity_NR / TEMPERATURE).masked_fill(~is_place_NR, torch.finfo(similarity_NR.dtype).min)
     return logits_NR.softmax(1) * is_place_NR

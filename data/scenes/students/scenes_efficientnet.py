@@ -1,11 +1,11 @@
-"""`scenes-efficientnet`: the demo's student with eyes that were trained on photographs.
+"""`scenes-efficientnet`: the demo's student with a vision tower trained on photographs.
 
-`scenes-small` sees a region by two layers over a crop of 12 x 12 pixels. They tell drawings apart, and photographs
-hardly. Here the frozen EfficientNet-Lite0 of the package index reads each crop, as a frozen detector read the regions
-of UNITER and LXMERT, and two layers over its pooled features are learned. Words start at random, as in
-`scenes-small`. A vision teacher of the same weights has little to teach it.
+`scenes-small` reads a region with two layers over a crop of 12 x 12 pixels. They distinguish drawings, but hardly
+photographs. Here the frozen EfficientNet-Lite0 from the package index encodes each crop, like the frozen detector of
+UNITER and LXMERT, and two layers over its pooled features are trained. Word vectors start at random, as in
+`scenes-small`. A vision teacher with the same weights has little to teach it.
 
-Shapes: B pictures, R visual tokens (whole picture first), S crop side, F features, H width.
+Shapes: B pictures, R visual tokens (full picture first), S crop side, F features, H width.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ScenesEfficientNetConfig(ScenesSmallConfig):
 
 
 class ScenesEfficientNet(TowerStudent, ScenesSmall):
-    """Runs the small student over a frozen tower's features of the crops."""
+    """The small student over a frozen tower's features of the crops."""
 
     towers, tower_parts = ("efficientnet-lite0",), ("vision",)
     config_class: ClassVar[type[ScenesSmallConfig]] = ScenesEfficientNetConfig
@@ -53,7 +53,7 @@ class ScenesEfficientNet(TowerStudent, ScenesSmall):
         self.hold_towers()
 
     def seen(self, batch: CropBatch) -> torch.Tensor:
-        """Return (B, R, F): the tower's features of the crops, 0 where a picture has no region."""
+        """Return (B, R, F): the tower's features of the crops, 0 for missing regions."""
 
         def read(pixels_RP: torch.Tensor) -> torch.Tensor:
             side = self.config.crop_size

@@ -1,12 +1,12 @@
-"""`scenes-smolvlm`: a SmolVLM small enough to be pretrained on a CPU, over the boxes of a picture.
+"""`scenes-smolvlm`: a SmolVLM small enough for pretraining on a CPU, over the boxes of a picture.
 
-SmolVLM's modules, used otherwise in two places, because of its size and of the corpus. The tiles of a picture are the
-whole of it and then each box, one token each: what a model of some thousand steps can see. And a word that names an
-object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
-"object 3" is. Its score also has the agreement of a candidate's words with the boxes that its text tags, which the
-heads of the other small students read.
+It differs from SmolVLM in two places because of its size and of the corpus. The tiles of a picture are the full
+picture and then each box, with one token each: as much as a few thousand training steps can use. And a word that
+names an object by tag also receives that box's features, as in `scenes-vilt`: a chat model receives no boxes and
+cannot resolve "object 3". Its score also includes the agreement of a candidate's words with its tagged boxes, which
+the heads of the other small students read.
 
-Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first),
+Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (full picture first),
 W tokens of an example's row, H width.
 """
 
@@ -52,7 +52,7 @@ VISION = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSmolVlmConfig(GenerativeConfig):
-    """Settings of a chat model, and of what is added to its likelihoods."""
+    """Settings of a chat model and of the term added to its likelihoods."""
 
     agreement: float = option(
         0.0,
@@ -64,10 +64,10 @@ class ScenesSmolVlmConfig(GenerativeConfig):
 
 @dataclass(kw_only=True)
 class TaggedChatBatch(ChatBatch):
-    """Adds what agreement is of, None where it is not asked for.
+    """Batch with the inputs of the agreement, None if it is not used.
 
-    `said_NL` (bool) are the tokens of what a candidate says, `spoken_of_NR` (float) shares of the picture's tokens in
-    what it speaks of.
+    `said_NL` (bool) marks the tokens of a candidate's statement, `spoken_of_NR` (float) gives the picture tokens'
+    shares in its subject.
     """
 
     said_NL: torch.Tensor | None = None
@@ -76,7 +76,7 @@ class TaggedChatBatch(ChatBatch):
 
 @dataclass(kw_only=True)
 class AgreedAnswers(Answered):
-    """Likelihoods to which `agreement_NK` is added."""
+    """Likelihoods plus `agreement_NK`."""
 
     agreement_NK: torch.Tensor
 
@@ -88,11 +88,11 @@ class AgreedAnswers(Answered):
 def agreement(
     text_NLH: torch.Tensor, said_NL: torch.Tensor, visual_NRH: torch.Tensor, place_NR: torch.Tensor
 ) -> torch.Tensor:
-    """Return (N,) cosines of the mean state of what is said and that of what it is said of; 0 without either.
+    """Return (N,) cosines of the mean states of the statement and of its subject; 0 if either is empty.
 
     Args:
-        said_NL: bool, the tokens that say something.
-        place_NR: float, shares of the picture's tokens in what the text speaks of.
+        said_NL: bool, the tokens of the statement.
+        place_NR: float, shares of the picture's tokens in the subject of the text.
     """
     share_NL = said_NL.float() / said_NL.sum(1, keepdim=True).clamp(min=1)
     said_NH = torch.einsum("nl,nlh->nh", share_NL, text_NLH.float())
@@ -101,7 +101,7 @@ def agreement(
 
 
 def meant_tokens(candidates: Sequence[Candidate], char_spans_NL2: torch.Tensor) -> torch.Tensor:
-    """Return (N, L) bool: the tokens of each answer's words with a meaning, of all its words where none has one."""
+    """Return (N, L) bool: the tokens of each answer's content words, or of all its words if it has none."""
     said_NL = torch.zeros(char_spans_NL2.shape[:2], dtype=torch.bool)
     start_NL, end_NL = char_spans_NL2.unbind(2)
     for row, candidate in enumerate(candidates):
@@ -113,12 +113,12 @@ def meant_tokens(candidates: Sequence[Candidate], char_spans_NL2: torch.Tensor) 
 
 
 class ScenesSmolVlm(GenerativeStudent):
-    """Runs a small SmolVLM over the tagged things of scenes."""
+    """A small SmolVLM over the tagged things of scenes."""
 
     config: ScenesSmolVlmConfig
     config_class: ClassVar[type[GenerativeConfig]] = ScenesSmolVlmConfig
     places = "regions"
-    # With 500 steps it knows the pictures of its captions by heart.
+    # After 500 steps it has memorised the pictures of its captions.
     pretraining = Pretraining(warmup_steps=250)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-smolvlm": {
@@ -153,7 +153,7 @@ class ScenesSmolVlm(GenerativeStudent):
         starts_S, ends_S = row.spans_S2.T
         tag_S = super().tags(candidate, row)
         for tag in candidate.tags:
-            # Behind the whole picture, boxes are in the order of the dataset.
+            # Boxes follow the full picture in dataset order.
             if tag.box + 1 < row.is_picture_S.sum():
                 tag_S[(starts_S >= tag.start) & (ends_S <= tag.end) & (ends_S > starts_S)] = tag.box + 1
         return tag_S
@@ -165,7 +165,7 @@ class ScenesSmolVlm(GenerativeStudent):
         if not self.config.agreement or examples[0].task not in MULTIPLE_CHOICE_TASKS:
             return TaggedChatBatch(**vars(batch))
         candidates = [candidate for example in examples for candidate in example.candidates]
-        # Padding is read at the template's first token, which names nothing either.
+        # Padding points to the template's first token, which has no tag either.
         tag_NL = batch.tag_NS.gather(1, batch.text_place_NL)
         shown_NR1 = batch.visual_mask_NR[..., None].float()
         return TaggedChatBatch(

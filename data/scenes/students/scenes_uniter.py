@@ -1,10 +1,10 @@
-"""`scenes-uniter`: a UNITER small enough to be pretrained on a CPU, over small crops of the boxes.
+"""`scenes-uniter`: a UNITER small enough for pretraining on a CPU, over small crops of the boxes.
 
-UNITER's modules, used otherwise in three places, because of its size and of the corpus. In the first layer text and
-regions attend only to themselves, so that pretraining can align them before they are mixed: without it matching was
-still at chance after 500 joint steps of 32. And a word piece that names an object by tag also receives that region's
-state, in the manner of VL-BERT: UNITER knows people by tokens of their own and cannot tell which of the regions
-"object 3" is. And heads also read whether text and region agree (`Agreement`).
+It differs from UNITER in three places because of its size and of the corpus. In the first layer text and regions
+only attend to themselves, so that pretraining can align them before the fusion: without it matching was still at
+chance after 500 joint steps of 32. A word piece that names an object by tag also receives that region's state, as in
+VL-BERT: UNITER has special tokens for people and cannot resolve "object 3" to a region. And heads also read the
+agreement of text and region (`Agreement`).
 
 Shapes: N sequences, L text tokens, R regions, H width.
 """
@@ -28,7 +28,7 @@ NUM_SEPARATE_LAYERS = 1
 
 
 class ScenesUniter(AgreementStream, Uniter):
-    """Runs a small UNITER that compares what is said of a tagged region with the region."""
+    """A small UNITER that compares a statement on a tagged region with the region."""
 
     reads_tags = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -71,7 +71,7 @@ class ScenesUniter(AgreementStream, Uniter):
 
     def spoken_of(self, batch: RegionBatch, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert batch.tags_NL is not None
-        # With a given answer before it, what is said is the reason: the last of the parts.
+        # For rationales the statement is the last part, after the given answer.
         last_N1 = (batch.types_NL * batch.token_mask_NL).amax(1, keepdim=True)
         is_answer_NL = (batch.types_NL >= ANSWER_TYPE) & (batch.types_NL == last_N1)
         return shares_of_tags(batch.tags_NL, visual_NRH), said_tokens(is_answer_NL, batch.token_mask_NL)

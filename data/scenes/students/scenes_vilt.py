@@ -1,11 +1,11 @@
-"""`scenes-vilt`: a ViLT small enough to be pretrained on a CPU, over pictures squeezed to a small square.
+"""`scenes-vilt`: a ViLT small enough for pretraining on a CPU, over pictures resized to a small square.
 
-ViLT's modules, used otherwise in four places, because of its size and of the corpus. Patches are read by four
-convolutions instead of one linear map, with which a transformer sees little after so few pictures (Xiao et al. 2021,
-"Early convolutions help transformers see better"). In the first layer text and patches attend only to themselves, so
-that pretraining can align them before they are mixed, and a picture passes it once for all candidates. A word piece
-that names an object by tag also receives the mean state of the patches under that object's box: ViLT sees no boxes
-and cannot tell what "object 3" is. And heads also read whether text and patches agree (`Agreement`).
+It differs from ViLT in four places because of its size and of the corpus. Four convolutions embed the patches instead
+of one linear map, which learns little from so few pictures (Xiao et al. 2021, "Early convolutions help transformers
+see better"). In the first layer text and patches only attend to themselves, so that pretraining can align them before
+the fusion, and a picture passes it once for all candidates. A word piece that names an object by tag also receives
+the mean state of the patches under that object's box: ViLT receives no boxes and cannot resolve "object 3". And
+heads also read the agreement of text and patches (`Agreement`).
 
 Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
 """
@@ -38,9 +38,9 @@ NUM_SEPARATE_LAYERS = 1
 
 @dataclass(kw_only=True)
 class TaggedPixelBatch(PixelBatch):
-    """Adds `tags_NLR` (float32): of each token's tagged box, the share on each visual token; 0 without a tag.
+    """Batch with `tags_NLR` (float32): each tagged box's share on each visual token; 0 for tokens without a tag.
 
-    `said_NL` (bool) marks the tokens of the answer, or of the whole text where it has none.
+    `said_NL` (bool) marks the tokens of the answer, or of the complete text without an answer.
     """
 
     tags_NLR: torch.Tensor
@@ -48,10 +48,10 @@ class TaggedPixelBatch(PixelBatch):
 
 
 class PatchStem(nn.Sequential):
-    """(B, 3, S, S) -> (B, H, S / 16, S / 16): convolutions that halve the picture four times.
+    """Convolutions that halve the picture four times: (B, 3, S, S) -> (B, H, S / 16, S / 16).
 
-    Three taps at every second place are half a place to the left of what they stand for, or to the right: as they are
-    padded. The last one is padded on the other side, so that a token is of its own patch to half a pixel.
+    With kernel 3 and stride 2, outputs are shifted by half a position to the left or right, depending on the padding
+    side. The last one is padded on the other side, so that a token is centred on its patch to half a pixel.
     """
 
     PATCH_SIZE = 16
@@ -64,9 +64,9 @@ class PatchStem(nn.Sequential):
 
 
 class ScenesVilt(AgreementStream, Vilt):
-    """Runs a small ViLT that compares what is said of a tagged place with the patches there."""
+    """A small ViLT that compares a statement on a tagged box with the patches under it."""
 
-    # It sees no boxes, and has to learn what is where.
+    # It receives no boxes and has to learn the positions of things.
     pretraining = Pretraining(warmup_steps=1200, joint_steps=300, learning_rate=3e-3, move_pictures=0.25)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-vilt": {
@@ -120,7 +120,7 @@ class ScenesVilt(AgreementStream, Vilt):
         return text_NLH, batch.per_sequence(image_BRH)
 
     def _box_shares(self, unit: ImageUnit) -> torch.Tensor:
-        """Return (boxes, R): what share of each box of a picture is on each visual token; 0 on class tokens."""
+        """Return (boxes, R): each box's share on each visual token of a picture; 0 on class tokens."""
         edges = np.array([unit.width, unit.height] * 2, np.float32)
         return torch.from_numpy(pooling(unit.boxes_R4 / edges, self.token_places)[0])
 

@@ -1,17 +1,17 @@
 """`scenes-small`: the demo's student, a UNITER-style single-stream encoder that fits on a CPU.
 
-A BERT-family encoder over word pieces, one whole-picture token and one token per box. It sees a region only
-through its own trainable patch encoder of a small crop and through seven box coordinates, and its word vectors
-start at random: nothing in it comes from a teacher. (`scenes-small-lm` is the same with word vectors that start from
-a language model, as those of published students do.) A word piece that names an object by tag also receives that
-object's visual state where text and picture meet, in the manner of VL-BERT. Dropout and layer norm follow UNITER.
+A BERT-style encoder over word pieces, one full-picture token and one token per box. Its only inputs from a region are
+a small crop, through a trainable patch encoder, and seven box coordinates. Its word vectors start at random: nothing
+in it comes from a teacher. (`scenes-small-lm` differs only in word vectors that start from a language model, as in
+published students.) A word piece that names an object by tag also receives that object's visual state at the
+fusion, as in VL-BERT. Dropout and layer norm follow UNITER.
 
-Three things differ from UNITER because of its size. In the lower layers text and picture attend to themselves, so
-that pretraining can align words and regions before they mix, and a picture is encoded once for all candidates. Word
-vectors are projected, as in ALBERT. And heads also read whether text and region agree (`Agreement`), as those of the
-other small students do (`AgreementStream`).
+It differs from UNITER in three places because of its size. In the lower layers text and picture only attend to
+themselves, so that pretraining can align words and regions before the fusion, and a picture is encoded once for all
+candidates. Word vectors are projected, as in ALBERT. And heads also read the agreement of text and region
+(`Agreement`), as in the other small students (`AgreementStream`).
 
-Shapes: B examples (pictures), N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width,
+Shapes: B examples (pictures), N sequences, L text tokens, R visual tokens (full picture first), T = L + R, H width,
 S crop side, F = 3 * S * S, E width of word vectors, V word pieces, D width of the embedded text model's table.
 """
 
@@ -49,18 +49,18 @@ from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, TokenPart, embe
 
 WORD_TABLE = "embeddings.word_embeddings.weight"
 DEVIATION = 0.3
-"""Standard deviation of all reduced values. Positions and types are drawn with 0.02: words prevail at first."""
+"""Standard deviation of all reduced values. Positions and types start with 0.02, so that words dominate at first."""
 
 TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
 """Token types as in UNITER's VCR input: context, region, answer."""
 
 
 class Agreement(nn.Module):
-    """Adds to a pooled state the product of what is said and what it is said of; other small students have it too.
+    """Product of a statement's state and its subject's state, added to the pooled state; small students share it.
 
-    Pretraining aligns words and regions below the fusion. Three layers that are pretrained in minutes do not carry
-    that alignment to the state that heads read; the product of the two aligned states does, as in the heads of
-    two-tower models. (Mou et al. 2016 and InferSent read such a product next to the states themselves.)
+    Pretraining aligns words and regions below the fusion. Three layers pretrained for minutes do not carry that
+    alignment to the pooled state; the product of the two aligned states does, as in the heads of two-tower models.
+    (Mou et al. 2016 and InferSent read such a product next to the states themselves.)
     """
 
     def __init__(self, width: int) -> None:
@@ -80,37 +80,37 @@ class Agreement(nn.Module):
 
         Args:
             pooled_NH: the pooled state after the fusion.
-            text_NLH: the text's states below it.
-            said_NL: bool, the tokens that say something, of which each sequence has one at least.
+            text_NLH: the text's states below the fusion.
+            said_NL: bool, the tokens of the statement, at least one per sequence.
             visual_NRH: the picture's states below the fusion.
-            place_NR: float, what the text speaks of: shares of the visual tokens. All 0 where the picture is hidden.
+            place_NR: float, shares of the visual tokens in the text's subject. All 0 if the picture is hidden.
         """
         weight_NL = self.informative(text_NLH)[..., 0].masked_fill(~said_NL, -torch.inf).softmax(1)
         said_NH = functional.normalize(torch.einsum("nl,nlh->nh", weight_NL, text_NLH), dim=-1)
         shown_NH = functional.normalize(torch.einsum("nr,nrh->nh", place_NR, visual_NRH), dim=-1)
-        # As large as the elements of a layer-normalised state.
+        # Scaled to the magnitude of a layer-normalised state.
         agreement_NH = said_NH * shown_NH * said_NH.shape[-1]
         return torch.tanh(self.merge(torch.cat([pooled_NH, agreement_NH], dim=-1)))
 
 
 def said_tokens(answer_NL: torch.Tensor, token_mask_NL: torch.Tensor) -> torch.Tensor:
-    """Return (N, L) bool: the tokens of the answer, or of the whole text where it has no answer."""
+    """Return (N, L) bool: the tokens of the answer, or of the complete text without an answer."""
     answer_NL = answer_NL & token_mask_NL
     return torch.where(answer_NL.any(1, keepdim=True), answer_NL, token_mask_NL)
 
 
 def shares_of_tags(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
-    """Return (N, L, R): 1 for the visual token that a token refers to by tag; all 0 where `tag_NL` (int64) is -1."""
+    """Return (N, L, R): 1 for the visual token that a token refers to by tag; all 0 if `tag_NL` (int64) is -1."""
     place_R = torch.arange(visual_NRH.shape[1], device=visual_NRH.device)
     return (tag_NL[..., None] == place_R).to(visual_NRH.dtype)
 
 
 def place_of_tags(tags_NLR: torch.Tensor, *, hidden: bool) -> torch.Tensor:
-    """Return (N, R): the mean place of the tags in a text; without any, the first visual token, of the whole picture.
+    """Return (N, R): the mean place of the tags in a text; without tags the first visual token, the full picture.
 
     Args:
-        tags_NLR: float, of each token's tagged box the share on each visual token; 0 without a tag.
-        hidden: the picture is hidden, so nothing is spoken of.
+        tags_NLR: float, each tagged box's share on each visual token; 0 for tokens without a tag.
+        hidden: whether the picture is hidden, so that the text has no subject.
     """
     summed_NR = tags_NLR.sum(1)
     if hidden:
@@ -122,29 +122,29 @@ def place_of_tags(tags_NLR: torch.Tensor, *, hidden: bool) -> torch.Tensor:
 
 
 class AgreementStream(SingleStream):
-    """A small single stream: a word that names an object by tag also holds its state, and heads read the agreement.
+    """A small single stream: a word that names an object by tag receives its state, and heads read the agreement.
 
-    `embed` returns the states below the fusion, in which text and picture attend to themselves alone.
+    `embed` returns the states below the fusion, where text and picture only attend to themselves.
     """
 
     agreement: Agreement
 
     @abstractmethod
     def word_table(self) -> tuple[nn.Embedding, int]:
-        """Return the vectors of word pieces and the row of the mask token, which pretraining needs."""
+        """Return the vectors of word pieces and the row of the mask token, for pretraining."""
 
     @abstractmethod
     def spoken_of(self, batch: Any, visual_NRH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each token's tagged box as shares of visual tokens (N, L, R), and what says something (N, L)."""
+        """Return each token's tagged box as shares of visual tokens (N, L, R), and the statement's tokens (N, L)."""
 
     def states_of_tags(self, batch: Any, tags_NLR: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
-        """Return (N, L, H): the state of what each token names by tag, 0 for the others."""
+        """Return (N, L, H): the state of each token's tagged object, 0 without a tag."""
         return tags_NLR @ visual_NRH
 
     def fuse(
         self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
     ) -> StudentOutput:
-        """Run the joint layers; unless the picture is hidden, tagged words hold the states of what they name."""
+        """Run the joint layers; unless the picture is hidden, tagged words receive the states of their objects."""
         tags_NLR, said_NL = self.spoken_of(batch, visual_NRH)
         tagged_NLH = text_NLH if hidden else text_NLH + self.states_of_tags(batch, tags_NLR, visual_NRH)
         output = super().fuse(batch, tagged_NLH, visual_NRH, hidden=hidden, **how)
@@ -177,7 +177,7 @@ class AgreementStream(SingleStream):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesSmallConfig(RowLength):
-    """Architecture of `scenes-small`; the tokenizer is that of the embedded text model, of which it has the words."""
+    """Architecture of `scenes-small`; tokenizer and vocabulary are those of the embedded text model."""
 
     tokenizer: ClassVar[str] = EMBEDDED_TOKENIZER
     vocab_size: ClassVar[int] = 30522
@@ -197,10 +197,10 @@ class ScenesSmallConfig(RowLength):
 
 @dataclass(kw_only=True)
 class CropBatch(RegionBatch):
-    """Features are the values of crops of the whole picture and of each box, with a tenth of its size around it.
+    """Batch with crops of the full picture and of each box as features, with a margin of a tenth of its size.
 
-    `tags_NL` (int64) is the region that each token refers to by tag, -1 for most. `visible_BR` (bool) says which
-    regions of an example's picture there are.
+    `tags_NL` (int64) is the region that each token refers to by tag, -1 for most. `visible_BR` (bool) marks the
+    existing regions of an example's picture.
     """
 
     blank_value: ClassVar[int] = 127
@@ -210,7 +210,7 @@ class CropBatch(RegionBatch):
 
 
 class ScenesSmall(AgreementStream):
-    """Runs the demo's student, a small transformer over words and crops."""
+    """The demo's student, a small transformer over words and crops."""
 
     config: Any
     config_class: ClassVar[type[ScenesSmallConfig]] = ScenesSmallConfig
@@ -252,7 +252,7 @@ class ScenesSmall(AgreementStream):
         return 1 + min(num_parts, 2)
 
     def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """Put the parts of one candidate between special tokens, in the same way for every task."""
+        """Put the parts of one candidate between special tokens; the layout is the same for every task."""
         row = pair_row(parts, self.tokenizer)
         num_answer = len(parts[-1].token_ids) + 1
         row.types[-num_answer:] = [ANSWER_TYPE] * num_answer
@@ -298,12 +298,12 @@ class ScenesSmall(AgreementStream):
         output = super().encode_unimodal(batch)
         text_NLH, visual_NRH = output.text_states_NLH, output.visual_states_NRH
         tags_NLR, said_NL = self.spoken_of(batch, visual_NRH)
-        # What it pools alone has the form of what it pools of both, with a picture that is hidden.
+        # The pooled state of text only has the form of the joint one with a hidden picture.
         place_NR = place_of_tags(tags_NLR, hidden=True)
         return replace(output, pooled_NP=self.agreement(output.pooled_NP, text_NLH, said_NL, visual_NRH, place_NR))
 
     def states_of_tags(self, batch: CropBatch, tags_NLR: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
-        # A look-up and no product: a stored student rests on the order in which its gradients are added up.
+        # Indexing instead of a product: stored students depend on the summation order of their gradients.
         index_NLH = batch.tags_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
         return visual_NRH.gather(1, index_NLH) * (batch.tags_NL >= 0)[..., None]
 
@@ -320,7 +320,7 @@ class ScenesSmall(AgreementStream):
         return self._lower_layers(embedded_BRH, batch.visible_BR)
 
     def seen(self, batch: CropBatch) -> torch.Tensor:
-        """Return (B, R, F): what the patch encoder sees of the crops."""
+        """Return (B, R, F): the patch encoder's input from the crops."""
         return batch.features_BRF.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
 
     def word_table(self) -> tuple[nn.Embedding, int]:
@@ -343,10 +343,10 @@ class ScenesSmall(AgreementStream):
 
 
 def language_model_words(size: int) -> torch.Tensor:
-    """Return (V, E) float32 word vectors to start a small student's words from, as published ones start from a model.
+    """Return (V, E) float32 initial word vectors from a language model, as in published students.
 
-    They are the leading principal components of the word table of all-MiniLM-L6-v2, the mean taken out, each with the
-    sign that makes its largest loading positive.
+    They are the leading principal components of the centred word table of all-MiniLM-L6-v2, each with the sign that
+    makes its largest loading positive.
 
     Raises:
         WeightsUnavailable: the package of the embedded text model is not installed.
@@ -363,9 +363,9 @@ def language_model_words(size: int) -> torch.Tensor:
 
 
 def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> ScenesSmall:
-    """Build the student, from a folder that `save_student` wrote or with random weights.
+    """Build the student from a folder that `save_student` wrote, or with random weights.
 
-    The word vectors of `scenes-small-lm` are not random: they start from a language model's.
+    The word vectors of `scenes-small-lm` are not random but from a language model.
     """
     student = builder(ScenesSmall)(name, weights, overrides)
     assert isinstance(student, ScenesSmall)
