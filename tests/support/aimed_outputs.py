@@ -1,4 +1,4 @@
-"""Every option of every command that names an output, and a folder of things that none of them may write over."""
+"""Every output option of every command, and a folder of things that no command may overwrite."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from advl_cli.reference import commands
 from advl_pipeline.base.configuration import Output, declared, flag_of
 
 FILES = ("file", "new")
-"""What outputs are made of that are no folders of ours."""
+"""Kinds of outputs that are not ADVL folders."""
 
 
 class OutputOption(typing.NamedTuple):
-    """An option that names an output, as a command line has it."""
+    """An output option of a command."""
 
     command: str
     config: type[typing.Any]
@@ -34,7 +34,7 @@ class OutputOption(typing.NamedTuple):
 
 
 def configurations() -> Iterator[tuple[str, type[typing.Any]]]:
-    """Yield each command that has a configuration, with its class."""
+    """Yield each command with a configuration, and its class."""
     for name, command in commands():
         hints = typing.get_type_hints(inspect.unwrap(command.callback)) if command.callback is not None else {}
         if dataclasses.is_dataclass(cls := hints.get("config")):
@@ -50,7 +50,7 @@ OUTPUTS = [
 
 
 def words_of(option: OutputOption, path: Path, *more: str) -> list[str]:
-    """Return a command line whose inputs are not there."""
+    """Return a command line whose inputs do not exist."""
     command = dict(commands())[f"advl {option.command}"]
     arguments = {item.name for item in command.params if isinstance(item, click.Argument)}
     words = option.command.split()
@@ -69,7 +69,7 @@ def _write(folder: Path, **files: object) -> None:
 
 
 def make_things(folder: Path, *, cache: Path) -> Path:
-    """Make a folder with one thing of each kind: folders of ours, files of others, links, a pipe."""
+    """Create a folder with one thing of each kind: ADVL folders, foreign files, links, a pipe."""
     folder.mkdir()
     shutil.copytree(cache, folder / "cache")
     _write(folder / "scenes", corpus={"corpus": "scenes"})

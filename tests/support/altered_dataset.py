@@ -1,4 +1,4 @@
-"""A dataset that differs from another one in its examples alone."""
+"""A dataset that differs from another one only in its examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from advl_pipeline.training import inputs
 
 
 class AlteredDataset:
-    """Every example is changed as it is read; everything else is the dataset's own."""
+    """A wrapper that changes every example when it is read; everything else comes from the dataset."""
 
     def __init__(self, dataset: Any, change: Callable[[Any], Any]) -> None:
         self._dataset, self._change = dataset, change
@@ -29,7 +29,7 @@ class AlteredDataset:
 
 
 def with_wrong_label(example: Example) -> Example:
-    """Return an example whose label is another choice."""
+    """Return an example with its label moved to another choice."""
     assert example.label is not None
     return replace(example, label=(example.label + 1) % len(example.candidates))
 
@@ -37,12 +37,12 @@ def with_wrong_label(example: Example) -> Example:
 def alter_examples(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any], *, opened_by: str = "open_splits"
 ) -> list[str]:
-    """Have runs read examples with a change; returns the list that the splits which they open are added to.
+    """Make runs read changed examples; returns a list to which opened splits are appended.
 
     Args:
         monkeypatch: of the test.
-        change: of an example.
-        opened_by: `open_splits` for what is trained on, `open_dataset` for other inputs of the adapt step.
+        change: maps an example to the changed one.
+        opened_by: `open_splits` for the training data, `open_dataset` for other inputs of the adapt step.
     """
     open_as_it_is, opened = getattr(inputs, opened_by), list[str]()
 

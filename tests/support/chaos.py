@@ -1,6 +1,6 @@
-"""Stop real processes at random moments, damage real caches, and compare what the next command leaves.
+"""Stop real processes at random moments, damage real caches, and compare the output of the next command.
 
-What an uninterrupted, undamaged run leaves is the reference, to the byte.
+The reference is the output of an uninterrupted, undamaged run, compared byte for byte.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from advl_pipeline.base.errors import IdentityMismatch
 
 
 class Job(ABC):
-    """Work of a process that leaves a folder, `output`; `first` is there once it writes."""
+    """A task that a process runs to write the folder `output`; `first` exists once it writes."""
 
     output: Path
     first: ClassVar[str]
 
     @abstractmethod
     def start(self) -> Running:
-        """Begin it, or go on with it."""
+        """Start or resume the task."""
 
     @abstractmethod
     def left(self) -> Mapping[str, Any]:
-        """Return what it has left, once it is done."""
+        """Return the output of the finished task."""
 
     @abstractmethod
     def progress(self) -> int:
-        """Return how many shards or steps are recorded."""
+        """Return the number of recorded shards or steps."""
 
     def run_alone(self) -> tuple[Mapping[str, Any], float]:
-        """Run it without interruption; returns what it leaves and for how many seconds it wrote."""
+        """Run the task without interruption; returns its output and the seconds it spent writing."""
         running = self.start()
         running.wait_for(self.output / self.first)
         begin = time.perf_counter()
@@ -51,7 +51,7 @@ class Job(ABC):
         return self.left(), time.perf_counter() - begin
 
     def stop(self, number: signal.Signals, moment: float) -> Running:
-        """Send a signal so many seconds after the first write; returns the process, which has ended."""
+        """Send a signal `moment` seconds after the first write; returns the process after its end."""
         running = self.start()
         if running.wait_for(self.output / self.first):
             time.sleep(moment)
@@ -60,12 +60,12 @@ class Job(ABC):
         return running
 
     def kill_and_resume(self, reference: Mapping[str, Any], span: float, *, seed: int) -> str:
-        """Kill it once at a random moment of its writing, resume it, and compare; returns when that was.
+        """Kill the task once at a random moment while it writes, resume it, and compare; returns the moment.
 
         Args:
-            reference: what an uninterrupted run leaves.
-            span: seconds that such a run writes for.
-            seed: chooses the moment.
+            reference: the output of an uninterrupted run.
+            span: the seconds such a run spends writing.
+            seed: selects the moment.
         """
         moment = random.Random(seed).uniform(0, span)
         self.stop(signal.SIGKILL, moment)
@@ -75,13 +75,13 @@ class Job(ABC):
         return f"{what}: identical"
 
     def require_equal(self, reference: Mapping[str, Any], what: str) -> None:
-        """Compare what it left with a reference; raises `AssertionError`."""
+        """Compare the output with a reference; raises `AssertionError` if they differ."""
         if different := unlike(reference, self.left()):
             raise AssertionError(f"{what}: other than without interruption: {different[:5]}")
 
 
 def unlike(reference: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Return the names under which two mappings differ."""
+    """Return the keys at which two mappings differ."""
     names = sorted(reference.keys() | found.keys())
     return [name for name in names if reference.get(name) != found.get(name)]
 
@@ -102,7 +102,7 @@ class Extraction(Job):
         return start(run_settings, self.settings)
 
     def start_command(self, arguments: Sequence[str]) -> Running:
-        """Start `advl` with these arguments, on the same teacher and dataset."""
+        """Start `advl` with these arguments on the same teacher and dataset."""
         return start(run_command, list(arguments), self.settings)
 
     def left(self) -> dict[str, bytes]:
@@ -113,7 +113,7 @@ class Extraction(Job):
 
 
 def make_job(folder: Path, output: str, *, delay: float = 0.01, **config: Any) -> Extraction:
-    """Describe an extraction of both modalities with confidences, slow enough to be hit in the middle."""
+    """Return an extraction of both modalities with confidences, slow enough to be stopped midway."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"teacher": "tiny", "dataset": "tiny", "batch_size": 4, "shard_rows": 32, "folds": 2, **config}
     config["output"] = str(folder / output)
@@ -126,19 +126,19 @@ CACHES: dict[str, dict[str, Any]] = {
     "text, int8, selected": {"modality": "text", "dtype": "int8", "select_texts": 0.4},
     "image": {"modality": "image"},
 }
-"""Options of the caches that are damaged."""
+"""Options of the caches to damage."""
 
 DAMAGES = ("flip", "truncate", "delete", "link", "folder", "zero", "append")
 _MAX_COMMANDS = 4
 
 
 def component(name: str) -> str:
-    """Return a file's name without what counts shards or tells sets of confidences apart."""
+    """Return a file's name without shard numbers and identifiers of confidence sets."""
     return re.sub(r"[0-9a-f]{16}|[0-9]+", "0", name)
 
 
 def cache_to_damage(folder: Path, options: dict[str, Any], *, dataset_seed: int = 0) -> Extraction:
-    """Extract one of `CACHES` over a dataset; returns the job that made it."""
+    """Extract one of `CACHES` over a dataset; returns the job."""
     job = make_job(folder, "whole", delay=0.0, **options)
     job.settings["dataset"] = {"seed": dataset_seed}
     job.start().finish()
@@ -146,18 +146,18 @@ def cache_to_damage(folder: Path, options: dict[str, Any], *, dataset_seed: int 
 
 
 def damage_and_mend(job: Extraction, name: str, *, seed: int) -> tuple[list[str], list[str]]:
-    """Damage any file of a copy of a cache, or any two, and follow the advice of `advl cache verify` to its end.
+    """Damage one or two random files of a copy of a cache, and follow the advice of `advl cache verify` to the end.
 
     Args:
-        job: what made the cache; its output stays as it is.
-        name: of the copy, beside it.
-        seed: chooses files and damages.
+        job: the job of the cache; its output is not changed.
+        name: of the copy, next to the cache.
+        seed: selects files and damage.
 
     Returns:
-        What was damaged and how, and the commands that were advised.
+        The damage done, and the advised commands.
 
     Raises:
-        AssertionError: the damage is not noticed, the advice leads nowhere, or what it leads to has other bytes.
+        AssertionError: the damage is not detected, the advice does not work, or the repaired bytes differ.
     """
     generator = random.Random(seed)
     reference = tree_bytes(job.output)
@@ -166,12 +166,12 @@ def damage_and_mend(job: Extraction, name: str, *, seed: int) -> tuple[list[str]
     kinds: dict[str, list[str]] = {}
     for file in sorted(reference):
         kinds.setdefault(component(file), []).append(file)
-    # Each kind of file is as likely as another, however many there are of it; two may be of one kind.
+    # Each kind of file is equally likely, whatever its number of files; both may be of the same kind.
     chosen = sorted(
         {generator.choice(kinds[generator.choice(sorted(kinds))]) for _ in range(generator.choice((1, 2)))}
     )
     damages = [f"{file}: {inflict(copy, file, job.output, generator)}" for file in chosen]
-    if not differing(reference, copy):  # Two swaps undo each other, and some halves are zero.
+    if not differing(reference, copy):  # Two swaps cancel out, and some halves are zero.
         (copy / chosen[0]).unlink()
     commands = follow_advice(job, copy, shlex.join(["advl", "cache", "verify", str(copy)]))
     if not commands:
@@ -183,19 +183,19 @@ def damage_and_mend(job: Extraction, name: str, *, seed: int) -> tuple[list[str]
 
 
 def refuse_foreign_records(job: Extraction, other: Extraction, name: str, *, seed: int) -> int:
-    """Put records of another cache into a copy of a cache, and have it repaired: that must be refused.
+    """Copy records of another cache into a copy of a cache, and require that a repair is refused.
 
     Args:
-        job: what made the cache; its output stays as it is.
-        other: what made the cache that the records are of.
-        name: of the copy, beside the cache.
-        seed: chooses which records, the plan always among them.
+        job: the job of the cache; its output is not changed.
+        other: the job of the cache that provides the records.
+        name: of the copy, next to the cache.
+        seed: selects the records; the plan is always included.
 
     Returns:
-        How many records were put there.
+        The number of copied records.
 
     Raises:
-        AssertionError: the repair ends otherwise than by a refusal, or it changes a file.
+        AssertionError: the repair is not refused, or it changes a file.
     """
     generator = random.Random(seed)
     copy = job.folder / name
@@ -215,7 +215,7 @@ def refuse_foreign_records(job: Extraction, other: Extraction, name: str, *, see
 
 
 def follow_advice(job: Extraction, cache: Path, command: str) -> list[str]:
-    """Run a command and whatever it advises until `command` itself ends well; returns what was advised."""
+    """Run a command and the commands it advises until `command` succeeds; returns the advised commands."""
     advised: list[str] = []
     pending = command
     while True:
@@ -234,12 +234,12 @@ def follow_advice(job: Extraction, cache: Path, command: str) -> list[str]:
 
 
 def inflict(cache: Path, name: str, whole: Path, generator: random.Random) -> str:
-    """Damage a file of a copy of a cache in some way; returns which."""
+    """Damage a file of a copy of a cache in a random way; returns the kind of damage."""
     damage, path = generator.choice([*DAMAGES, "swap"]), cache / name
     if damage != "swap":
         spoil(path, damage, original=whole / name, place=generator.random())
         return damage
-    # With a file that is named alike where there is one, such as the next shard.
+    # With a similarly named file if there is one, such as the next shard.
     others = sorted(other for other, content in tree_bytes(cache).items() if content != (whole / name).read_bytes())
     other = cache / generator.choice([other for other in others if component(other) == component(name)] or others)
     if path.is_file() and not other.is_symlink():
@@ -251,12 +251,12 @@ def inflict(cache: Path, name: str, whole: Path, generator: random.Random) -> st
 
 
 def spoil(path: Path, damage: str, *, original: Path, place: float = 0.5) -> None:
-    """Damage a file: at a place, that is a share of its length; or put a link to the original, or a folder, there."""
+    """Damage a file at `place`, a fraction of its length, or replace it by a link to the original or a folder."""
     content = original.read_bytes()
     if damage == "flip":
         path.write_bytes(flipped(content, place))
     elif damage == "zero":
-        path.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])  # The footer of a shard stays.
+        path.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])  # The footer of a shard is kept.
     elif damage == "truncate":
         path.write_bytes(content[: int(place * (len(content) - 1))])
     elif damage == "append":

@@ -1,4 +1,4 @@
-"""Flip bits of an index, and change data while they are read."""
+"""Flip bits of an index, and change data while they are being read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_ROWS = 1_500
 
 
 def say_what_is_read(data: str, split: str, data_root: str) -> None:
-    """Print what a dataset's examples say, or the refusal; for `start`."""
+    """Print the contents of a dataset's examples, or the error; for `start`."""
     try:
         dataset = open_dataset(data, split=split, data_root=Path(data_root))
         state = hashlib.sha256(dataset.content_digest().encode())
@@ -34,7 +34,7 @@ def say_what_is_read(data: str, split: str, data_root: str) -> None:
 
 
 def ended(running: Running, seed: int) -> tuple[int | None, str]:
-    """Return how a process ended, and what it printed."""
+    """Return the exit code and output of a process."""
     code, printed = running.wait(), running.printed().strip()
     if code not in (0, DatasetError.exit_code):
         raise AssertionError(f"seed {seed}: exit code {code}: {running.messages()[-1000:]}")
@@ -42,14 +42,14 @@ def ended(running: Running, seed: int) -> tuple[int | None, str]:
 
 
 class FlippedIndices:
-    """A set of the hub and own rows, both indexed; bits of anything below their indices are flipped."""
+    """A hub set and own rows, both indexed; bits of any index file are flipped."""
 
     def __init__(self, folder: Path) -> None:
         write_twin(folder, "cv-bench", colour_samples(40), group_rows=5)
         data = write_json_lines(folder / "mine.jsonl", [class_row(number) for number in range(200)])
         self._folder = folder
         self._sets = [("cv-bench", "test"), (str(data), "train")]
-        time.sleep(2.1)  # What changed less than two seconds ago is not noted.
+        time.sleep(2.1)  # Changes in the last two seconds are not recorded.
         for _ in range(2):
             self._expected = [self._read(place, 0) for place in range(len(self._sets))]
         self._whole = folder.with_name(f"{folder.name}-index")
@@ -59,7 +59,7 @@ class FlippedIndices:
         return ended(start(say_what_is_read, *self._sets[place], str(self._folder)), seed)
 
     def flip(self, seed: int) -> str:
-        """Flip one bit of one file, and read; return which, and whether it was refused or mended."""
+        """Flip one bit of one file, and read; returns the file, and whether it was refused or repaired."""
         generator = random.Random(seed)
         files = sorted(path for path in (self._folder / ".index").rglob("*") if path.is_file())
         kinds = {path.suffix or path.parent.name: path for path in generator.sample(files, len(files))}
@@ -82,7 +82,7 @@ class FlippedIndices:
 
 
 class ChangingData:
-    """A file of rows in two states; a process reads it while it is overwritten with one and the other."""
+    """A file of rows with two versions; a process reads it while the versions overwrite each other."""
 
     def __init__(self, folder: Path) -> None:
         self._data = write_json_lines(folder / "mine.jsonl", [])
@@ -101,7 +101,7 @@ class ChangingData:
         return start(say_what_is_read, str(self._data), "train", str(self._data.parent))
 
     def change(self, seed: int) -> str:
-        """Overwrite the file while it is read, and read it again when it lies still."""
+        """Overwrite the file while it is read, and read it again once it is stable."""
         generator = random.Random(seed)
         self._data.write_text(self._states[0])
         running, count = self._read(), 0

@@ -1,4 +1,4 @@
-"""Kill, stop and double real finetunes at random moments, and compare what comes of it with an uninterrupted run."""
+"""Kill, stop and duplicate real finetunes at random moments, and compare them with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_STEPS = ADAPT_STEPS + FINETUNE_STEPS
 
 @dataclass(frozen=True)
 class Finetuning(Job):
-    """A finetune of both steps by `advl`, by default with a checkpoint every other step."""
+    """A finetune with both steps by `advl`, by default with a checkpoint every other step."""
 
     corpus: SmallCorpus
     output: Path
@@ -31,7 +31,7 @@ class Finetuning(Job):
 
     @property
     def words(self) -> list[str]:
-        """What a user types behind `advl`."""
+        """Return the words that a user types after `advl`."""
         steps = {"num_steps": FINETUNE_STEPS, "adapt_steps": ADAPT_STEPS}
         return self.corpus.command(self.output, checkpoint_every=self.checkpoint_every, **steps)
 
@@ -46,13 +46,13 @@ class Finetuning(Job):
         return len(log.read_bytes().splitlines()) if log.exists() else 0
 
     def stop_and_resume(self, reference: dict[str, Any], moment: float, number: signal.Signals) -> int:
-        """Stop it by a signal, `moment` seconds after its first write, resume it, and compare.
+        """Stop the run by a signal, `moment` seconds after its first write, resume it, and compare.
 
         Returns:
-            How many steps it had finished, which is where it resumes.
+            The number of finished steps, at which it resumes.
 
         Raises:
-            AssertionError: it ends otherwise than by 130, or the resumed run differs.
+            AssertionError: the exit code is not 130, or the resumed run differs.
         """
         stopped = self.stop(number, moment)
         code, messages, done = stopped.wait(), stopped.messages(), self.progress()
@@ -67,13 +67,13 @@ class Finetuning(Job):
         return done
 
     def begin_twice(self, reference: dict[str, Any], offset: float) -> tuple[int | None, int | None]:
-        """Give the same command twice, the second `offset` seconds after the first, and compare with one alone.
+        """Run the same command twice, the second `offset` seconds after the first, and compare with a single run.
 
         Returns:
-            The exit codes: 0 of the one that trained; 7 of one that came while it did, 0 of one that came after.
+            The exit codes: 0 of the trained run; of the other, 7 if it started during training and 0 if after.
 
         Raises:
-            AssertionError: both trained, neither did, or what they left differs.
+            AssertionError: both trained, neither did, or the output differs.
         """
         first = self.start()
         time.sleep(offset)
@@ -90,24 +90,24 @@ class Finetuning(Job):
 
 
 def trained(run: Path) -> dict[str, Any]:
-    """Return all that a finished run computed: the bytes of its weights, and its log without the clock."""
+    """Return the results of a finished run: the bytes of its weights, and its log without times."""
     weights = {name: (run / name).read_bytes() for name in ("model.safetensors", "heads.safetensors")}
     return {**dict.fromkeys(tree_bytes(run), "a file"), **weights, "log": losses(run)}
 
 
 def train_in_threads(corpus: SmallCorpus, alone: Path, output: Path, *, offset: float, num_steps: int) -> int:
-    """Train two runs in threads of one process, the second `offset` seconds later, and work on in two more meanwhile.
+    """Train two runs in threads of one process, the second `offset` seconds later, with two more threads working.
 
-    Those extract a random teacher and evaluate a finished run, which both build networks, again and again.
+    These repeatedly extract a random teacher and evaluate a finished run; both build networks.
 
     Args:
-        alone: made where it is missing: what each piece of work gives in a process where nothing else is done.
+        alone: folder with the results of each task in a process of its own; created if missing.
 
     Returns:
-        How often a network was built meanwhile.
+        The number of networks built during the trainings.
 
     Raises:
-        AssertionError: something is not what it is alone, or the second training did not say that it waits.
+        AssertionError: a result differs from `alone`, or the second training did not report that it waits.
     """
     if not alone.exists():
         start(_work_alone, corpus, alone, num_steps).finish()

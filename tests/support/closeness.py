@@ -1,4 +1,4 @@
-"""How near numbers must lie to others that were computed in another order, or by another machine's kernels."""
+"""Tolerances for numbers computed in another order or by another machine's kernels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 ROUNDINGS = 256
-"""Steps of the dtype by which numbers may be off, of the size of the largest: kernels sum up in other orders."""
+"""Allowed difference in rounding steps of the dtype at the largest number: kernels sum in different orders."""
 
 
 def largest(values: Iterable[torch.Tensor]) -> float:
-    """Return the largest number of several tensors: the scale of gradients, of which some cancel to nothing."""
+    """Return the largest number of several tensors: the scale of gradients, some of which cancel out."""
     return max(float(value.detach().abs().max()) for value in values)
 
 
@@ -25,13 +25,13 @@ def assert_near(
     dtype: torch.dtype | None = None,
     name: str = "",
 ) -> None:
-    """Hold tensors, arrays or numbers against others; the tolerance follows their dtype and the largest of them.
+    """Assert that tensors, arrays or numbers are close; the tolerance depends on their dtype and largest value.
 
     Args:
-        roundings: steps of the dtype, of a number as large as the largest.
-        scale: size of what was summed up, where that is larger than the sums.
-        dtype: what the numbers were computed or stored in, where that is coarser than their own.
-        name: what is compared, for the message.
+        roundings: allowed rounding steps of the dtype at the largest value.
+        scale: size of the summands, if larger than the sums.
+        dtype: of computation or storage, if coarser than the numbers' own.
+        name: of the compared quantity, for the message.
     """
     ours, theirs = torch.as_tensor(actual), torch.as_tensor(expected)
     coarsest = dtype or (ours.dtype if ours.is_floating_point() else theirs.dtype)

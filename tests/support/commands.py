@@ -1,4 +1,4 @@
-"""The command line in this process: what a test types, and what it gets."""
+"""The command line run in this process: words in, exit code and output out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from advl_cli.main import main
 
 
 def exit_code(*words: object) -> int:
-    """Run `advl` with these words; return its exit code."""
+    """Run `advl` with these words and return its exit code."""
     with pytest.raises(SystemExit) as stopped:
         main([str(word) for word in words])
     return int(stopped.value.code or 0)
 
 
 def advl(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Return the exit code, and what was printed on stdout and on stderr."""
+    """Run `advl`; return the exit code, stdout and stderr."""
     capsys.readouterr()
     code = exit_code(*words)
     both = capsys.readouterr()
@@ -28,13 +28,13 @@ def advl(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
-    """Return the exit code, and what was printed on stderr."""
+    """Run `advl`; return the exit code and stderr."""
     code, _, messages = advl(capsys, *words)
     return code, messages
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> tuple[str, str]:
-    """Return what was printed on stdout and on stderr by a command that must end with this code, in words."""
+    """Run `advl`, require this exit code, and return stdout and stderr."""
     actual, out, messages = advl(capsys, *words)
     assert actual == code, messages
     assert "Traceback" not in messages
@@ -42,7 +42,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -
 
 
 def completed(*words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `advl` with these words in a folder as a process of its own would, without its start of five seconds."""
+    """Run `advl` in a folder like a separate process, without the startup time of five seconds."""
     out, messages = io.StringIO(), io.StringIO()
     with (
         contextlib.chdir(folder or Path.cwd()),

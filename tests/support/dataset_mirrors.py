@@ -1,4 +1,4 @@
-"""Small complete mirrors of the official downloads, written file by file, with the quirks that they have."""
+"""Small complete mirrors of the official downloads, written file by file, with their quirks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def vcr_record(number: int, *, split: str = "val", labelled: bool = True) -> dict[str, Any]:
-    """One VCR question with all fields; every second question shares its picture with the one before."""
+    """Return a VCR question with all fields; every second question shares its predecessor's picture."""
     picture = number // 2
     base = f"lsmdc_0000_MIRROR/0000_MIRROR_00.00.{picture:02d}@0"
     record: dict[str, Any] = {
@@ -44,7 +44,7 @@ def vcr_record(number: int, *, split: str = "val", labelled: bool = True) -> dic
         "question": [("Why", "What", "Is")[number % 3], "is", [0, 1], "near", [2], "?"],
         "answer_choices": [[[choice % 2], "likes", f"thing{number}", str(choice), "."] for choice in range(4)],
         "rationale_choices": [["Everyone", "sees", [3], f"{number}", str(choice), "."] for choice in range(4)],
-        # What is published and not read.
+        # Published but unused fields.
         "movie": "0000_MIRROR",
         "interesting_scores": [0],
         "answer_likelihood": "possible",
@@ -62,7 +62,7 @@ def vcr_record(number: int, *, split: str = "val", labelled: bool = True) -> dic
 
 
 def vcr_metadata(record: Mapping[str, Any], *, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
-    """The metadata of a question's picture: boxes with a score, polygons of which one is empty."""
+    """Return the metadata of a question's picture: boxes with scores, and polygons, one of them empty."""
     count = len(record["objects"])
     boxes = [[4.5 * i, 2.25 * i, 4.5 * i + 20, 2.25 * i + 10.5, 0.9] for i in range(count)]
     segms: list[Any] = [[[[x1, y1], [x2, y1], [x2, y2]]] for x1, y1, x2, y2, _ in boxes]
@@ -88,7 +88,7 @@ def write_vcr(
 def vqa_items(
     count: int, *, first_image: int = 1000, answers: Sequence[str] = ANSWERS
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Questions and annotations; three questions per picture, answers on which annotators differ."""
+    """Return questions and annotations: three questions per picture, with answers that differ by annotator."""
     questions, annotations = [], []
     for number in range(count):
         image_id = first_image + number // 3
@@ -112,14 +112,14 @@ def vqa_items(
 
 
 def wrap_vqa(key: str, items: list[dict[str, Any]], subtype: str) -> dict[str, Any]:
-    """Wrap items as the official files do."""
+    """Wrap items in the format of the official files."""
     head = {"info": {"year": 2017, "version": "2.0"}, "license": {"name": "", "url": ""}, "data_type": "mscoco"}
     extra = {"task_type": "Open-Ended"} if key == "questions" else {}
     return {**head, **extra, "data_subtype": subtype, key: items}
 
 
 def write_coco(root: Path, subtype: str, image_id: int) -> None:
-    """Write a picture of COCO into its folder unless it is there."""
+    """Write a COCO picture to its folder if it is missing."""
     picture = root / "vqa-v2" / subtype / f"COCO_{subtype}_{image_id:012d}.jpg"
     if not picture.exists():
         write_picture(picture, shade=image_id)
@@ -140,7 +140,7 @@ def write_vqa(root: Path, *, split: str = "train", count: int = 30, answers: Seq
 
 
 def write_vqa_cp(root: Path, *, count: int = 120) -> None:
-    """Write VQA-CP v2: bare lists whose items name their picture folder; pictures lie with VQA v2."""
+    """Write VQA-CP v2: bare lists whose items name their picture folder; the pictures are those of VQA v2."""
     for part, first_image in (("train", 5000), ("test", 6000)):
         questions, annotations = vqa_items(count, first_image=first_image)
         for number, (question, annotation) in enumerate(zip(questions, annotations, strict=True)):
@@ -152,7 +152,7 @@ def write_vqa_cp(root: Path, *, count: int = 120) -> None:
 
 
 def write_vqa_vs(root: Path, *, count: int = 60) -> None:
-    """Write VQA-VS with one of its OOD sets; pictures lie in either folder of VQA v2, items do not say which."""
+    """Write VQA-VS with one of its OOD sets; pictures are in either folder of VQA v2, and items do not say which."""
     for part, stem, first, number in (
         ("Training", "Training", 7000, count),
         ("Val", "Val", 7100, 12),
@@ -167,7 +167,7 @@ def write_vqa_vs(root: Path, *, count: int = 60) -> None:
 
 
 def snli_ve_record(number: int) -> dict[str, Any]:
-    """One pair; the picture's id comes in each of the spellings that files in circulation have."""
+    """Return a pair; picture ids use every spelling found in circulating files."""
     picture = 1000000001 + number // 2
     record: dict[str, Any] = {
         "annotator_labels": ["neutral", "entailment", "neutral"],

@@ -1,4 +1,4 @@
-"""A run up to its first step: all is opened as for training, and a batch of each step of the method is scored."""
+"""A run up to its first step: everything is opened as for training, and one batch of each method step is scored."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CPU = torch.device("cpu")
 
 
 class _Opened(Exception):
-    """Ends a run where its training would begin."""
+    """Ends a run before its training starts."""
 
 
 def open_run(config: FinetuneConfig) -> Any:
-    """Return all parts of a run, opened and checked; it is not trained."""
+    """Return all parts of a run, opened and checked but not trained."""
 
     def keep(opened: Any) -> int:
         raise _Opened(opened)
@@ -35,7 +35,7 @@ def open_run(config: FinetuneConfig) -> Any:
 
 
 def first_terms(config: FinetuneConfig) -> dict[str, float]:
-    """Return every loss term of the first batch of each step of the method."""
+    """Return every loss term of the first batch of each method step."""
     opened = open_run(config)
     model, means = opened.model, dict[str, float]()
     for phase, num_steps in (("adapt", opened.run.method.num_adapt_steps), ("finetune", 1)):

@@ -3,8 +3,8 @@
     python tests/support/golden.py write                     # the losses of this checkout, for the tests
     python tests/support/golden.py compare ../another        # this checkout against another, each by its own .venv
 
-A change that must leave the numbers as they are leaves these as they are. A change of the method moves them, is named
-in CHANGELOG.md, and writes them anew.
+A refactoring must not change these losses. A change of the method does change them: it is listed in CHANGELOG.md and
+rewrites the file.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "assets" / "golden_losses.json"
 
 RELATIVE, ABSOLUTE = 2e-3, 1e-4
-"""Processors and versions of libraries differ in the last bits of a teacher's features, and six steps carry that on.
-Between two checkouts on one machine nothing differs at all."""
+"""Processors and library versions differ in the last bits of a teacher's features, and six steps propagate this.
+Two checkouts on one machine agree exactly."""
 
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"method": "plain", "cache": ()},
@@ -35,14 +35,14 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "advl with coordinates": {"method": "advl", "distance": "mse"},
     "advl, shuffled teacher": {"method": "advl", "teacher_control": "shuffle"},
 }
-"""Name -> what it changes of the small corpus' run: `scenes-small`, seed 0, two adapt steps, four finetune steps."""
+"""Name -> changes to the small corpus' run: `scenes-small`, seed 0, two adapt steps, four finetune steps."""
 
 Losses = dict[str, dict[str, list[float]]]
-"""Run -> term -> its value at each step that has it."""
+"""Run -> term -> its value at each step with this term."""
 
 
 def measure_losses(corpus: SmallCorpus, folder: Path) -> Losses:
-    """Train each of `RUNS` and read its losses; run folders go below `folder`."""
+    """Train each of `RUNS` and return its losses; run folders are created below `folder`."""
     from advl_pipeline.training.run import run_finetune
 
     losses: Losses = {}
@@ -80,7 +80,7 @@ def differences(
 
 
 def losses_of(checkout: Path) -> Losses:
-    """Measure the losses of a checkout in a process of its own environment."""
+    """Measure the losses of a checkout in a process with the checkout's own environment."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "losses.json"
         python = checkout.absolute() / ".venv" / "bin" / "python"
@@ -96,7 +96,7 @@ def _measure(target: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the first word says; return the exit code."""
+    """Run the subcommand of the first word; return the exit code."""
     if arguments == ["write"]:
         _measure(GOLDEN)
     elif len(arguments) == 2 and arguments[0] == "measure":

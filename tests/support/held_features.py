@@ -1,4 +1,4 @@
-"""Features that a test makes up, behind the face of a cache's store."""
+"""Synthetic features with the interface of a cache's store."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class HeldFeatures:
         *,
         moments: tuple[float, float] | None = None,
     ) -> None:
-        """Hold global features and token features.
+        """Store global features and token features.
 
         Args:
             rows: unit -> (D,).
             tokens: unit -> (M, D).
-            moments: mean and variance of every dimension; by default those of what is held.
+            moments: mean and variance of every dimension; by default computed from the stored features.
         """
         self._rows = {unit: np.asarray(row, np.float16) for unit, row in rows.items()}
         self._tokens = {unit: np.asarray(rows, np.float16) for unit, rows in tokens.items()}

@@ -1,7 +1,7 @@
-"""Repositories of the hub as they are published: files, configuration keys, names of parameters.
+"""Hub repositories as published: files, configuration keys, parameter names.
 
-Only their widths are tiny and their weights random. `PUBLISHED` makes the files of each repository by its name.
-Names of parameters are those that the libraries write; what older ones wrote is put back where they did.
+Only the widths are tiny and the weights random. `PUBLISHED` creates the files of each repository by name. Parameter
+names are those that the libraries write; names from older versions are restored where the originals have them.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from tiny_extraction import tree_bytes
 
 State = dict[str, torch.Tensor]
 Form = Callable[[State], Files]
-"""Lays weights down in files."""
+"""Stores weights in files."""
 
 MODELS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("hub_models.toml").read_text(encoding="utf-8"))
 SMALL: Mapping[str, Any] = MODELS.pop("small")
 
 
 def page(name: str, *others: str) -> Files:
-    """Return what a repository has beside a model that is read: a page, and weights for other programs."""
+    """Return the unused files of a repository: a page, and weights for other programs."""
     return {"README.md": f"# {name}\n".encode(), ".gitattributes": b"*.bin filter=lfs\n"} | dict.fromkeys(
         others, b"x"
     )
 
 
 def saved(model_class: Any, config: Any) -> tuple[Files, State]:
-    """Return the files of a random model but for its weights, and these by the names that its library publishes."""
+    """Return the files of a random model without its weights, and the weights by their published names."""
     torch.manual_seed(0)
     model = model_class(config).eval()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         for name, value in model.named_parameters():
-            # As a trained one: what begins at 0 or 1 would hide that it was not read.
+            # Random like trained values: a default of 0 or 1 would hide that a parameter was not loaded.
             if value.ndim < 2 and "scale" not in name:
                 value += 0.1 * torch.randn_like(value)
         model.save_pretrained(folder)
@@ -79,15 +79,15 @@ def shards(state: State) -> Files:
 
 FORMS: Mapping[str, Form] = {"safetensors": weights, "pickled": pickled}
 TOWERS = ("text_config", "vision_config", "text_config_dict", "vision_config_dict")
-"""Configurations inside that of a pair."""
+"""Keys of the nested configurations of a pair."""
 
 
 def configured(settings: Mapping[str, Any], size: int = 0, *, unused_words: int = 0) -> dict[str, Any]:
-    """Return the settings of a configuration over the small widths, with the words of a tokenizer.
+    """Return configuration settings merged over the small widths, with the vocabulary size of a tokenizer.
 
     Args:
-        size: of the tokenizer's vocabulary, 0 without one.
-        unused_words: more rows of the table of words.
+        size: of the tokenizer's vocabulary, 0 without a tokenizer.
+        unused_words: additional rows of the word embeddings.
     """
     ids = {name: size + value for name, value in settings.items() if name.endswith("_token_id") and value < 0}
     words = {"vocab_size": size + unused_words} if size else {}
@@ -95,10 +95,10 @@ def configured(settings: Mapping[str, Any], size: int = 0, *, unused_words: int 
 
 
 def published(family: str, name: str, *, form: Form | None = None) -> Files:
-    """Return a repository of a model of transformers, as `hub_models.toml` describes its family.
+    """Return the repository of a transformers model, whose family is described in `hub_models.toml`.
 
     Args:
-        form: of the weights, in place of the family's own.
+        form: of the weights, instead of the family's own.
     """
     facts = MODELS[family]
     tokenizer: Files = getattr(hub_tokenizers, facts["tokenizer"])() if "tokenizer" in facts else {}
@@ -129,7 +129,7 @@ def published(family: str, name: str, *, form: Form | None = None) -> Files:
 bert, clip, modernbert, roberta = (partial(published, family) for family in ("bert", "clip", "modernbert", "roberta"))
 
 
-# Models of timm
+# timm models
 
 NARROW: dict[str, dict[str, Any]] = {
     **{
@@ -143,11 +143,11 @@ NARROW: dict[str, dict[str, Any]] = {
     "swin_large_patch4_window7_224": {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
     "convnext_base": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
 }
-"""Settings that make an architecture of timm narrow; everything else is as its name says."""
+"""Settings that make a timm architecture narrow; everything else matches its name."""
 
 
 def narrow_models(create: Callable[..., Any]) -> Callable[..., Any]:
-    """Return timm's way to make a model, of the same architectures but narrow."""
+    """Return timm's `create_model` with narrow versions of the architectures."""
 
     def create_narrow(name: str, **settings: Any) -> Any:
         return create(name, **settings, **NARROW.get(name.partition(".")[0], {}))
@@ -212,17 +212,17 @@ PUBLISHED: dict[str, Callable[[str], Files]] = {
         )
     },
 }
-"""Repositories of the teachers by name -> what makes their files."""
+"""Teacher repository -> the function that creates its files."""
 
 
 @cache
 def files_of(name: str) -> Files:
-    """Return the files of a published repository; they are made once."""
+    """Return the files of a published repository; they are created once."""
     return PUBLISHED[name](name)
 
 
 def write_repository(name: str, folder: Path) -> None:
-    """Write the files of a published repository into a folder, as it is downloaded."""
+    """Write the files of a published repository to a folder, as after a download."""
     for place, content in files_of(name).items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes(content)

@@ -1,4 +1,4 @@
-"""A stand-in of the hub: the endpoints that uploads and downloads of folders use, over real HTTP, in memory."""
+"""A fake hub: the endpoints for uploading and downloading folders, over real HTTP, in memory."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import pytest
 
 TOKEN = "hf_of_the_test"
 LARGE = 2048
-"""Files of this size on are uploaded as large files, before the commit."""
+"""Minimum size of files that are uploaded as large files, before the commit."""
 
 
 @dataclass
 class Hub:
-    """Repositories by "datasets/ORG/NAME"; `refuses` maps the start of a path to the status it is answered with.
+    """Repositories by "datasets/ORG/NAME"; `refuses` maps a path prefix to the HTTP status of its responses.
 
-    `sent` counts the bytes that were sent of each path, `commits` keeps what a repository held before it moved,
-    `breaks` maps a path to how often its transfer still breaks in the middle, and `gated` names repositories.
+    `sent` counts the bytes sent per path, `commits` keeps earlier contents of repositories, `breaks` maps a path to
+    the remaining number of transfers that break midway, and `gated` names gated repositories.
     """
 
     endpoint: str = ""
@@ -41,27 +41,27 @@ class Hub:
     gated: set[str] = field(default_factory=set)
 
     def move(self, key: str, **changes: bytes) -> str:
-        """Give a repository another commit, with some files changed; return the commit that it had."""
+        """Add a commit with some files changed to a repository; return the previous commit."""
         before = self.sha(key)
         self.commits[before] = self.repositories[key]
         self.repositories[key] = {**self.repositories[key], **changes}
         return before
 
     def files(self, key: str, revision: str) -> dict[str, bytes] | None:
-        """The files of a repository at a revision; None where it has none of that name."""
+        """Return the files of a repository at a revision; None if the revision does not exist."""
         if revision in ("main", self.sha(key)):
             return self.repositories[key]
         return self.commits.get(revision)
 
     def sha(self, key: str) -> str:
-        """The commit of what a repository holds."""
+        """Return the current commit of a repository."""
         state = hashlib.sha1(key.encode())
         for name, content in sorted(self.repositories[key].items()):
             state.update(name.encode() + hashlib.sha1(content).digest())
         return state.hexdigest()
 
     def answer(self, method: str, path: str, body: bytes, token: str, *, one_level: bool = False) -> tuple[int, Any]:
-        """Return status and content: bytes of a file, or what becomes JSON."""
+        """Return status and content: the bytes of a file, or a value to serialise as JSON."""
         self.asked.append(f"{method} {path}")
         for start, status in self.refuses.items():
             if f"{method} {path}".startswith(start):
@@ -145,7 +145,7 @@ class Hub:
 
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
-    """Serve a hub on a free port of this machine."""
+    """Serve a hub on a free local port."""
     hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -188,7 +188,7 @@ def serve_hub() -> Iterator[Hub]:
         do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
         def log_message(self, *words: object) -> None:
-            """Say nothing."""
+            """Suppress request logs."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -207,8 +207,8 @@ def serve_hub() -> Iterator[Hub]:
 
 @contextmanager
 def served_models(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Serve a hub that this process reads models from, over an empty cache of its own."""
-    # The library reads the environment once, which may have been another one.
+    """Serve a hub from which this process reads models, with an empty cache."""
+    # The library reads the environment once, possibly before this change.
     for name, value in (("HF_HUB_CACHE", str(cache)), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     with serve_hub() as hub:

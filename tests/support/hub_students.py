@@ -1,6 +1,6 @@
-"""Repositories of students as they are published: files, configuration keys, names of parameters, tokenizers.
+"""Student repositories as published: files, configuration keys, parameter names, tokenizers.
 
-Only their widths are tiny and their weights random, as in `hub_repositories`.
+Only the widths are tiny and the weights random, as in `hub_repositories`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FACTS = tomllib.loads(Path(__file__).with_name("hub_students.toml").read_text(en
 
 
 def preset(name: str) -> Files:
-    """Return a student whose architecture is that of its tiny preset, with the word table of its tokenizer.
+    """Return a student with the architecture of its tiny preset and the vocabulary size of its tokenizer.
 
-    Its weights are all that `state_dict` holds, as in older files: tied words twice, and constants.
+    Its weights are the complete `state_dict`, as in older files: tied word embeddings twice, and constants.
     """
     facts = FACTS["presets"][name]
     tokenizer: Files = getattr(hub_tokenizers, facts["tokenizer"])() if "tokenizer" in facts else {}
@@ -50,10 +50,10 @@ def chat_model(
     """Return a chat model's repository.
 
     Args:
-        cut: sets how the tokenizer cuts texts.
-        kind: what its classes are called.
-        form: of the weights, which are of the dtype that is named.
-        is_jinja: the template lies in a file of its own alone, and not in two of JSON.
+        cut: truncation settings of the tokenizer.
+        kind: prefix of its class names.
+        form: of the weights, which have the named dtype.
+        is_jinja: the template is in a separate file only, not in two JSON files.
         changes: to config.json.
     """
     facts = json.loads(json.dumps(FACTS[name]).replace("KIND", kind))
@@ -106,7 +106,7 @@ def cut_as_qwen(core: Tokenizer) -> None:
 
 
 def smol_vlm(model_type: str, **more: Any) -> Files:
-    """Return a SmolVLM of either model type: idefics3 of the first, smolvlm of the second."""
+    """Return a SmolVLM of either model type: idefics3 for version 1, smolvlm for version 2."""
     is_first = model_type == "idefics3"
     eyes = {"model_type": "idefics3" if is_first else "smolvlm_vision"}
     kind = "Idefics3" if is_first else "SmolVLM"
@@ -125,7 +125,7 @@ PUBLISHED: Mapping[str, Callable[[], Files]] = {
     "Qwen/Qwen3-VL-2B-Instruct": partial(chat_model, "qwen3_vl", cut_as_qwen),
     "Qwen/Qwen3-VL-4B-Instruct": partial(chat_model, "qwen3_vl", cut_as_qwen, form=shards),
 }
-"""Repositories of students -> what makes their files."""
+"""Student repository -> the function that creates its files."""
 
 
 def student_files(name: str) -> Files:

@@ -1,6 +1,6 @@
-"""Tokenizers as the repositories of the hub publish them: their files, by the kinds that encoders use.
+"""Tokenizers as published in hub repositories: their files, by the kinds that encoders use.
 
-Training is not the same twice, so that each is made once.
+Training a tokenizer is not deterministic, so each is created once.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def as_json(content: object) -> bytes:
 
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-"""What bytes are written as."""
+"""Characters that represent bytes."""
 
 
 def merges_of(*words: str, end: str = "") -> list[tuple[str, str]]:
-    """Return the merges by which BPE makes some words, letter by letter, each word with a mark at its end."""
+    """Return BPE merges that build some words letter by letter, each with an end-of-word mark."""
     merges: dict[tuple[str, str], None] = {}
     for word in words:
         left, *others = [*word[:-1], word[-1] + end]
@@ -54,7 +54,7 @@ def merges_of(*words: str, end: str = "") -> list[tuple[str, str]]:
 
 
 def byte_level() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return vocabulary and merges of byte-level BPE, special tokens of RoBERTa first."""
+    """Return vocabulary and merges of byte-level BPE, RoBERTa's special tokens first."""
     merges = merges_of("\u0120the", "\u0120red", "\u0120picture", "\u0120dog", "Which")
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS, *("".join(pair) for pair in merges)]
     return {piece: number for number, piece in enumerate(pieces)}, merges
@@ -63,7 +63,7 @@ def byte_level() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def byte_core(
     vocabulary: dict[str, int], merges: list[tuple[str, str]], marks: Iterable[str | AddedToken]
 ) -> Tokenizer:
-    """Return a tokenizer of byte-level BPE with special tokens."""
+    """Return a byte-level BPE tokenizer with special tokens."""
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -80,7 +80,7 @@ def fast(core: Tokenizer) -> Files:
 
 
 def configured(core: Tokenizer, roles: Mapping[str, Any], **settings: Any) -> Files:
-    """Return a tokenizer with its settings, and what its special tokens are for."""
+    """Return a tokenizer's files with its settings and the roles of its special tokens."""
     described = {"tokenizer_config.json": {**roles, **settings}, "special_tokens_map.json": roles}
     return fast(core) | {name: as_json(content) for name, content in described.items()}
 
@@ -209,7 +209,7 @@ def unigram(special: list[str], unknown: str) -> list[tuple[str, float]]:
 
 
 def sentencepiece_model(pieces: list[tuple[str, float]], *, unknown: str, control: Iterable[str]) -> bytes:
-    """Return a file as SentencePiece writes it: a protocol buffer, of its sentencepiece_model.proto."""
+    """Return a SentencePiece model file: a protocol buffer as defined in sentencepiece_model.proto."""
 
     def number(field: int, value: int) -> bytes:
         return _varint(field << 3) + _varint(value)
@@ -288,11 +288,11 @@ KINDS: Mapping[str, tuple[Callable[[], Files], Mapping[str, str]]] = {
     "unigram": (t5_tokenizer, {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}),
     "clip": (clip_tokenizer, {"bos": "<|startoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"}),
 }
-"""Kinds of tokenizers: one of each, and what its special tokens are for."""
+"""Kind of tokenizer -> its files, and the roles of its special tokens."""
 
 
 def save_tokenizer(kind: str, folder: Path) -> Any:
-    """Save a tokenizer of a kind into a folder as its library saves one; returns it."""
+    """Save a tokenizer of a kind to a folder with its library; returns the tokenizer."""
     make, roles = KINDS[kind]
     core = Tokenizer.from_buffer(make()["tokenizer.json"])
     named = {f"{role}_token": token for role, token in roles.items()}

@@ -1,4 +1,4 @@
-"""Twins of public sets: rows that are made up, in the columns, types and files that their repositories publish."""
+"""Twins of public sets: synthetic rows in the published columns, types and files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sample:
 
 
 def colour_samples(count: int) -> list[Sample]:
-    """Return questions on pictures of one colour each, no two alike."""
+    """Return questions about single-colour pictures, all different."""
     samples = []
     for number in range(count):
         file = io.BytesIO()
@@ -47,14 +47,14 @@ def colour_samples(count: int) -> list[Sample]:
 Samples = Sequence[Sample]
 Row = dict[str, Any]
 Rows = Callable[[str, Samples], Iterable[tuple[Sample, Row]]]
-"""Makes of a split and its samples what is said of each; its picture, and blanks, are filled in."""
+"""Maps a split and its samples to their rows; pictures and blank columns are filled in later."""
 
 ROWS: dict[str, Rows] = {}
-"""What makes rows, by the name of the card."""
+"""Card name -> the function that creates its rows."""
 
 
 def rows(name: str) -> Callable[[Rows], Rows]:
-    """Register what makes the rows of a card."""
+    """Register the function that creates the rows of a card."""
 
     def register(make: Rows) -> Rows:
         ROWS[name] = make
@@ -64,7 +64,7 @@ def rows(name: str) -> Callable[[Rows], Rows]:
 
 
 def each(name: str) -> Callable[[Callable[[str, int, Sample], Row]], None]:
-    """Register what makes one row of each sample of a split."""
+    """Register a function that creates one row per sample of a split."""
 
     def register(make: Callable[[str, int, Sample], Row]) -> None:
         ROWS[name] = lambda split, part: ((sample, make(split, number, sample)) for number, sample in enumerate(part))
@@ -73,7 +73,7 @@ def each(name: str) -> Callable[[Callable[[str, int, Sample], Row]], None]:
 
 
 def stored(picture: bytes | None) -> Row | None:
-    """Return a picture as the library stores it."""
+    """Return a picture in the library's storage format."""
     return None if picture is None else {"bytes": picture, "path": "picture.jpg"}
 
 
@@ -85,7 +85,7 @@ def _aokvqa(split: str, number: int, sample: Sample) -> Row:
         return asked | {"direct_answers": None, "rationales": []}
     return asked | {
         "correct_choice_idx": sample.right,
-        # A list of Python in a text, an apostrophe in it too.
+        # A Python list as text, with an apostrophe.
         "direct_answers": repr([sample.choices[sample.right], "it's dark"] * 5),
         "rationales": [f"{number} shows {sample.choices[sample.right]}.", "So it is."],
     }
@@ -96,7 +96,7 @@ def _scienceqa(_: str, number: int, sample: Sample) -> Row:
     return {
         "image": stored(sample.picture if number % 4 else None),
         "question": sample.question,
-        # Between two and five choices, each a number in some questions.
+        # Two to five choices, all numbers in some questions.
         "choices": [*sample.choices[: sample.right + 1], "7"] if number % 3 else ["2", "1", "0"],
         "answer": sample.right if number % 3 else 1,
         "hint": "The figure shows a colour." if number % 2 else "",
@@ -133,7 +133,7 @@ def _gqa(_: str, number: int, sample: Sample) -> Row:
 
 @rows("gqa-pictures")
 def _gqa_pictures(_: str, part: Samples) -> Iterator[tuple[Sample, Row]]:
-    # In another order than the questions, and with a picture that no question is about.
+    # In a different order than the questions, with one unused picture.
     yield part[0], {"id": "unused"}
     for number in reversed(range(0, len(part), 2)):
         yield part[number], {"id": f"n{number // 2}"}
@@ -278,7 +278,7 @@ for _card, _same in {
 
 
 def type_of(column: Any) -> Any:
-    """Return the library's type of a column."""
+    """Return a column's type in the library."""
     if isinstance(column, list):
         return List(type_of(column[0]))
     if isinstance(column, dict):
@@ -302,10 +302,10 @@ def shared(samples: Samples, facts: Mapping[str, Any]) -> Iterator[tuple[str, Sa
 
 
 def write_twin(root: Path, card: str, samples: Samples, *, group_rows: int | None = None) -> None:
-    """Write the repositories of a card as copies below the folder of the datasets.
+    """Write the repositories of a card below the datasets folder.
 
     Args:
-        group_rows: rows of a row group; None for the library's own choice.
+        group_rows: rows per row group; None for the library's default.
     """
     pages: dict[str, dict[str, list[str]]] = {}
     parts = [

@@ -1,4 +1,4 @@
-"""What a source file imports, by its syntax alone."""
+"""Imports of a source file, found by its syntax only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 
 def imported(node: ast.AST, *, lazily: bool = True, for_types: bool = True) -> Iterator[str]:
-    """Yield the modules that are imported below a node, and `module.name` of names; no relative ones.
+    """Yield the modules imported below a node, and `module.name` for imported names, without relative imports.
 
     Args:
-        lazily: within functions, too.
-        for_types: for types alone, too.
+        lazily: include imports within functions.
+        for_types: include imports for type checking only.
     """
     for child in ast.iter_child_nodes(node):
         if not for_types and isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":

@@ -12,7 +12,7 @@ from advl_pipeline.runs.run_folder import RunFolder
 
 @contextmanager
 def interrupted_at(number: int) -> Iterator[None]:
-    """Interrupt the run inside the block when it comes to log for the `number`-th time."""
+    """Interrupt the run inside the block when it logs for the `number`-th time."""
     log, calls = RunFolder.log, []
 
     def stop(self: RunFolder, records: Any) -> None:
