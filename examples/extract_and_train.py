@@ -1,7 +1,7 @@
 """Extract two teachers and train a student from their caches: python examples/extract_and_train.py FOLDER
 
-The data are twenty generated pictures, and the run takes about a minute. It shows the API calls and is too small to
-show a gain. On a second run, finished steps are skipped and interrupted ones resume.
+The data are twenty generated pictures, and a run takes about a minute. The example shows the API calls; the data are
+too few to show a gain. On a second run, finished steps are skipped and interrupted ones resume.
 """
 
 import sys

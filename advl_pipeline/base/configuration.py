@@ -107,7 +107,7 @@ def option(default: Any = dataclasses.MISSING, **declared: Any) -> Any:
     """Declare a field of a command's configuration; the arguments are those of `Option`.
 
     Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `int | Literal[...]`,
-    `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and
+    `X | None` and `tuple[X, ...]` (a flag that may be repeated). Files may also contain tables: `Mapping[str, X]` and
     dataclasses. Without a default the option is required.
     """
     return dataclasses.field(default=default, metadata={"option": Option(**declared)})

@@ -29,7 +29,7 @@ class AlteredDataset:
 
 
 def with_wrong_label(example: Example) -> Example:
-    """Return an example with its label moved to another choice."""
+    """Return an example with another choice as its label."""
     assert example.label is not None
     return replace(example, label=(example.label + 1) % len(example.candidates))
 

@@ -3,8 +3,8 @@
     python tests/support/golden.py write                     # the losses of this checkout, for the tests
     python tests/support/golden.py compare ../another        # this checkout against another, each by its own .venv
 
-A refactoring must not change these losses. A change of the method does change them: it is listed in CHANGELOG.md and
-rewrites the file.
+A refactoring must not change these losses. A change of the method does: it is listed in CHANGELOG.md and updates
+them with `write`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Examples drawn at random, laid out as a batch of states and signals that is padded with garbage."""
+"""Random examples, laid out as a batch of states and signals with garbage padding."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from advl_pipeline.students.interface import StudentBatch, StudentOutput
 WIDTH, POOLED, EXTRA = 6, 5, 2
 EYES = {"lens": (7, 4), "eye": (3, 8)}
 READERS = {"scribe": (5, 9), "clerk": (4, 4)}
-"""Teachers: widths of the global feature and of a box or word."""
+"""Teacher -> widths of the global feature and of a box or word feature."""
 
 Array = np.ndarray
 
 
 @dataclass
 class Candidate:
-    """One sequence: the student's states, row by row, the word or box of each, and the teachers' features."""
+    """One sequence: the student's states by row, the word or box of each row, and the teachers' features."""
 
     pooled: Array
     tokens: Array
@@ -56,7 +56,7 @@ def draw(seed: int, num_candidates: tuple[int, ...]) -> list[Item]:
         candidates = []
         for _ in range(count):
             num_words = int(random.integers(1, 7))
-            # Words of one or two tokens, the last one of none; -1 for a special token.
+            # Words have one or two tokens, the last has none; -1 marks a special token.
             word_of_token = [-1, *(word for word in range(num_words - 1) for _ in range(random.integers(1, 3)))]
             box_of_visual = [-1, *range(min(num_boxes, 2))]
             candidates.append(
@@ -96,7 +96,7 @@ def distiller_of(**settings: Any) -> Distiller:
 
 
 def stack(rows: list[Array], *, fill: Any) -> torch.Tensor:
-    """Pad to more than the longest, with a value that must not matter."""
+    """Stack rows, padded beyond the longest with a value that must not matter."""
     length = max(len(row) for row in rows) + EXTRA
     out = np.full((len(rows), length, *np.shape(rows[0])[1:]), fill)
     for index, row in enumerate(rows):
@@ -108,7 +108,7 @@ LaidOut = tuple[StudentOutput, StudentBatch, TeacherSignal, torch.Tensor]
 
 
 def lay_out(items: list[Item]) -> LaidOut:
-    """Return the examples as a batch, padded with garbage: what `Distiller.terms` takes."""
+    """Return the examples as a batch for `Distiller.terms`, padded with garbage."""
     flat = [candidate for item in items for candidate in item.candidates]
     box_index = stack([np.array(c.box_of_visual) for c in flat], fill=-1)
     masks = [np.ones(len(c.visual), bool) for c in flat]
@@ -126,7 +126,7 @@ def lay_out(items: list[Item]) -> LaidOut:
         pooled_NP=torch.tensor(np.stack([c.pooled for c in flat])).float(),
         relevance_NL=stack([c.attention for c in flat], fill=9.0).float(),
     )
-    # A word more for each token more, so that the padded words are many too.
+    # One more word per padding token, so that there are many padded words too.
     words = WordAlignment(
         word_of_token_NL=stack([np.array(c.word_of_token) for c in flat], fill=-1),
         prior_NW=stack([c.prior for c in flat], fill=7.0).float(),
@@ -167,7 +167,7 @@ def run(distiller: Distiller, items: list[Item]) -> dict[str, torch.Tensor]:
 
 
 def terms_of(distiller: Distiller, laid_out: LaidOut) -> dict[str, torch.Tensor]:
-    """Return (B,) of each pathway, the mean over its teachers."""
+    """Return pathway -> (B,), the mean over its teachers."""
     output, *rest = laid_out
     terms, _ = distiller.terms(output, *rest, relevance_NL=output.relevance_NL)
     return {pathway: torch.stack(list(by_teacher.values())).mean(0) for pathway, by_teacher in terms.items()}

@@ -1,7 +1,7 @@
-"""A live teacher behind the same face as a cache, for tests that both give the same loss.
+"""A live teacher with the interface of a cache, for tests that both give the same loss.
 
-The teacher runs on the units of each batch as they come. Standardisation still takes the cache's moments, which need
-a pass over the whole split.
+The teacher runs on the units of each batch on demand. Standardisation still uses the cache's moments, which need a
+pass over the complete split.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from advl_pipeline.training.signals.teacher_features import Array, TeacherFeatur
 
 
 class LiveFeatures(UnitFeatures):
-    """Encodes a unit when it is first asked for; dimensions and moments are the cache's."""
+    """Features encoded on first request; dimensions and moments are the cache's."""
 
     def __init__(self, store: FeatureStore, tower: Tower, prepare: Mapping[str, ImageUnit | TextUnit]) -> None:
         super().__init__(store)
@@ -37,18 +37,18 @@ class LiveFeatures(UnitFeatures):
         return np.stack([self._encoded[unit][0] for unit in ids])
 
     def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
-        """Return (M, D) float32 rows one unit after another, and the (Q,) rows of each."""
+        """Return (M, D) float32 rows, unit after unit, and the (Q,) row counts."""
         self._encode(ids)
         rows = [self._encoded[unit][1] for unit in ids]
         return np.concatenate(rows), np.array([len(row) for row in rows], dtype=np.int32)
 
     def stored_tokens(self, ids: Sequence[str]) -> tuple[Array, None, npt.NDArray[np.int32]]:
-        """Return the same; a live teacher stores no codes."""
+        """Return the same as `token_features`; a live teacher stores no codes."""
         rows, lengths = self.token_features(ids)
         return rows, None, lengths
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return (M, 2) the characters that each token row covers."""
+        """Return the character span of each token row, (M, 2)."""
         return np.concatenate([unit.char_spans_M2 for unit in self._prepare(ids)])
 
     def _encode(self, ids: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class LiveFeatures(UnitFeatures):
 
 
 def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
-    """Open the teacher that a cache was made with and put it in the cache's place."""
+    """Open the teacher of a cache as a replacement for the cache."""
     identity = cache.identity["teacher"]
     grid = TeacherGrid.of_description(identity["image"]) if identity["image_tokens"] == "grid" else None
     teacher = open_teacher(
@@ -91,11 +91,11 @@ def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
 
 @contextmanager
 def teachers_run(dataset: Dataset, *, opened: dict[str, TeacherFeatures] | None = None) -> Iterator[None]:
-    """Have runs read live teachers in place of caches; give them one worker, since a tokenizer serves one thread.
+    """Make runs use live teachers instead of caches, with one worker, since a tokenizer serves one thread.
 
     Args:
-        dataset: the split that the caches are of.
-        opened: keeps what was opened and encoded, for other runs.
+        dataset: the split of the caches.
+        opened: keeps opened teachers and encoded features for other runs.
     """
     opened = {} if opened is None else opened
 

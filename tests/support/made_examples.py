@@ -1,4 +1,4 @@
-"""Made-up pictures and questions about them."""
+"""Synthetic pictures and questions about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unit(
     *,
     name: str = "u",
 ) -> ImageUnit:
-    """Return a picture whose file need not be there."""
+    """Return a picture unit whose file need not exist."""
     boxes_R4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     return ImageUnit(unit_id=name, path=path, width=width, height=height, boxes_R4=boxes_R4, box_labels=labels)
 
@@ -43,7 +43,7 @@ def picture(
 
 
 def inverted(shown: ImageUnit, place_4: npt.NDArray[np.float32], path: Path) -> ImageUnit:
-    """Write the picture with other colours at a place, given as shares of width and height."""
+    """Write the picture with inverted colours in a rectangle, given as fractions of width and height."""
     edges = np.array([shown.width, shown.height] * 2)
     left, top, right, bottom = (place_4 * edges).round().astype(int)
     with Image.open(shown.path) as file:
@@ -54,7 +54,7 @@ def inverted(shown: ImageUnit, place_4: npt.NDArray[np.float32], path: Path) -> 
 
 
 def answered(context: str, answer: str, question_length: int = 0) -> Candidate:
-    """Return an answer in its context, in which words such as dog2 are tags of boxes, counted from 1."""
+    """Return an answer in its context; words such as dog2 are box tags, counted from 1."""
     made_of = text_unit(f"{context} {answer}")
     tags = tuple(
         ObjectTag(start=match.start(), end=match.end(), box=int(match[1]) - 1)
@@ -64,7 +64,7 @@ def answered(context: str, answer: str, question_length: int = 0) -> Candidate:
 
 
 def question(about: ImageUnit, text: str, task: Task, answers: Sequence[str] = ()) -> Example:
-    """Ask something, of which the second answer is right where there are any."""
+    """Return an example with a question; the second answer, if any, is correct."""
     candidates = tuple(
         Candidate(text_unit=text_unit(f"{text} {answer}"), context_length=len(text)) for answer in answers
     ) or (Candidate(text_unit=text_unit(text)),)

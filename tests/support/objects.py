@@ -1,5 +1,4 @@
-"""Caches seen from elsewhere: objects in a store and files that change behind the program's back, forged or spoilt;
-reading from a process that imports no torch."""
+"""Caches accessed from outside: objects in a store, forged or corrupted files, reading in a process without torch."""
 
 from __future__ import annotations
 
@@ -24,27 +23,27 @@ def objects(url: Url) -> dict[str, bytes]:
 
 
 def upload(url: Url, content: Mapping[str, bytes]) -> None:
-    """Make objects."""
+    """Upload objects below a URL."""
     store = ObjectStore(url)
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(store.create, content.keys(), content.values()))
 
 
 def spoil(url: Url, name: str, content: bytes) -> None:
-    """Put other content in an object's place."""
+    """Replace an object's content."""
     store = ObjectStore(url)
     store.delete(name)
     assert store.create(name, content)
 
 
 def flipped(content: bytes, place: float = 0.5) -> bytes:
-    """Return bytes of which one bit is another; `place` is a share of their length."""
+    """Return bytes with one bit flipped; `place` is a fraction of their length."""
     position = int(place * (len(content) - 1))
     return content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :]
 
 
 def reseal(cache: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change what a record of a cache says, its seal and the complete record included."""
+    """Change a record of a cache, and update its seal and the complete record."""
     record = json.loads((cache / name).read_bytes())
     del record["record_sha256"]
     change(record)
@@ -55,7 +54,7 @@ def reseal(cache: Path, name: str, change: Callable[[dict[str, Any]], object]) -
 
 
 def forge(cache: Path, content: Mapping[str, bytes]) -> None:
-    """Put other content into files of a cache, and have every record that lists them say so."""
+    """Replace the content of files of a cache, and update every record that lists them."""
     for name, raw in content.items():
         (cache / name).write_bytes(raw)
     entries = {name: entry_of(raw) for name, raw in content.items()}
@@ -67,12 +66,12 @@ def forge(cache: Path, content: Mapping[str, bytes]) -> None:
 
 
 def sum_tokens(cache: TeacherCache, queue: Any) -> None:
-    """Put the sum of all text token features into a queue, from whatever process this runs in."""
+    """Put the sum of all text token features into a queue, from any process."""
     queue.put(float(cache.text.token_features(cache.text.ids)[0].astype("f8").sum()))
 
 
 def wait_for_fetches() -> None:
-    """Wait until no file is being fetched ahead."""
+    """Wait until no file is being prefetched."""
     for thread in threading.enumerate():
         if thread.name == "advl-fetch-ahead":
             thread.join(30)

@@ -1,4 +1,4 @@
-"""`advl` as one of two processes that train together, under watch; the first writes what each step exchanged."""
+"""`advl` as one of two processes that train together, instrumented; the first logs the exchanges of each step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from advl_pipeline.training import loop, process_group
 from advl_pipeline.training.signals import teaching
 
 steps: list[dict[str, Any]] = []
-"""By step: exchanges of gradients, those of them inside a backward pass, of rows, and all others."""
+"""By step: numbers of exchanges of gradients, of gradients inside a backward pass, of rows, and all others."""
 
 inside: list[str] = []
 in_step: list[bool] = []
 
 
 def watch_exchanges() -> None:
-    """Count what processes exchange, under the name of whoever does it."""
+    """Count the exchanges between processes, by the name of the caller."""
 
     def watched(exchange: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -75,7 +75,7 @@ def watch_exchanges() -> None:
 
 
 def disturb_landmarks() -> None:
-    """Let this process find others than the first one does."""
+    """Make this process find other landmarks than the first one."""
     find = teaching.find_landmarks
 
     def find_others(*arguments: Any, **options: Any) -> Any:
@@ -92,7 +92,7 @@ def disturb_landmarks() -> None:
 
 
 def raise_in_the_third_step() -> None:
-    """Fail in this process alone."""
+    """Fail in this process only."""
     take, calls = loop.OptimiserSteps.take, []
 
     def fail(*arguments: Any, **options: Any) -> Any:
@@ -105,9 +105,9 @@ def raise_in_the_third_step() -> None:
 
 
 def run(watched: Path, mischief: str, words: Sequence[str]) -> None:
-    """Run `advl` with these words under watch; the second process does mischief, `--disturb` or `--raise`."""
+    """Run `advl` with these words, instrumented; `mischief` of the second process is `--disturb` or `--raise`."""
     is_first = os.environ["RANK"] == "0"
-    # Several buckets of so small a model.
+    # Several gradient buckets even for this small model.
     process_group.BUCKET_NUMBERS = 1 << 16
     watch_exchanges()
     if not is_first:
@@ -120,10 +120,10 @@ def run(watched: Path, mischief: str, words: Sequence[str]) -> None:
 
 
 def add_up(written: Path, reached_by_step: Sequence[Sequence[int]]) -> None:
-    """Add up gradients of four small parameters; the first process writes how many numbers each exchange had by step.
+    """Sum the gradients of four small parameters; the first process writes the size of each exchange by step.
 
     Args:
-        reached_by_step: numbers of the parameters that the backward pass of each step reaches.
+        reached_by_step: indices of the parameters that the backward pass of each step reaches.
     """
     process_group.BUCKET_NUMBERS = 4
     accelerator = process_group.start_processes("cpu", "no")
@@ -151,7 +151,7 @@ def add_up(written: Path, reached_by_step: Sequence[Sequence[int]]) -> None:
 
 
 def launch(words: Sequence[str]) -> None:
-    """Run `advl` in two processes of the launcher that torchrun is, which forks them from this one."""
+    """Run `advl` in two processes of torchrun's launcher, which forks them from this one."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -166,7 +166,7 @@ def launch(words: Sequence[str]) -> None:
 
 
 def accelerate(words: Sequence[str]) -> None:
-    """Run `advl` in two processes that accelerate starts, as `accelerate launch ... -m advl_cli` does."""
+    """Run `advl` in two processes started by accelerate, as `accelerate launch ... -m advl_cli` does."""
     sys.argv = ["accelerate launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     sys.argv += ["-m", "advl_cli", *words]
     launcher.main()

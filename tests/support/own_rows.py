@@ -1,4 +1,4 @@
-"""Small own data: five pictures and twenty rows of each kind of task."""
+"""Small data in the own-data format: five pictures and twenty rows for each kind of task."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SPLITS = ("train", "train", "train", "test")
 
 
 def write_pictures(folder: Path) -> None:
-    """Write five pictures of 64 x 48, each of one colour."""
+    """Write five single-colour pictures of 64 x 48 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     for colour in COLOURS:
         Image.new("RGB", (64, 48), colour).save(folder / f"{colour}.png")
 
 
 def changed(row: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with other values in some columns, and without those that are `...`."""
+    """Return a row with changed columns; a value of `...` removes the column."""
     return {key: value for key, value in {**row, **changes}.items() if value is not ...}
 
 
 def choice_row(number: int, **changes: Any) -> dict[str, Any]:
-    """Row with four choices; every second label is the text of its choice, the others are positions."""
+    """Return a row with four choices; every second label is the choice's text, the others are positions."""
     colour = COLOURS[number % 5]
     choices = [
         COLOURS[(number + step) % 5] for step in (number % 4, (number + 1) % 4, (number + 2) % 4, (number + 3) % 4)
@@ -49,7 +49,7 @@ def choice_row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def class_row(number: int, **changes: Any) -> dict[str, Any]:
-    """Row with one of two classes."""
+    """Return a row with one of two classes."""
     colour = COLOURS[number % 5]
     row = {
         "image": f"pictures/{colour}.png",
@@ -61,7 +61,7 @@ def class_row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def answer_row(number: int, **changes: Any) -> dict[str, Any]:
-    """Row with one answer or, every second time, with answers and how many gave them."""
+    """Return a row with one answer or, every second time, with answers and their counts."""
     colour = COLOURS[number % 5]
     row: dict[str, Any] = {
         "image": f"pictures/{colour}.png",
@@ -73,14 +73,14 @@ def answer_row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write rows with their five pictures beside them."""
+    """Write rows and their five pictures next to them."""
     write_pictures(path.parent / "pictures")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows as CSV, lists and tables as JSON in their cells."""
+    """Write rows as CSV, with lists and mappings as JSON cells."""
     write_pictures(path.parent / "pictures")
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -104,7 +104,7 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def data_of(folder: Path, rows: Sequence[Mapping[str, Any]], card: str = "") -> str:
-    """Write rows, and a card of them where it says something; return what names the data."""
+    """Write rows, and a card if it is not empty; return the name of the data."""
     data = write_json_lines(folder / "data.jsonl", rows)
     if not card:
         return str(data)
@@ -118,7 +118,7 @@ def rows_of(make: Callable[..., dict[str, Any]], **changes: Any) -> list[dict[st
 
 
 def train_of(folder: Path, rows: Sequence[Mapping[str, Any]], card: str = "") -> IndexedDataset:
-    """Open the split train of rows that are written, with a card where it says something."""
+    """Write rows, and a card if it is not empty, and open their train split."""
     return open_dataset(data_of(folder, rows, card), split="train")
 
 
@@ -128,7 +128,7 @@ def labels_of(dataset: IndexedDataset) -> list[int | None]:
 
 
 def refusal(data: Path | str, split: str = "train", **options: Any) -> AdvlError:
-    """Return the error of data that cannot be opened, or whose pictures cannot."""
+    """Return the error for data or pictures that cannot be opened."""
     with pytest.raises((DatasetError, ConfigError)) as caught:
         open_dataset(str(data), split=split, **options).image_units()
     return caught.value

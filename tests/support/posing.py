@@ -1,9 +1,9 @@
-"""A device that poses as `cuda:0`: CPU data behind tensors that say so, and what a GPU would not forgive.
+"""A fake `cuda:0`: tensors with CPU data that report this device, and checks for errors on a real GPU.
 
-Under `posing()` a tensor that is moved to `cuda:0` becomes a `Posing`. An operation on one and on a plain tensor with
-axes fails, as it would on a GPU. Where a GPU would make the host wait for it, the mode takes down who asked: values
-that are read, sizes that depend on values, copies to the host, and lists that become tensors of the device.
-Numbers of 64 bits are taken down, too: there are devices without.
+Under `posing()` a tensor moved to `cuda:0` becomes a `Posing`. An operation that mixes it with a plain tensor
+fails, as on a GPU, unless the plain one is a scalar. Operations that would synchronise with a GPU are recorded with
+their caller: reading values, sizes that depend on values, copies to the host, and creating device tensors from
+lists. 64-bit numbers are recorded too, since some devices lack them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OURS = tuple(str(_ROOT / name) for name in ("advl_pipeline", "data", "cli"))
 
 
 class Posing(torch.Tensor):
-    """A tensor that says that it lies on `cuda:0`."""
+    """A tensor that reports `cuda:0` as its device."""
 
     elem: torch.Tensor
 
@@ -89,7 +89,7 @@ class Posing(torch.Tensor):
 
 
 class Mismatch(AssertionError):
-    """Tensors of two devices met."""
+    """An operation on tensors of two devices."""
 
 
 _SIZED_BY_VALUES = (
@@ -114,7 +114,7 @@ _FACTORIES = {
 
 
 class Watch:
-    """What a posing device took down: who made the host wait, and who used 64 bits."""
+    """Recordings of a posing device: callers that synchronised, and callers that used 64 bits."""
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
@@ -130,7 +130,7 @@ class Watch:
 
 
 def _caller() -> str:
-    """Return file and line of the innermost frame of ours."""
+    """Return file and line of our innermost frame."""
     frame: Any = sys._getframe(1)
     outermost = "the backward pass"
     while frame is not None:
@@ -169,7 +169,7 @@ def _unposed(value: Any) -> Any:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees what is called by name: moves between devices, tensors made on one, and values that are read whole."""
+    """Intercepts torch functions: moves between devices, tensors created on one, and reads of complete values."""
 
     def __init__(self, watch: Watch, dispatch: _Operations) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        # An attribute is read; or a tensor of the host is copied, whose memo holds all that was copied before.
+        # An attribute read, or a copy of a host tensor, whose memo contains everything copied before.
         if name in ("__get__", "__deepcopy__"):
             return func(*args, **kwargs)
         is_posing = _posing_in(args, kwargs)
@@ -247,7 +247,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Operations(TorchDispatchMode):
-    """Sees each operation, those of the backward pass among them."""
+    """Intercepts every operation, including those of the backward pass."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -310,11 +310,11 @@ def _grouped(lists: Any, *options: Any, _torch_groups: Any = torch._C._group_ten
 
 @contextmanager
 def posing() -> Iterator[Watch]:
-    """Let `cuda:0` be there inside the block."""
+    """Provide a fake `cuda:0` inside the block."""
     watch = Watch()
     operations = _Operations(watch)
     with ExitStack() as stack:
-        # What torch does to many tensors at once it does to its own classes alone.
+        # torch applies multi-tensor (foreach) operations to its own classes only.
         stack.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped))
         for module in (_foreach_utils, importlib.import_module("torch.optim.optimizer")):
             known = [*module._foreach_supported_types, Posing]

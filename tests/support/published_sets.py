@@ -1,6 +1,6 @@
-"""The public sets of the README in the files that their repositories hold: names, page, columns, pictures.
+"""The README's public sets in the files of their repositories: names, page, columns, pictures.
 
-Rows are those of `hub_twins`. Pictures are JPEG of varied modes (grey, CMYK, turned by EXIF), as those of COCO are.
+Rows come from `hub_twins`. Pictures are JPEG files of varied modes (grey, CMYK, rotated by EXIF), as in COCO.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Files = dict[str, bytes]
 
 
 def photograph(number: int) -> bytes:
-    """Return a small photograph's file; numbers tell apart size, mode and orientation."""
+    """Return the file of a small photograph; the number determines size, mode and orientation."""
     image = Image.new("RGB", (40 + number % 7, 30 + number % 5), ("red", "blue", "green", "yellow")[number % 4])
     ImageDraw.Draw(image).rectangle((number % 20, 4, number % 20 + 9, 20), fill="white")
     file, exif = io.BytesIO(), Image.Exif()
@@ -34,7 +34,7 @@ def samples(count: int) -> list[Sample]:
 
 
 def shards(file: bytes, *names: str) -> Files:
-    """Return the rows of a Parquet file in several, whose names others chose."""
+    """Split the rows of a Parquet file into several files with the given names."""
     table, files = pq.read_table(io.BytesIO(file)), {}
     for place, name in enumerate(names):
         size, buffer = -(-len(table) // len(names)), io.BytesIO()
@@ -48,16 +48,16 @@ def page(*lines: str) -> bytes:
 
 
 def configuration(name: str, **paths: str) -> list[str]:
-    """Return the lines of a page that name the files of a configuration."""
+    """Return the page lines that list the files of a configuration."""
     splits = (line for split, path in paths.items() for line in (f"  - split: {split}", f'    path: "{path}"'))
     return [f"- config_name: {name}", "  data_files:", *splits]
 
 
 def published(folder: Path) -> Mapping[str, Files]:
-    """Return repository -> its files, of A-OKVQA, CV-Bench and POPE.
+    """Return repository -> its files, for A-OKVQA, CV-Bench and POPE.
 
     Args:
-        folder: empty, for copies of them.
+        folder: an empty folder for copies of the files.
     """
     for card, count in (("aokvqa", 96), ("cv-bench", 24), ("pope", 18)):
         write_twin(folder, card, samples(count), group_rows=8)
@@ -67,19 +67,19 @@ def published(folder: Path) -> Mapping[str, Files]:
         for name, home in homes.items()
     }
     aokvqa, bench, pope = files.values()
-    # Train in two, whose names end in the digests of older writers.
+    # Two train files, with digests at the end of their names, as older writers added.
     old = "data/train-0000{}-of-00002-{}.parquet"
     names = (old.format(0, "c1d24e3bacb870e1"), old.format(1, "6b4f3abe2dc385d0"))
     aokvqa |= shards(aokvqa.pop("data/train-00000-of-00001.parquet"), *names)
     aokvqa["README.md"] = page("dataset_info:", "  splits:", "  - name: train", "    num_examples: 48")
-    # One file a dimension, a page that says so, and what is read by nobody.
+    # One file per dimension, a page that lists them, and unused files.
     bench |= shards(bench.pop("data/test-00000-of-00001.parquet"), "test_2d.parquet", "test_3d.parquet")
     bench |= {"img/2D/count/0.png": photograph(0), "evaluate.py": b"raise SystemExit('nobody runs this')\n"}
     dimensions = (("default", "test*.parquet"), ("2D", "test_2d.parquet"), ("3D", "test_3d.parquet"))
     bench["README.md"] = page(
         "configs:", *(line for name, path in dimensions for line in configuration(name, test=path))
     )
-    # The default configuration, and one with a split a category.
+    # The default configuration, and one with a split per category.
     parts = {name: f"Full/{name}-00000-of-00001.parquet" for name in ("adversarial", "popular")}
     pope |= shards(pope["data/test-00000-of-00001.parquet"], *parts.values())
     pope["README.md"] = page(

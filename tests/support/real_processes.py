@@ -1,4 +1,4 @@
-"""Real processes that run, are stopped and are killed as any; each is a fork of a server that has imported torch."""
+"""Real processes to run, stop and kill; each is forked from a server that has imported torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         *("real_processes", "tiny_extraction", "small_corpus", "advl_pipeline.training.run"),
-        # What a first optimiser, confidences and the packaged teachers import: three seconds of every process.
+        # Imports of a first optimiser, confidences and the packaged teachers: three seconds per process.
         *("torch._dynamo", "scipy.stats", "timm", "transformers.models.bert.modeling_bert"),
     ]
 )
@@ -35,7 +35,7 @@ _CONTEXT.set_forkserver_preload(
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A process that runs; what it prints goes to files."""
+    """A running process; its output goes to files."""
 
     process: multiprocessing.process.BaseProcess
     logs: tuple[Path, Path]
@@ -49,7 +49,7 @@ class Running:
         return self.process.is_alive()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if the process still lives."""
+        """Send a signal if the process is still alive."""
         if self.process.is_alive():
             os.kill(self.pid, number)
 
@@ -63,13 +63,13 @@ class Running:
         return self.process.exitcode
 
     def finish(self) -> str:
-        """Wait for the end, which must be a good one; returns the messages."""
+        """Wait for the end, require success, and return the messages."""
         if code := self.wait():
             raise AssertionError(f"exit code {code}: {self.messages()[-2000:]}")
         return self.messages()
 
     def wait_for(self, file: Path) -> bool:
-        """Wait until a file or folder is there; False when the process ended before."""
+        """Wait until a file or folder exists; returns False if the process ended before."""
         while self.is_running():
             if file.exists():
                 return True
@@ -77,17 +77,17 @@ class Running:
         return False
 
     def printed(self) -> str:
-        """Return what was printed on stdout."""
+        """Return the output on stdout."""
         return self.logs[0].read_text(encoding="utf-8")
 
     def messages(self) -> str:
-        """Return what was printed on stderr, and on stdout behind it."""
+        """Return the output on stderr, followed by that on stdout."""
         return self.logs[1].read_text(encoding="utf-8") + self.printed()
 
 
 def start(target: Callable[..., None], *arguments: Any, **environment: str) -> Running:
-    """Call a function of a module in a process of its own; how it exits is the process's exit code."""
-    # The server and its forks import what tests import.
+    """Call a function of a module in a separate process, which exits with the function's exit code."""
+    # The server and its forks use the import path of the tests.
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     folder = Path(tempfile.mkdtemp(dir=_logs()))
     logs = folder / "stdout", folder / "stderr"
@@ -99,19 +99,19 @@ def start(target: Callable[..., None], *arguments: Any, **environment: str) -> R
 
 
 def start_advl(*words: object, **environment: str) -> Running:
-    """Run `advl` with these words in a process of its own."""
+    """Run `advl` with these words in a separate process."""
     return start(main, [str(word) for word in words], **environment)
 
 
 def main_with(attributes: Mapping[str, object], words: Sequence[str]) -> None:
-    """Run `advl` with attributes of modules changed, such as how often a checkpoint is written; for `start`."""
+    """Run `advl` with patched module attributes, such as the checkpoint interval; for `start`."""
     for name, value in attributes.items():
         mock.patch(name, value).start()
     main(list(words))
 
 
 def run_script(path: Path, arguments: Sequence[str], folder: Path) -> None:
-    """Run a Python script in a folder as `python path arguments` does; for `start`."""
+    """Run a Python script in a folder, like `python path arguments`; for `start`."""
     os.chdir(folder)
     sys.argv = [str(path), *arguments]
     sys.path.insert(0, str(path.parent))
@@ -133,6 +133,6 @@ def _run(
         os.dup2(os.open(log, os.O_WRONLY), stream.fileno())
     os.environ.update(environment)
     torch.set_num_threads(1)
-    # A run collects garbage after each phase: half a second for all that was imported, which stays.
+    # A run collects garbage after each phase; scanning all imported objects would take half a second.
     gc.freeze()
     target(*arguments)

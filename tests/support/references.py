@@ -1,4 +1,4 @@
-"""What the proofs against original code share: parts of reference arrays, a model behind a name, a tiny UNITER."""
+"""Helpers of tests against original code: reference arrays by prefix, a wrapped model, a tiny UNITER."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASSETS = Path(__file__).parents[1] / "assets" / "students"
 
 Reference = Mapping[str, torch.Tensor]
 TINY = {"hidden_size": 24, "num_layers": 3, "num_heads": 4, "intermediate_size": 48, "dropout": 0.0}
-"""The sizes of nearly all references."""
+"""Sizes of nearly all reference models."""
 
 
 def reference(name: str) -> Reference:
@@ -29,18 +29,18 @@ def reference(name: str) -> Reference:
 
 
 def part(arrays: Reference, prefix: str) -> dict[str, torch.Tensor]:
-    """Return the arrays below a prefix, without it."""
+    """Return the arrays under a prefix, with the prefix removed."""
     return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
 
 
 def require_complete(report: LoadReport) -> LoadReport:
-    """Return the report of a load that left nothing out."""
+    """Return a load report after asserting that it is complete."""
     assert report.complete, (report.source, report.missing, report.unexpected, report.reinitialised)
     return report
 
 
 def seeded(name: str, shape: Sequence[int], scale: float) -> torch.Tensor:
-    """Return weights by the rule of the reference, a function of the key."""
+    """Return weights by the rule of the references, a function of the key."""
     low = name.lower()
     is_norm = any(mark in low for mark in ("layernorm", "layer_norm", "_ln_")) or low.endswith("_output.2.weight")
     base = 1.0 if is_norm and low.endswith("weight") else 0.0
@@ -49,7 +49,7 @@ def seeded(name: str, shape: Sequence[int], scale: float) -> torch.Tensor:
 
 
 class Wrapped(nn.Module):
-    """Puts a model behind `model.`, where the student has it."""
+    """A wrapper that stores a model as `model`, as the student does."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class Wrapped(nn.Module):
 
 
 def tiny_uniter(num_types: int) -> UniterConfig:
-    """Return the architecture of the references' UNITER."""
+    """Return the architecture of the reference UNITER."""
     return UniterConfig(**TINY, max_positions=40, num_types=num_types, feature_size=16)
 
 
 class UniterForVqa(nn.Module):
-    """UNITER for VQA under the original's parameter names and order."""
+    """UNITER for VQA with the original's parameter names and order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class UniterForVqa(nn.Module):
 
 
 class UniterPass:
-    """A pass over the arrays of a reference, which lie as the original packs text and regions: without gaps."""
+    """A forward pass over reference arrays, packed like the original's text and regions: without gaps."""
 
     def __init__(self, model: UniterModel, inputs: Reference, delta: Perturbation | None = None) -> None:
         delta = delta or Perturbation()
@@ -102,7 +102,7 @@ class UniterPass:
         return token_kinds(self.text_mask, self.region_mask)
 
     def states(self, num_layers: int | None = None) -> torch.Tensor:
-        """Return (N, S, H), text before regions, zero at padding: what a run computes, of the first layers alone."""
+        """Return the states (N, S, H) of a run after the first layers: text before regions, zero at padding."""
         layers = list(self.model.encoder.layer)[:num_layers]
         x_NSH = torch.cat([self.text, self.regions], dim=1)
         return run_layers(layers, x_NSH, self.kinds, num_text=self.text.shape[1])[0]

@@ -1,4 +1,4 @@
-"""The same regions of the same pictures in every published format, for pictures of COCO."""
+"""The same regions of the same COCO pictures in every published format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARES = np.concatenate([BOXES, BOXES[:, 2:] - BOXES[:, :2]], axis=1) / np.array
 
 
 def features_of(picture: Path) -> np.ndarray:
-    """Features (3, 24) that depend on the picture's number."""
+    """Return features (3, 24) that depend on the picture's number."""
     random = np.random.default_rng(int(picture.stem[-12:]))
     return random.standard_normal((NUM_REGIONS, FEATURE_SIZE)).astype(np.float32)
 
@@ -106,16 +106,16 @@ WRITERS: Mapping[str, Callable[[Path, Sequence[Path]], Path]] = {
     "uniter-lmdb": write_uniter_lmdb,
     "uniter-lmdb-compressed": write_uniter_lmdb_compressed,
 }
-"""Format -> what writes it."""
+"""Format -> its writer."""
 
 
 def write_uniter_layout(img_db: Path, name: str, regions: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Write one of UNITER's folders as published: the LMDB in a folder of its own, the counts beside it.
+    """Write one of UNITER's folders as published: the LMDB in a subfolder, the counts next to it.
 
     Args:
-        img_db: folder of all of them.
+        img_db: parent folder.
         name: such as vcr_train, vcr_gt_train, coco_val2014.
-        regions: name of a picture in UNITER's files -> features (R, F) and boxes (R, 4) in shares.
+        regions: picture name in UNITER's files -> features (R, F) and boxes (R, 4) in fractions of the picture.
     """
     own_boxes = name.startswith("vcr_gt_")
     folder = img_db / name / ("feat_numbb100" if own_boxes else "feat_th0.2_max100_min10")
@@ -139,7 +139,7 @@ def _lmdb(folder: Path, pictures: Sequence[Path], encode: Callable[[Mapping[str,
 
 
 def write_lmdb(folder: Path, entries: Mapping[str, bytes]) -> Path:
-    """Write a database of these entries, as it is in the folder that is returned."""
+    """Write an LMDB with these entries; returns its folder."""
     folder.mkdir(parents=True)
     with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
         for name, entry in entries.items():
@@ -149,7 +149,7 @@ def write_lmdb(folder: Path, entries: Mapping[str, bytes]) -> Path:
 
 
 def packed(arrays: Mapping[str, np.ndarray], **changes: Any) -> bytes:
-    """Pack arrays in the form of msgpack_numpy; `changes` are to what it says of each array."""
+    """Pack arrays in the msgpack_numpy format; `changes` modify the metadata of each array."""
 
     def entry(array: np.ndarray) -> dict[bytes, Any]:
         fields = {
@@ -171,5 +171,5 @@ def _tsv(folder: Path, lines: Sequence[Sequence[str]]) -> Path:
 
 
 def b64(array: np.ndarray) -> str:
-    """Return the bytes of an array as the TSV and JSON formats hold them."""
+    """Return the bytes of an array in base64, as in the TSV and JSON formats."""
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()

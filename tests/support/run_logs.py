@@ -1,4 +1,4 @@
-"""What a run wrote, as tests compare it."""
+"""Output of a run in comparable form."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    """Everything that was computed, without the clock."""
+    """Return all computed values of the log, without times."""
     return [
         {key: value for key, value in record.items() if not key.startswith("seconds")} for record in metrics(folder)
     ]
 
 
 def load_json(path: Path) -> Any:
-    """Return a JSON document that a run wrote."""
+    """Return a JSON document written by a run."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def forget_digests(run: Path) -> None:
-    """Make a run one of an earlier version, which recorded no digests of its files."""
+    """Convert a run to the format of an earlier version, which recorded no file digests."""
     result = load_json(run / "result.json")
     del result["files"]
     (run / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""A proxy in front of an S3 server, which answers some requests as stores do on a bad day.
+"""A proxy in front of an S3 server that injects faults into some requests.
 
-What is signed is left as it is, so the server behind takes the requests for its own.
+It leaves signed parts unchanged, so the server accepts the requests.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from s3_server import S3Server, client_environment
 
 Fault = Literal["500", "503", "500 after", "cut", "slow", "stall"]
-"""An error, an error in place of the answer to a request that was carried out, half a body, a body that drips, and
-one that stops coming while the connection stays."""
+"""An error, an error response to a request that was executed, half a body, a slow body, and a body that stalls while
+the connection stays open."""
 
 _STATUS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "500 after": (500, "InternalError")}
 _MOST_FAULTS_IN_A_ROW = 3
@@ -30,10 +30,10 @@ _PIECES = 3
 
 @dataclass
 class FaultyStore:
-    """A proxy that runs before a store. Of all requests, one in `every` meets a fault: those of `faults`, in turn.
+    """A running proxy in front of a store. One in `every` requests gets a fault, cycling through `faults`.
 
-    `spared` requests come first that meet none; both may be set while it runs. `met` counts faults. With `every`
-    above 1 the same request meets few faults in a row. Without that, threads that ask in step can send every fault to
+    The first `spared` requests get none; both may be changed while it runs. `met` counts faults. With `every` above 1
+    a request gets few faults in a row. Otherwise, threads that send requests in lockstep could direct every fault to
     one of them.
     """
 
@@ -49,11 +49,11 @@ class FaultyStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs to reach the store through the proxy."""
+        """Return the environment variables for a client to reach the store through the proxy."""
         return client_environment(self.endpoint)
 
     def next_fault(self, request: str) -> Fault | None:
-        """Count a request, and say what it meets."""
+        """Count a request, and return its fault, if any."""
         with self._lock:
             self.num_requests += 1
             turn = self.num_requests - self.spared

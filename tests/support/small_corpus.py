@@ -1,4 +1,4 @@
-"""A corpus of a few pictures with the caches of two real teachers over its VCR questions."""
+"""A corpus of a few pictures, with caches of two real teachers over its VCR questions."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 SMALL_WORDS = ("word_size=16",)
-"""Of `--student-option`: at full width words are nine tenths of a small student, and most of a short run's time."""
+"""`--student-option` values: full-width word embeddings are 90% of a small student and most of a short run's time."""
 
 
 @dataclass(frozen=True)
 class SmallCorpus:
-    """Where the data and the caches lie, and the configuration of a short run on them."""
+    """Paths of the data and the caches, and the configuration of a short run on them."""
 
     data_root: Path
     caches: tuple[Path, ...]
 
     def config(self, output: Path, **changes: Any) -> FinetuneConfig:
-        """Return a run of six steps, two of them of the adapt step, of a student with `SMALL_WORDS`.
+        """Return the configuration of a six-step run (two of them adapt steps) of a student with `SMALL_WORDS`.
 
         Args:
-            changes: options; a mapping in place of a recipe is written to a file, as a user states its keys.
+            changes: options; a mapping given as a recipe is written to a file, as a user would.
         """
         settings: dict[str, Any] = {
             "dataset": "scenes-vcr",
@@ -55,7 +55,7 @@ class SmallCorpus:
             "adapt_texts": 16,
             "batch_size": 4,
             "confidence_folds": 2,
-            # Sixteen questions tell no AUC from chance.
+            # On sixteen questions no AUC differs from chance.
             "confidence_check": "none",
         }
         if not {"student", "init"} & changes.keys():
@@ -69,21 +69,21 @@ class SmallCorpus:
         return build_config(FinetuneConfig, settings, changes)
 
     def command(self, output: Path, **changes: Any) -> list[str]:
-        """Return the words of `advl finetune` that ask for this configuration."""
+        """Return the words of `advl finetune` for this configuration."""
         return shlex.split(finetune_command(self.config(output, **changes)))[1:]
 
     def run(self, output: Path, **changes: Any) -> FinetuneResult:
-        """Finetune by the configuration of a short run with these changes."""
+        """Finetune with the configuration of a short run and these changes."""
         return run_finetune(self.config(output, **changes))
 
     def extract(self, output: Path, *, teacher: str = "minilm-l6", **changes: Any) -> Path:
-        """Extract a teacher over the training questions; return the cache."""
+        """Extract a teacher over the training questions; returns the cache."""
         settings = {"dataset": "scenes-vcr", "data_root": self.data_root, "output": output, "folds": 2, **changes}
         run_extract(ExtractConfig(teacher=teacher, **settings))
         return output
 
     def dataset(self, split: str = "train", *, name: str = "scenes-vcr", task: Task = "vcr-q2a") -> Dataset:
-        """Open a split, by default the questions that a short run trains on."""
+        """Open a split, by default the training questions of a short run."""
         return open_dataset(name, split=split, data_root=self.data_root, tasks=(task,))
 
     def examples(self, split: str = "train", *, number: int | None = None) -> list[Example]:
@@ -92,12 +92,12 @@ class SmallCorpus:
         return [dataset[index] for index in range(len(dataset) if number is None else number)]
 
     def evaluate(self, run: Path, **changes: Any) -> dict[str, dict[str, Any]]:
-        """Evaluate a run, by default on test; return what was found of each set."""
+        """Evaluate a run, by default on test; returns the results of each set."""
         return run_evaluate(EvaluateConfig(run=run, data_root=self.data_root, **changes)).sets
 
 
 def signals_of(*caches: Path) -> SignalSource:
-    """Return the signals of teachers, a cache of each."""
+    """Return the signals of teachers, given one cache each."""
     return SignalSource([cached_teacher(open_cache(cache)) for cache in caches], prior=fit_word_prior(["a dog"]))
 
 

@@ -1,4 +1,4 @@
-"""Chat models of many families, as folders of the hub: tiny random weights, and a processor of few words."""
+"""Chat models of many families as hub folders: tiny random weights, and a processor with a small vocabulary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokenizer_of(
     tiles: tuple[str, int] = ("", 0),
     **special: str,
 ) -> Any:
-    """Return a tokenizer of bytes and a few words with marks, of which some have names of their own."""
+    """Return a tokenizer of bytes, a few words and special tokens, some of which have names."""
     name, most = tiles
     every = [
         *marks.split(),
@@ -45,19 +45,19 @@ def tokenizer_of(
 
 
 def made(settings: Mapping[str, Any], **more: Any) -> Any:
-    """Return an object of transformers, of the class that its settings name."""
+    """Return a transformers object of the class named in its settings."""
     return getattr(hf, settings["class"])(**{name: settings[name] for name in settings if name != "class"}, **more)
 
 
 def resolved(value: Any, words: Mapping[str, Any]) -> Any:
-    """Return settings with the values that words in them stand for."""
+    """Return settings with placeholder words replaced by their values."""
     if isinstance(value, dict):
         return {name: resolved(inside, words) for name, inside in value.items()}
     return words.get(value, value) if isinstance(value, str) else value
 
 
 def write_tiny(family: str, folder: Path) -> Any:
-    """Write a repository of a family: config.json, weights, processor; returns the processor."""
+    """Write a repository of a family (config.json, weights, processor); returns the processor."""
     facts = FAMILIES[family]
     tokenizer = tokenizer_of(**facts["tokenizer"])
     template, image = facts.get("template", ("", ""))
@@ -77,7 +77,7 @@ def write_tiny(family: str, folder: Path) -> Any:
     torch.manual_seed(0)
     model = hf.AutoModelForImageTextToText.from_config(hf.AutoConfig.for_model(family, **settings))
     for value in model.parameters():
-        # Gemma 3 starts what its pictures pass through at zero.
+        # Gemma 3 initialises its picture projection to zero.
         if value.dim() > 1 and not value.any():
             torch.nn.init.normal_(value, std=0.2)
     model.save_pretrained(folder)

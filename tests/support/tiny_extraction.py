@@ -2,7 +2,7 @@
 
 `run_settings` runs one extraction from settings with the keys `folder` (of the pictures), `config` (of
 `ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), and `environment`. `run_command`
-runs a command line in place of that.
+runs a command line instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORDS = ["red", "dog", "the", "a", "runs", "holds", "person", "near", "because",
 
 
 class TinyTextTower:
-    """One token per word; its features are a random projection of the word's hash."""
+    """A text tower with one token per word; features are a random projection of the word's hash."""
 
     def __init__(self, *, dim: int = 16, seed: int = 0, delay: float = 0.0, scale: float = 1.0) -> None:
         self.global_dim = self.token_dim = dim
@@ -67,7 +67,7 @@ class TinyTextTower:
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
         time.sleep(self._delay)
         tokens = [self._table[unit.inputs["codes"]] for unit in units]
-        # As the real text towers do: global features of length 1, and how long they were before.
+        # Like the real text towers: unit-length global features, with their original norms.
         mean_ND = torch.stack([rows.mean(dim=0) for rows in tokens])
         norm_N = mean_ND.norm(dim=1)
         return EncodedBatch(
@@ -78,7 +78,7 @@ class TinyTextTower:
 
 
 class TinyImageTower:
-    """One token per box; features are the box's mean colour, projected."""
+    """An image tower with one token per box; features are a projection of the box's mean colour."""
 
     def __init__(self, *, dim: int = 12, seed: int = 0, delay: float = 0.0) -> None:
         self.global_dim = self.token_dim = dim
@@ -119,7 +119,7 @@ def tiny_teacher(*, seed: int = 0, delay: float = 0.0, scale: float = 1.0, tower
 
 
 class TinyDataset:
-    """A SNLI-VE-like split: pictures with 0-3 boxes, three texts each, some texts shared between pictures."""
+    """An SNLI-VE-like split: pictures with 0-3 boxes and three texts each, some shared between pictures."""
 
     name = "tiny"
     tasks: tuple[Task, ...] = ("snli-ve",)
@@ -221,7 +221,7 @@ def tiny_extract(
 
 
 def stop_before_the_tables(folder: Path, output: Path, **options: Any) -> None:
-    """As `tiny_extract`, stopped when all shards are committed and nothing is in the tables yet."""
+    """Run `tiny_extract` and stop it after all shards are committed, before the tables are written."""
     with patch.object(CacheWriter, "finalise", side_effect=KeyboardInterrupt):
         try:
             tiny_extract(folder, output, **options)
@@ -236,12 +236,12 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
 
 
 def open_tiny(config: ExtractConfig) -> tuple[Teacher, TinyDataset]:
-    """Open the teacher and the dataset in `config.data_root`, as `open_teacher_and_data` does by name."""
+    """Open the teacher and the dataset in `config.data_root`, in place of `open_teacher_and_data`."""
     return tiny_teacher(delay=0.05), TinyDataset(config.data_root)
 
 
 def run_command(arguments: Sequence[str], settings: dict[str, Any]) -> None:
-    """Run a command line with the small teacher and dataset of the settings under every name."""
+    """Run a command line in which every name opens the small teacher and dataset of the settings."""
     teacher = tiny_teacher(**settings.get("teacher", {}))
     dataset = TinyDataset(Path(settings["folder"]), **settings.get("dataset", {}))
     with ExitStack() as stack:
@@ -250,7 +250,7 @@ def run_command(arguments: Sequence[str], settings: dict[str, Any]) -> None:
 
 
 def run_settings(settings: dict[str, Any]) -> None:
-    """Run one extraction; the exit code tells the outcome."""
+    """Run one extraction; the exit code gives the outcome."""
     os.environ.update(settings.get("environment", {}))
     try:
         with interruptible("The extraction", kept="every committed shard is kept"):

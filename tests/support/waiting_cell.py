@@ -1,4 +1,4 @@
-"""A cell that says which process runs it and then never ends."""
+"""A cell that records its process id and never ends."""
 
 from __future__ import annotations
 
