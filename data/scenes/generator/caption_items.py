@@ -1,7 +1,7 @@
-"""Scenes and captions for pretraining: short, template-like, plain names only, every phrase with its box.
+"""Scenes and captions for pretraining: short templates with plain names only, every phrase with its box.
 
-Their vocabulary is limited, as that of real captions is: a kind that is not `named` goes by its family's hypernym in
-half of its pictures ("a mammal to the left of a hammer"), and is not mentioned in the other half.
+Their vocabulary is limited, like that of real captions: a kind that is not `named` appears as its family's hypernym
+in half of its pictures ("a mammal to the left of a hammer"), and is not mentioned in the other half.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _OPENINGS: Final = ("", "a picture of ", "there is ", "this is ", "it is ", "tha
 
 
 def plan_caption_scenes(vocabulary: Vocabulary, *, seed: int, split: str, num_scenes: int) -> Iterator[Scene]:
-    """Yield caption scenes in order: two to five different kinds of the whole vocabulary, each as often as any.
+    """Yield caption scenes in order: two to five different kinds of the vocabulary, all equally often.
 
-    At least two kinds of a scene are named, and no other of its family stands beside one that is not.
+    At least two kinds of a scene are named, and an unnamed kind is the only one of its family in a scene.
     """
     deck: list[Kind] = []
     for number in range(num_scenes):
@@ -30,7 +30,7 @@ def plan_caption_scenes(vocabulary: Vocabulary, *, seed: int, split: str, num_sc
         count = draws.between(MIN_THINGS, MAX_THINGS)
         chosen: list[Kind] = []
         while len(chosen) < count:
-            # What does not fit waits for the next scene; where two decks meet, a kind may come up twice.
+            # Kinds that do not fit wait for the next scene; where two decks meet, a kind may come up twice.
             position = next((index for index, kind in enumerate(deck) if _fits(kind, chosen, count)), None)
             if position is None:
                 deck += draws.shuffled(vocabulary.kinds)
@@ -42,7 +42,7 @@ def plan_caption_scenes(vocabulary: Vocabulary, *, seed: int, split: str, num_sc
 
 
 def _fits(kind: Kind, chosen: Sequence[Kind], count: int) -> bool:
-    """Tell whether a kind may join a caption scene: what is called "a mammal" must be its only mammal."""
+    """Return whether a kind may join a caption scene: "a mammal" must refer to its only mammal."""
     num_unnamed = sum(not other.named for other in chosen)
     if not kind.named and num_unnamed == count - MIN_THINGS:
         return False
@@ -53,7 +53,7 @@ def _fits(kind: Kind, chosen: Sequence[Kind], count: int) -> bool:
 def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) -> Iterator[dict[str, Any]]:
     """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `paths.captions`).
 
-    The one says how two things are, the other lists all; a kind that is not named may be left out of both.
+    One caption gives the relation of two things, the other lists all; both may leave out an unnamed kind.
     """
     draws = Draws(seed, split, "captions", scene.number)
     calls = {}

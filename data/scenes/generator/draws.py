@@ -1,7 +1,7 @@
-"""Random draws that are the same on every machine and in every library version: SHA-256 of a name and a counter.
+"""Random draws that are equal on every machine and in every library version: SHA-256 of a name and a counter.
 
-Each thing that is drawn has a name of its own (seed, split, scene, purpose), so adding a draw in one place changes
-nothing elsewhere, and workers need no shared state.
+Each draw has a unique name (seed, split, scene, purpose), so adding a draw in one place changes nothing elsewhere,
+and workers need no shared state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Draws:
         return (next(self._words) * bound) >> (8 * _WORD)
 
     def between(self, low: int, high: int) -> int:
-        """Draw from low .. high, both included."""
+        """Draw from low .. high, inclusive."""
         return low + self.below(high - low + 1)
 
     def pick(self, items: Sequence[Item]) -> Item:

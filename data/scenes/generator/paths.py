@@ -1,8 +1,8 @@
-"""Where every file of the built-in corpus is: pure functions from split to name, relative to `<root>/scenes`.
+"""Paths of the files of the built-in corpus: pure functions from split to name, relative to `<root>/scenes`.
 
-Where the official datasets name a split, the official names are used. Official test splits of VCR and VQA carry
-no labels; ours do, in the fields of the labelled splits. All splits but train, val and test follow the official
-pattern with the split's name in the place of `train2014`.
+Splits that the official datasets have use the official names. Official test splits of VCR and VQA have no labels;
+ours do, in the fields of the labelled splits. All splits except train, val and test follow the official pattern with
+the split's name in place of `train2014`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ TASK_SPLITS: Final = (
 """Splits of the three task formats."""
 
 GREY: Final = "test-grey"
-"""A split of corpora of photographs alone: the pictures of test, grey and noisy."""
+"""Split that only corpora of photographs have: the pictures of test, grey and noisy."""
 
 CAPTION_SPLITS: Final = ("train", "val")
 
 SPLIT_CODES: Final = {split: code for code, split in enumerate((*TASK_SPLITS, GREY), start=1)}
-"""First digits of every picture number, so that no number occurs in two splits."""
+"""Leading digits of picture numbers, so that no number occurs in two splits."""
 
 CODE_STRIDE: Final = 1_000_000
 """Picture number = split code * CODE_STRIDE + scene number."""
@@ -72,7 +72,7 @@ def vcr_metadata(split: str, scene: int) -> PurePosixPath:
 
 
 def picture_number(split: str, scene: int) -> int:
-    """Return the number that names a scene's picture in the VQA and SNLI-VE formats; unique over all splits."""
+    """Return the number of a scene's picture in the VQA and SNLI-VE formats; unique over all splits."""
     return SPLIT_CODES[split] * CODE_STRIDE + scene
 
 
@@ -108,11 +108,11 @@ def snli_ve_image(flickr_id: str) -> PurePosixPath:
 
 
 def boxes(folder: str, split: str) -> PurePosixPath:
-    """Return `<folder>/boxes_<split>.jsonl`: what a class-agnostic detector would give for VQA and SNLI-VE.
+    """Return `<folder>/boxes_<split>.jsonl`: boxes for VQA and SNLI-VE, like those of a class-agnostic detector.
 
-    The official downloads of these two datasets hold no boxes. Each line is
+    The official downloads of these two datasets contain no boxes. Each line is
     `{"image": path relative to the folder, "width": int, "height": int, "boxes": [[x1, y1, x2, y2], ...]}` in
-    pixels; boxes carry no class.
+    pixels; boxes have no class.
     """
     return PurePosixPath(folder, f"boxes_{split}.jsonl")
 

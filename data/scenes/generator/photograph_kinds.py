@@ -1,8 +1,8 @@
-"""The vocabulary of a corpus of photographs: kinds of class folders, named and described by a file.
+"""Vocabulary of a corpus of photographs: a kind per class folder, with names and descriptions from a file.
 
 The file has the form of `descriptions.toml`, one table per class folder, with `name`, `article` and `family` in each.
-Which kinds captions never name, and which ones labelled items never show, follows from the file alone. What may hide
-a thing is drawn: such kinds stand in every picture, and nobody is asked about them.
+The file alone determines the kinds that captions never name, and those that labelled items never show. Containers,
+which may hide a thing, are drawn: they are in every picture, and no question is about them.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ _OF_KINDS: Final = ("name", "article", "family")
 
 _WITH_UNSEEN: Final = 5
 _UNSEEN: Final = 2
-"""A family of at least so many kinds keeps so many of them for test-unseen."""
+"""Number of a family's kinds reserved for test-unseen, and minimum size of such a family."""
 
 _WITH_UNNAMED: Final = 3
-"""A family of at least so many labelled kinds has one that no caption names."""
+"""Minimum number of labelled kinds of a family with one kind that no caption names."""
 
 _LEAST_FAMILIES: Final = 8
-"""A group of scenes shows up to six families that are asked about or pointed at, and others around them."""
+"""Minimum number of families: a group of scenes uses up to six in its questions, and others around them."""
 
 _SIDES: Final = 2
-"""Containers, between which the groups are divided."""
+"""Number of containers to divide the groups between."""
 
 
 def load_photograph_vocabulary(folder: Path, descriptions: Path, *, unseen: bool) -> tuple[Vocabulary, str]:
-    """Read the kinds of a folder of photographs; return them, and whom the photographs are owed to.
+    """Read the kinds of a folder of photographs; return them and the credits of the photographs.
 
     Args:
-        folder: of class folders; those without a table are left out.
+        folder: folder of class folders; those without a table are left out.
         descriptions: the file.
-        unseen: whether test-unseen is wanted.
+        unseen: whether to reserve kinds for test-unseen.
 
     Raises:
         DatasetError: the file cannot be used, a table has no class folder, a family has a single kind, or there are
@@ -105,7 +105,7 @@ def load_photograph_vocabulary(folder: Path, descriptions: Path, *, unseen: bool
 def _require_families(
     path: Path, vocabulary: Vocabulary, kinds: Sequence[Kind], what: str, *, least: int = _SIDES * _SIDES
 ) -> None:
-    """Refuse kinds that no group of scenes can be composed from."""
+    """Refuse kinds that are too few to compose a group of scenes."""
     one_of_each = {kind.family: kind for kind in kinds}.values()
     sides = Counter(vocabulary.hiding_place(kind).code for kind in one_of_each)
     if len(sides) < _SIDES or min(sides.values()) < _SIDES or len(one_of_each) < least:
@@ -127,7 +127,7 @@ _EXAMPLES: Final[Mapping[str, str]] = {"name": "crab", "article": "a", "family":
 
 
 def _families(path: Path, sizes: Mapping[str, int], tables: Any) -> dict[str, Family]:
-    """Return the families by name; what the file does not say of one follows from its name."""
+    """Return the families by name; fields missing from the file follow from the name."""
     if not isinstance(tables, dict) or (tables and tables.keys() != sizes.keys()):
         raise unfit(path, "[families] describes all families of the kinds, or none")
     families = {}
@@ -167,7 +167,7 @@ def _divided(kinds: Sequence[Kind], *, unseen: bool) -> tuple[tuple[Kind, ...], 
 def _hiding(
     containers: Sequence[Container], labelled: Sequence[Kind], unseen: Sequence[Kind]
 ) -> tuple[Container, ...]:
-    """Divide the groups between the containers, so that either may hide about as many families."""
+    """Divide the groups between the containers, so that both may hide about as many families."""
     families = [{kind.family for kind in pool} for pool in (unseen, labelled)]
     sides: list[list[str]] = [[] for _ in containers]
 

@@ -1,8 +1,8 @@
-"""Photographs in the place of artwork: a folder of class folders, read, checked and divided by use.
+"""Photographs instead of artwork: a folder of class folders, read, checked and divided by use.
 
-A kind's photographs are divided into disjoint pools, so that no photograph of a test picture was ever seen in
-training. Whatever is wrong with a folder is found before anything is drawn. A sprite is as in `artwork.py`; its alpha
-is 255 throughout, since a photograph is cut out as a rectangle.
+A kind's photographs are divided into disjoint pools, so that no photograph of a test picture occurs in training. All
+checks of a folder run before anything is drawn. Sprites are as in `artwork.py`, with alpha 255 throughout, since a
+photograph is cropped as a rectangle.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from advl_pipeline.datasets.problems import Malformed
 Pool = Literal["captions", "train", "val", "test"]
 
 SHARES: Final[Mapping[Pool, int]] = {"captions": 30, "train": 40, "val": 10, "test": 20}
-"""Percent of a kind's photographs that each use has for itself."""
+"""Percentage of a kind's photographs in each pool."""
 
 LEAST_PHOTOGRAPHS: Final = 10
-"""A kind has at least so many, or a pool would be empty."""
+"""Minimum number of photographs of a kind, so that no pool is empty."""
 
 LEAST_SIDE: Final = 48
 _SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 _CROPS: Final = (192, 208, 224, 240, 256)
-"""Width or height of a crop in 256ths of the photograph's."""
+"""Width or height of a crop in 256ths of the photograph."""
 
 Crop = tuple[int, int, int, int]
-"""Width and height in 256ths of the photograph's, then how far right and down it is in 256ths of what is left."""
+"""Width and height in 256ths of the photograph, then the offsets right and down in 256ths of the remainder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Photographs:
-    """The photographs of all kinds: pool -> code of a kind -> files; and the digest of each pool's content."""
+    """Photographs of all kinds: pool -> code of a kind -> files; and the digest of each pool's content."""
 
     pools: Mapping[Pool, Mapping[str, tuple[Path, ...]]]
     digests: Mapping[Pool, str]
@@ -54,7 +54,7 @@ def class_folders(folder: Path) -> Mapping[str, Path]:
     """Return the class folders of a folder by name.
 
     Raises:
-        DatasetError: it is no folder, or holds none.
+        DatasetError: it is not a folder, or contains no class folders.
     """
     if not folder.is_dir():
         raise DatasetError("The folder of photographs is not there.", where=str(folder))
@@ -68,13 +68,13 @@ def read_photographs(folder: Path, kinds: Sequence[Kind], *, seed: int) -> Photo
     """Decode and hash all photographs of the kinds, and divide them into pools.
 
     Args:
-        folder: holds a class folder for each kind, named by its code.
-        kinds: those that photographs show.
-        seed: chooses which photograph goes to which pool.
+        folder: folder with a class folder per kind, named by its code.
+        kinds: the kinds to show by photographs.
+        seed: determines the pool of each photograph.
 
     Raises:
-        DatasetError: a kind has too few photographs; or one is damaged, too small, outside the folder, or that of
-            another kind or file as well. It names the file.
+        DatasetError: a kind has too few photographs; or a photograph is damaged, too small, outside the folder, or a
+            duplicate of another file. The message names the file.
     """
     classes, seen = class_folders(folder), dict[str, Path]()
     pools: dict[Pool, dict[str, tuple[Path, ...]]] = {pool: {} for pool in SHARES}
@@ -99,7 +99,7 @@ def read_photographs(folder: Path, kinds: Sequence[Kind], *, seed: int) -> Photo
 
 
 def _checked(path: Path, folder: Path, seen: dict[str, Path]) -> str:
-    """Decode a photograph and return the SHA-256 of its content, which no photograph in `seen` has."""
+    """Decode a photograph and return the SHA-256 of its content; refuse a duplicate of one in `seen`."""
     if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
         raise _unfit(path, "it is a link, whose target may change or be outside the folder")
     try:
@@ -119,12 +119,12 @@ def _unfit(path: Path, why: str) -> DatasetError:
 
 
 def draw_crop(draws: Draws) -> Crop:
-    """Draw which part of a photograph is cut out."""
+    """Draw the crop of a photograph."""
     return draws.pick(_CROPS), draws.pick(_CROPS), draws.between(0, 256), draws.between(0, 256)
 
 
 def cropped(path: Path, crop: Crop) -> Sprite:
-    """Return a part of a photograph as a sprite."""
+    """Return a crop of a photograph as a sprite."""
     picture = _photograph(path)
     height, width = picture.shape[:2]
     part_width, part_height = width * crop[0] // 256, height * crop[1] // 256
@@ -133,7 +133,7 @@ def cropped(path: Path, crop: Crop) -> Sprite:
     return np.concatenate([part, np.full((*part.shape[:2], 1), 255, dtype=np.uint8)], axis=2)
 
 
-# The photographs of one kind come up again and again; 64 of 300 x 200 take 12 MB.
+# The photographs of a kind are used repeatedly; 64 of 300 x 200 take 12 MB.
 @functools.lru_cache(maxsize=64)
 def _photograph(path: Path) -> Sprite:
     picture = read_rgb(path)
@@ -143,4 +143,4 @@ def _photograph(path: Path) -> Sprite:
 
 
 _LONGEST: Final = 384
-"""Pixels of the longer side beyond which a photograph is made smaller before it is cut: it is shown at most at 72."""
+"""Maximum pixels of a photograph's longer side; larger ones are scaled down before cropping, as 72 are shown."""

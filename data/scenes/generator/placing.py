@@ -1,8 +1,8 @@
-"""Where things stand in a picture, and how they stand to one another; all numbers are whole pixels.
+"""Positions of things in a picture and their relations; all numbers are integer pixels.
 
-A relation holds only where nobody would argue: one axis dominates clearly. In between there is none. Things are
-placed by sequential rejection: one after the other, each where it satisfies every rule that is already decidable; a
-dead end starts again.
+A relation requires that one axis dominates clearly; ambiguous pairs have no relation. Things are placed by sequential
+rejection: one after the other, each at a position that satisfies every rule that is already decidable; a dead end
+restarts.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ _CLEAR: Final = (6, 5)
 """One offset must be at least 6/5 of the other for its axis to dominate."""
 
 _STICKS_OUT: Final = 12
-"""Pixels by which an outermost thing must stick out beyond the next one."""
+"""Minimum pixels between an outermost thing and the next one."""
 
 PICTURE_SIDE: Final = 224
 SIZES: Final = (48, 52, 56, 60, 64, 68, 72)
-"""Longer side of a thing before it is turned."""
+"""Longer side of a thing before rotation."""
 
 TILTS: Final = (-16, -12, -8, -4, 0, 4, 8, 12, 16)
 """Degrees, clockwise."""
 
 OVERLAP: Final = 26
-"""Pixels that two things of a picture may share on the axis that parts them; all others stand apart."""
+"""Maximum overlap in pixels of two things on their separating axis; all others are disjoint."""
 
 _LEANING: Final = 2
-"""One scene in so many has a thing that leans on another."""
+"""One in this many scenes has a thing that leans on another."""
 
 _ASIDE: Final = 16
-"""Pixels by which a leaning thing may miss the other's centre on the other axis."""
+"""Maximum offset in pixels of a leaning thing from the other's centre on the other axis."""
 
 _MARGIN: Final = 2
 _REACH: Final = {0: 20, 4: 22, 8: 23, 12: 24, 16: 25}
 _REACH_WHOLE: Final = 40
-"""A square of side 1 that is turned by t stays within (cos t + sin t) / 2 of its centre: so many 40ths or less."""
+"""Inverse scale: a square of side 1 rotated by t extends (cos t + sin t) / 2 from its centre, rounded up to 40ths."""
 
 _TRIES: Final = 40
 _RESTARTS: Final = 4000
 
 Rule = Callable[[Sequence[Centre]], bool]
-"""Whether the things placed so far may stay; called with a prefix of the centres."""
+"""Function that returns whether the things placed so far are valid; called with a prefix of the centres."""
 
 
 def leaning(thing: Centre, reference: Centre) -> Relation:
-    """Return how `thing` is to `reference` by the greater offset, however arguable it is; y grows downwards."""
+    """Return the relation of `thing` to `reference` by the larger offset, even if ambiguous; y grows downwards."""
     dx, dy = thing[0] - reference[0], thing[1] - reference[1]
     if abs(dx) >= abs(dy):
         return "left" if dx < 0 else "right"
@@ -75,13 +75,13 @@ def leaning(thing: Centre, reference: Centre) -> Relation:
 
 
 def relation(thing: Centre, reference: Centre) -> Relation | None:
-    """Return how `thing` is to `reference`, or None where it is arguable."""
+    """Return the relation of `thing` to `reference`, or None if it is ambiguous."""
     less, more = sorted(abs(coordinate - other) for coordinate, other in zip(thing, reference, strict=True))
     return leaning(thing, reference) if more * _CLEAR[1] >= less * _CLEAR[0] else None
 
 
 def is_unique(target: int, reference: int, wanted: Relation, centres: Sequence[Centre]) -> bool:
-    """Tell whether `target` is the one thing that stands in the relation to `reference`, none other arguably so."""
+    """Return whether only `target` has the relation to `reference`, and no other thing ambiguously."""
     if relation(centres[target], centres[reference]) != wanted:
         return False
     others = (index for index in range(len(centres)) if index not in (target, reference))
@@ -89,12 +89,12 @@ def is_unique(target: int, reference: int, wanted: Relation, centres: Sequence[C
 
 
 def outermost(side: Relation, centres: Sequence[Centre], among: Iterable[int]) -> int | None:
-    """Return the thing that is furthest to one side, or None unless it sticks out clearly from all others.
+    """Return the outermost thing on one side, or None unless it clearly exceeds all others.
 
     Args:
         side: "left" and "above" look for the smallest coordinate, "right" and "below" for the largest.
         centres: all things of the picture.
-        among: the things that may be returned; the others count as rivals.
+        among: the things that may be returned; the others only count as competitors.
     """
     axis = 0 if side in ALONG["horizontal"] else 1
     sign = 1 if side in ("left", "above") else -1
@@ -105,7 +105,7 @@ def outermost(side: Relation, centres: Sequence[Centre], among: Iterable[int]) -
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spot:
-    """Where a thing goes: centre and longer side in pixels, tilt in degrees."""
+    """Position of a thing: centre and longer side in pixels, tilt in degrees."""
 
     centre: Centre
     size: int
@@ -113,26 +113,26 @@ class Spot:
 
     @property
     def reach(self) -> int:
-        """Pixels from the centre that the thing never exceeds on either axis."""
+        """Maximum extent of the thing from its centre on either axis, in pixels."""
         return -(-self.size * _REACH[abs(self.tilt)] // _REACH_WHOLE)
 
     @property
     def inside(self) -> bool:
-        """Whether all of the thing is in the picture."""
+        """Whether the thing is completely in the picture."""
         low = self.reach + _MARGIN
         return all(low <= coordinate <= PICTURE_SIDE - low for coordinate in self.centre)
 
     def gap(self, other: Spot) -> int:
-        """Return the pixels between this thing and another one on the axis that parts them."""
+        """Return the pixels between this thing and another one on their separating axis."""
         distance = max(abs(self.centre[0] - other.centre[0]), abs(self.centre[1] - other.centre[1]))
         return distance - self.reach - other.reach
 
 
 def place(draws: Draws, count: int, rule: Rule) -> tuple[Spot, ...]:
-    """Return `count` spots inside the picture that obey the rule and keep apart, but for two that may overlap.
+    """Return `count` spots inside the picture that satisfy the rule and are disjoint, except two that may overlap.
 
     Raises:
-        AdvlError: the rule cannot be satisfied (a mistake in the caller).
+        AdvlError: the rule cannot be satisfied (a bug in the caller).
     """
     for _ in range(_RESTARTS):
         if (spots := _attempt(draws, count, rule)) is not None:
@@ -141,7 +141,7 @@ def place(draws: Draws, count: int, rule: Rule) -> tuple[Spot, ...]:
 
 
 def _attempt(draws: Draws, count: int, rule: Rule) -> list[Spot] | None:
-    # Five large things leave no room for relations.
+    # Five large things leave no space for relations.
     sizes = SIZES[: len(SIZES) - 2 * max(0, count - 3)]
     spots: list[Spot] = []
     leans = draws.between(1, count - 1) if count > 1 and not draws.below(_LEANING) else None
@@ -151,7 +151,7 @@ def _attempt(draws: Draws, count: int, rule: Rule) -> list[Spot] | None:
         for _ in range(_TRIES):
             support = draws.pick(spots) if position == leans else None
             if support is not None:
-                # It overlaps with the other one on a side of that.
+                # It overlaps the other one on one of its sides.
                 distance = support.reach + reach - draws.between(OVERLAP // 2, OVERLAP)
                 offsets = [draws.pick((-distance, distance)), draws.between(-_ASIDE, _ASIDE)]
                 x, y = offsets if draws.below(2) else offsets[::-1]

@@ -1,11 +1,11 @@
-"""Draw a scene: how each thing and the picture look, and what hides what.
+"""Rendering of a scene: the looks of things and picture, and occlusion.
 
-All arithmetic is of whole numbers, so that every machine gets the same pixels from the same artwork. Where arrays are
-floating, they hold whole numbers below 2**24 (float32) or 2**53 (float64): sums and products are exact in any order,
-so the matrix products are too. Every draw is made whether the style needs it or not, so that splits of one plan
-differ in their styles alone. Coordinates inside sprites are fixed-point with `_FRACTION` bits.
+All arithmetic is on integers, so that every machine gets the same pixels from the same artwork. Floating-point arrays
+contain integers below 2**24 (float32) or 2**53 (float64): sums and products are exact in any order, so the matrix
+products are too. Every draw is made whether the style needs it or not, so that splits of one plan differ only in
+their styles. Coordinates inside sprites are fixed-point with `_FRACTION` bits.
 
-Pictures are uint8 (H, W, 3). Line art (`artwork.py`) has no colours of its own; `coloured` tints it.
+Pictures are uint8 (H, W, 3). Line art (`artwork.py`) has no colours; `coloured` tints it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PALE: Final = (176, 246)
 
 _VARIATION: Final = 14
 _SECOND: Final = 24
-"""Steps by which a second surface differs from the first, at most, in each channel."""
+"""Maximum difference of a second surface from the first, in steps per channel."""
 
 _PATTERNS: Final = ("plain", "plain", "floor", "stripes")
 _HORIZON: Final = (PICTURE_SIDE * 2 // 5, PICTURE_SIDE * 4 // 5)
@@ -46,7 +46,7 @@ _STRIPE: Final = (20, 44)
 
 _BAR_WIDTHS: Final = (5, 6, 7, 8)
 _BAR_OFFSET: Final = 12
-"""Pixels by which a bar may miss the centre of the thing that it crosses."""
+"""Maximum offset in pixels of a bar from the centre of the thing that it crosses."""
 
 Colour = tuple[int, int, int]
 
@@ -68,10 +68,10 @@ _PAPERS: Final[tuple[Colour | None, ...]] = (
     (150, 196, 246),
     (214, 176, 236),
 )
-"""What line art is filled with; None lets the background through."""
+"""Fill colours of line art; None is transparent."""
 
 _SQUEEZES: Final = (256, 240, 224)
-"""Width or height of a thing in 256ths of its drawing's."""
+"""Width or height of a thing in 256ths of its drawing."""
 
 _CONTRAST: Final = (208, 276)
 _BRIGHTNESS: Final = (-20, 12)
@@ -80,7 +80,7 @@ _TINT: Final = (232, 256)
 
 
 def background(draws: Draws) -> Picture:
-    """Return a pale picture: one soft surface, a wall and a floor, or broad stripes."""
+    """Return a pale background: one soft surface, a wall and a floor, or broad stripes."""
     base = [draws.between(*_PALE) for _ in range(3)]
     picture = _surface(base, draws)
     pattern = draws.pick(_PATTERNS)
@@ -95,7 +95,7 @@ def background(draws: Draws) -> Picture:
 
 
 def _surface(base: list[int], draws: Draws) -> Picture:
-    """Return a picture whose colour varies softly: a coarse grid of colours, interpolated."""
+    """Return a picture with softly varying colour: an interpolated coarse grid of colours."""
     grid = np.array(
         [
             [[channel + draws.between(-_VARIATION, _VARIATION) for channel in base] for _ in range(_KNOTS)]
@@ -110,7 +110,7 @@ def _surface(base: list[int], draws: Draws) -> Picture:
 
 @functools.cache
 def _knot_weights() -> npt.NDArray[np.float32]:
-    """Return whole-number weights (PICTURE_SIDE, _KNOTS) of linear interpolation; each row sums to PICTURE_SIDE."""
+    """Return integer weights (PICTURE_SIDE, _KNOTS) of linear interpolation; each row sums to PICTURE_SIDE."""
     position = np.arange(PICTURE_SIDE) * (_KNOTS - 1)
     knot, part = position // PICTURE_SIDE, position % PICTURE_SIDE
     weights = np.zeros((PICTURE_SIDE, _KNOTS), dtype=np.float32)
@@ -120,7 +120,7 @@ def _knot_weights() -> npt.NDArray[np.float32]:
 
 
 def draw_bar(centre: Centre, draws: Draws) -> Area:
-    """Draw a pole or a rail that crosses the thing at a centre, from edge to edge of the picture."""
+    """Draw a pole or a rail across the thing at a centre, from edge to edge of the picture."""
     is_upright, width = bool(draws.below(2)), draws.pick(_BAR_WIDTHS)
     start = centre[0 if is_upright else 1] + draws.between(-_BAR_OFFSET, _BAR_OFFSET) - width // 2
     across, along = slice(start, start + width), slice(None)
@@ -129,7 +129,7 @@ def draw_bar(centre: Centre, draws: Draws) -> Area:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """How one thing is drawn: its style, whether mirrored, its width and height in 256ths, the tint of line art."""
+    """Look of a thing: its style, whether mirrored, its width and height in 256ths, the tint of line art."""
 
     style: Style
     mirrored: bool
@@ -142,7 +142,7 @@ class Look:
 
 
 def draw_look(kind: Kind, styles: Sequence[Style], draws: Draws, photographs: Photographs | None = None) -> Look:
-    """Draw the look of a thing, in one of the styles that are offered for its kind."""
+    """Draw the look of a thing, in one of the available styles of its kind."""
     files = (photographs or {}).get(kind.code, ())
     squeeze, across = draws.pick(_SQUEEZES), draws.below(2)
     return Look(
@@ -158,7 +158,7 @@ def draw_look(kind: Kind, styles: Sequence[Style], draws: Draws, photographs: Ph
 
 
 def coloured(sprite: Sprite, look: Look) -> Sprite:
-    """Return a sprite in red, green, blue, alpha: as it is, or tinted where it is line art."""
+    """Return a sprite in red, green, blue, alpha: unchanged, or tinted for line art."""
     if look.style not in LINE_STYLES:
         return sprite
     ink, filled = (sprite[..., channel, None].astype(np.uint32) for channel in (0, 3))
@@ -171,7 +171,7 @@ def coloured(sprite: Sprite, look: Look) -> Sprite:
 
 
 def light(draws: Draws) -> npt.NDArray[np.uint8]:
-    """Draw the light of a picture: (3, 256), what each channel's values become."""
+    """Draw the light of a picture: (3, 256), a lookup table per channel."""
     contrast, brightness = draws.between(*_CONTRAST), draws.between(*_BRIGHTNESS)
     lit = ((np.arange(256, dtype=np.int32) - 128) * contrast >> 8) + 128 + brightness
     gains = np.array([draws.between(*_TINT) for _ in range(3)], dtype=np.int32)
@@ -180,34 +180,34 @@ def light(draws: Draws) -> npt.NDArray[np.uint8]:
 
 
 Photographs = Mapping[str, Sequence[Path]]
-"""Code of a kind -> the photographs that may show it."""
+"""Code of a kind -> its available photographs."""
 
 Box = tuple[int, int, int, int]
 Owners = npt.NDArray[np.int8]
-"""(PICTURE_SIDE, PICTURE_SIDE): tag of the thing that each pixel shows, -1 for none."""
+"""(PICTURE_SIDE, PICTURE_SIDE): tag of the visible thing at each pixel, -1 for none."""
 
 _FRACTION: Final = 16
 _ONE: Final = 1 << _FRACTION
 _WEIGHT_BITS: Final = 8
 _VISIBLE: Final = 24
-"""Alpha from which a pixel counts as part of a thing when its box is taken."""
+"""Minimum alpha of a pixel that counts for the box of a thing."""
 
 _HIDES: Final = 128
-"""Alpha from which a pixel hides another thing."""
+"""Minimum alpha of a pixel that occludes another thing."""
 
 _COSINES: Final = {0: 65536, 4: 65376, 8: 64898, 12: 64104, 16: 62997}
 _SINES: Final = {0: 0, 4: 4572, 8: 9121, 12: 13626, 16: 18064}
 """Degrees -> cosine and sine times 2**16, rounded."""
 
 _LEAST_SEEN: Final = (3, 4)
-"""Share of its pixels that a thing keeps, whatever stands before it."""
+"""Minimum visible share of a thing's pixels under occlusion."""
 
 _MOST_MOVED: Final = 10
-"""Twice the pixels by which the middle of what is seen of a thing may differ from that of the whole thing."""
+"""Twice the maximum distance in pixels between the centres of a thing's visible part and of the complete thing."""
 
 _BARRED: Final = 3
 _BAR_TRIES: Final = 4
-"""One picture in so many has a bar, if one of so many tries leaves all things recognisable."""
+"""One in this many pictures has a bar, if one of this many tries keeps all things recognisable."""
 
 _BAR_SHADE: Final = (64, 144)
 _JPEG_QUALITY: Final = 90
@@ -215,13 +215,13 @@ _JPEG_QUALITY: Final = 90
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stamp:
-    """Artwork ready to be put down: pixels, and where their upper left corner goes relative to a thing's centre."""
+    """Artwork ready for pasting: pixels, and the offset of their upper left corner from a thing's centre."""
 
     pixels: Sprite
     corner: tuple[int, int]
 
     def area(self, thing: Thing) -> Area:
-        """Return the rows and columns of the picture that the pixels cover."""
+        """Return the covered rows and columns of the picture."""
         left, top = thing.spot.centre[0] + self.corner[0], thing.spot.centre[1] + self.corner[1]
         height, width = self.pixels.shape[:2]
         return slice(top, top + height), slice(left, left + width)
@@ -235,12 +235,12 @@ def draw_scene(
     *,
     is_grey: bool = False,
 ) -> tuple[bytes, tuple[Box, ...]]:
-    """Draw things, each in one of the styles; the draws decide on everything else that may vary.
+    """Draw things, each in one of the styles; the draws determine everything else that varies.
 
-    A thing may hide a little of one other, and a bar a little of several. A box is that of a thing's visible pixels.
+    A thing may occlude a little of one other, and a bar a little of several. A box encloses a thing's visible pixels.
 
     Args:
-        photographs: of the kinds that are photographed; None where all are drawn.
+        photographs: photographs of the photographed kinds; None if all are drawn.
         is_grey: whether the picture is grey and noisy.
 
     Returns:
@@ -257,7 +257,7 @@ def draw_scene(
     owners = _owners(things, stamps, order)
     for tag in order:
         area, pixels = picture[stamps[tag].area(things[tag])], stamps[tag].pixels
-        # (n + 128 + (n + 128) / 256) / 256, rounded down, is n / 255 to the nearest whole number up to 255 * 255.
+        # (n + 128 + (n + 128) / 256) / 256, rounded down, is n / 255 to the nearest integer up to 255 * 255.
         through = area * (255 - pixels[..., 3:].astype(np.uint32)) + 128
         area[...] = pixels[..., :3] + ((through + (through >> 8)) >> 8)
     for bar in bars:
@@ -275,19 +275,19 @@ def draw_scene(
 
 
 def _grey(picture: Picture, draws: Draws) -> Picture:
-    """Return a picture without its colours, with noise; the weights of the channels are those of ITU-R BT.601."""
-    # The legacy generator's stream is frozen, that of the newer ones may change with NumPy.
+    """Return a grey picture with noise; the channel weights are those of ITU-R BT.601."""
+    # The legacy generator's stream is frozen; that of the newer ones may change with NumPy.
     noise = np.random.RandomState(draws.below(1 << 32)).randint(-_NOISE, _NOISE + 1, picture.shape[:2])
     luma = (picture.astype(np.int64) @ np.array([299, 587, 114]) + 500) // 1000
     return np.repeat(np.clip(luma + noise, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 _NOISE: Final = 40
-"""Steps of a channel by which the noise of a grey picture goes up and down, at most."""
+"""Maximum amplitude of the noise of a grey picture, in steps of a channel."""
 
 
 def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp], range]:
-    """Return the stamps of things, and the order to put them down in, so that each can be recognised."""
+    """Return the stamps of things and their drawing order, so that each can be recognised."""
 
     def stamps(smaller: int, tilts: bool) -> list[Stamp]:
         thing_stamps = []
@@ -300,7 +300,7 @@ def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp
     for order in (tags, tags[::-1]):
         if _shows(things, whole, _owners(things, whole, order)):
             return whole, order
-    # Neither of two things can stand before the other: upright and so much smaller, they do not touch.
+    # If neither of two things can occlude the other, they are drawn upright and smaller, so that they do not touch.
     return stamps(OVERLAP, tilts=False), tags
 
 
@@ -313,7 +313,7 @@ def _owners(things: Sequence[Thing], stamps: Sequence[Stamp], order: Sequence[in
 
 
 def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> bool:
-    """Tell whether of each thing enough is seen, about where it stands, and on the planned side of every other."""
+    """Return whether enough of each thing is visible, near its position, and on the planned side of all others."""
     part, whole = _LEAST_SEEN
     middles = []
     for tag, (thing, stamp) in enumerate(zip(things, stamps, strict=True)):
@@ -322,7 +322,7 @@ def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> 
             return False
         rows, columns = stamp.area(thing)
         before, after = _extent(alone), _extent(seen)
-        # Twice the centre, to stay with whole numbers.
+        # Twice the centre, to stay with integers.
         moves = (after[axis] + after[axis + 2] - before[axis] - before[axis + 2] for axis in (0, 1))
         corner = (columns.start, rows.start)
         if any(abs(move - 2 * start) > _MOST_MOVED for move, start in zip(moves, corner, strict=True)):
@@ -338,7 +338,7 @@ def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> 
 
 
 def turned(sprite: Sprite, look: Look, size: int, tilt: int) -> Stamp:
-    """Return a sprite of `size` pixels in the pose of a look, turned clockwise by `tilt` degrees."""
+    """Return a sprite of `size` pixels in the pose of a look, rotated clockwise by `tilt` degrees."""
     height, width = sprite.shape[:2]
     padded = np.zeros((height + 2, width + 2, 4), dtype=np.int32)
     padded[1:-1, 1:-1] = sprite[:, ::-1] if look.mirrored else sprite
@@ -346,7 +346,7 @@ def turned(sprite: Sprite, look: Look, size: int, tilt: int) -> Stamp:
     steps = (2 * np.arange(side, dtype=np.int64) + 1 - side) * _ONE // 2
     cosine, sine = _COSINES[abs(tilt)], _SINES[abs(tilt)] * (1 if tilt >= 0 else -1)
     x, y = steps[None, :], steps[:, None]
-    # Each pixel is looked up where it was before the thing was turned and squeezed; y grows downwards.
+    # Each pixel is sampled at its position before rotation and squeezing; y grows downwards.
     source_x = ((x * cosine - y * sine) >> _FRACTION) * 256 // look.width + (width + 1) * _ONE // 2
     source_y = ((x * sine + y * cosine) >> _FRACTION) * 256 // look.height + (height + 1) * _ONE // 2
     pixels = _bilinear(padded, source_x.astype(np.int32), source_y.astype(np.int32)).astype(np.uint8)
@@ -355,7 +355,7 @@ def turned(sprite: Sprite, look: Look, size: int, tilt: int) -> Stamp:
 
 
 def _extent(seen: npt.NDArray[np.bool_]) -> Box:
-    """Return the box around what is true."""
+    """Return the bounding box of the true pixels."""
     rows, columns = np.nonzero(seen.any(axis=1))[0], np.nonzero(seen.any(axis=0))[0]
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -372,7 +372,7 @@ def _scaled_artwork(kind: Kind, style: Style, size: int) -> Sprite:
 
 
 def scaled(sprite: Sprite, size: int) -> Sprite:
-    """Scale a sprite by area so that its longer side has `size` pixels."""
+    """Scale a sprite by area averaging so that its longer side has `size` pixels."""
     height, width = sprite.shape[:2]
     longer = max(height, width)
     new_height, new_width = (max(1, side * size // longer) for side in (height, width))
@@ -384,7 +384,7 @@ def scaled(sprite: Sprite, size: int) -> Sprite:
 
 
 def _overlaps(new: int, old: int) -> npt.NDArray[np.float64]:
-    """Whole-number overlaps (new, old) of the pixels of two rasters over the same length; each row sums to `old`."""
+    """Return integer overlaps (new, old) of the pixels of two rasters over one length; each row sums to `old`."""
     new_start, old_start = np.arange(new)[:, None] * old, np.arange(old)[None, :] * new
     overlap = np.minimum(new_start + old, old_start + new) - np.maximum(new_start, old_start)
     return overlap.clip(0).astype(np.float64)
@@ -393,7 +393,7 @@ def _overlaps(new: int, old: int) -> npt.NDArray[np.float64]:
 def _bilinear(
     padded: npt.NDArray[np.int32], x: npt.NDArray[np.int32], y: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int32]:
-    """Sample at fixed-point positions; the outermost pixels of `padded` are transparent and stand for the outside."""
+    """Sample at fixed-point positions; the outermost pixels of `padded` are transparent and represent the outside."""
     height, width = padded.shape[:2]
     x = np.clip(x, 0, (width - 1) * _ONE - 1)
     y = np.clip(y, 0, (height - 1) * _ONE - 1)

@@ -1,8 +1,8 @@
-"""Decide what every scene shows: kinds, their parts, counts, places. Pure, and determined by the seed.
+"""Plan of every scene: kinds, roles, counts, places. Pure functions of the seed.
 
-`Twins` make the texts fair: whatever is said about one scene is said about the other with another answer. The
-combinations of axis and number of things in `HELD_OUT` are what relations are asked about in test-compositional
-alone. Captions, and VQA's questions of an outermost thing, speak of either axis everywhere.
+`Twins` balance the texts: every text about one scene also occurs for the other with another answer. Only
+test-compositional has questions about relations with the combinations of axis and number of things in `HELD_OUT`.
+Captions, and VQA's questions about an outermost thing, use both axes everywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """A picture to be drawn. The position of a thing in `things` is its box and its tag."""
+    """A picture to draw. The index of a thing in `things` is the index of its box and its tag."""
 
     number: int
     things: tuple[Thing, ...]
@@ -57,11 +57,11 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskScene:
-    """Names the parts that the things of a scene play in the items.
+    """Roles of a scene's things in the items.
 
-    `subject` and `partner` are what is asked about. In a scene with `reference`, subject and partner stand on
-    opposite sides of it, each alone on its side. `container` may hide something. All relations that are ever
-    mentioned of the scene are on `axis`.
+    Questions are about `subject` and `partner`. In a scene with `reference`, subject and partner are on opposite
+    sides of it, each alone on its side. `container` may hide something. All mentioned relations of the scene are on
+    `axis`.
     """
 
     scene: Scene
@@ -72,10 +72,10 @@ class TaskScene:
     axis: Axis
 
     def side(self, thing: Kind, other: Kind) -> Relation:
-        """Return how one thing is to another, where the plan has placed them clearly.
+        """Return the relation of one thing to another.
 
         Raises:
-            AdvlError: it is arguable (a mistake in the plan).
+            AdvlError: it is ambiguous (a bug in the plan).
         """
         scene = self.scene
         side = relation(scene.centres[scene.index(thing)], scene.centres[scene.index(other)])
@@ -86,7 +86,7 @@ class TaskScene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Twins:
-    """Two scenes whose subjects are of one family, and whose partners are, and whose references are.
+    """Two scenes with subjects of the same family, partners of the same family, and references of the same family.
 
     Every item of one scene has a counterpart with the same words and another answer in the other scene.
     """
@@ -105,11 +105,10 @@ class Twins:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Holds two pairs of twins, beyond which no item of theirs reaches.
+    """Two pairs of twins; their items only use scenes of the group.
 
     The group has two kinds of containers, one of each in either pair. The first kind may hide the subjects of the
-    first pair and the partners of the second. The other kind may hide those that are left. No family occurs in both
-    pairs.
+    first pair and the partners of the second; the other kind may hide the rest. No family occurs in both pairs.
     """
 
     number: int
@@ -127,24 +126,24 @@ class Group:
 
 
 HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
-"""Axis of a scene's relations -> number of things that are together in test-compositional alone."""
+"""Axis of a scene's relations -> number of things that occurs with it only in test-compositional."""
 
 MIN_THINGS: Final = 2
 MAX_THINGS: Final = 5
 
 _CASTS_PER_RELATIONAL: Final = 5
-"""One pair of twins of so many is asked about by relation, the others by tag."""
+"""One in this many pairs of twins has questions by relation, the others by tag."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Cast:
-    """Kinds of a pair of twins: for each part, one for the first scene and one of the same family for the second."""
+    """Kinds of a pair of twins: for each role, one per scene, both of the same family."""
 
     subjects: tuple[Kind, Kind]
     partners: tuple[Kind, Kind]
     references: tuple[Kind, Kind] | None
     containers: tuple[Container, Container]
-    """One for either scene; the same two for all twins of a group."""
+    """One per scene; the same two for all twins of a group."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -152,7 +151,7 @@ class _Cast:
 
 
 class _Deck:
-    """Kinds in an order in which each comes up equally often: one shuffled deck after the other."""
+    """Sequence of shuffled decks of kinds, in which each kind occurs equally often."""
 
     def __init__(self, kinds: Sequence[Kind], *name: str | int) -> None:
         self._kinds = kinds
@@ -161,7 +160,7 @@ class _Deck:
         self._round = 0
 
     def take(self, fits: Callable[[Kind], bool]) -> Kind:
-        """Remove and return the first kind that fits, from the next deck if need be."""
+        """Remove and return the first kind that fits, if necessary from the next deck."""
         for _ in range(2):
             for position, kind in enumerate(self._rest):
                 if fits(kind):
@@ -178,10 +177,10 @@ def plan_groups(
 
     Args:
         seed: the corpus seed.
-        split: names the draws, so that no two splits share them.
+        split: name of the draws, so that no two splits share them.
         num_scenes: a multiple of `SCENES_PER_GROUP`.
-        unseen: show kinds that no labelled item ever named, instead of the labelled ones.
-        compositional: show the held-out combinations of axis and number, instead of all the others.
+        unseen: use kinds that no labelled item names, instead of the labelled ones.
+        compositional: use the held-out combinations of axis and number, instead of all others.
     """
     pool = vocabulary.unseen if unseen else vocabulary.labelled
     deck = _Deck(pool, seed, split, "deck")
@@ -193,7 +192,7 @@ def plan_groups(
             [kind for kind in kinds if kind.family.subcategory not in excluded]
             for kinds in (pool, vocabulary.labelled)
         )
-        # Draws of their own: large pools, which never run out, keep theirs.
+        # Separate draws, so that those of large pools, which never run out, stay the same.
         spare = Draws(seed, split, "spare", number).shuffled(spare)
         first_number = number * SCENES_PER_GROUP
         first_pair, second_pair = (
@@ -204,7 +203,7 @@ def plan_groups(
 
 
 def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Draws) -> tuple[_Cast, _Cast]:
-    """Draw the kinds of a group: a family for each part, and one container for each role of the parts."""
+    """Draw the kinds of a group: a family per role, and the two containers."""
     siblings = {
         kind: [other for other in pool if other.family == kind.family and other.code != kind.code] for kind in pool
     }
@@ -214,13 +213,13 @@ def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Dra
         def fit(kind: Kind) -> bool:
             return kind.family.subcategory not in taken and bool(siblings[kind]) and fits(kind)
 
-        # What is only referred to leaves the deck alone: the deck sees to it that all kinds are asked about alike.
+        # References are not taken from the deck, which balances only the kinds that questions are about.
         first = next(filter(fit, draws.shuffled(pool))) if spare else deck.take(fit)
         taken.update(_kin(first))
         return first, draws.pick(siblings[first])
 
     def hidden_otherwise(kind: Kind) -> bool:
-        """Whether another container hides the kind, and neither container passes for one of the two families."""
+        """Return whether another container hides the kind, and neither container resembles one of the families."""
         container = vocabulary.hiding_place(kind)
         families = {other.family.subcategory for other in (subjects[0], kind)}
         return container != subjects_container and families.isdisjoint(_resembled((subjects_container, container)))
@@ -242,12 +241,12 @@ def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Dra
 
 
 def _resembled(containers: Sequence[Container]) -> set[str]:
-    """Return the families that one of the containers may be taken for."""
+    """Return the families that one of the containers resembles."""
     return {subcategory for container in containers for subcategory in container.resembles}
 
 
 def _kin(kind: Kind) -> set[str]:
-    """Return the families that no other thing of a group may have, once it has the kind."""
+    """Return the families that a kind excludes for all other things of a group."""
     return {kind.family.subcategory, *kind.family.overlaps}
 
 
@@ -259,7 +258,7 @@ def _twins(
     first_number: int,
     compositional: bool,
 ) -> Twins:
-    """Fill the scenes of a cast with other kinds; `spare` serves where `extras` has too few families."""
+    """Fill the scenes of a cast with other kinds; use `spare` if `extras` has too few families."""
     axis: Axis = draws.pick(("horizontal", "vertical"))
     containers = draws.shuffled(cast.containers)
     scenes = []
@@ -270,7 +269,7 @@ def _twins(
         count = HELD_OUT[axis] if compositional else draws.pick(counts)
         kinds = list(parts)
         for kind in (*draws.shuffled(extras), *spare):
-            # What fills the picture is each of another family.
+            # All fillers have different families.
             if len(kinds) < count and kind.family not in {other.family for other in kinds[len(parts) :]}:
                 kinds.append(kind)
         if len(kinds) < count:
@@ -296,7 +295,7 @@ def _twins(
 
 
 def _rule(draws: Draws, *, axis: Axis, relational: bool) -> Rule:
-    """Return what a prefix of the centres of [reference], subject, partner, container, extras ... must obey."""
+    """Return the rule for prefixes of the centres of [reference], subject, partner, container, extras ..."""
     side: Relation = draws.pick(ALONG[axis])
     subject = 1 if relational else 0
     partner, container = subject + 1, subject + 2

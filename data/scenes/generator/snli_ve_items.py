@@ -1,10 +1,10 @@
-"""Write hypotheses in the format of SNLI-VE, each under all three labels.
+"""Hypotheses in the format of SNLI-VE, each with all three labels.
 
-Every picture holds one container, and a stated rule says which coarse groups each kind of container may hide
-(`Container.hides`). What is to be seen is entailed; what is not to be seen is neutral where the container may hide
-it, and contradicted where it may not. Each hypothesis about something being there is put to three pictures of its
-group, one per label. Each picture has the labels of hypotheses about things equally often, and each kind of container
-those of all hypotheses. To know only whether the thing is there gets two of three, and so does to know only the rule.
+Every picture contains one container, and a rule lists the coarse groups that each kind of container may hide
+(`Container.hides`). A visible thing is entailed; an invisible thing is neutral if the container may hide it, and
+contradicted otherwise. Each hypothesis on the presence of a thing is paired with three pictures of its group, one per
+label. Labels are balanced per picture over hypotheses on things, and per kind of container over all hypotheses.
+Knowing only whether the thing is visible gives two of three right, and so does knowing only the rule.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _EXISTS: Final = (
     "the picture holds {thing}",
     "among other things there is {thing}",
 )
-# "The" and not "a": another thing of the kind might always be in the container.
+# "The" and not "a": another thing of the kind could always be in the container.
 _RELATES: Final = ("{subject} is {phrase} {partner}", "{subject} can be found {phrase} {partner}")
 
 
 _Item = tuple[TaskScene, str, Label, QuestionType]
-"""A scene, what is said of it, whether that is so, and the type of what is said."""
+"""Scene, hypothesis, label, and type of the hypothesis."""
 
 
 def snli_ve_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]:
@@ -67,10 +67,10 @@ def snli_ve_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, A
 
 
 def _things(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
-    """Say that each subject and partner is there, then a family of either pair of twins.
+    """Yield hypotheses that each subject and partner is present, then that a family of either pair of twins is.
 
-    Where the one thing is not, the twin is one of the two pictures, the hard one. The family is in both scenes of its
-    pair, and in neither of the others.
+    One of the two pictures without the thing is the twin, the hard one. The family is in both scenes of its pair and
+    in neither of the others.
     """
     for twins, others in group.pairs:
         for task in twins.scenes:
@@ -92,7 +92,7 @@ def _three(
     question_type: QuestionType,
     draws: Draws,
 ) -> Iterator[_Item]:
-    """Say that a thing is there: of the scene that shows it, and of two that do not."""
+    """Yield the hypothesis that a thing is present, for a scene with it and for two without it."""
     hypothesis = sentence(draws.pick(_EXISTS).format(thing=thing))
     hiding = next(task for task in others if task.container.may_hide(kind))
     bare = next(task for task in others if not task.container.may_hide(kind))
@@ -102,9 +102,9 @@ def _three(
 
 
 def _relations(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
-    """A subject of either pair at its partner: entailed, contradicted; and where a container stands in its stead.
+    """Yield relations of a subject of either pair to its partner: entailed, contradicted, or to a container instead.
 
-    That one stands at the subject of its scene, whose group differs from the first subject's as the partner's does.
+    The container is at the subject of its scene, whose group differs from the first subject's like the partner's.
     """
     for showing, others in _one_scene_of_each_pair(group, draws):
         hiding = next(task for task in others.scenes if task.container.may_hide(showing.subject))

@@ -1,11 +1,11 @@
 """Questions, answers and rationales in the format of VCR.
 
-Four questions share one set of four answers, each right once and wrong three times. So no model of the answers alone
-can beat chance, and as question and answers say nothing about the picture, neither can one that reads both. All four
-speak alike: plain names, categories, or descriptions, and a question names an aspect only where all four answers are
-of that aspect. A pair of twins gives such a set with its subjects and partners; a set of categories takes one part of
-each family of a group, since twins share their families. Of the four rationales two facts are true or false
-independently, and the right answer says nothing about either.
+Four questions share one set of four answers, each right once and wrong three times. So no answer-only model can beat
+chance, and as question and answers reveal nothing about the picture, neither can a text-only model. All four have
+the same style: plain names, categories, or descriptions, and a question names an aspect only if all four answers are
+of that aspect. A pair of twins gives such a set with its subjects and partners; a set of categories uses one role of
+each family of a group, since twins share their families. The four rationales combine two facts, each true or false
+independently, and the right answer reveals neither.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OBJECT_CLASS: Final = "object"
 NUM_CHOICES: Final = 4
 
 Topic = Literal["name", "category", "mixed", "does", "used_for", "met", "looks", "belongs"]
-"""What all four answers of a set are: plain names, categories, descriptions of any aspect, or of one aspect."""
+"""Style of the four answers of a set: plain names, categories, descriptions of any aspect, or of one aspect."""
 
 AnswerStyle = Literal["name", "category", "described"]
 
@@ -63,16 +63,16 @@ _RELATION_RATIONALES: Final[tuple[str, ...]] = (
 )
 
 _GROUPS_PER_CATEGORY: Final = 10
-"""The questions of one group of so many ask for categories."""
+"""One in this many groups has questions about categories."""
 
 _SETS_PER_MIXED: Final = 3
-"""One described set of so many mixes aspects: the question that fits any description must not be new to a student."""
+"""One in this many described sets mixes aspects, so that students know the question that fits any description."""
 
 _TAG: Final = re.compile(r"\[(\d+)\]")
 
 
 _Asked = tuple[TaskScene, TaskScene, Kind]
-"""A question of a set: its scene, the twin of that, and which part of the scene it is about."""
+"""A question of a set: its scene, the scene's twin, and the kind that it is about."""
 
 
 def vcr_items(groups: Sequence[Group], voice: Voice, *, other_families: int = 0) -> Iterator[dict[str, Any]]:
@@ -82,23 +82,23 @@ def vcr_items(groups: Sequence[Group], voice: Voice, *, other_families: int = 0)
     question by relation "relation" and the style of its answers.
 
     Args:
-        groups: of the split.
-        voice: who says it.
-        other_families: percent of the groups whose wrong answers are of other families than the right one, as they
-            always are where categories are asked for.
+        groups: groups of the split.
+        voice: wording of the texts.
+        other_families: percentage of groups with wrong answers from other families than the right one, as questions
+            about categories always have.
     """
     number = 0
     for group in groups:
         draws = voice.draws("vcr", group.number)
         for topic, asked in _sets(group, draws, other_families):
-            # One wording for all four, so that their questions differ in tags and sides alone.
+            # One wording for all four questions, so that they only differ in tags and sides.
             asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
             wording = draws.pick(_QUESTIONS[asked_for])
             style: AnswerStyle = topic if topic in ("name", "category") else "described"
             texts = [(_answer(target, topic, voice, draws), target.code) for _, _, target in asked]
             for task, twin, target in asked:
                 scene, reference = task.scene, task.reference
-                # It points at what is asked about by tag, or by the side of the reference.
+                # The question refers to its subject by tag, or by the side of the reference.
                 it = f"[{scene.index(reference or target)}]"
                 if reference is not None:
                     it = f"the thing {PHRASES[task.side(target, reference)]} {it}"
@@ -159,7 +159,7 @@ def _sets(group: Group, draws: Draws, other_families: int) -> Iterator[tuple[Top
     """Yield two sets of four questions, with the topic of their answers."""
     are_categories = draws.below(_GROUPS_PER_CATEGORY) == 0
     if are_categories or (other_families and draws.below(100) < other_families):
-        # Each set takes the subject of one twin and the partner of the other, so that it has four families.
+        # Each set uses the subject of one twin and the partner of the other, so that it has four families.
         choices = [draws.shuffled(twins.scenes) for twins in (group.first_pair, group.second_pair)]
         for order in range(2):
             asked: list[_Asked] = []
@@ -174,7 +174,7 @@ def _sets(group: Group, draws: Draws, other_families: int) -> Iterator[tuple[Top
 
 
 def _topic(asked: Sequence[_Asked], draws: Draws) -> Topic:
-    """Draw what the answers of a set are: names, or descriptions."""
+    """Draw the style of a set's answers: names, or descriptions."""
     if draw_manner(draws) == "name":
         return "name"
     known = [{description.aspect for description in target.descriptions} for _, _, target in asked]
@@ -217,5 +217,5 @@ def _rationales(task: TaskScene, twin: TaskScene, target: Kind, voice: Voice, dr
 
 
 def _untokenised(text: str) -> str:
-    """Return a sentence as its writer typed it: tags count from 1, no space before punctuation."""
+    """Return a sentence as typed by its author: tags count from 1, no space before punctuation."""
     return re.sub(r" ([.,:?])", r"\1", _TAG.sub(lambda match: str(int(match[1]) + 1), text))

@@ -1,8 +1,8 @@
-"""The kinds of things that scenes show, what people say of them without naming them, and how a text speaks of them.
+"""Kinds of things in scenes, their descriptions without names, and the wording of texts about them.
 
-Plain names are the language of captions, descriptions that of the tasks, which speak by plain name two times of five:
-a student that has read nothing else has something to start from. The vocabulary is frozen. Descriptions are ours, or
-those of a user's file; the head of `descriptions.toml` says what one is. In a sentence `[3]` is a tag.
+Captions use plain names. The tasks use descriptions, and plain names in two of five texts, so that a student that
+only knows captions has a start. The vocabulary is frozen. Descriptions are ours, or from a user's file; the head of
+`descriptions.toml` defines them. In a sentence `[3]` is a tag.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from advl_pipeline.base.packages import read_data
 
 DESCRIPTIONS_FILE: Final = "scenes/generator/descriptions.toml"
 Aspect = Literal["does", "used_for", "met", "looks", "belongs"]
-"""What a description speaks of: the headings of the file say what each means."""
+"""Aspect of a description; the headings of the file define each."""
 
 ASPECTS: Final[tuple[Aspect, ...]] = ("does", "used_for", "met", "looks", "belongs")
 HELD_OUT: Final = "held_out"
 
 Phrasing = Literal["open", "held-out"]
-"""Which descriptions a split speaks in: those that training texts may use, or those that no training text uses."""
+"""Descriptions of a split: those that training texts may use, or those that no training text uses."""
 
-# A bracket would be read as a tag, a sign of the end would stand inside a sentence.
+# A bracket would be parsed as a tag, and end punctuation would be inside a sentence.
 _VERB_PHRASE: Final = re.compile(r"[a-z][^\[\].?!]*[^\s\[\].?!]")
 _WANTED: Final = 'is no verb phrase such as "purrs when somebody strokes it": small letters first, none of [ ] . ? !'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
-    """One thing that people say about a kind: "purrs when somebody strokes it", of the aspect "does"."""
+    """One description of a kind: "purrs when somebody strokes it", of the aspect "does"."""
 
     text: str
     aspect: str
@@ -50,7 +50,7 @@ def read_tables(path: Path | None) -> dict[str, Any]:
         DatasetError: the file cannot be read.
     """
     try:
-        # Editors of some systems begin a file with a mark of its encoding.
+        # Some editors write a byte order mark.
         return tomllib.loads(path.read_text(encoding="utf-8-sig") if path else read_data(DESCRIPTIONS_FILE))
     except OSError as error:
         raise unfit(path, error.strerror or str(error)) from None
@@ -61,20 +61,20 @@ def read_tables(path: Path | None) -> dict[str, Any]:
 def read_descriptions(
     path: Path | None, tables: Mapping[str, Any], names: Mapping[str, str], unsaid: Iterable[str]
 ) -> dict[str, dict[str, tuple[Description, ...]]]:
-    """Read what is said of each kind.
+    """Read the descriptions of each kind.
 
     Args:
-        path: where the tables are from, for errors; None for ours.
+        path: file of the tables, for errors; None for ours.
         tables: code -> aspect -> descriptions.
-        names: code -> plain name of every kind that is described.
-        unsaid: names of kinds and words for families, which no description may speak.
+        names: code -> plain name of every described kind.
+        unsaid: names of kinds and words for families, which no description may contain.
 
     Returns:
-        Code -> the fields of a `Kind` that hold what is said of it, kinds in the order of `names`.
+        Code -> the description fields of a `Kind`, in the order of `names`.
 
     Raises:
-        DatasetError: a kind is missing or unknown, or nothing is said of it; or a description is no verb phrase,
-            speaks a name, or stands there twice.
+        DatasetError: a kind is missing, unknown or without a description; or a description is not a verb phrase,
+            contains a name, or is a duplicate.
     """
     for what, codes in (("missing", names.keys() - tables.keys()), ("unknown", tables.keys() - names)):
         if codes:
@@ -100,7 +100,7 @@ def read_descriptions(
                     f"{heading}, {description.aspect}: {description.text!r} speaks a name, {' '.join(min(spoken))!r}",
                 )
             if words in first:
-                # Two answers of a question would be right.
+                # A duplicate would make two answers of a question right.
                 raise unfit(path, f"{description.text!r} is said twice: of {first[words]}, and of {heading}")
             first[words] = heading
     return said
@@ -130,7 +130,7 @@ def plural_forms(name: str) -> tuple[str, ...]:
 
 
 def unfit(path: Path | None, why: str) -> DatasetError:
-    """Return the error for descriptions that cannot be used."""
+    """Return the error for unusable descriptions."""
     return DatasetError(
         "The descriptions of the corpus cannot be used.",
         where=str(path or DESCRIPTIONS_FILE),
@@ -153,7 +153,7 @@ class Family:
     group: str
     """A coarser word, in the plural, such as "animals"; several families share one."""
     overlaps: tuple[str, ...]
-    """Subcategories of families whose kinds may pass for one of this family's, and the other way round."""
+    """Subcategories of families whose kinds can be confused with this family's, and vice versa."""
 
     def __hash__(self) -> int:
         return hash(self.subcategory)
@@ -161,25 +161,25 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kind:
-    """Says what is known of a kind of thing. Its `code` names its artwork, or the folder of its photographs."""
+    """A kind of thing. Its `code` names its artwork, or the folder of its photographs."""
 
     code: str
     drawing: str
-    """Code of the artwork that shows it, such as 1F54A-FE0F; empty where there is none."""
+    """Code of its artwork, such as 1F54A-FE0F; empty without artwork."""
     name: str
     article: str
     family: Family
     labelled: bool
-    """True when the tasks may show it; the others appear in captions and in test-unseen alone."""
+    """True if the tasks may show it; the others appear only in captions and in test-unseen."""
     named: bool
-    """False when no caption ever calls it by its name, though caption pictures show it."""
+    """False if no caption names it, though caption pictures show it."""
     descriptions: tuple[Description, ...]
-    """What any text may say of it; empty for a container."""
+    """Descriptions for any text; empty for a container."""
     held_out: tuple[Description, ...]
-    """Phrasings that no training text may use; empty for a container."""
+    """Descriptions that no training text may use; empty for a container."""
 
     def __hash__(self) -> int:
-        # The code names a kind; hashing all fields would dominate the planning of scenes.
+        # The code identifies a kind; hashing all fields would dominate the planning time.
         return hash(self.code)
 
     @property
@@ -190,19 +190,19 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Container(Kind):
-    """A kind that may hide others. Tasks show it and never ask about it."""
+    """A kind that may hide others. Tasks show it but have no questions about it."""
 
     hides: tuple[str, ...]
-    """The groups of what it may hide; every group has one such container."""
+    """Groups that it may hide; every group has one such container."""
 
     resembles: tuple[str, ...]
-    """Subcategories of families that it may be taken for: nothing is said of them where it stands."""
+    """Subcategories of families that it can be confused with; texts about its pictures do not mention them."""
 
     def __hash__(self) -> int:
         return hash(self.code)
 
     def may_hide(self, kind: Kind) -> bool:
-        """Whether something that is not to be seen may be in or behind it."""
+        """Return whether an invisible thing may be in or behind it."""
         return kind.family.group in self.hides
 
 
@@ -220,7 +220,7 @@ class Vocabulary:
 
     @property
     def groups(self) -> frozenset[str]:
-        """The coarse words that families share."""
+        """The coarse words of the families."""
         return frozenset(kind.family.group for kind in (*self.labelled, *self.unseen))
 
     def hiding_place(self, kind: Kind) -> Container:
@@ -230,7 +230,7 @@ class Vocabulary:
 
 
 def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
-    """Read the frozen vocabulary and what people say about its kinds.
+    """Read the frozen vocabulary and the descriptions of its kinds.
 
     Args:
         descriptions: a file of descriptions instead of ours.
@@ -275,19 +275,19 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
 
 
 Manner = Literal["name", "described"]
-"""Whether a text calls a thing by its plain name or says something about it."""
+"""Whether a text refers to a thing by its plain name or by a description."""
 
 _NAMED: Final = 2
 _SPOKEN: Final = 5
-"""So many of so many texts go by plain names."""
+"""This many of this many texts use plain names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Voice:
-    """Who says something of a split: `seed` and `plan_split` name the draws, `split` names pictures and items.
+    """Wording of a split: `seed` and `plan_split` name the draws, `split` names pictures and items.
 
-    Two splits of one plan say the same: test-shift of other pictures, test-rephrased in the held-out phrasing.
-    Every choice of words takes one draw whatever the phrasing is, so that all other draws stay the same.
+    Splits of one plan have the same content: test-shift with other pictures, test-rephrased in the held-out phrasing.
+    Every choice of words uses one draw in either phrasing, so that all other draws stay the same.
     """
 
     seed: int
@@ -302,7 +302,7 @@ class Voice:
     def description(self, kind: Kind, draws: Draws, aspect: Aspect | None = None) -> str:
         """Draw a verb phrase that is true of a kind, such as "purrs when somebody strokes it".
 
-        An aspect narrows the open phrasing. Held-out descriptions have none, and any of them is said.
+        An aspect restricts the open phrasing. Held-out descriptions have no aspect, and any of them may be drawn.
         """
         if self.phrasing == "held-out":
             return draws.pick(kind.held_out).text
@@ -322,7 +322,7 @@ class Voice:
 
 
 def draw_manner(draws: Draws) -> Manner:
-    """Draw how a text calls the things that it is about."""
+    """Draw how a text refers to its things."""
     return "name" if draws.below(_SPOKEN) < _NAMED else "described"
 
 

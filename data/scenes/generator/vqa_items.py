@@ -1,9 +1,9 @@
-"""Questions and ten answers in the format of VQA v2: few answers, each of them right many times.
+"""Questions and ten answers in the format of VQA v2, with few answers that are each right many times.
 
-Yes/no questions about something being there are put to two pictures and are true in one of them. All other answers
-are drawn so that, per question type, they come up equally often, as far as the pictures have them. Most questions
-ask whether something is there, or where it is, and name it or say something about it: what words mean decides. VQA
-cannot ask for a box, so the place is asked for. One in five asks what is at a place, how two things are, or a number.
+Yes/no questions on the presence of a thing are paired with two pictures and are true for one of them. All other
+answers are balanced per question type, within the limits of the pictures. Most questions ask whether a thing is
+present, or where it is, by name or description, so that the answer depends on word meaning. VQA has no boxes as
+answers, so questions ask for the place. One in five asks for the thing at a place, a relation, or a number.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ _EXTREMES: Final[Mapping[Relation, str]] = {
     "below": "nearest to the bottom",
 }
 _OFF_CENTRE: Final = 32
-"""Pixels from the middle of the picture from which on a thing is at one of its sides."""
+"""Minimum pixels between the middle of the picture and a thing at one of its sides."""
 
 QUALITIES: Final[Mapping[str, str]] = {
     "animals": "an animal",
     "foods": "something to eat or drink",
     "vehicles": "a vehicle",
 }
-"""Group -> what everything in it is."""
+"""Group -> property of all its members."""
 
 _ARGUABLE: Final[Mapping[str, tuple[str, ...]]] = {"foods": ("plants",), "vehicles": ("sports things",)}
-"""Group -> other groups of which people might say the same ("sled", "mushroom"): they are not asked about that."""
+"""Group -> groups with arguable membership ("sled", "mushroom"), for which the question is not asked."""
 
 _THINGS_WHERE: Final = 3
-"""So many things of a picture are asked for their place, at most."""
+"""Maximum number of things per picture in questions for their place."""
 _TIMES_WHERE: Final = 2
-"""So often, each time by name or by another description."""
+"""Number of such questions per thing, each by name or by another description."""
 
 _IS_THERE: Final = ("Is there {something}?", "Can you see {something}?", "Does the picture show {something}?")
 _WHERE: Final = ("Where is {thing}?", "Where in the picture is {thing}?", "On which side of the picture is {thing}?")
@@ -70,7 +70,7 @@ _HOW_MANY: Final = ("How many {what} are there?", "How many {what} are in the pi
 _WHAT_KIND: Final = ("What kind of thing is {place}?", "What sort of thing is {place}?")
 
 _Used = Counter[tuple[str, str]]
-"""How often an answer was given: by question type, or by question, and answer."""
+"""Counts of answers: by (question type, answer) or (question, answer)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ class _Question:
     answer_type: str
     answer: str
     alternatives: tuple[str, ...] = ()
-    """What some of the ten people say instead."""
+    """Answers of some of the ten people that differ."""
 
 
 def vqa_items(
@@ -92,10 +92,10 @@ def vqa_items(
     "is it", "what kind", "relation" and "how many".
 
     Args:
-        groups: of the split.
-        voice: who says it.
-        asked: coarse words of families that are asked for; a picture may only be asked about those that all things
-            that belong there have.
+        groups: groups of the split.
+        voice: wording of the texts.
+        asked: coarse words of families to ask for; a picture only gets questions about those that all things that
+            belong there have.
     """
     used: _Used = Counter()
     questions: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ def vqa_items(
                 questions_of[task.scene.number].append(question)
         for task in group.task_scenes:
             of_scene = [*questions_of[task.scene.number], *_where(task, voice, draws, used)]
-            # A minority asks for the thing at a place, for how two things are, or for a number.
+            # A minority of questions asks for the thing at a place, for a relation, or for a number.
             if draws.below(2):
                 of_scene += [*_is_a(task, draws, used, asked), _relation(task, voice, draws, used)]
             else:
@@ -153,7 +153,7 @@ def header(split: str, *, questions: bool) -> dict[str, Any]:
 
 
 def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
-    """Ask in both scenes for the subjects or for the partners of both: each question is put twice and true once."""
+    """Ask in both scenes for the subjects or for the partners of both: each question is asked twice and true once."""
     of_subject = draws.below(2)
     for task in twins.scenes:
         kind = task.subject if of_subject else task.partner
@@ -164,7 +164,7 @@ def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScen
 
 
 def _categories(twins: Twins, others: Twins, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
-    """Ask for a family of the twins in one scene, and in a scene of the other twins, which has none of it."""
+    """Ask for a family of the twins in one of their scenes, and in a scene of the other twins, which lacks it."""
     right, wrong = draws.pick(twins.scenes), draws.pick(others.scenes)
     family = draws.pick((right.subject, right.partner)).family
     text = draws.pick(_IS_THERE).format(something=indefinite(family.hypernym))
@@ -177,7 +177,7 @@ def _yes_no(text: str, question_type: str, answer: str) -> _Question:
 
 
 def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
-    """Ask twice where each of some things is; things in the middle of the picture are on no side of it."""
+    """Ask twice where each of some things is, except things in the middle of the picture."""
     middle = PICTURE_SIDE // 2
     sides = {
         thing.kind: _SIDES[side]
@@ -201,7 +201,7 @@ def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator
 
 
 def _is_a(task: TaskScene, draws: Draws, used: _Used, asked: Set[str]) -> Iterator[_Question]:
-    """Ask of an outermost thing whether it is of a group; each question is true as often as false, or once more."""
+    """Ask whether an outermost thing belongs to a group; each question is true as often as false, or once more."""
     options: list[tuple[str, str]] = []
     for kind, place in draws.shuffled(_extremes(task)):
         for group, quality in QUALITIES.items():
@@ -222,13 +222,13 @@ def _askable(task: TaskScene) -> list[int]:
 
 
 def _extremes(task: TaskScene) -> list[tuple[Kind, str]]:
-    """Return the outermost things with where they are, but no container."""
+    """Return the outermost things, except containers, with their positions."""
     extremes = [(outermost(side, task.scene.centres, _askable(task)), side) for side in RELATIONS]
     return [(task.scene.things[index].kind, _EXTREMES[side]) for index, side in extremes if index is not None]
 
 
 def _what_kind(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
-    """Ask what an outermost thing is, or one that is alone on one side of another thing."""
+    """Ask what an outermost thing is, or the only thing on one side of another."""
     things, centres, asked = task.scene.things, task.scene.centres, _askable(task)
     manner = draw_manner(draws)
     neighbours = [
