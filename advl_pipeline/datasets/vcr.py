@@ -119,7 +119,7 @@ def _sentence(name: str, tokens: Any, num_objects: int) -> str:
 
 
 def vcr_labels(record: Mapping[str, Any], labelled: bool) -> tuple[int, int]:
-    """Return the labels of a question, -1 where it has none.
+    """Return the labels of a question, -1 for missing ones.
 
     Raises:
         Malformed: a label is out of range, missing from a labelled split, or present without the other one.

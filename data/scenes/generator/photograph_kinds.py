@@ -31,7 +31,7 @@ _OF_KINDS: Final = ("name", "article", "family")
 
 _WITH_UNSEEN: Final = 5
 _UNSEEN: Final = 2
-"""Number of a family's kinds reserved for test-unseen, and minimum size of such a family."""
+"""A family of at least `_WITH_UNSEEN` kinds reserves its last `_UNSEEN` kinds for test-unseen."""
 
 _WITH_UNNAMED: Final = 3
 """Minimum number of labelled kinds of a family with one kind that no caption names."""

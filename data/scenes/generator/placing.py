@@ -57,7 +57,7 @@ _ASIDE: Final = 16
 _MARGIN: Final = 2
 _REACH: Final = {0: 20, 4: 22, 8: 23, 12: 24, 16: 25}
 _REACH_WHOLE: Final = 40
-"""Inverse scale: a square of side 1 rotated by t extends (cos t + sin t) / 2 from its centre, rounded up to 40ths."""
+"""Denominator of `_REACH`: a square of side 1 rotated by t extends (cos t + sin t) / 2 from its centre, or less."""
 
 _TRIES: Final = 40
 _RESTARTS: Final = 4000

@@ -207,7 +207,7 @@ _MOST_MOVED: Final = 10
 
 _BARRED: Final = 3
 _BAR_TRIES: Final = 4
-"""One in this many pictures has a bar, if one of this many tries keeps all things recognisable."""
+"""One picture in `_BARRED` has a bar, if one of `_BAR_TRIES` tries keeps all things recognisable."""
 
 _BAR_SHADE: Final = (64, 144)
 _JPEG_QUALITY: Final = 90

@@ -125,7 +125,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def plural_forms(name: str) -> tuple[str, ...]:
-    """Return a name and what its plural may be, by the rules of English: "cherry", "cherries"."""
+    """Return a name and its possible plurals, by the rules of English: "cherry", "cherries"."""
     return (name, f"{name}s", f"{name}es", re.sub("y$", "ies", name), re.sub("fe?$", "ves", name))
 
 
@@ -279,7 +279,7 @@ Manner = Literal["name", "described"]
 
 _NAMED: Final = 2
 _SPOKEN: Final = 5
-"""This many of this many texts use plain names."""
+"""`_NAMED` of `_SPOKEN` texts use plain names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
