@@ -173,7 +173,7 @@ def load_plan(store: Readable) -> PlanRecord:
         IdentityMismatch: the cache is a compressed one of version 0.2.
     """
     content = unseal(store, PLAN_RECORD)
-    with _reading(store, PLAN_RECORD):
+    with known_fields(store, PLAN_RECORD):
         version = content.pop("schema_version")
         if version != SCHEMA_VERSION:
             why = f"it is {version}, this program reads {SCHEMA_VERSION}"
@@ -195,7 +195,7 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
     """Read the record of a shard; raises `CorruptCache`."""
     relative = shard_record_path(modality, shard)
     content = unseal(store, relative)
-    with _reading(store, relative):
+    with known_fields(store, relative):
         record = ShardRecord(**{**content, "files": files_from_json(content["files"])})
         if (record.modality, record.shard) != (modality, shard):
             raise store.damaged("A record has another shard's name.", relative)
@@ -205,14 +205,14 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
 def load_tables(store: Readable, modality: str) -> dict[str, FileEntry]:
     """Read the entries of the files of a modality's tables; raises `CorruptCache`."""
     content = unseal(store, tables_record_path(modality))
-    with _reading(store, tables_record_path(modality)):
+    with known_fields(store, tables_record_path(modality)):
         return files_from_json(content["files"])
 
 
 def load_complete(store: Readable) -> CompleteRecord:
     """Read `records/complete.json`; raises `CorruptCache`."""
     content = unseal(store, COMPLETE_RECORD)
-    with _reading(store, COMPLETE_RECORD):
+    with known_fields(store, COMPLETE_RECORD):
         return CompleteRecord(
             files=files_from_json(content["files"]),
             quarantined={name: dict(units) for name, units in content["quarantined"].items()},
@@ -225,8 +225,11 @@ def files_from_json(content: Mapping[str, Any]) -> dict[str, FileEntry]:
 
 
 @contextmanager
-def _reading(store: Readable, name: str) -> Iterator[None]:
-    # A sealed record with the wrong fields is forged, or from another version.
+def known_fields(store: Readable, name: str) -> Iterator[None]:
+    """Read the fields of a sealed record in the block; raises `CorruptCache` if they are not the expected ones.
+
+    Such a record is forged, from another version, or another kind of record under this name.
+    """
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:

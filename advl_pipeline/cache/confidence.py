@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.base.locations import Location
-from advl_pipeline.cache.commit_records import files_from_json, seal_record, unseal
+from advl_pipeline.cache.commit_records import files_from_json, known_fields, seal_record, unseal
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
-from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Store, get_recorded
+from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Readable, Store, get_recorded
 from advl_pipeline.cache.stores import open_store
 
 KEY_DIGITS = 16
@@ -117,15 +117,36 @@ def read_confidence(location: Location, identity: Mapping[str, Any]) -> Confiden
     return _read(open_store(location), identity)
 
 
+def load_confidence_record(store: Readable, key: str) -> dict[str, Any]:
+    """Read the record of a set: `identity`, `num_examples`, `num_bytes` of the example ids, and `files`.
+
+    Raises:
+        CorruptCache: it is damaged, or the record of something else. MissingFile: it does not exist.
+    """
+    name = confidence_record_path(key)
+    content = unseal(store, name)
+    with known_fields(store, name):
+        record: dict[str, Any] = {
+            "identity": dict(content["identity"]),
+            "num_examples": int(content["num_examples"]),
+            "num_bytes": int(content["num_bytes"]),
+            "files": files_from_json(content["files"]),
+        }
+    if confidence_key(record["identity"]) != key:
+        raise store.damaged("The record of a set of confidences is another set's.", name)
+    return record
+
+
 def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
+    key = confidence_key(identity)
     seen: dict[str, Any] | None = None
     while True:
         try:
-            record = unseal(store, confidence_record_path(confidence_key(identity)))
+            record = load_confidence_record(store, key)
         except MissingFile:
             return None
         try:
-            return _read_under(store, record, identity)
+            return _read_under(store, record, key)
         except CorruptCache:
             # Another process may have replaced or removed the set in the meantime. It is damaged only if a second
             # read fails with the same record.
@@ -134,11 +155,8 @@ def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
             seen = record
 
 
-def _read_under(store: Store, record: Mapping[str, Any], identity: Mapping[str, Any]) -> ConfidenceSet:
-    key = confidence_key(identity)
-    if digest(record["identity"]) != digest(identity):
-        raise store.damaged("A set of confidences has another's name.", f"{_FOLDER}/{key}")
-    files: Files = files_from_json(record["files"])
+def _read_under(store: Store, record: Mapping[str, Any], key: str) -> ConfidenceSet:
+    files: Files = record["files"]
 
     def rows(name: str, count: int, dtype: str) -> npt.NDArray[Any]:
         spec = single_shard(f"{_FOLDER}/{key}/{name}", (count,), dtype)
@@ -157,7 +175,7 @@ def list_confidence(location: Location) -> list[dict[str, Any]]:
     """Return the identities of all committed sets, with their keys and counts."""
     store, sets = open_store(location), []
     for key in committed_keys(store.list("records")):
-        record = unseal(store, confidence_record_path(key))
+        record = load_confidence_record(store, key)
         sets.append({"key": key, "num_examples": record["num_examples"], "identity": record["identity"]})
     return sets
 

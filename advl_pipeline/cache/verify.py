@@ -32,16 +32,19 @@ from advl_pipeline.cache.commit_records import (
     MODALITIES,
     PLAN_RECORD,
     committed_shards,
-    files_from_json,
     load_complete,
     load_plan,
     load_shard,
     load_tables,
     shard_record_path,
     tables_record_path,
-    unseal,
 )
-from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
+from advl_pipeline.cache.confidence import (
+    committed_keys,
+    confidence_record_path,
+    load_confidence_record,
+    unfinished_keys,
+)
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.moments import moments_of, sums
 from advl_pipeline.cache.quantise import is_finite
@@ -180,13 +183,8 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: dict[str, s
             record = _attempt(findings, shard_record_path(modality, shard), read)
             files |= record.files if record is not None else {}
     for key in committed_keys(sizes):
-        name = confidence_record_path(key)
-        content = _attempt(findings, name, partial(unseal, store, name))
-        if content is None:
-            continue
-        files |= files_from_json(content["files"])
-        if confidence_key(content["identity"]) != key:
-            findings.setdefault(name, "it has another set's name")
+        record_of_set = _attempt(findings, confidence_record_path(key), partial(load_confidence_record, store, key))
+        files |= record_of_set["files"] if record_of_set is not None else {}
     findings |= dict.fromkeys(map(confidence_record_path, unfinished_keys(sizes)), "it is missing")
     return files
 

@@ -22,7 +22,13 @@ from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, ti
 
 from advl_pipeline.base.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, load_plan, load_shard
-from advl_pipeline.cache.confidence import ConfidenceSet, confidence_key, read_confidence, write_confidence
+from advl_pipeline.cache.confidence import (
+    ConfidenceSet,
+    confidence_key,
+    list_confidence,
+    read_confidence,
+    write_confidence,
+)
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import FolderStore
 from advl_pipeline.cache.verify import verify_cache
@@ -199,6 +205,20 @@ def test_a_set_of_confidences_stays_as_it_was_first_written(cache: Path) -> None
     (cache / f"confidence/{confidence_key(identity)}/probability/c/0").write_bytes(b"damaged")
     write_confidence(cache, identity, other)
     np.testing.assert_array_equal(read_confidence(cache, identity).probability_N, other.probability_N)
+
+
+def test_another_record_in_the_place_of_one_of_confidences_is_found_and_repaired(
+    estimated: Path, cache: Path
+) -> None:
+    record = min((cache / "records").glob("confidence-*.json"))
+    others = [path.read_bytes() for path in sorted((cache / "records").glob("*.json")) if path != record]
+    for content in others:
+        record.write_bytes(content)
+        assert f"records/{record.name}" in verify_cache(cache).findings
+        with pytest.raises(CorruptCache):
+            list_confidence(cache)
+    assert mend(estimated, cache).is_identical
+    assert tree_bytes(cache) == tree_bytes(estimated / "cache")
 
 
 def test_shard_cut_short_after_opening_is_an_error(cache: Path) -> None:
