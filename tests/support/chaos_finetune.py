@@ -59,7 +59,7 @@ class Finetuning(Job):
         code, messages, done = stopped.wait(), stopped.messages(), self.progress()
         what = f"stopped after {moment:.3f} s with {done} steps logged"
         is_finished = code == 0 and (self.output / "result.json").exists()
-        if not is_finished and (code != 130 or "next:  advl finetune " not in messages or "Traceback" in messages):
+        if not is_finished and (code != 130 or "  advl finetune --" not in messages or "Traceback" in messages):
             raise AssertionError(f"{what}: exit code {code}: {messages[-2000:]}")
         messages = self.start().finish()
         if 0 < done < NUM_STEPS and f"resumes at step {done + 1} " not in messages:
