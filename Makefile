@@ -38,10 +38,10 @@ install: $(STAMP) ## Create .venv with everything that the demo and the tests ne
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	@# Pip unpacks on one core: two in parallel install the locked versions. The last adds what is missing, such as what
-	@# torch for a GPU depends on, and fails where one of the two could not install what is required.
+	@# Pip unpacks on one core, so two processes install the locked versions. The last one installs whatever is missing,
+	@# such as the dependencies of torch for a GPU, and fails if a required package cannot be installed.
 	grep -v '^#' constraints.txt | xargs -P 2 -n 20 $(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps || true
-	@# All is compiled meanwhile. That some packages have templates that are not Python is no failure.
+	@# Compile in the meantime; errors are ignored, because some packages ship templates that are not Python.
 	$(BIN)/python -m compileall -qq -j 0 -x '/($(RARELY_IMPORTED))/' .venv/lib & \
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[$(EXTRAS)]' && wait
 	@# Build leftovers in the checkout would be taken for an installed package, with entry points that grow stale.

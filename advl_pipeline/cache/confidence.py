@@ -133,7 +133,7 @@ def load_confidence_record(store: Readable, key: str) -> dict[str, Any]:
             "files": files_from_json(content["files"]),
         }
     if confidence_key(record["identity"]) != key:
-        raise store.damaged("The record of a set of confidences is another set's.", name)
+        raise store.damaged("The record belongs to another set of confidences.", name)
     return record
 
 
