@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.base.atomic import writing
-from advl_pipeline.base.errors import WeightsUnavailable, advise, again
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise, again
 from advl_pipeline.base.locations import hub_obstacle
 
 DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -27,6 +27,9 @@ WEIGHTS = (("*.safetensors",), ("pytorch_model.bin", "pytorch_model-*.bin", "*/p
 
 _LEFT_OUT = ("[!0-9]*/*", "open_clip*", "consolidated*")
 """Copies of the weights for other programs. Module folders begin with a digit."""
+
+TAKEN_OVER = frozenset({"nomic_bert"})
+"""Model types whose repositories bring code of their own, and of which transformers has the same network."""
 
 HUB = "hf:"
 """Prefix of a repository name where a path is allowed too."""
@@ -128,6 +131,32 @@ def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, s
     else:
         return f"the hub answers HTTP {status}", again("run the same command again: the fetched part is kept")
     return f"{why} (HTTP {status})", advise(*LOGIN.commands, note=f"{first}{LOGIN.note}", again=())
+
+
+def require_network_of_transformers(config: Mapping[str, Any], *, where: Path | str) -> None:
+    """Refuse a repository that brings its own class for a network, even if transformers knows the model's type.
+
+    Such a class exists because it computes something else, such as attention in both directions.
+
+    Args:
+        config: content of its config.json.
+        where: location of that file, for errors.
+
+    Raises:
+        ConfigError: the network is another than transformers' of the same type.
+    """
+    kind = config.get("model_type", "an unnamed type")
+    named = config.get("auto_map")
+    classes = named if isinstance(named, Mapping) and kind not in TAKEN_OVER else {}
+    networks = [role for role in sorted(classes) if role.startswith(("AutoConfig", "AutoModel"))]
+    if networks:
+        role = networks[-1]
+        raise ConfigError(
+            "The network of this repository is code of its own, which ADVL does not run.",
+            where=str(where),
+            why=f"its config.json names {classes[role]} for {role}; transformers' {kind} may be another network",
+            next_command=again("name a repository without code of its own"),
+        )
 
 
 def lacks_vocabulary(tokenizer: Any, folder: Path) -> str:

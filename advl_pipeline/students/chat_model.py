@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.repositories import require_network_of_transformers
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat_batch import Rows
@@ -41,7 +42,7 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
     """Return the transformers configuration of an architecture, with a student's dropout.
 
     Raises:
-        ConfigError: transformers does not know it.
+        ConfigError: transformers does not know it, or its repository brings another network of the same type.
     """
     settings = dict(architecture or {})
     if not settings:
@@ -54,10 +55,10 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
         why = "a student is trained from weights in float32, bfloat16 or float16"
         following = "--init with the repository of the model before it was quantised"
         raise ConfigError("The weights are quantised.", why=why, next_command=following)
+    require_network_of_transformers(settings, where="--init")
     kind, following = settings.pop("model_type", "an unnamed type"), "choose one of the types in docs/students.md"
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        foreign = "its repository brings code of its own, which ADVL does not run"
-        why = foreign if "auto_map" in settings else "transformers has no image-text-to-text model of this type"
+        why = "transformers has no image-text-to-text model of this type"
         what = f"A model of the type {kind} is no chat model of transformers that reads pictures."
         raise ConfigError(what, why=why, next_command=following)
     try:

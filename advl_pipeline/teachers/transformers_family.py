@@ -21,10 +21,11 @@ from tokenizers import Tokenizer, normalizers
 from torch import nn
 
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.repositories import require_network_of_transformers
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
-from advl_pipeline.teachers.sentence_encoder import Pooling, SentenceRecipe, sentence_recipe
+from advl_pipeline.teachers.sentence_encoder import Pooling, SentenceRecipe, read_beside, sentence_recipe
 from advl_pipeline.teachers.text_tower import TextBackbone, TextFeatures, WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import (
     load_model,
@@ -82,11 +83,12 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
 
     Raises:
         WeightsUnavailable: files are missing or incomplete, or belong to another family than the named one.
-        ConfigError: the model, preprocessing or pooling is not supported.
+        ConfigError: the model, preprocessing or pooling is not supported, or the network is the repository's own.
     """
     import transformers
 
     folder = transformers_folder(repository, options)
+    require_network_of_transformers(read_beside(folder, "config.json") or {}, where=folder)
     config = load_part(transformers.AutoConfig.from_pretrained, folder, options, trust_remote_code=False)
     if model_type and config.model_type != model_type:
         why = f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}"

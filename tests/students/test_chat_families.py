@@ -304,6 +304,7 @@ BLIP_2 = {
     [
         ({"model_type": "llama"}, "the type llama is no chat model"),
         ({"model_type": "minicpmv", "auto_map": {"AutoModel": "x.py"}}, "code of its own"),
+        ({"model_type": "qwen2_5_vl", "auto_map": {"AutoModelForCausalLM": "x.Net"}}, "names x.Net for Auto"),
         ({"model_type": "qwen2_5_vl", "quantization_config": {}}, "quantised"),
         (BLIP_2, "the type blip-2 cannot be a student"),
         ({}, "--init hf:ORG/MODEL"),

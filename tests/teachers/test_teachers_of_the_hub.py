@@ -18,9 +18,21 @@ import torch
 import transformers as hf
 from closeness import assert_near
 from commands import printed
-from hub_repositories import PUBLISHED, State, bert, clip, files_of, narrow_models, pickled, roberta, shards, weights
+from hub_repositories import (
+    PUBLISHED,
+    State,
+    bert,
+    clip,
+    files_of,
+    narrow_models,
+    pickled,
+    published,
+    roberta,
+    shards,
+    weights,
+)
 from hub_server import Hub, served_models
-from hub_tokenizers import Files
+from hub_tokenizers import Files, as_json
 from own_rows import choice_row, rows_of, write_json_lines
 from PIL import Image
 from safetensors.torch import load, load_file
@@ -49,6 +61,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_json_lines(tmp_path_factory.mktemp("mine") / "mine.jsonl", rows_of(choice_row))
 
 
+MEAN_TYPES = ("t5", "nomic_bert")
+"""Types whose global feature is the mean over all tokens."""
+
+
 def plain_texts(folder: Path, texts: Sequence[str]) -> list[tuple[torch.Tensor, torch.Tensor, list[int]]]:
     """Return of each text the global feature, the states of its pieces, and their ids, as its publisher computes."""
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
@@ -69,7 +85,7 @@ def plain_texts(folder: Path, texts: Sequence[str]) -> list[tuple[torch.Tensor, 
                 global_D, states_MD = states.pooler_output[0], project(states.last_hidden_state[0])
             else:
                 states_MD = model(**words).last_hidden_state[0]
-                global_D = states_MD.mean(dim=0) if kind == "t5" else states_MD[0]
+                global_D = states_MD.mean(dim=0) if kind in MEAN_TYPES else states_MD[0]
         computed.append((global_D, states_MD[content], words["input_ids"][0][content].tolist()))
     return computed
 
@@ -257,6 +273,37 @@ def test_a_repository_that_lacks_something_is_refused(
     _, said = printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", code=6)
     assert why in said
     assert not (tmp_path / "cache").exists()
+
+
+def changed(files: Files, **settings: Any) -> Files:
+    """Return a repository with some settings of its config.json changed."""
+    return files | {"config.json": as_json({**json.loads(files["config.json"]), **settings})}
+
+
+OWN_CODE = {"AutoModel": "modeling_qwen.Qwen2Model", "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"}
+
+
+def test_a_network_of_the_repositorys_own_is_refused_though_its_type_is_known(
+    hub: Hub, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    hub.repositories["models/lab/net"] = changed(bert("lab/net"), auto_map=OWN_CODE) | {"modeling_qwen.py": b"exit()"}
+    _, said = printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", code=2)
+    assert "code of its own" in said
+    assert "modeling_qwen.Qwen2ForCausalLM for AutoModelForCausalLM" in said
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_network_that_transformers_took_over_is_opened(
+    hub: Hub, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    code = {"AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig"}
+    code["AutoModel"] = "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"
+    hub.repositories["models/lab/net"] = changed(published("nomic_bert", "lab/net"), auto_map=code)
+    printed(capsys, *command("hf:lab/net", data), tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    units = open_dataset(str(data), split="train").text_units()
+    cache, folder = open_cache(tmp_path / "cache"), snapshot(hub, tmp_path / "hub", "lab/net")
+    require_texts("hf:lab/net", cache, folder, units)
 
 
 def test_a_cache_keeps_to_the_commit_that_it_began_with(hub: Hub, data: Path, tmp_path: Path, capsys: Any) -> None:
