@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,3 +48,12 @@ def read_array_archive(
             return {name: archive[name] for name in archive.files if wanted(name)}
     except DAMAGE as error:
         raise DamagedArchive(f"not an archive of arrays: {error}") from None
+
+
+def arrays_digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return the hexadecimal SHA-256 of named arrays: of their names, dtypes, shapes and values."""
+    state = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        state.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()

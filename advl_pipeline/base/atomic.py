@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from advl_pipeline.base.errors import ConfigError, StorageError, again
 
@@ -86,8 +87,11 @@ def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably; readers see the old content or the new, never a mix.
+@contextmanager
+def replacing_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield an open file whose content replaces `path` when the block ends, atomically and durably.
+
+    Readers see the old content or the new, never a mix.
 
     Raises:
         ConfigError: the path is a folder.
@@ -95,11 +99,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     require_no_folder(path)
     with replacing(path) as partial, partial.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     with writing(path):
         sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably; raises the errors of `replacing_file`."""
+    with replacing_file(path) as file:
+        file.write(content)
 
 
 def give_usual_mode(path: Path) -> None:

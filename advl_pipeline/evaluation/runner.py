@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.base.atomic import make_folder, replacing, write_text
+from advl_pipeline.base.array_archives import arrays_digest
+from advl_pipeline.base.atomic import replacing_file, write_text, writing
 from advl_pipeline.base.compute import resolved
 from advl_pipeline.base.configuration import json_text
 from advl_pipeline.base.errors import ConfigError, DatasetError, leave_out
+from advl_pipeline.base.folders import LOCK
 from advl_pipeline.base.interruption import interruptible
+from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Measure
@@ -40,8 +44,8 @@ from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.evaluation.score_parts import TRUE_PICTURE, ScoredTask, score_parts
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
-from advl_pipeline.runs.names import evaluation_file
-from advl_pipeline.runs.results import LETTERS, filed_as, moved_to, read_config
+from advl_pipeline.runs.names import evaluation_file, items_files, items_suffix
+from advl_pipeline.runs.results import ITEMS_DIGEST, LETTERS, filed_as, moved_to, read_config
 from advl_pipeline.students.interface import Student
 
 _VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
@@ -180,16 +184,30 @@ def _evaluate_set(
         document["use_of_vision"] = _use_of_vision(metrics, percents)
     filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
     filed = filed_as(config.run, name, None, LETTERS) if is_lettered else filed
-    _write_scores(evaluation_file(config.run, filed, ".npz"), document, arrays)
+    _write_scores(config.run, filed, document, arrays)
     return document
 
 
-def _write_scores(target: Path, document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write the item scores, then the document: if its file exists, both are complete."""
-    make_folder(target.parent)
-    with replacing(target) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    write_text(target.with_suffix(".json"), json_text(document, sort_keys=True) + "\n")
+def _write_scores(run: Path, filed: str, document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Replace an evaluation: write the item scores under a name of their own, then the document that names them.
+
+    The document commits both: until it is in its place, the former document names the former item scores.
+    """
+    digest = arrays_digest(arrays)
+    items = evaluation_file(run, filed, items_suffix(digest))
+    with process_lock(items.parent / LOCK, "this evaluation", wait=_say_who):
+        with replacing_file(items) as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        text = json_text({**document, ITEMS_DIGEST: digest}, sort_keys=True)
+        write_text(evaluation_file(run, filed, ".json"), text + "\n")
+        with writing(items.parent):
+            for former in items_files(run, filed):
+                if former != items:
+                    former.unlink()
+
+
+def _say_who(holder: str) -> None:
+    print(f"the scores are written: waiting for {holder}", file=sys.stderr)
 
 
 def _use_of_vision(

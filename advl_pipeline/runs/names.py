@@ -55,6 +55,22 @@ def evaluation_file(run: Path, test_set: str, suffix: str) -> Path:
     return run / EVALUATION / (test_set.replace("/", "--") + suffix)
 
 
+def items_suffix(items_digest: str | None) -> str:
+    """Return the suffix of the file of item scores, whose digest the document of an evaluation names.
+
+    Args:
+        items_digest: None for an evaluation of an earlier version, which named none.
+    """
+    return ".npz" if items_digest is None else f".{items_digest[:16]}.npz"
+
+
+def items_files(run: Path, test_set: str) -> list[Path]:
+    """Return the files of item scores of a test set: of its document, and what stopped evaluations left."""
+    stem = evaluation_file(run, test_set, "").name
+    pattern = re.compile(re.escape(stem) + r"(\.[0-9a-f]{16})?\.npz(\.\d+\.partial)?")
+    return sorted(path for path in (run / EVALUATION).iterdir() if pattern.fullmatch(path.name))
+
+
 def set_of(filed: str) -> str:
     """Return the test set from the name that scores are filed under, such as "val" from "val@2017"."""
     return re.sub("@[^/]*$", "", filed)

@@ -6,6 +6,8 @@ Shapes: N items of a test set, C candidates or classes.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.base.array_archives import read_array_archive
+from advl_pipeline.base.array_archives import arrays_digest, read_array_archive
 from advl_pipeline.base.errors import ConfigError, advise, again
 from advl_pipeline.base.folders import near_folder
 from advl_pipeline.runs import names
@@ -106,8 +108,6 @@ def read_documents(run: Path) -> dict[str, dict[str, Any]]:
     """
     documents: dict[str, dict[str, Any]] = {}
     for path in sorted((run / names.EVALUATION).glob("*.json")):
-        if not path.with_suffix(".npz").exists():
-            continue
         document = read_json(path)
         test_sets = (document["split"], f"{document['dataset']}/{document['split']}")
         other_ways = (document.get("vqa_mode"), LETTERS)
@@ -116,6 +116,9 @@ def read_documents(run: Path) -> dict[str, dict[str, Any]]:
         documents[name or path.stem.replace("--", "/")] = document
     return documents
 
+
+ITEMS_DIGEST = "items_digest"
+"""Key of an evaluation's document: `arrays_digest` of its item scores, which are in the file of that name."""
 
 LETTERS = "letters"
 """Suffix of the name of a set, for scores of generated answers to questions with lettered options."""
@@ -145,18 +148,25 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     """Read a run's evaluation on a test set; None if the run was not evaluated on it.
 
     Raises:
-        ConfigError: the evaluation is damaged.
+        ConfigError: the evaluation is damaged, or its document and its item scores contradict each other.
     """
     summary_path = evaluation_file(run, test_set, ".json")
-    arrays_path = evaluation_file(run, test_set, ".npz")
     if not summary_path.exists():
         return None
     import pandas as pd
 
     summary, parts = read_json(summary_path), list[pd.DataFrame]()
     again_by = advise(["advl", "evaluate", str(run), "--on", test_set])
+    with _undamaged("The document of an evaluation is damaged.", str(summary_path), again_by):
+        items_digest = summary.get(ITEMS_DIGEST)
+        if items_digest is not None and not re.fullmatch("[0-9a-f]{64}", items_digest):
+            raise ValueError(f"its {ITEMS_DIGEST} is no SHA-256")
+    arrays_path = evaluation_file(run, test_set, names.items_suffix(items_digest))
     with _undamaged("The item scores of a run cannot be read.", str(arrays_path), again_by):
         arrays = read_array_archive(arrays_path)
+        if items_digest not in (None, arrays_digest(arrays)):
+            raise ValueError(f"they are not those that {summary_path.name} was written with")
+        _require_own_numbers(summary, arrays)
         # item/METRIC, item_VIEW/METRIC, each with its ids; pictures/METRIC and strata/METRIC group the items.
         for name, array in arrays.items():
             group, _, metric = name.partition("/")
@@ -175,6 +185,27 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         columns = ["metric", "view", "item", "picture", "type", "score"]
         items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
         return Evaluation(summary=summary, items=items, scores=scores)
+
+
+def _require_own_numbers(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Refuse accuracies, with the true picture or another one, that are not the means of their item scores.
+
+    Raises:
+        ValueError: one of them contradicts its items.
+    """
+    percents = {f"item/{metric}": percent for metric, percent in summary["metrics"].items()}
+    for metric, views in summary.get("use_of_vision", {}).items():
+        percents |= {f"item_{view}/{metric}": seen["accuracy"] for view, seen in views.items()}
+    for name, percent in percents.items():
+        if name not in arrays:
+            continue
+        mean = 100.0 * float(arrays[name].mean())
+        if not math.isclose(percent, mean, abs_tol=_AS_SHOWN):
+            raise ValueError(f"the mean of {name} is {mean:.3f}, and the document says {percent:.3f}")
+
+
+_AS_SHOWN = 0.001
+"""Percentage points that no table shows; the mean of many item scores depends on the order of the additions."""
 
 
 def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:

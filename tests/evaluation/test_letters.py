@@ -16,6 +16,7 @@ pytest.importorskip("datasets")
 from commands import complaint, printed
 from hub_twins import colour_samples, write_twin
 from own_rows import choice_row, write_json_lines, write_pictures
+from run_logs import items_file
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.listed_options import CLOSINGS
@@ -99,7 +100,7 @@ def test_what_is_written_is_read_by_the_rule_of_each_card(
         (metric,) = found["metrics"]
         evaluation = read_evaluation(chat_run, f"{test_set}@letters")
         assert evaluation is not None
-        with np.load(chat_run / "evaluation" / f"{name}--{split}@letters.npz") as file:
+        with np.load(items_file(chat_run, f"{name}--{split}@letters")) as file:
             arrays = dict(file)
         written = arrays[f"written/{metric}"].tolist()
         dataset = open_dataset(name, split=split)

@@ -106,7 +106,8 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
         "val", "Q→A accuracy", "240", wording.percent(accuracy), f"[{accuracy - 5:.1f}, {accuracy + 5:.1f}]",
         "27.5 (choice 3)", "25.0",
     ]  # fmt: skip
-    assert shown[0][7] == wording.signed(30.0 - accuracy)
+    (swapped, *_) = evaluated["use_of_vision"]["q2a"].values()
+    assert shown[0][7] == wording.signed(-swapped["drop"])
     assert "68 times of 100 it answers “choice 1”." in page.find("section", id="answer")[0].text
     losses = page.find("figure", id="loss")[0]
     assert [title.text for title in losses.find("p", class_="panel-title")] == ["task"]

@@ -20,7 +20,7 @@ import pytest
 import torch
 from commands import exit_code
 from PIL import Image
-from run_logs import forget_digests
+from run_logs import forget_digests, items_file
 from safetensors.torch import save_file
 
 from advl_pipeline.base.configuration import build_config
@@ -188,7 +188,7 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
         assert str(tmp_path) not in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
     run_export(ExportRunConfig(run=tmp_path / "bare", output=tmp_path / "bare-out"))
     assert "was not evaluated" in (tmp_path / "bare-out" / "README.md").read_text(encoding="utf-8")
-    names.evaluation_file(run, "test", ".npz").write_bytes(b"damaged")
+    items_file(run).write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="cannot be read"):
         run_export(ExportRunConfig(run=run, output=tmp_path / "damaged-out"))
 

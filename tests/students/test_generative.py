@@ -12,6 +12,7 @@ from closeness import assert_near
 from commands import printed
 from made_examples import picture, question
 from own_rows import choice_row, write_json_lines
+from run_logs import items_file
 from tiny_chat_models import write_tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText
@@ -302,4 +303,4 @@ def test_a_run_is_trained_and_scored_with_options_shown(tmp_path: Path, capsys: 
     assert read_json(run / "student.json")["config"]["options"] == "letters"
     printed(capsys, "evaluate", run, "--on", "test", "--probe", "none")
     printed(capsys, "evaluate", run, "--on", "test", "--as", "letters")
-    assert (run / "evaluation" / "test@letters.npz").is_file()
+    assert items_file(run, "test@letters").is_file()

@@ -213,8 +213,9 @@ def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
     }
     if test_set in cell.evaluate.probe_on:
         document["use_of_vision"] = {
-            metric: {kind: {"accuracy": 30.0, "drop": value - 30.0} for kind in cell.evaluate.probes}
+            metric: {kind: {"accuracy": seen, "drop": value - seen} for kind in cell.evaluate.probes}
             for metric, value in metrics.items()
+            for seen in [100 * float(views["swapped"][metric].mean())]
         }
     write_json(folder / f"{test_set}.json", document)
 

@@ -64,7 +64,9 @@ class Machine:
             document = read_json(file) | {"vqa_mode": config.vqa_mode or "2021"}
             if config.num_questions is not None:
                 document["sample"] = {"asked": config.num_questions, "of_examples": NUM_ITEMS}
-            kinds = {kind: {"accuracy": 30.0, "drop": 20.0} for kind in config.probe if name in config.probe_on}
+            views = synthetic_runs.item_scores(self.cell(config.run), ("vcr-q2a",), filed, GAINS)
+            seen = {"accuracy": 100 * float(views["swapped"]["q2a"].mean()), "drop": 20.0}
+            kinds = dict.fromkeys((kind for kind in config.probe if name in config.probe_on), seen)
             synthetic_runs.write_json(file, document | {"use_of_vision": {"q2a": kinds}})
 
     def has_student(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from chaos import Job
 from real_processes import Running, start, start_advl
-from run_logs import losses
+from run_logs import items_file, losses
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 
@@ -153,4 +153,4 @@ def _extract(corpus: SmallCorpus, cache: Path) -> Path:
 
 def _evaluated(corpus: SmallCorpus, folder: Path) -> bytes:
     corpus.evaluate(folder / "evaluated", on=("val",), probe=("none",), num_questions=2)
-    return (folder / "evaluated" / "evaluation" / "val.npz").read_bytes()
+    return items_file(folder / "evaluated", "val").read_bytes()

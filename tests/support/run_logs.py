@@ -23,6 +23,12 @@ def load_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def items_file(run: Path, test_set: str = "test") -> Path:
+    """Return the file of item scores that the document of an evaluation names."""
+    document = run / "evaluation" / f"{test_set}.json"
+    return document.with_name(f"{test_set}.{load_json(document)['items_digest'][:16]}.npz")
+
+
 def forget_digests(run: Path) -> None:
     """Convert a run to the format of an earlier version, which recorded no file digests."""
     result = load_json(run / "result.json")

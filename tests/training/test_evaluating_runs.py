@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import shutil
 from collections import Counter
@@ -13,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_logs import forget_digests, load_json
+from commands import advl, printed
+from failing_calls import stopping
+from run_logs import forget_digests, items_file, load_json
 from safetensors.torch import load_file, save_file
 
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch
@@ -22,6 +26,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import View, load_finished, swapped_pictures, with_picture
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.evaluation.score_parts import score_matrices
+from advl_pipeline.runs.results import read_evaluation
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 
@@ -40,7 +45,7 @@ def test_evaluation_scores_items_and_spoilt_pictures(trained: Path) -> None:
     assert "use_of_vision" not in sets["test-shift"]
     document = sets["test"]
     assert set(document["metrics"]) == {"q2a", "qa2r", "q2ar"}
-    arrays = np.load(trained / "evaluation" / "test.npz", allow_pickle=False)
+    arrays = np.load(items_file(trained), allow_pickle=False)
     for metric, percent in document["metrics"].items():
         items = arrays[f"item/{metric}"]
         assert items.shape == (8,)
@@ -148,7 +153,7 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
     whole = small_corpus.evaluate(trained, probe=("none",))["test"]
     assert whole["sample"] is None
     assert whole["num_examples"] == sum(whole["num_items"].values()) - whole["num_items"]["q2ar"]
-    scores = np.load(trained / "evaluation" / "test.npz")
+    scores = np.load(items_file(trained))
     score_of = dict(zip(scores["item_ids/q2a"].tolist(), scores["item/q2a"].tolist(), strict=True))
     small_corpus.run(tmp_path, task=(), num_steps=1, method="plain", cache=(), seed=3)
     ids = []
@@ -158,11 +163,63 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
         assert summary["sample"] == {"asked": 5, "of_examples": whole["num_examples"]}
         for metric, value in summary["metrics"].items():
             assert summary["intervals"][metric]["low"] - 1e-6 <= value <= summary["intervals"][metric]["high"] + 1e-6
-        sampled = np.load(run / "evaluation" / "test.npz")
+        sampled = np.load(items_file(run))
         ids.append(sampled["item_ids/q2a"].tolist())
         if run == trained:
             assert sampled["item/q2a"].tolist() == [score_of[question] for question in ids[0]]
     assert ids[0] == ids[1]
+
+
+def test_an_evaluation_is_replaced_whole_or_not_at_all_wherever_the_disk_fills_up(
+    small_corpus: Any, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation")))
+    words = ("evaluate", run, "--on", "test", "--probe", "none", "--data-root", small_corpus.data_root)
+    printed(capsys, *words)
+    for call in itertools.count(1):
+        with stopping(run, call=call) as watched:
+            code, _, message = advl(capsys, *words, "--num-questions", 5)
+        evaluation = read_evaluation(run, "test")
+        assert evaluation is not None
+        num_items = len(evaluation.items[evaluation.items["metric"] == "q2a"])
+        if watched.num_calls < call:
+            break
+        assert code == 7 or num_items == 5, message
+        assert "Traceback" not in message
+        # The last calls remove the former items; the new evaluation is in its place then.
+        assert (num_items, evaluation.summary["num_items"]["q2a"]) in ((8, 8), (5, 5))
+        printed(capsys, *words)
+    assert call > 5
+    assert (code, num_items) == (0, 5)
+    assert {path.name for path in (run / "evaluation").iterdir()} == {"test.json", items_file(run).name}
+
+
+def test_numbers_that_contradict_their_items_are_refused_and_an_earlier_evaluation_is_read(
+    small_corpus: Any, trained: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    small_corpus.evaluate(run)
+    file, document = run / "evaluation" / "test.json", load_json(run / "evaluation" / "test.json")
+    items = items_file(run)
+    with np.load(items) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(items, **arrays | {"item/q2a": 1 - arrays["item/q2a"]})
+    with pytest.raises(ConfigError, match=r"not those that test\.json was written with"):
+        read_evaluation(run, "test")
+    # As an earlier version wrote it.
+    items.unlink()
+    np.savez(file.with_suffix(".npz"), **arrays)
+    del document["items_digest"]
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert read_evaluation(run, "test") is not None
+    for changed in (
+        {"metrics": {**document["metrics"], "q2a": 99.0}},
+        {"use_of_vision": {"q2a": {"swapped": {"accuracy": 1.0, "drop": 0.0}}}},
+        {"items_digest": "../../elsewhere"},
+    ):
+        file.write_text(json.dumps(document | changed), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"(cannot be read|is damaged)"):
+            read_evaluation(run, "test")
 
 
 def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: Path) -> None:

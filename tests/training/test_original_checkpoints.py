@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
-from run_logs import load_json
+from run_logs import items_file, load_json
 from safetensors.torch import load_file
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
@@ -83,12 +83,12 @@ def test_one_command_from_files_to_evaluation(
     assert heads_of(run)["vcr"] == {"origin": "checkpoint", "why": "of as many classes"}
     document = small_corpus.evaluate(run, probe=())["test"]
     assert document["num_items"]["q2a"] == 8
-    scores = np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"]
+    scores = np.load(items_file(run))["scores/vcr-q2a"]
     # The training pictures' features hold none of the test set's: they are looked up by the split that is read.
     with pytest.raises(DatasetError):
         small_corpus.evaluate(run, regions=(features / "train",), probe=())
     small_corpus.evaluate(run, regions=(features / "test",), probe=())
-    np.testing.assert_array_equal(np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"], scores)
+    np.testing.assert_array_equal(np.load(items_file(run))["scores/vcr-q2a"], scores)
     predict = PredictConfig(run=run, on="test", data_root=small_corpus.data_root)
     result = run_predict(predict)
     assert result.num_items == len(result.path.read_text(encoding="utf-8").splitlines()) - 1 == 8
