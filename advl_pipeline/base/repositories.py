@@ -31,6 +31,8 @@ _LEFT_OUT = ("[!0-9]*/*", "open_clip*", "consolidated*")
 TAKEN_OVER = frozenset({"nomic_bert"})
 """Model types whose repositories bring code of their own, and of which transformers has the same network."""
 
+TOKENIZER_FILE = "tokenizer.json"
+
 HUB = "hf:"
 """Prefix of a repository name where a path is allowed too."""
 
@@ -159,12 +161,58 @@ def require_network_of_transformers(config: Mapping[str, Any], *, where: Path | 
         )
 
 
+def open_tokenizer(folder: Path | str, **settings: Any) -> Any:
+    """Open a folder's tokenizer with transformers; its `tokenizer.json` decides how a text is split.
+
+    Without that file, the class that the folder names decides. That class gives the roles of special tokens too.
+
+    Args:
+        settings: for `from_pretrained`.
+
+    Raises:
+        ImportError: there is no `tokenizer.json`, and the class needs a package that is not installed.
+        Exception: whatever else the library raises.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    is_published = (Path(folder) / TOKENIZER_FILE).is_file()
+    tokenizer: Any = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+    except ImportError:
+        if not is_published:
+            raise
+    if is_published and not (tokenizer and tokenizer.is_fast):
+        # A class in Python may need packages, and gives no character offsets.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **settings)
+    take_published_parts(tokenizer, folder)
+    return tokenizer
+
+
+def take_published_parts(tokenizer: Any, folder: Path | str) -> None:
+    """Give a loaded tokenizer all parts of its folder's `tokenizer.json`, if there is one, in place.
+
+    transformers rebuilds many tokenizers from their class, whose normaliser, pre-tokeniser and post-processor may
+    differ from the published ones.
+
+    Raises:
+        Exception: the library cannot read the file.
+    """
+    from tokenizers import Tokenizer
+
+    file = Path(folder) / TOKENIZER_FILE
+    if file.is_file():
+        published, opened = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
+        for part in ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder"):
+            setattr(opened, part, getattr(published, part))
+
+
 def lacks_vocabulary(tokenizer: Any, folder: Path) -> str:
     """Return why a loaded tokenizer does not match the files of its folder, or "" if it does.
 
     Without a vocabulary file, the library builds a tokenizer of a few special tokens from the model's type.
     """
-    files = {"tokenizer.json", *(getattr(tokenizer, "vocab_files_names", None) or {}).values()}
+    files = {TOKENIZER_FILE, *(getattr(tokenizer, "vocab_files_names", None) or {}).values()}
     # Byte and character tokenizers have no vocabulary file.
     if len(files) == 1 or any((folder / name).is_file() for name in files):
         return ""

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
-from advl_pipeline.base.repositories import fetch
-from advl_pipeline.runs.names import TOKENIZER
+from advl_pipeline.base.repositories import fetch, take_published_parts
 from advl_pipeline.students.chat_config import FamilyFacts, GenerativeConfig
 from advl_pipeline.students.chat_pictures import GRID
 from advl_pipeline.students.tokenizer import EMBEDDED_TOKENIZER, embedded_tokenizer_file
@@ -44,22 +43,15 @@ def load_processor(config: GenerativeConfig, model: Any, facts: FamilyFacts) -> 
 
 
 def _published_processor(name: str, facts: FamilyFacts) -> Any:
-    """Load a processor from a folder, or by its name on the hub.
-
-    The parts of its tokenizer are restored from `tokenizer.json`, because transformers rebuilds some tokenizers from
-    their class and loses settings that the class does not support.
-    """
+    """Load a processor from a folder, or by its name on the hub."""
     folder = Path(name)
     if not folder.is_dir():
         folder = fetch(name, what="files of the student's processor", option="--tokenizer", weights=())
     try:
         kind = getattr(transformers, facts.processor)
         processor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if (folder / TOKENIZER).is_file():
-            published, opened = Tokenizer.from_file(str(folder / TOKENIZER)), processor.tokenizer.backend_tokenizer
-            for part in ("normalizer", "pre_tokenizer", "model", "decoder"):
-                setattr(opened, part, getattr(published, part))
-    except (OSError, ValueError, TypeError, AttributeError, ImportError) as error:
+        take_published_parts(processor.tokenizer, folder)
+    except Exception as error:  # The library of tokenizers raises nothing narrower.
         raise WeightsUnavailable(
             "The student's processor is not on this machine.",
             where=name,

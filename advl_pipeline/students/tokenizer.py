@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import WeightsUnavailable
 from advl_pipeline.base.packages import package_folder
-from advl_pipeline.base.repositories import fetch, lacks_vocabulary
+from advl_pipeline.base.repositories import fetch, lacks_vocabulary, open_tokenizer
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.runs import names
 
@@ -156,7 +156,7 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
     """
     if name == EMBEDDED_TOKENIZER:
         return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
-    from transformers import AutoTokenizer, BertTokenizerFast
+    from transformers import BertTokenizerFast
 
     folder = Path(name)
     try:
@@ -169,7 +169,7 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
             lower = is_uncased((folder / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines())
             fast: Any = BertTokenizerFast.from_pretrained(folder, local_files_only=True, do_lower_case=lower)
         else:
-            fast = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+            fast = open_tokenizer(folder, local_files_only=True)
         if lacking := lacks_vocabulary(fast, folder):
             raise ValueError(lacking)
     except Exception as error:  # The library of tokenizers raises nothing narrower.

@@ -11,7 +11,6 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ import torch
 from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.base.packages import install_extra
-from advl_pipeline.base.repositories import WEIGHTS, fetch, lacks_vocabulary
+from advl_pipeline.base.repositories import TOKENIZER_FILE, WEIGHTS, fetch, lacks_vocabulary, open_tokenizer
 from advl_pipeline.datasets.problems import first_line
 from advl_pipeline.teachers.open_options import OpenOptions
 
@@ -68,7 +67,7 @@ def load_part(load: Callable[..., Any], folder: Path, options: OpenOptions, **se
     except (ValueError, KeyError) as error:
         what = f"Teacher {options.name!r} cannot be opened by the installed transformers."
         raise ConfigError(what, where=str(folder), why=first_line(error)) from None
-    except (RuntimeError, UnpicklingError) as error:
+    except Exception as error:  # The library of tokenizers raises nothing narrower.
         raise options.bad_weights("are damaged or belong to another network", folder, first_line(error)) from None
 
 
@@ -86,12 +85,10 @@ def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> An
     Raises:
         WeightsUnavailable: as `load_part`, or the vocabulary is missing or belongs to another network.
     """
-    from transformers import AutoTokenizer
-
-    is_sentencepiece = not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model"))
+    is_sentencepiece = not (folder / TOKENIZER_FILE).is_file() and any(folder.glob("*.model"))
     if is_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
         raise _needs_package(folder, options, "its tokenizer is a SentencePiece model")
-    tokenizer = load_part(AutoTokenizer.from_pretrained, folder, options)
+    tokenizer = load_part(open_tokenizer, folder, options)
     num_pieces = tokenizer.vocab_size
     why = lacks_vocabulary(tokenizer, folder)
     if not why and num_states / 10 < num_pieces <= num_states:

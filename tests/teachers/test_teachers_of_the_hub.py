@@ -32,17 +32,18 @@ from hub_repositories import (
     weights,
 )
 from hub_server import Hub, served_models
-from hub_tokenizers import Files, as_json
+from hub_tokenizers import Files, as_json, fast
 from own_rows import choice_row, rows_of, write_json_lines
 from PIL import Image
 from safetensors.torch import load, load_file
 from timm.data import create_transform, resolve_data_config
 from tiny_extraction import tree_bytes
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.datasets.records import Dataset, TextUnit
+from advl_pipeline.datasets.records import Candidate, Dataset, TextUnit, text_unit
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.students.tokenizer import load_text_tokenizer
 from advl_pipeline.teachers.registry import CATALOGUE, TeacherCard, open_teacher
 from advl_pipeline.teachers.timm_family import TimmBackbone, timm_pixel_settings
 from advl_pipeline.teachers.transformers_family import TransformersVisionBackbone
@@ -273,6 +274,69 @@ def test_a_repository_that_lacks_something_is_refused(
     _, said = printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", code=6)
     assert why in said
     assert not (tmp_path / "cache").exists()
+
+
+def recut(files: Files, change: Callable[[Tokenizer], None], **settings: Any) -> Files:
+    """Return a repository whose tokenizer.json is changed, and whose other settings of the tokenizer are given."""
+    core = Tokenizer.from_buffer(files["tokenizer.json"])
+    change(core)
+    return files | fast(core) | {"tokenizer_config.json": as_json({"model_max_length": 512, **settings})}
+
+
+def split_digits(core: Tokenizer) -> None:
+    """Split digits, although the vocabulary has a piece of two."""
+    model = json.loads(core.to_str())["model"]
+    vocabulary = {"20" if piece == "Which" else piece: number for piece, number in model["vocab"].items()}
+    merges = [tuple(pair) for pair in model["merges"] if "".join(pair) in vocabulary]
+    core.model = models.BPE(vocab=vocabulary, merges=[*merges, ("2", "0")])
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    core.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+def split_by_letter(core: Tokenizer) -> None:
+    letters = pre_tokenizers.Split(Regex(r"\p{L}\p{M}*"), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([letters, as_bytes])
+
+
+def keep_case(core: Tokenizer) -> None:
+    core.normalizer = normalizers.BertNormalizer(lowercase=False)
+
+
+def end_twice(core: Tokenizer) -> None:
+    frame = [(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP] [SEP]", special_tokens=frame)
+
+
+CUTS: dict[str, Callable[[], Files]] = {
+    "digits, as SmolLM2": partial(
+        recut, roberta("x"), split_digits, tokenizer_class="GPT2Tokenizer", unk_token="<unk>"
+    ),
+    "a RoBERTa with its own pattern": partial(recut, roberta("x"), split_by_letter),
+    "a cased BERT without do_lower_case": partial(recut, bert("x"), keep_case),
+    "an end of its own": partial(recut, bert("x"), end_twice),
+    "a class that needs sentencepiece": partial(
+        recut, bert("x"), keep_case, tokenizer_class="SiglipTokenizer", pad_token="[PAD]"
+    ),
+}
+"""How tokenizer.json may differ from the class that transformers rebuilds."""
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_the_published_tokenizer_decides_for_teachers_and_students(kind: str, hub: Hub) -> None:
+    # A student's tokenizer is kept by name.
+    files, name = CUTS[kind](), f"lab/{kind.replace(' ', '-').replace(',', '')}"
+    hub.repositories[f"models/{name}"] = files
+    tower, student = open_teacher(f"hf:{name}").text, load_text_tokenizer(name)
+    assert tower is not None
+    published, text = Tokenizer.from_buffer(files["tokenizer.json"]), "Which 2048 dogs RUN at the Green tree?"
+    (prepared,) = tower.prepare([text_unit(text)])
+    bare = published.encode(text, add_special_tokens=False)
+    pieces = prepared.inputs["ids"].tolist()
+    assert pieces == bare.ids
+    ((part,),) = student.encode([Candidate(text_unit=text_unit(text))])
+    assert part.token_ids == pieces
+    assert [*tower.pieces.prefix, *pieces, *tower.pieces.suffix] == published.encode(text).ids  # type: ignore[attr-defined]
 
 
 def changed(files: Files, **settings: Any) -> Files:
