@@ -22,6 +22,7 @@ from benchmarks.rows import GPU_MARKS, MARKS, Row, Section, describe_machine, re
 SECTIONS = {
     "reading": "benchmarks.reading:measure_reading",
     "extraction": "benchmarks.extraction:measure_extraction",
+    "loaders": "benchmarks.loaders:measure_loaders",
     "index": "benchmarks.index:measure_index",
     "feed": "benchmarks.feed:measure_feeding",
     "training": "benchmarks.training:measure_training",

@@ -201,7 +201,7 @@ def pictures(num_units: int) -> Corpus:
 
 def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16") -> None:
     """Write the corpus as a cache of texts."""
-    store, identity = FolderStore(folder), {"corpus": corpus.name}
+    store, identity = FolderStore(folder), {"corpus": corpus.name, "teacher": {"name": corpus.name}}
     shape = ModalityRecord(num_units=len(corpus), global_dim=DIM, token_dim=DIM, spans=False)
     record = PlanRecord(
         identity_sha256=digest(identity),

@@ -67,6 +67,17 @@ class MappedArray:
             stretches[place] = stretch.copy() if self._store.is_disk_cache else stretch
         return [stretches[place] for place in range(len(stretches))]
 
+    def padded(self, first_Q: Positions, length_Q: Positions) -> Rows:
+        """Return a copy of the stretches, padded with zeros to the longest, (Q, longest, ...)."""
+        stretches = self.stretches(first_Q, length_Q)
+        longest = int(length_Q.max(initial=0))
+        # Only the padding is zeroed: the rest is written once.
+        padded = np.empty((len(stretches), longest, *self.spec.shape[1:]), DTYPES[self.spec.dtype])
+        for rows, stretch in zip(padded, stretches, strict=True):
+            rows[: len(stretch)] = stretch
+            rows[len(stretch) :] = 0
+        return padded
+
     def gather(self, positions_Q: Positions) -> Rows:
         """Return a copy of the rows at the given positions."""
         if self.spec.num_shards == 1:

@@ -152,6 +152,19 @@ def open_cache(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PaddedFeatures:
+    """The features of Q units, zero-padded to the longest: of the unit, of its tokens, and the tokens' characters.
+
+    `length_Q` (int32) counts the token rows of each unit.
+    """
+
+    global_QD: Features
+    length_Q: npt.NDArray[np.int32]
+    tokens_QMD: Features | None = None
+    spans_QM2: npt.NDArray[np.int32] | None = None
+
+
 class FeatureStore:
     """The features of one modality. All look-ups are by unit id; a missing id raises `UnknownUnit`.
 
@@ -237,12 +250,29 @@ class FeatureStore:
         scale_M = self._joined("scales", positions_Q) if "scales" in self._tokens else None
         return self._joined("values", positions_Q), scale_M, self._lengths_N[positions_Q]
 
+    def padded_features(self, ids: Sequence[str], *, tokens: bool = True) -> PaddedFeatures:
+        """Return a copy of the units' features with one look-up; with `tokens`, also their token rows if stored."""
+        positions_Q = self._positions(ids)
+        global_QD = self._global.gather(positions_Q)
+        length_Q = self._lengths_N[positions_Q]
+        if not tokens or not self.has_tokens:
+            return PaddedFeatures(global_QD=global_QD, length_Q=length_Q)
+        bounds = self._bounds(positions_Q)
+        values_QMD = self._tokens["values"].padded(*bounds)
+        if "scales" in self._tokens:
+            scale_QM = self._tokens["scales"].padded(*bounds)
+            codes_XD = values_QMD.reshape(-1, values_QMD.shape[2])
+            values_QMD = from_int8(codes_XD, scale_QM.reshape(-1)).reshape(values_QMD.shape)
+        spans_QM2 = None
+        if "char_spans" in self._tokens:
+            spans_QM2 = self._tokens["char_spans"].padded(*bounds)
+            self._require_spans(spans_QM2.reshape(-1, 2))
+        return PaddedFeatures(global_QD=global_QD, length_Q=length_Q, tokens_QMD=values_QMD, spans_QM2=spans_QM2)
+
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
         rows_M2 = self._joined("char_spans", self._positions(ids))
-        if not are_spans(rows_M2):
-            name = f"{self.modality}/tokens/char_spans"
-            raise self._files.damaged("The character spans of a cache are no spans.", name)
+        self._require_spans(rows_M2)
         return rows_M2
 
     def token_columns(self, ids: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
@@ -335,6 +365,11 @@ class FeatureStore:
                 where = self._files.where(f"{self.modality}/tokens")
                 raise CorruptCache("A unit's rows are outside its shard.", where=where)
         return start_Q, length_Q
+
+    def _require_spans(self, rows_M2: Features) -> None:
+        if not are_spans(rows_M2):
+            name = f"{self.modality}/tokens/char_spans"
+            raise self._files.damaged("The character spans of a cache are no spans.", name)
 
     def _joined(self, name: str, positions_Q: Positions) -> Features:
         """Return the concatenated rows of units; a view for one unit."""

@@ -5,28 +5,84 @@ Shapes: B items of a batch, M tokens of the longest item, D feature width of a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 
 TEACHERS = "teachers"
 
+Item = dict[str, Any]
 
-class CachedFeatures(Dataset[dict[str, Any]]):
+OF_TOKENS = ("tokens", "spans")
+"""Entries of a teacher with one row per token."""
+
+_BATCHES_ANNOUNCED = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadItems(Sequence[Item]):
+    """Items that were read at once, padded; an item is made of views when it is asked for.
+
+    `rows` are the items without teachers. `features` has, by teacher, `global` (B, D), `tokens` (B, M, D) and `spans`
+    (B, M, 2). `lengths` has the number of tokens of each item by teacher, if it has tokens.
+    """
+
+    rows: Sequence[Item]
+    features: Mapping[str, Mapping[str, torch.Tensor]]
+    lengths: Mapping[str, Sequence[int]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        teachers = {
+            name: {
+                kind: values[index, : self.lengths[name][index]] if kind in OF_TOKENS else values[index]
+                for kind, values in features.items()
+            }
+            for name, features in self.features.items()
+        }
+        return {**self.rows[index], TEACHERS: teachers}
+
+    @classmethod
+    def joined(cls, items: Sequence[Mapping[str, Any]]) -> ReadItems:
+        """Pad items that were read one by one."""
+        features: dict[str, dict[str, torch.Tensor]] = {}
+        lengths: dict[str, list[int]] = {}
+        for name, first in items[0][TEACHERS].items():
+            columns = {kind: [item[TEACHERS][name][kind] for item in items] for kind in first}
+            features[name] = {
+                kind: pad_sequence(values, batch_first=True) if kind in OF_TOKENS else torch.stack(values)
+                for kind, values in columns.items()
+            }
+            if "tokens" in columns:
+                lengths[name] = [len(tokens_MD) for tokens_MD in columns["tokens"]]
+        rows = [{key: value for key, value in item.items() if key != TEACHERS} for item in items]
+        return cls(rows=rows, features=features, lengths=lengths)
+
+
+class CachedFeatures(Dataset[Item]):
     """Teacher features, one item per unit: a map-style dataset for `DataLoader`, accelerate or a `Trainer`.
 
     An item has the entries of its row, or `unit_id` without rows, and `teachers`. This maps each teacher's name to a
-    dictionary of `global` (D,) and, if the cache has token features, `tokens` (M, D). Features have the stored dtype;
-    int8 codes are returned as float16. Spawned workers open the caches themselves.
+    dictionary of `global` (D,) and, if the cache has token features, `tokens` (M, D) and, of texts, `spans` (M, 2):
+    the characters [start, end) of each token. Features have the stored dtype; int8 codes are returned as float16.
+    Spawned workers open the caches themselves.
     """
 
     def __init__(
@@ -70,27 +126,48 @@ class CachedFeatures(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Item:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several items with one look-up per cache; `DataLoader` calls this for a batch."""
-        items = [
-            {**({"unit_id": self._ids[index]} if self._rows is None else self._rows[index]), TEACHERS: {}}
-            for index in indices
-        ]
+    def __getitems__(self, indices: Sequence[int]) -> ReadItems:
+        """Return several items, read with one look-up per cache; `DataLoader` calls this for a batch."""
         ids = [self._ids[index] for index in indices]
+        features: dict[str, dict[str, torch.Tensor]] = {}
+        lengths: dict[str, list[int]] = {}
         for name in self._caches:
-            store = self._store(name)
-            for item, values_D in zip(items, torch.from_numpy(store.global_features(ids)), strict=True):
-                item[TEACHERS][name] = {"global": values_D}
-            if self._tokens and store.has_tokens:
-                values_MD, lengths_B = store.token_features(ids)
-                # The tokens of a single unit are a view of a memory map, which torch must not write to.
-                tokens = torch.split(as_tensor(values_MD), lengths_B.tolist())
-                for item, tokens_MD in zip(items, tokens, strict=True):
-                    item[TEACHERS][name]["tokens"] = tokens_MD
-        return items
+            padded = self._store(name).padded_features(ids, tokens=self._tokens)
+            features[name] = {"global": torch.from_numpy(padded.global_QD)}
+            if padded.tokens_QMD is not None:
+                features[name]["tokens"] = torch.from_numpy(padded.tokens_QMD)
+                lengths[name] = padded.length_Q.tolist()
+            if padded.spans_QM2 is not None:
+                features[name]["spans"] = torch.from_numpy(padded.spans_QM2)
+        if self._rows is None:
+            return ReadItems(rows=[{"unit_id": unit} for unit in ids], features=features, lengths=lengths)
+        return ReadItems(rows=[{**self._rows[index]} for index in indices], features=features, lengths=lengths)
+
+    def batches(
+        self, size: int, *, seed: int | None = None, collate: Callable[[ReadItems], Any] | None = None
+    ) -> Iterator[Any]:
+        """Yield the ready batches of an epoch; the disk reads later batches while the caller computes.
+
+        Args:
+            size: items of a batch; the last one may have fewer.
+            seed: of the order, such as the number of the epoch; None for the order of the items.
+            collate: makes a batch of items [default: `FeatureCollator()`].
+        """
+        order = range(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self)).tolist()
+        batches = [order[first : first + size] for first in range(0, len(order), size)]
+        stores = [self._store(name) for name in self._caches]
+        for store in stores:
+            store.begin_epoch()
+        for number, indices in enumerate(batches):
+            if number % _BATCHES_ANNOUNCED == 0:
+                coming = batches[number : number + 2 * _BATCHES_ANNOUNCED]
+                ids = [self._ids[index] for batch in coming for index in batch]
+                for store in stores:
+                    store.announce(ids)
+            yield (collate or FeatureCollator())(self.__getitems__(indices))
 
     def _store(self, name: str) -> FeatureStore:
         return self._caches[name].stores()[self._modality]
@@ -98,22 +175,17 @@ class CachedFeatures(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class FeatureCollator:
-    """Collator of items: `teachers` by name with `global` (B, D), zero-padded `tokens` (B, M, D) and `mask` (B, M).
+    """Collator of items: `teachers` by name with `global` (B, D), zero-padded `tokens` (B, M, D) and `spans`
+    (B, M, 2), and `mask` (B, M).
 
     `rest` collates all other entries, a list of dictionaries, into a dictionary.
     """
 
-    rest: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = default_collate
+    rest: Callable[[list[Item]], Mapping[str, Any]] = default_collate
 
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        teachers = {}
-        for name, first in items[0][TEACHERS].items():
-            teachers[name] = {"global": torch.stack([item[TEACHERS][name]["global"] for item in items])}
-            if "tokens" in first:
-                tokens = [item[TEACHERS][name]["tokens"] for item in items]
-                lengths_B1 = torch.tensor([[len(values_MD)] for values_MD in tokens])
-                padded_BMD = pad_sequence(tokens, batch_first=True)
-                mask_BM = torch.arange(padded_BMD.shape[1]) < lengths_B1
-                teachers[name] |= {"tokens": padded_BMD, "mask": mask_BM}
-        rest = [{key: value for key, value in item.items() if key != TEACHERS} for item in items]
-        return {**self.rest(rest), TEACHERS: teachers}
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> Item:
+        read = items if isinstance(items, ReadItems) else ReadItems.joined(items)
+        teachers = {name: {**features} for name, features in read.features.items()}
+        for name, lengths in read.lengths.items():
+            teachers[name]["mask"] = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        return {**self.rest([*read.rows]), TEACHERS: teachers}

@@ -12,6 +12,7 @@ import torch
 from advl_pipeline.cache.reader import open_cache
 from benchmarks.__main__ import main
 from benchmarks.gpu import measure_gpu
+from benchmarks.loaders import open_readers
 from benchmarks.reading import build_cache, measure_reading, texts
 from benchmarks.rows import MARKS, Row, ratio_row, render, write_page
 
@@ -30,6 +31,24 @@ def test_every_row_of_reading_has_a_figure(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("benchmarks.reading._MANY", 1)
     rows = measure_reading(tmp_path, True)
     assert all(row.value and row.goal and row.detail for row in rows)
+
+
+def test_loaders_that_are_compared_give_equal_batches(tmp_path: Path) -> None:
+    corpus = texts(70)
+    build_cache(tmp_path / "cache", corpus)
+    unpadded: dict[str, dict[str, torch.Tensor]] = {}
+    for name, reader in open_readers(tmp_path, corpus).items():
+        unpadded[name] = {}
+        for batch in reader(0):
+            features = batch["teachers"]["texts"] if "teachers" in batch else batch
+            assert not features["tokens"][~features["mask"]].any()
+            for row, unit in enumerate(batch["unit_id"]):
+                tokens_MD = features["tokens"][row][features["mask"][row]]
+                unpadded[name][unit] = torch.cat([features["global"][row][None], tokens_MD])
+    ours = unpadded.pop("ours")
+    assert len(ours) == 70
+    for name, others in unpadded.items():
+        assert all(torch.equal(others[unit], rows) for unit, rows in ours.items()), name
 
 
 def test_verdicts_take_the_spread_of_the_rounds_into_account() -> None:

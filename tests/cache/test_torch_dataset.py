@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_extraction import tiny_extract
+from torch.utils.data import DataLoader
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import UnknownUnit, open_cache
@@ -50,6 +52,38 @@ def test_a_batch_holds_what_the_cache_holds(travelled: bool, small_corpus: Any) 
     assert not found["tokens"][~found["mask"]].any()
     item = data[3]["teachers"]["minilm-l6"]
     torch.testing.assert_close(item["tokens"], found["tokens"][0, : lengths[0]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_batch_read_at_once_is_that_of_its_items(dtype: str, tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache", dtype=dtype)
+    cache = open_cache(tmp_path / "cache")
+    assert cache.text is not None
+    data = CachedFeatures([cache], "text")
+    at_once = FeatureCollator()(data.__getitems__([2, 0, 1]))
+    one_by_one = FeatureCollator()([data[2], data[0], data[1]])
+    assert at_once["unit_id"] == one_by_one["unit_id"]
+    features = at_once["teachers"][cache.teacher_name]
+    assert features.keys() == {"global", "tokens", "spans", "mask"}
+    for kind, values in one_by_one["teachers"][cache.teacher_name].items():
+        assert torch.equal(features[kind], values), kind
+    spans = cache.text.char_spans(at_once["unit_id"])
+    np.testing.assert_array_equal(features["spans"][features["mask"]].numpy(), spans)
+    assert not features["spans"][~features["mask"]].any()
+
+
+def test_ready_batches_hold_each_item_once_in_an_order_of_its_seed(small_corpus: Any) -> None:
+    data = CachedFeatures([small_corpus.caches[0]], "text")
+    in_order, shuffled, again = (list(data.batches(16, seed=seed)) for seed in (None, 1, 1))
+    ids, other_ids = ([unit for batch in part for unit in batch["unit_id"]] for part in (in_order, shuffled))
+    assert ids == [item["unit_id"] for item in data]
+    assert sorted(other_ids) == sorted(ids) != other_ids
+    assert other_ids == [unit for batch in again for unit in batch["unit_id"]]
+    loaded = next(iter(DataLoader(data, 16, collate_fn=FeatureCollator())))
+    for kind, values in loaded["teachers"]["minilm-l6"].items():
+        assert torch.equal(in_order[0]["teachers"]["minilm-l6"][kind], values), kind
+    (counted,) = list(data.batches(len(data), collate=len))
+    assert counted == len(data)
 
 
 def executed(block: str, **changes: str) -> dict[str, Any]:
