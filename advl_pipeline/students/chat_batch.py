@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.students.chat import ChatRow
+from advl_pipeline.students.chat_config import Blocks
 from advl_pipeline.students.chat_pictures import GRID, Picture, stacked
 from advl_pipeline.students.interface import StudentBatch
 
@@ -151,23 +152,33 @@ class Rows:
     def width(self) -> int:
         return self.ids_BW.shape[1]
 
-    def allowed(self, *, mask_visual: bool) -> torch.Tensor:
-        """Return the attention mask, (B, W, W) bool: True where a place may attend to another."""
+    def allowed(self, *, mask_visual: bool, window: int | None = None, blocks: Blocks = "everywhere") -> torch.Tensor:
+        """Return the attention mask of a layer, (B, W, W) bool: True where a place may attend to another.
+
+        Args:
+            mask_visual: hide the picture from the text.
+            window: steps that a layer with a sliding window looks back, its own included; None for other layers.
+            blocks: where tokens of a block attend to each other in both directions.
+        """
         own_BW, block_BW, picture = self.own_BW, self.block_BW, self.picture_BW
         place = torch.arange(own_BW.shape[1], device=own_BW.device)
         reachable = (own_BW == COMMON)[:, None, :] | (own_BW[:, None, :] == own_BW[:, :, None])
         is_block = (block_BW[:, None, :] == block_BW[:, :, None]) & (block_BW >= 0)[:, None, :]
+        if blocks == "sliding layers" and window is None:
+            is_block = torch.zeros_like(is_block)
         is_before = place[None, :] <= place[:, None]
-        allowed = reachable & (is_before | is_block)
+        allowed = is_before | is_block
+        if window is not None:
+            is_near = self.step_BW[:, None, :] > self.step_BW[:, :, None] - window
+            allowed = allowed & is_near
+            if blocks == "beyond windows":
+                allowed = allowed | is_block
+        allowed = reachable & allowed
         if mask_visual:
             # Text does not attend to the picture, nor the picture to text after it.
             allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
             allowed = allowed & (is_before | picture[:, None, :] | ~picture[:, :, None])
         return allowed
-
-    def within(self, window: int) -> torch.Tensor:
-        """Return the sliding-window mask, (B, W, W) bool: True for places less than a window of steps back."""
-        return self.step_BW[:, None, :] > self.step_BW[:, :, None] - window
 
     def followed(
         self, lengths: Sequence[int], wanted: Sequence[Sequence[tuple[int, Sequence[int]]]], *, num: int, end_id: int

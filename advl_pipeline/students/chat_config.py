@@ -45,15 +45,21 @@ class GenerativeConfig(Configuration):
     )
 
 
+Blocks = Literal["everywhere", "sliding layers", "beyond windows"]
+"""Layers in which tokens of a block attend to each other in both directions: all, within the window of a sliding one;
+only those with a sliding window; or all, however wide the block."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyFacts:
     """Differences of a type of chat models in transformers from the default, from `data/chat_models.toml`.
 
-    A type that is not proven is tested before it is used.
+    A type that is not proven, or not with this type of its text part, is tested before it is used.
     """
 
     patches: Literal["", "colours-first", "colours-last"] = ""
     both_ways: Literal["nothing", "picture", "question"] = "nothing"
+    blocks: Blocks = "everywhere"
     tiles: bool = False
     whole: Literal["", "first", "last"] = ""
     first_position: int = 0
@@ -63,7 +69,12 @@ class FamilyFacts:
     is_proven: bool
 
 
-def family_facts(model_type: str) -> FamilyFacts:
-    """Return the facts of a type, the defaults for a type that is not in the table."""
+def family_facts(model_type: str, text_type: str) -> FamilyFacts:
+    """Return the facts of a type, the defaults for a type that is not in the table.
+
+    Args:
+        text_type: type of its language model.
+    """
     table = read_tables("chat_models.toml")
-    return FamilyFacts(**{**table["default"], **table.get(model_type, {})}, is_proven=model_type in table)
+    facts = {**table["default"], **table.get(model_type, {})}
+    return FamilyFacts(is_proven=text_type in facts.pop("texts"), **facts)

@@ -26,12 +26,16 @@ from advl_pipeline.base.repositories import require_network_of_transformers
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat_batch import Rows
+from advl_pipeline.students.chat_config import Blocks
 from advl_pipeline.students.chat_pictures import GRID
 from advl_pipeline.students.checkpoints import LoadReport, unreadable_weights
 from advl_pipeline.students.weight_files import required_weights
 
 ROWS_AT_ONCE = 2048
 """Number of states whose word logits are computed at once: 400 MB in float32 for 49,280 words."""
+
+SHORT_WINDOW = 8
+"""Sliding window in the comparison with transformers, in tokens: any conversation is longer."""
 
 MASKED_LAYERS = ("full_attention", "sliding_attention")
 RECURRENT_LAYERS = ("linear_attention", "conv")
@@ -66,7 +70,7 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
     except (ValueError, TypeError) as error:
         why = str(error).split("\n", maxsplit=1)[0]
         raise ConfigError("transformers does not know the architecture.", why=why) from None
-    transformers_config.text_config.attention_dropout = dropout
+    transformers_config.get_text_config().attention_dropout = dropout
     return transformers_config
 
 
@@ -102,7 +106,8 @@ def require_same_likelihood(student: Any) -> None:
     """
     context, answer = "What is it?", "A lake."
     candidate = Candidate(text_unit=text_unit(f"{context} {answer}"), context_length=len(context))
-    is_training = student.training
+    is_training, text_config = student.training, student.decoder.config
+    window = getattr(text_config, "sliding_window", None)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "grey.png"
         Image.linear_gradient("L").convert("RGB").save(path)
@@ -111,6 +116,8 @@ def require_same_likelihood(student: Any) -> None:
         asked = Example(example_id="", task="vcr-q2a", image=unit, candidates=(candidate,), label=0)
         try:
             student.eval()
+            if window is not None:
+                text_config.sliding_window = SHORT_WINDOW
             batch = student.laid_out([asked])
             ours = student.encode(batch).answered
             assert ours is not None
@@ -124,8 +131,11 @@ def require_same_likelihood(student: Any) -> None:
             why, is_same = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__, False
         finally:
             student.train(is_training)
+            if window is not None:
+                text_config.sliding_window = window
     if not is_same:
-        what = f"The type {student.model.config.model_type} does not compute here what it does in transformers."
+        kind, text_kind = student.model.config.model_type, text_config.model_type
+        what = f"The type {kind} over {text_kind} does not compute here what it does in transformers."
         raise ConfigError(what, why=why, next_command="choose one of the types in docs/students.md")
 
 
@@ -237,25 +247,31 @@ def word_logits(model: Any, states_QH: torch.Tensor) -> torch.Tensor:
 
 
 def last_states(
-    decoder: Any, x_BWH: torch.Tensor, rows: Rows, *, mask_visual: bool, image_token_id: int, **more: Any
+    decoder: Any,
+    x_BWH: torch.Tensor,
+    rows: Rows,
+    *,
+    mask_visual: bool,
+    blocks: Blocks,
+    image_token_id: int,
+    **more: Any,
 ) -> torch.Tensor:
     """Return the last states (B, W, H) of rows.
 
     Args:
         x_BWH: input embeddings of the language model.
+        blocks: as in `FamilyFacts`.
         more: its other inputs.
     """
     kinds = layer_kinds(decoder)
     masks: Any = None
     if not is_recurrent(decoder):
-        allowed_BWW = rows.allowed(mask_visual=mask_visual)
-        near_BWW = allowed_BWW
-        if "sliding_attention" in kinds:
-            near_BWW = allowed_BWW & rows.within(decoder.config.sliding_window)
-        dtype = compute_dtype(x_BWH)
+        windows = {"full_attention": None, "sliding_attention": getattr(decoder.config, "sliding_window", None)}
         masks = {
-            kind: additive_mask(allowed, dtype)[:, None]
-            for kind, allowed in (("full_attention", allowed_BWW), ("sliding_attention", near_BWW))
+            kind: additive_mask(
+                rows.allowed(mask_visual=mask_visual, window=window, blocks=blocks), compute_dtype(x_BWH)
+            )[:, None]
+            for kind, window in windows.items()
             if kind in (kinds or {"full_attention"})
         }
     if getattr(decoder.config, "hidden_size_per_layer_input", 0):

@@ -84,7 +84,7 @@ class GenerativeStudent(Student):
         # A plain dictionary, so that the student can be copied.
         self.config = replace(config, architecture=dict(config.architecture or {}))
         architecture = model_config(config.architecture, dropout=config.dropout)
-        self.facts = family_facts(architecture.model_type)
+        self.facts = family_facts(architecture.model_type, architecture.get_text_config().model_type)
         self.lora = LoraSettings(targets=PROJECTIONS, **self.facts.lora)
         self._take(AutoModelForImageTextToText.from_config(architecture, dtype=torch.float32))
         require_parts(self.model)
@@ -334,7 +334,7 @@ class GenerativeStudent(Student):
         return [self.chat.decode(row) for row in generated[:, size:].tolist()]
 
     def prompts(self, batch: ChatBatch, place_NS: torch.Tensor, shown_NS: torch.Tensor) -> dict[str, Any]:
-        """Return the inputs for transformers' `generate`, padded on the left.
+        """Return the inputs of transformers' own model, padded on the left as for its `generate`.
 
         Args:
             place_NS: index into the batch's sequence of each token of the padded rows.
@@ -342,10 +342,12 @@ class GenerativeStudent(Student):
         """
         ids_NS = batch.sequence_ids_NS.gather(1, place_NS).where(shown_NS, self.chat.pad_id)
         is_image_NS = (ids_NS == self.chat.image_token_id).int()
-        kinds = {
-            "mm_token_type_ids": is_image_NS,
-            "token_type_ids": is_image_NS * 0 if self.facts.both_ways == "question" else is_image_NS,
-        }
+        kinds = {"mm_token_type_ids": is_image_NS, "token_type_ids": is_image_NS}
+        if self.facts.both_ways == "question":
+            num_answered_N = torch.zeros_like(batch.length_N)
+            if batch.answers_inside:
+                num_answered_N = torch.bincount(batch.rows.answer_Q, minlength=batch.num_sequences)
+            kinds["token_type_ids"] = (place_NS >= (batch.length_N - num_answered_N)[:, None]).int()
         taken = inspect.signature(self.model.forward).parameters
         # There is one sequence per picture.
         seen = self._vision_inputs(batch)
@@ -466,5 +468,11 @@ class GenerativeStudent(Student):
             more["visual_pos_masks"] = batch.packing.row_M * rows.width + batch.packing.place_M
             more["deepstack_visual_embeds"] = list(shown_MDH[:, 1:].unbind(1))
         return last_states(
-            self.decoder, x_BWH, rows, mask_visual=mask_visual, image_token_id=self.chat.image_token_id, **more
+            self.decoder,
+            x_BWH,
+            rows,
+            mask_visual=mask_visual,
+            blocks=self.facts.blocks,
+            image_token_id=self.chat.image_token_id,
+            **more,
         )

@@ -12,10 +12,11 @@ import torch
 from closeness import assert_near
 from made_examples import inverted, picture, question
 from PIL import Image
-from tiny_chat_models import FAMILIES, write_tiny
+from tiny_chat_models import FAMILIES, text_type, write_tiny
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.packages import read_tables
 from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.sharing.student_export import transformers_form, transformers_model
 from advl_pipeline.students import generative
@@ -35,7 +36,7 @@ class Family:
     """A tiny repository of a family, the student of it, and transformers' own model and processor."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+        self.kind, self.folder = FAMILIES[name].get("type", name), folder
         self.processor = write_tiny(name, folder)
         student = build_student("chat", weights=folder).eval()
         assert isinstance(student, GenerativeStudent)
@@ -44,7 +45,7 @@ class Family:
 
     def text(self, asked: str, answer: str | None) -> str:
         """Return a conversation as the family's authors lay it out."""
-        if self.name == "paligemma":
+        if self.kind == "paligemma":
             return f"<image>{asked}"
         turns: list[dict[str, Any]] = [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
@@ -53,7 +54,7 @@ class Family:
             turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text: str = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
         # LLaVA's template ends an answer in no token: its authors' data end in the tokenizer's own.
-        return text.rstrip() + "</s>" if self.name == "llava" and answer is not None else text
+        return text.rstrip() + "</s>" if self.kind == "llava" and answer is not None else text
 
     def inputs(self, example: Example, candidate: Candidate | None = None, answer: str | None = None) -> Any:
         """Return what transformers' processor makes of one conversation."""
@@ -62,7 +63,7 @@ class Family:
             asked, answer = candidate.text[: candidate.context_length], candidate.text[candidate.answer_start :]
         elif line := self.student.instruction(example.task):
             asked = f"{asked}\n{line}"
-        more = {"suffix": [answer]} if self.name == "paligemma" and answer is not None else {}
+        more = {"suffix": [answer]} if self.kind == "paligemma" and answer is not None else {}
         shown = [[Image.open(example.image.path).convert("RGB")]]
         inputs = self.processor(text=[self.text(asked, answer)], images=shown, return_tensors="pt", **more)
         inputs.pop("labels", None)
@@ -278,16 +279,39 @@ def test_a_type_that_nobody_proved_is_tried_and_refused_where_it_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without its row Gemma 3 would read its picture in one direction, and Qwen2.5-VL as ever."""
-    usual = dataclasses.replace(family_facts("no type"), lora={"rank": 4, "alpha": 4.0})
-    monkeypatch.setattr(generative, "family_facts", lambda _: usual)
+    usual = dataclasses.replace(family_facts("no type", ""), lora={"rank": 4, "alpha": 4.0})
+    monkeypatch.setattr(generative, "family_facts", lambda *_: usual)
     write_tiny("qwen2_5_vl", tmp_path / "fits")
     fits = build_student("chat", weights=tmp_path / "fits")
     fits.require_inputs()
     assert fits.training
     write_tiny("gemma3", tmp_path / "differs")
-    with pytest.raises(ConfigError, match="The type gemma3 does not compute here") as refused:
+    with pytest.raises(ConfigError, match="The type gemma3 over gemma3_text does not compute here") as refused:
         build_student("chat", weights=tmp_path / "differs").require_inputs()
     assert "log-likelihood" in refused.value.why
+
+
+def test_a_listed_type_over_another_language_model_is_tried_beyond_its_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation is shorter than the window of PaliGemma 2, and the difference is beyond it."""
+    write_tiny("paligemma2", tmp_path, sliding_window=4096)
+    listed = family_facts("paligemma", "gemma")
+    tried = dataclasses.replace(listed, is_proven=family_facts("paligemma", "gemma3_text").is_proven)
+    monkeypatch.setattr(generative, "family_facts", lambda *_: tried)
+    student = build_student("chat", weights=tmp_path)
+    student.require_inputs()
+    assert student.model.config.text_config.sliding_window == 4096
+    wrong = dataclasses.replace(tried, blocks="everywhere")
+    monkeypatch.setattr(generative, "family_facts", lambda *_: wrong)
+    with pytest.raises(ConfigError, match="The type paligemma over gemma2 does not compute here"):
+        build_student("chat", weights=tmp_path).require_inputs()
+
+
+def test_every_type_and_text_type_that_is_listed_is_compared() -> None:
+    table = read_tables("chat_models.toml")
+    listed = {(kind, text) for kind, facts in table.items() if kind != "default" for text in facts["texts"]}
+    assert listed == {text_type(name) for name in FAMILIES}
 
 
 NARROW = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -16,6 +16,21 @@ TEMPLATES: Mapping[str, str] = FAMILIES.pop("templates")
 WIDTHS: Mapping[str, Any] = FAMILIES.pop("widths")
 
 
+def merged(usual: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of another of its kind, table by table."""
+    inside = {
+        name: merged(usual[name], other[name])
+        for name in usual.keys() & other.keys()
+        if isinstance(usual[name], dict) and isinstance(other[name], dict)
+    }
+    return {**usual, **other, **inside}
+
+
+for _name, _facts in FAMILIES.items():
+    if usual := _facts.pop("like", None):
+        FAMILIES[_name] = merged({"type": usual, **FAMILIES[usual]}, _facts)
+
+
 def tokenizer_of(
     marks: str = "<|im_start|> <|vision_start|> <|vision_end|> <image> <video>",
     end: str = "<|im_end|>",
@@ -56,8 +71,21 @@ def resolved(value: Any, words: Mapping[str, Any]) -> Any:
     return words.get(value, value) if isinstance(value, str) else value
 
 
-def write_tiny(family: str, folder: Path) -> Any:
-    """Write a repository of a family (config.json, weights, processor); returns the processor."""
+def text_type(family: str) -> tuple[str, str]:
+    """Return the type of a family's models, and that of their language model."""
+    facts = FAMILIES[family]
+    kind: str = facts.get("type", family)
+    settings = resolved(facts["config"], {"words": 400, "null": None})
+    settings["text_config"] = {**WIDTHS["text_config"], **settings["text_config"]}
+    return kind, hf.AutoConfig.for_model(kind, **settings).get_text_config().model_type
+
+
+def write_tiny(family: str, folder: Path, **text_config: Any) -> Any:
+    """Write a repository of a family (config.json, weights, processor); returns the processor.
+
+    Args:
+        text_config: other settings of the language model.
+    """
     facts = FAMILIES[family]
     tokenizer = tokenizer_of(**facts["tokenizer"])
     template, image = facts.get("template", ("", ""))
@@ -72,10 +100,11 @@ def write_tiny(family: str, folder: Path) -> Any:
     settings |= {name: tokenizer.convert_tokens_to_ids(token) for name, token in facts["ids"].items()}
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "eos", "bos")}
     words = {"vocab_size": len(tokenizer) + 8, **ids}
-    settings["text_config"] = {**WIDTHS["text_config"], **words, **settings["text_config"]}
+    settings["text_config"] = {**WIDTHS["text_config"], **words, **settings["text_config"], **text_config}
     settings["vision_config"] = {**WIDTHS["vision_config"], **settings["vision_config"]}
     torch.manual_seed(0)
-    model = hf.AutoModelForImageTextToText.from_config(hf.AutoConfig.for_model(family, **settings))
+    config = hf.AutoConfig.for_model(facts.get("type", family), **settings)
+    model = hf.AutoModelForImageTextToText.from_config(config)
     for value in model.parameters():
         # Gemma 3 initialises its picture projection to zero.
         if value.dim() > 1 and not value.any():

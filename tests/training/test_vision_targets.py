@@ -177,8 +177,8 @@ def test_where_a_processor_tells_no_grid_the_whole_picture_is_followed_and_said(
     strips: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which of InternVL's tiles shows the whole picture is a fact that a type without a row lacks."""
-    usual = replace(family_facts("no type"), lora={"rank": 4, "alpha": 4.0})
-    monkeypatch.setattr(generative, "family_facts", lambda _: usual)
+    usual = replace(family_facts("no type", ""), lora={"rank": 4, "alpha": 4.0})
+    monkeypatch.setattr(generative, "family_facts", lambda *_: usual)
     write_tiny("internvl", tmp_path)
     student = build_student("chat", weights=tmp_path)
     dataset = open_dataset(str(strips[0]), split="train")
