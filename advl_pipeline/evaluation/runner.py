@@ -45,7 +45,7 @@ from advl_pipeline.evaluation.score_parts import TRUE_PICTURE, ScoredTask, score
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.runs.names import evaluation_file, items_files, items_suffix
-from advl_pipeline.runs.results import ITEMS_DIGEST, LETTERS, filed_as, moved_to, read_config
+from advl_pipeline.runs.results import ITEMS_DIGEST, LETTERS, RUN_DIGEST, filed_as, moved_to, read_config, run_digest
 from advl_pipeline.students.interface import Student
 
 _VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
@@ -161,6 +161,7 @@ def _evaluate_set(
         "dataset": dataset.name,
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
+        RUN_DIGEST: run_digest(config.run),
         "protocol": config.protocol,
         "caveats": [*caveats, *_caveats(finished, dataset, scored, is_seen=is_seen)],
         "num_items": {metric: len(items.score_n) for metric, items in true_items.items()},

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.array_archives import arrays_digest, read_array_archive
-from advl_pipeline.base.errors import ConfigError, advise, again
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise, again
 from advl_pipeline.base.folders import near_folder
+from advl_pipeline.cache.identity import digest
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
 
@@ -97,6 +100,40 @@ def moved_to(data_root: Path | None, config: Mapping[str, Any]) -> Path | None:
     return data_root or (Path(made_with) if made_with and Path(made_with).is_dir() else None)
 
 
+def run_digest(run: Path) -> str | None:
+    """Return the digest of the files that a finished run answers by; None if an earlier version recorded none.
+
+    It covers weights, heads, tokenizer and identity. A run has the same digest wherever it is.
+
+    Raises:
+        ConfigError: result.json is damaged.
+    """
+    path = run / names.RESULT
+    files = read_json(path).get("files")
+    with _undamaged("A file of a run cannot be read.", str(path), _ANEW):
+        # Paths are in the options as they were given.
+        return None if files is None else digest({name: files[name] for name in files if name != names.CONFIG})
+
+
+def is_of_run(run: Path, document: Mapping[str, Any]) -> bool:
+    """Return whether the document of an evaluation is about a run; one of an earlier version is taken on trust.
+
+    Raises:
+        ConfigError: the result of the run is damaged.
+    """
+    scored, present = document.get(RUN_DIGEST), run_digest(run)
+    if scored is None or present is None:
+        say_on_trust("evaluations by an earlier version, or of a run of one, do not tell which student they scored")
+        return True
+    return bool(scored == present)
+
+
+@cache
+def say_on_trust(lacking: str) -> None:
+    """Print once what an earlier version did not record."""
+    print(f"{lacking}: they are taken on trust", file=sys.stderr)
+
+
 def read_documents(run: Path) -> dict[str, dict[str, Any]]:
     """Return the document of each evaluation of a run, by test set as passed to `advl evaluate --on`.
 
@@ -119,6 +156,9 @@ def read_documents(run: Path) -> dict[str, dict[str, Any]]:
 
 ITEMS_DIGEST = "items_digest"
 """Key of an evaluation's document: `arrays_digest` of its item scores, which are in the file of that name."""
+
+RUN_DIGEST = "run_digest"
+"""Key of an evaluation's document: `run_digest` of the run that it scored."""
 
 LETTERS = "letters"
 """Suffix of the name of a set, for scores of generated answers to questions with lettered options."""
@@ -149,6 +189,7 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
 
     Raises:
         ConfigError: the evaluation is damaged, or its document and its item scores contradict each other.
+        IdentityMismatch: it is an evaluation of another run.
     """
     summary_path = evaluation_file(run, test_set, ".json")
     if not summary_path.exists():
@@ -161,6 +202,9 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         items_digest = summary.get(ITEMS_DIGEST)
         if items_digest is not None and not re.fullmatch("[0-9a-f]{64}", items_digest):
             raise ValueError(f"its {ITEMS_DIGEST} is no SHA-256")
+    if names.is_finished(run) and not is_of_run(run, summary):
+        what, why = "The evaluation is of another run.", f"its {RUN_DIGEST} is not that of the files of this run"
+        raise IdentityMismatch(what, where=str(summary_path), why=why, next_command=again_by)
     arrays_path = evaluation_file(run, test_set, names.items_suffix(items_digest))
     with _undamaged("The item scores of a run cannot be read.", str(arrays_path), again_by):
         arrays = read_array_archive(arrays_path)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import sys
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.base.repositories import HUB, fetch, pinned
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json
+from advl_pipeline.runs.results import read_json, say_on_trust
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 
@@ -120,16 +118,11 @@ def run_files(run: Path) -> dict[str, str]:
     return {name: content.hex() for name, content in _contents(run, _OF_RUNS).items()}
 
 
-@cache
-def _say_that_nothing_is_recorded() -> None:
-    print(
-        "runs of an earlier version have no digests of their files: the files are taken on trust",
-        file=sys.stderr,
-    )
-
-
-def require_run_files(folder: Path) -> None:
+def require_run_files(folder: Path, *only: str) -> None:
     """Refuse a finished run whose files changed; warn if an earlier version recorded no digests.
+
+    Args:
+        only: names of the files to compare; all of them if empty.
 
     Raises:
         IdentityMismatch: a file is missing, added or changed. ConfigError: result.json is damaged.
@@ -138,10 +131,12 @@ def require_run_files(folder: Path) -> None:
         return
     recorded = read_json(folder / names.RESULT).get("files")
     if recorded is None:
-        _say_that_nothing_is_recorded()
-    elif recorded != (present := run_files(folder)):
-        recorded = recorded if isinstance(recorded, dict) else {}
-        changed = sorted(name for name in recorded.keys() | present if recorded.get(name) != present.get(name))
+        say_on_trust("runs of an earlier version have no digests of their files")
+        return
+    recorded = recorded if isinstance(recorded, dict) else {}
+    present = {name: content.hex() for name, content in _contents(folder, only or _OF_RUNS).items()}
+    compared = only or recorded.keys() | present
+    if changed := sorted(name for name in compared if recorded.get(name) != present.get(name)):
         raise IdentityMismatch(
             "The files of the run are not those that it was finished with.",
             where=str(folder / changed[0]),

@@ -13,7 +13,7 @@ from typing import Any
 
 from advl_pipeline.base.errors import ConfigError, again
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json
+from advl_pipeline.runs.results import is_of_run, read_json
 from advl_pipeline.students.weight_files import file_digest
 from advl_pipeline.studies.plan import Cell, studies_of
 
@@ -37,6 +37,8 @@ def execute_cell(cell: Cell) -> None:
             raise ConfigError(what, where=recipe, next_command=remedy)
         (cell.run / names.RESULT).unlink(missing_ok=True)
         run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)
+        # Scores of a student that was trained on another machine may not be those of this one.
+        missing = missing_test_sets(cell)
     if missing:
         # An evaluation covers the requests of this study and those of other studies with this cell.
         asked, stored = cell.evaluate, {name: _stored(cell, name) for name in missing}
@@ -60,9 +62,10 @@ def execute_cell(cell: Cell) -> None:
 
 
 def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
-    """Return the document of a cell's evaluation by the evaluator of the study; empty if there is none."""
+    """Return the document of an evaluation of a cell's run by the evaluator of the study; empty if there is none."""
     file = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
-    return read_json(file) if file.exists() else {}
+    document: dict[str, Any] = read_json(file) if file.exists() else {}
+    return document if names.is_finished(cell.run) and is_of_run(cell.run, document) else {}
 
 
 def _probed(document: Mapping[str, Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from operator import itemgetter
@@ -12,9 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from advl_pipeline.base.errors import ConfigError, CorruptCache, advise
+from advl_pipeline.base.configuration import config_to_dict, options_without
+from advl_pipeline.base.errors import ConfigError, CorruptCache, IdentityMismatch, advise
 from advl_pipeline.base.folders import folder_bytes
-from advl_pipeline.cache.identity import PROVENANCE_FILE
+from advl_pipeline.cache.identity import PROVENANCE_FILE, difference_table, differences
 from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.shift import question_namer
@@ -22,17 +24,21 @@ from advl_pipeline.extraction.progress import extraction_seconds
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import (
     Evaluation,
+    read_config,
     read_evaluation,
     read_json,
     read_readout,
+    say_on_trust,
 )
+from advl_pipeline.students.weight_files import require_run_files
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.execute import is_cell_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
-from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder
+from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder, trained_on
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
 from advl_pipeline.training.checks import finetune_command
+from advl_pipeline.training.config import FinetuneConfig, config_of_run
 
 _GROUP = ("setting", "method", "shots")
 """Common fields of cells that differ only by their seed."""
@@ -50,6 +56,7 @@ def gather_study(folder: Path) -> StudyResult:
 
     Raises:
         ConfigError: the folder contains no study, a run has a damaged file, or two runs were scored on other items.
+        IdentityMismatch: a run is not that of its cell, or an evaluation is of another run.
     """
     return gather(read_study_folder(folder), folder, runs=cells_folder(folder).parent)
 
@@ -73,8 +80,11 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
 
     Raises:
         ConfigError: a file of a run is damaged, or two runs were scored on different items.
+        IdentityMismatch: a run is not that of its cell, or an evaluation is of another run.
     """
     trained = [cell for cell in plan.cells if names.is_finished(cell.run)]
+    for cell in () if plan.of_runs else trained:
+        _require_run_of_cell(plan, cell)
     results = {cell.cell_id: read_json(cell.run / names.RESULT) for cell in trained}
     parts, costs, readouts = list[pd.DataFrame](), list[Row](), list[Row]()
     trivial: dict[tuple[str, ...], Mapping[str, Any]] = {}
@@ -121,6 +131,55 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
         trivial=trivial,
         of_runs=plan.of_runs,
     )
+
+
+def _require_run_of_cell(plan: Plan, cell: Cell) -> None:
+    """Refuse a run that is not that of its cell, as if two folders were exchanged, or one is a link to another.
+
+    Raises:
+        IdentityMismatch: options, caches, dataset or pretrained student differ, or the files that tell them changed.
+        ConfigError: such a file is damaged.
+    """
+    require_run_files(cell.run, names.CONFIG, names.IDENTITY)
+    path = cell.run / names.CONFIG
+    trained, record = config_of_run(read_config(cell.run), where=str(path)), read_json(cell.run / names.IDENTITY)
+    expected, actual = _described(cell.finetune), _described(trained)
+    for name, content in _contents_of(plan, cell).items():
+        recorded = record.get(name)
+        if recorded is None:
+            say_on_trust("runs of an earlier version do not tell the content of their inputs")
+        else:
+            expected[name] = content
+            actual[name] = recorded.get("content_digest") if isinstance(recorded, Mapping) else recorded
+    if rows := differences(expected, actual):
+        raise IdentityMismatch(
+            f"The run in the place of a cell is another one ({len(rows)} settings differ).",
+            where=f"{cell.run} ({cell.title})",
+            why="\n" + difference_table(rows),
+            next_command=advise(
+                ["rm", "-r", str(cell.run)],
+                shlex.split(plan.command),
+                note="or put the folders back, if they were exchanged",
+            ),
+        )
+
+
+def _described(config: FinetuneConfig) -> dict[str, Any]:
+    """Return what identifies a run wherever its inputs are: its options, and its caches without their folder."""
+    options = options_without(FinetuneConfig, config_to_dict(config), "content", "provenance", "none")
+    # Teacher, dataset and split.
+    return {"options": options, "cache": ["/".join(Path(str(path)).parts[-3:]) for path in config.cache]}
+
+
+def _contents_of(plan: Plan, cell: Cell) -> dict[str, str]:
+    """Return the digests of a cell's inputs that its study knows, by their names in the record of a run."""
+    config, contents = cell.finetune, dict[str, str]()
+    # The study digests the dataset in its default wording.
+    if config.text_style is None and (dataset := plan.dataset_digests.get(trained_on(config))) is not None:
+        contents["dataset"] = dataset
+    if config.init is not None and (init := plan.input_digests.get(str(config.init))) is not None:
+        contents["init"] = init
+    return contents
 
 
 def _about(cell: Cell) -> Row:

@@ -109,6 +109,8 @@ class Plan:
     study: StudyConfig
     dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """Digests of the training splits: "dataset/split" -> digest of the content."""
+    input_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    """Digests of the other inputs, as returned by `input_digests`."""
     command: str = ""
     """Command that repeats the runs."""
     cells: tuple[Cell, ...]
@@ -183,7 +185,13 @@ def build_plan(
                 recipe_digest=file_digest(config.optimisation.recipe),
             )
         )
-    return Plan(study=study, dataset_digests=dataset_digests, cells=tuple(grid), caches=needs)
+    return Plan(
+        study=study,
+        dataset_digests=dataset_digests,
+        input_digests=init_digests,
+        cells=tuple(grid),
+        caches=needs,
+    )
 
 
 def _cell_id(options: Mapping[str, Any]) -> str:
@@ -333,7 +341,7 @@ def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write study.json, the only record of the content of a study folder."""
-    recorded = ("study", "dataset_digests", "command", "cells")
+    recorded = ("study", "dataset_digests", "input_digests", "command", "cells")
     write_text(folder / STUDY_FILE, json_text({name: getattr(plan, name) for name in recorded}) + "\n")
 
 

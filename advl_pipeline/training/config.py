@@ -390,8 +390,13 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
         changes: fields to override.
 
     Raises:
-        ConfigError: the run used a removed option at a value that is no longer supported.
+        ConfigError: the options are damaged, or one was removed and has a value that is no longer supported.
     """
+    if lacking := sorted({"student", "distance"} - stored.keys()):
+        remedy = "delete the run folder and give the command that made it again"
+        raise ConfigError(
+            "The options of a run are damaged.", where=where, why=f"no {lacking[0]}", next_command=remedy
+        )
     gone = {**_GONE, "label_order": label_order_of(stored["student"])}
     # None means that the option was not given.
     known = {name: value for name, value in stored.items() if name not in gone and value is not None}

@@ -14,7 +14,7 @@ from own_rows import class_row, write_json_lines, write_pictures
 from run_logs import forget_digests
 from safetensors.torch import load_file, save_file
 
-from advl_pipeline.students import weight_files
+from advl_pipeline.runs.results import say_on_trust
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +97,10 @@ def test_a_run_of_an_earlier_version_is_taken_on_trust_which_is_said_once(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forget_digests(run)
-    weight_files._say_that_nothing_is_recorded.cache_clear()
+    say_on_trust.cache_clear()
     said = ""
     for command in ("evaluate", "predict"):
         code, _, message = advl(capsys, *words(command, run))
         assert code == 0, message
         said += message
-    assert said.count("taken on trust") == 1
+    assert said.count("no digests of their files: they are taken on trust") == 1

@@ -27,6 +27,8 @@ from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction
+from advl_pipeline.runs.results import run_digest
+from advl_pipeline.students.weight_files import run_files
 from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_label
 from advl_pipeline.studies.execute import CellExecutor
 from advl_pipeline.studies.plan import Cell
@@ -83,7 +85,8 @@ def train(cell: Cell) -> None:
     """Write what finetuning would."""
     run = cell.run
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
-    write_json(run / "run.json", {"options": {}})
+    about = {"method": cell.finetune.method, "seed": cell.seed, "teachers": cell.teachers}
+    write_json(run / "run.json", {"options": about, "dataset": {"content_digest": digest(cell.finetune)}})
     write_json(run / "config.json", config_to_dict(cell.finetune))
     write_json(
         run / "environment.json",
@@ -109,7 +112,7 @@ def train(cell: Cell) -> None:
             "seconds": 30.0, "seconds_per_step": 0.09 if cell.teachers else 0.08, "wait_share": 0.02,
             "num_labelled": (cell.shots or 1600) * max(1, len(cell.finetune.task)),
             "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,
-            "training_only_parameters": 300_000 if cell.teachers else 0,
+            "training_only_parameters": 300_000 if cell.teachers else 0, "files": run_files(run),
         },
     )  # fmt: skip
 
@@ -204,6 +207,7 @@ def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
     document: dict[str, Any] = {
         "dataset": cell.finetune.dataset,
         "split": test_set,
+        "run_digest": run_digest(cell.run),
         "metrics": metrics,
         "milliseconds_per_item": 1.5,
         "num_items": dict.fromkeys(metrics, NUM_ITEMS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,14 @@ import synthetic_runs
 from commands import printed
 from own_rows import write_json_lines
 from PIL import Image
+from run_logs import forget_digests
 from scipy import stats
 from synthetic_runs import NUM_ITEMS, TINY, made_up_result, run_trial, write_study_file
 
 from advl_cli.flags import config_command
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
+from advl_pipeline.runs.results import say_on_trust
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.execute import execute_cell
 from advl_pipeline.studies.forecast import forecast_study
@@ -164,6 +166,63 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     np.savez(path, **arrays)
     with pytest.raises(ConfigError, match="different items"):
         gather_study(result.folder)
+
+
+def exchange(first: Path, second: Path) -> None:
+    aside = first.with_name("aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+def link(first: Path, second: Path) -> None:
+    shutil.rmtree(first)
+    first.symlink_to(second)
+
+
+EXCHANGES: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], None], int, str]] = {
+    "folders": (("",), exchange, 3, "is another one"),
+    "a link": (("",), link, 3, "is another one"),
+    "evaluations": (("evaluation",), exchange, 3, "evaluation is of another run"),
+    "documents": (("evaluation/test.json",), exchange, 3, "evaluation is of another run"),
+    "items": (("evaluation/test.npz",), exchange, 2, "the mean of item/q2a is"),
+    "all but options": (("evaluation", "result.json", "run.json"), exchange, 3, "other content of config.json"),
+    "all but the record": (("evaluation", "result.json", "config.json"), exchange, 3, "other content of run.json"),
+}
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_a_study_believes_no_run_and_no_score_of_another_cell(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_trial(tmp_path, num_seeds=1, **TINY)
+    runs = [result.runs / cell["run"] for cell in result.cells]
+    places, act, code, words = EXCHANGES[name]
+    for inside in places:
+        act(*(run / inside for run in runs))
+    _, message = printed(capsys, "report", result.folder, code=code)
+    assert words in message
+    assert not list(tmp_path.rglob("report.*"))
+
+
+def test_runs_and_scores_of_an_earlier_version_are_read_on_trust_which_is_said_and_exchanged_folders_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_trial(tmp_path, num_seeds=1, **TINY)
+    runs = [result.runs / cell["run"] for cell in result.cells]
+    for run in runs:
+        forget_digests(run)
+        for file, key in ((run / "evaluation" / "test.json", "run_digest"), (run / "run.json", "dataset")):
+            document = json.loads(file.read_text())
+            del document[key]
+            file.write_text(json.dumps(document))
+    say_on_trust.cache_clear()
+    _, message = printed(capsys, "report", result.folder, "--to", "json")
+    assert message.count("taken on trust") == 3
+    assert gather_study(result.folder).numbers == result.numbers
+    exchange(*runs)
+    _, message = printed(capsys, "report", result.folder, code=3)
+    assert f"rm -r {runs[0]} && advl study" in message
 
 
 def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_path: Path) -> None:
