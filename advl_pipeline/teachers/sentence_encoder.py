@@ -37,17 +37,23 @@ _OF_DOCUMENTS = ("document", "passage", "corpus")
 """Names of the document prompt, in the order in which sentence-transformers tries them."""
 
 
+_NETWORKS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+"""Networks that the name of their settings' file may name, in the order of sentence-transformers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SentenceRecipe:
-    """How a text's global feature is computed from its token states, and the prompt before the text.
+    """How a text's global feature is computed from its token states, and what happens to the text before.
 
-    `dense` maps the pooled state (N, D) to the feature, None for the identity. `max_length` counts tokens.
+    `prompt` is put before the text, and `lower_case` tells whether both are lower-cased. `dense` maps the pooled
+    state (N, D) to the feature, None for the identity. `max_length` counts tokens.
     """
 
     pooling: Pooling
     dense: nn.Sequential | None = None
     unit_length: bool = False
     prompt: str = ""
+    lower_case: bool = False
     max_length: int | None = None
 
 
@@ -90,6 +96,8 @@ def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe 
     prompt = next((str(prompts[name]) for name in named if name in prompts), "")
     if prompt and not pooling_settings.get("include_prompt", True):
         raise _unsupported(folder, "its pooling leaves out the prompt")
+    of_network = (read_beside(folder, f"sentence_{kind}_config.json") for kind in _NETWORKS)
+    network: dict[str, Any] = next(filter(None, of_network), {})
     layers = [place for place, kind in zip(places, kinds, strict=True) if kind == "Dense"]
     with drawing(random_seed or 0):
         dense = [_dense(layer, is_random=random_seed is not None) for layer in layers]
@@ -98,7 +106,8 @@ def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe 
         dense=nn.Sequential(*dense) if dense else None,
         unit_length=kinds[-1] == "Normalize",
         prompt=prompt,
-        max_length=(read_beside(folder, "sentence_bert_config.json") or {}).get("max_seq_length"),
+        lower_case=bool(network.get("do_lower_case")),
+        max_length=network.get("max_seq_length"),
     )
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, normalizers
 from torch import nn
 
 from advl_pipeline.base.errors import ConfigError
@@ -101,9 +100,8 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
         pair = load_model(transformers.AutoModel, config, folder, options)
         logit_scale = float(pair.logit_scale.detach().exp())
         tokenizer = load_tokenizer(folder, options, num_states=pair.config.text_config.vocab_size)
-        if config.model_type == "siglip" and tokenizer.is_fast:
-            lower_case(tokenizer.backend_tokenizer)
-        pieces = WordPieces(tokenizer)
+        # SigLIP's training lower-cased texts, and SigLIP 2 is published with Gemma's tokenizer, which preserves case.
+        pieces = WordPieces(tokenizer, lower_case=config.model_type == "siglip")
         vision = PairVisionBackbone(pair, config.model_type, settings=_pixel_settings(folder, options), **place)
         return Teacher(
             name=options.name,
@@ -130,7 +128,7 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     encoder = load_model(model_class, config, folder, options)
     max_length = min(max_length, said.max_length or max_length)
     states = TransformersTextBackbone(encoder, said.pooling, dense=said.dense, max_length=max_length, **place)
-    pieces = WordPieces(tokenizer, prompt=said.prompt or prompt)
+    pieces = WordPieces(tokenizer, prompt=said.prompt or prompt, lower_case=said.lower_case)
     text = WordPieceTextTower(states, pieces, unit_length=said.unit_length)
     return Teacher(name=options.name, text=text, commit=commit)
 
@@ -251,15 +249,6 @@ class TransformersTextBackbone(TextBackbone):
         weights_BL1 = mask_BL.unsqueeze(-1).float()
         total_BD: torch.Tensor = (states_BLD.float() * weights_BL1).sum(dim=1)
         return total_BD / weights_BL1.sum(dim=1).clamp_min(1.0)
-
-
-def lower_case(tokenizer: Tokenizer) -> None:
-    """Make a tokenizer lowercase texts, as SigLIP's training did before tokenisation.
-
-    SigLIP 2 at a fixed resolution is published with Gemma's tokenizer, which preserves case.
-    """
-    steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
-    tokenizer.normalizer = normalizers.Sequence(steps)
 
 
 def longest_input(config: Any, *, tokenizer_limit: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import normalizers
 
 _WORD_MARKS = ("##", "▁", "Ġ", "</w>", "@@")
 """Word-boundary marks of WordPiece, SentencePiece, byte-level BPE, CLIP's BPE and fairseq's BPE."""
@@ -113,12 +114,17 @@ A token that spans the end of the prompt and the beginning of the text belongs t
 class WordPieces:
     """A transformers tokenizer, fast or slow; without offsets, its pieces are aligned to the text.
 
-    Every text is tokenised together with the prompt before it. `prompt_length` is the prompt's maximum in tokens.
+    Every text is tokenised together with the prompt before it, both lower-cased if `lower_case`. `prompt_length` is
+    the prompt's maximum in tokens.
     """
 
-    def __init__(self, tokenizer: Any, *, prompt: str = "") -> None:
-        self._tokenizer, self._prompt = tokenizer, prompt
+    def __init__(self, tokenizer: Any, *, prompt: str = "", lower_case: bool = False) -> None:
+        self._tokenizer, self._prompt, self._lower_case = tokenizer, prompt, lower_case
         self._has_offsets = bool(getattr(tokenizer, "is_fast", False))
+        if self._has_offsets and lower_case:
+            # As a step of the tokenizer it keeps the offsets of the text as it is.
+            steps = [normalizers.Lowercase(), tokenizer.backend_tokenizer.normalizer]
+            tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([step for step in steps if step])
         if self._has_offsets:
             # A saved tokenizer may have truncation and padding settings, which would drop or add tokens.
             tokenizer.backend_tokenizer.no_truncation()
@@ -164,7 +170,8 @@ class WordPieces:
 
     def _align(self, text: str) -> Pieces:
         whole = self._prompt + text
-        ids = self._tokenizer(whole, add_special_tokens=False, verbose=False)["input_ids"]
+        read = whole.lower() if self._lower_case else whole
+        ids = self._tokenizer(read, add_special_tokens=False, verbose=False)["input_ids"]
         return self._behind_prompt(text, ids, align_pieces(whole, self._tokenizer.convert_ids_to_tokens(ids)))
 
     def _behind_prompt(self, text: str, ids: Sequence[int], spans_M2: npt.NDArray[np.int32]) -> Pieces:

@@ -13,8 +13,9 @@ import transformers as hf
 from closeness import assert_near
 from hub_repositories import PUBLISHED, SMALL, bert, modernbert, published, saved, weights
 from hub_server import Hub, served_models
-from hub_tokenizers import Files, as_json, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
+from hub_tokenizers import Files, as_json, fast, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
 from tiny_extraction import tree_bytes
+from tokenizers import Tokenizer, normalizers
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import text_unit
@@ -60,7 +61,8 @@ def encoder(folder: Path, base: Files, stages: str, **settings: Any) -> tuple[An
     """Return a sentence encoder of the library, and the files that it saves.
 
     Args:
-        stages: names of what follows the network: a pooling, "dense" and "normalize".
+        stages: names of what follows the network: a pooling, "dense" and "normalize"; before them "lower-case" for a
+            network that reads lower-cased texts.
     """
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
@@ -70,9 +72,11 @@ def encoder(folder: Path, base: Files, stages: str, **settings: Any) -> tuple[An
         if "/" not in name:
             (folder / "base" / name).write_bytes(content)
     torch.manual_seed(0)
-    modules: list[Any] = [Transformer(str(folder / "base"), max_seq_length=128)]
+    first, *others = stages.split()
+    lowers = first == "lower-case"
+    modules: list[Any] = [Transformer(str(folder / "base"), max_seq_length=128, do_lower_case=lowers)]
     width = 32
-    for stage in stages.split():
+    for stage in others if lowers else (first, *others):
         if stage == "dense":
             modules.append(Dense(width, 80 - width, bias=False, activation_function=torch.nn.Identity()))
             width = 80 - width
@@ -99,6 +103,19 @@ def as_before_5_4(files: Files) -> Files:
     }
 
 
+def cased_tokenizer() -> Files:
+    core = Tokenizer.from_buffer(bert("x")["tokenizer.json"])
+    core.normalizer = normalizers.BertNormalizer(lowercase=False)
+    return fast(core) | {"tokenizer_config.json": as_json({"do_lower_case": False, "model_max_length": 512})}
+
+
+def as_published_in_2020(files: Files) -> Files:
+    """Return files whose tokenizer preserves case, which a setting beside it changes."""
+    settings = {"max_seq_length": 128, "do_lower_case": True}
+    kept = as_before_5_4(files) | cased_tokenizer() | {"sentence_distilbert_config.json": as_json(settings)}
+    return {name: content for name, content in kept.items() if name != "sentence_bert_config.json"}
+
+
 PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 
 KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Files], Files]]] = {
@@ -106,6 +123,7 @@ KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Fi
     "first token": (lambda: bert("x"), "cls normalize", {}, dict),
     "mean, older": (lambda: bert("x"), "mean", {}, as_before_5_4),
     "another width": (lambda: bert("x"), "mean dense", {}, dict),
+    "lower-cased": (lambda: bert("x") | cased_tokenizer(), "lower-case mean", {}, as_published_in_2020),
     "a prompt of all": (
         lambda: bert("x"),
         "mean normalize",
