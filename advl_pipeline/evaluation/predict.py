@@ -34,7 +34,8 @@ from advl_pipeline.base.compute import (
     precision,
     resolved,
 )
-from advl_pipeline.base.errors import ConfigError, leave_out
+from advl_pipeline.base.configuration import command_words
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise, leave_out
 from advl_pipeline.base.prefetch import Prefetcher, in_order
 from advl_pipeline.datasets.pictures import as_file, read_size
 from advl_pipeline.datasets.problems import Malformed, unreadable
@@ -57,6 +58,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.build_model import hold_frozen_in_bf16
 from advl_pipeline.training.checks import open_region_caches
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 from advl_pipeline.training.targets import shape_logits
@@ -168,9 +170,23 @@ def load_finished(
         overrides: settings of the student that differ from training, such as the region features of another split.
 
     Raises:
-        ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished.
+        ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished, or its weights are
+            missing or damaged. IdentityMismatch: its files are not those that it was finished with.
     """
     config = require_finished(folder)
+    try:
+        return _load(folder, config, compute, overrides)
+    except (IdentityMismatch, WeightsUnavailable) as error:
+        if error.where.startswith(str(folder)):
+            words = command_words(FinetuneConfig, config | {"output": str(folder)})
+            elsewhere = "or copy the run again from where it was made"
+            error.next_command = advise(["advl", "finetune", *words, "--no-resume"], note=elsewhere, again=())
+        raise
+
+
+def _load(
+    folder: Path, config: Mapping[str, Any], compute: ComputeConfig, overrides: Mapping[str, Any] | None
+) -> FinishedRun:
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     if compute.mixed_precision == "bf16" and read_json(folder / names.ENVIRONMENT).get("base_dtype") == "bf16":
         # As in training, so that it fits on the same device.

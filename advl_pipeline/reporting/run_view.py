@@ -26,7 +26,7 @@ from advl_pipeline.reporting.figures import (
     shares_of_rows,
 )
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_json, read_log
+from advl_pipeline.runs.results import read_config, read_json, read_log, read_result
 from advl_pipeline.studies.result import StudyResult
 
 _MOST_CLASSES = 12
@@ -58,7 +58,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
     (cell,) = result.cells
     run = result.runs / str(cell["run"])
     setting = result.study.settings[0]
-    config, done = read_config(run), read_json(run / names.RESULT)
+    config, done = read_config(run), read_result(run)
     documents = {name: read_json(names.evaluation_file(run, name, ".json")) for name in setting.test_sets}
     scores = scores_of(documents)
     return {

@@ -74,6 +74,29 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     return document
 
 
+def read_result(run: Path) -> dict[str, Any]:
+    """Return the result of a finished run.
+
+    Raises:
+        ConfigError: it is damaged, or lacks a number that every version wrote.
+    """
+    path = run / names.RESULT
+    result: dict[str, Any] = read_json(path)
+    for name in _NUMBERS_OF_RESULT:
+        require_number(result, name, path)
+    return result
+
+
+_NUMBERS_OF_RESULT = ("num_labelled", "num_steps", "seconds", "seconds_per_step")
+
+
+def require_number(document: Mapping[str, Any], name: str, path: Path) -> None:
+    """Refuse a document of a run whose value of a name is not a number; raises `ConfigError`."""
+    with _undamaged("A file of a run is damaged.", str(path), _ANEW):
+        if isinstance(value := document[name], bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} is no number")
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """Return the configuration that a run folder was created with.
 
@@ -108,9 +131,8 @@ def run_digest(run: Path) -> str | None:
     Raises:
         ConfigError: result.json is damaged.
     """
-    path = run / names.RESULT
-    files = read_json(path).get("files")
-    with _undamaged("A file of a run cannot be read.", str(path), _ANEW):
+    files = read_result(run).get("files")
+    with _undamaged("A file of a run is damaged.", str(run / names.RESULT), _ANEW):
         # Paths are in the options as they were given.
         return None if files is None else digest({name: files[name] for name in files if name != names.CONFIG})
 
@@ -134,6 +156,22 @@ def say_on_trust(lacking: str) -> None:
     print(f"{lacking}: they are taken on trust", file=sys.stderr)
 
 
+def read_caches(run: Path) -> list[dict[str, Any]]:
+    """Return path and identity of each cache that a run read; empty for a run of a version that recorded none.
+
+    Raises:
+        ConfigError: the record is damaged.
+    """
+    path = run / names.CACHES
+    caches: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
+    with _undamaged("A file of a run is damaged.", str(path), _ANEW):
+        for entry in caches:
+            Path(entry["path"])
+            dict(entry["identity"]["dataset"])
+            str(entry["identity"]["teacher"]["name"])
+    return caches
+
+
 def read_documents(run: Path) -> dict[str, dict[str, Any]]:
     """Return the document of each evaluation of a run, by test set as passed to `advl evaluate --on`.
 
@@ -146,7 +184,10 @@ def read_documents(run: Path) -> dict[str, dict[str, Any]]:
     documents: dict[str, dict[str, Any]] = {}
     for path in sorted((run / names.EVALUATION).glob("*.json")):
         document = read_json(path)
-        test_sets = (document["split"], f"{document['dataset']}/{document['split']}")
+        remedy = "delete it, then score the set again with advl evaluate"
+        with _undamaged("The document of an evaluation is damaged.", str(path), remedy):
+            dict(document["metrics"])
+            test_sets = document["split"], f"{document['dataset']}/{document['split']}"
         other_ways = (document.get("vqa_mode"), LETTERS)
         filed = [*test_sets, *(f"{name}@{way}" for name in test_sets for way in other_ways)]
         name = next((name for name in filed if evaluation_file(run, name, ".json") == path), None)
@@ -199,6 +240,7 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     summary, parts = read_json(summary_path), list[pd.DataFrame]()
     again_by = advise(["advl", "evaluate", str(run), "--on", test_set])
     with _undamaged("The document of an evaluation is damaged.", str(summary_path), again_by):
+        dict(summary["metrics"])
         items_digest = summary.get(ITEMS_DIGEST)
         if items_digest is not None and not re.fullmatch("[0-9a-f]{64}", items_digest):
             raise ValueError(f"its {ITEMS_DIGEST} is no SHA-256")

@@ -25,7 +25,7 @@ from advl_pipeline.base.packages import installed_versions
 from advl_pipeline.base.repositories import HUB
 from advl_pipeline.cache.identity import Difference, difference_table, differences
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json, read_log
+from advl_pipeline.runs.results import read_log, read_result
 from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
@@ -179,10 +179,7 @@ class RunFolder:
         Raises:
             ConfigError: the result is damaged.
         """
-        if not self.result.exists():
-            return None
-        result: dict[str, Any] = read_json(self.result)
-        return result
+        return read_result(self.path) if self.result.exists() else None
 
     def keep_metrics_before(self, step: int) -> None:
         """Drop logged steps from `step` on and a torn last line, since they will be written again.

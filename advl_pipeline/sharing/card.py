@@ -18,7 +18,14 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.run_view import measures_of, scores_of
 from advl_pipeline.reporting.tables import as_markdown, without_controls
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_documents, read_evaluation, read_json
+from advl_pipeline.runs.results import (
+    read_caches,
+    read_config,
+    read_documents,
+    read_evaluation,
+    read_json,
+    read_result,
+)
 from advl_pipeline.sharing.hub_facts import model_metadata
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
@@ -47,7 +54,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         student: the trained student.
         model: name of its loader: a class of transformers, or `load_run` of this package.
     """
-    config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
+    config, result, identity = read_config(run), read_result(run), read_json(run / names.IDENTITY)
     study, seeds = "", list[int]()
     if (folder := next((place for place, _ in studies_of(run)), None)) is not None:
         gathered = gather_study(folder)
@@ -88,7 +95,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         shots=config["shots"],
         seed=config["seed"],
         seeds=seeds,
-        teachers=[_teacher(cache) for cache in read_json(run / names.CACHES, list)],
+        teachers=[_teacher(cache) for cache in read_caches(run)],
         method=config["method"],
         recipe=result["recipe"],
         command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),

@@ -12,7 +12,7 @@ from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.base.repositories import HUB, fetch, pinned
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json, say_on_trust
+from advl_pipeline.runs.results import read_result, say_on_trust
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 
@@ -129,7 +129,7 @@ def require_run_files(folder: Path, *only: str) -> None:
     """
     if not names.is_finished(folder):
         return
-    recorded = read_json(folder / names.RESULT).get("files")
+    recorded = read_result(folder).get("files")
     if recorded is None:
         say_on_trust("runs of an earlier version have no digests of their files")
         return

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.base.errors import ConfigError, again
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise, again
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import is_of_run, read_json
 from advl_pipeline.students.weight_files import file_digest
@@ -47,15 +47,20 @@ def execute_cell(cell: Cell) -> None:
         counts = [_num_questions(document) for document in stored.values() if document]
         most = max([asked.num_questions or math.inf, *counts])
         probed = (name for name, document in stored.items() if _probed(document))
-        run_evaluate(
-            replace(
-                asked,
-                on=missing,
-                num_questions=None if most == math.inf else int(most),
-                probe=tuple(probes) or ("none",),
-                probe_on=tuple(dict.fromkeys((*asked.probe_on, *probed))),
+        try:
+            run_evaluate(
+                replace(
+                    asked,
+                    on=missing,
+                    num_questions=None if most == math.inf else int(most),
+                    probe=tuple(probes) or ("none",),
+                    probe_on=tuple(dict.fromkeys((*asked.probe_on, *probed))),
+                )
             )
-        )
+        except (IdentityMismatch, WeightsUnavailable) as error:
+            if error.where.startswith(str(cell.run)):
+                error.next_command = advise(["rm", "-r", str(cell.run)], note="the cell is trained again", again=())
+            raise
     if not cell.keeps_student and not any(keeps for _, keeps in studies_of(cell.run)):
         for file in _weights(cell.run):
             file.unlink(missing_ok=True)
@@ -64,8 +69,10 @@ def execute_cell(cell: Cell) -> None:
 def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
     """Return the document of an evaluation of a cell's run by the evaluator of the study; empty if there is none."""
     file = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
-    document: dict[str, Any] = read_json(file) if file.exists() else {}
-    return document if names.is_finished(cell.run) and is_of_run(cell.run, document) else {}
+    if not file.exists() or not names.is_finished(cell.run):
+        return {}
+    document: dict[str, Any] = read_json(file)
+    return document if is_of_run(cell.run, document) else {}
 
 
 def _probed(document: Mapping[str, Any]) -> list[Any]:

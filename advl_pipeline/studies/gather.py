@@ -24,10 +24,13 @@ from advl_pipeline.extraction.progress import extraction_seconds
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import (
     Evaluation,
+    read_caches,
     read_config,
     read_evaluation,
     read_json,
     read_readout,
+    read_result,
+    require_number,
     say_on_trust,
 )
 from advl_pipeline.students.weight_files import require_run_files
@@ -85,7 +88,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
     trained = [cell for cell in plan.cells if names.is_finished(cell.run)]
     for cell in () if plan.of_runs else trained:
         _require_run_of_cell(plan, cell)
-    results = {cell.cell_id: read_json(cell.run / names.RESULT) for cell in trained}
+    results = {cell.cell_id: read_result(cell.run) for cell in trained}
     parts, costs, readouts = list[pd.DataFrame](), list[Row](), list[Row]()
     trivial: dict[tuple[str, ...], Mapping[str, Any]] = {}
     caveats: dict[str, dict[str, None]] = {}
@@ -223,9 +226,9 @@ def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str
     """
     times = [float(summary["milliseconds_per_item"]) for summary in summaries if "milliseconds_per_item" in summary]
     cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": fmean(times) if times else None}
-    if lacking := [name for name in _COSTS if name not in cost]:
-        what, remedy = f"The result of a run has no {', '.join(lacking)}.", "delete its folder and run it again"
-        raise ConfigError(what, where=str(cell.run / names.RESULT), next_command=remedy)
+    for name in _COSTS:
+        if name != "milliseconds_per_item" or times:
+            require_number(cost, name, cell.run / names.RESULT)
     return {name: cost[name] for name in _COSTS}
 
 
@@ -276,8 +279,7 @@ def _caches(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
     """Return the caches that the runs read, each identity once; existing ones with their provenance."""
     caches: dict[str, Mapping[str, Any]] = {}
     for cell in cells:
-        path = cell.run / names.CACHES
-        for entry in read_json(path, list) if path.exists() else ():
+        for entry in read_caches(cell.run):
             cache = Path(entry["path"])
             provenance, seconds = cache / PROVENANCE_FILE, None
             with suppress(CorruptCache):  # The cache commands report the damage.

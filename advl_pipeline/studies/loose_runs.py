@@ -21,7 +21,7 @@ from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_documents, read_json
+from advl_pipeline.runs.results import read_caches, read_config, read_documents, read_result
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.training.checks import finetune_command
@@ -127,8 +127,8 @@ def _read(folder: Path, outer: Path) -> _Run | None:
         return None
     test_sets = tuple(sorted(stored, key=lambda name: (not stored[name].get("use_of_vision"), name)))
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
-    result = read_json(folder / names.RESULT)
-    caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
+    result = read_result(folder)
+    caches = read_caches(folder)
     features = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
     options = options_without(FinetuneConfig, config_to_dict(config), "provenance", "none")

@@ -6,6 +6,7 @@ second core within one step, so two parallel cells finish sooner than two consec
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -107,6 +108,7 @@ def run_study(
         draft = place()
         inputs, content = input_digests(draft), dataset_digests(draft, digest, folder=folder)
         plan = place(init_digests=inputs, dataset_digests=content)
+        _require_places(plan)
         _require_same_test_sets(plan, config.data_root)
         flags = command_words(StudyRunConfig, config_to_dict(config) | {"study": None})
         plan = replace(plan, command=shlex.join(["advl", "study", config.study, *flags]))
@@ -121,6 +123,15 @@ def run_study(
             prepare(plan.caches[path])
         _run_cells(plan, config.workers, execute)
         return gather_study(folder)
+
+
+def _require_places(plan: Plan) -> None:
+    """Refuse a file in the place of a cell's folder; raises `ConfigError`."""
+    for cell in plan.cells:
+        if os.path.lexists(cell.run) and not cell.run.is_dir():
+            what, why = "The folder of a cell cannot be made.", "a file is in its place"
+            remedy = again("move it away, then run the same command again")
+            raise ConfigError(what, where=str(cell.run), why=why, next_command=remedy)
 
 
 def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import advl, exit_code
+from commands import advl, exit_code, printed
 from own_rows import class_row, write_json_lines, write_pictures
 from run_logs import forget_digests
 from safetensors.torch import load_file, save_file
@@ -80,6 +82,30 @@ def test_a_changed_file_is_named_by_every_command_that_reads_the_run(
         assert name in message
     assert not (run / "evaluation").exists()
     assert not (run / "predictions").exists()
+
+
+def test_a_run_with_damaged_weights_is_trained_again_by_the_command_that_is_advised(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(whole[:-100])
+    code, _, message = advl(capsys, *words("evaluate", run))
+    assert code == 6, message
+    command = re.search(r"next:  advl (.*) --no-resume   \(or copy", message)
+    assert command is not None, message
+    printed(capsys, *shlex.split(command[1]), "--no-resume")
+    assert (run / "model.safetensors").read_bytes() == whole
+    printed(capsys, *words("evaluate", run))
+
+
+def test_a_result_without_its_numbers_is_refused_by_every_command_that_reads_the_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "result.json").write_text("{}", encoding="utf-8")
+    for command in COMMANDS:
+        code, _, message = advl(capsys, *words(command, run))
+        assert code == 2, message
+        assert "no 'num_labelled'" in message
 
 
 def test_a_student_that_begins_with_a_run_is_held_to_it_too(

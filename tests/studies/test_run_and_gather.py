@@ -20,7 +20,7 @@ from scipy import stats
 from synthetic_runs import NUM_ITEMS, TINY, made_up_result, run_trial, write_study_file
 
 from advl_cli.flags import config_command
-from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.errors import ConfigError, DatasetError, IdentityMismatch
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.results import say_on_trust
 from advl_pipeline.studies.config import StudyRunConfig
@@ -225,13 +225,32 @@ def test_runs_and_scores_of_an_earlier_version_are_read_on_trust_which_is_said_a
     assert f"rm -r {runs[0]} && advl study" in message
 
 
+def test_a_file_in_the_place_of_a_cell_is_named_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_trial(tmp_path, num_seeds=1, **TINY)
+    run = first.runs / first.cells[0]["run"]
+    shutil.rmtree(run)
+    run.write_text("notes")
+    with pytest.raises(ConfigError, match="cannot be made") as refusal:
+        run_trial(tmp_path, executor=refuse, num_seeds=1, **TINY)
+    assert refusal.value.where == str(run)
+    assert gather_study(first.folder).num_finished == 1
+
+
 def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
     (cell,) = rows_of(result.cells, method="advl", seed=0)
+    costs = json.loads((result.runs / cell["run"] / "result.json").read_text()) | {"peak_memory_bytes": "much"}
     readouts = ('{"before": {', "[]", '{"before": {"minilm-l6": {"words": null}}}', '{"before": {"t": {"words": 1}}}')
     damages = [
         ("result.json", "{"),
+        ("result.json", "{}"),
         ("result.json", '{"num_labelled": 8}'),
+        ("result.json", json.dumps(costs)),
+        ("config.json", "{}"),
+        ("caches.json", "[{}]"),
+        ("evaluation/test.json", "{}"),
         ("evaluation/test.json", "{"),
         ("evaluation/test.npz", "PK"),
     ]
@@ -239,7 +258,7 @@ def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_
         path = result.runs / cell["run"] / name
         before = path.read_bytes()
         path.write_text(content, encoding="utf-8")
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises((ConfigError, IdentityMismatch)) as caught:
             gather_study(result.folder)
         assert str(path) in str(caught.value)
         path.write_bytes(before)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import synthetic_runs
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
+from advl_pipeline.base.errors import Advice, WeightsUnavailable
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.runs.names import is_finished
@@ -49,9 +51,10 @@ class Machine:
         assert not is_control
         self.trained += 1
         cell = self.cell(config.output)
-        synthetic_runs.train(cell)
+        cell.run.mkdir(parents=True, exist_ok=True)
         for name in (self.weights, "heads.safetensors", "student.json"):
             (cell.run / name).write_text("{}")
+        synthetic_runs.train(cell)
 
     def evaluate(self, config: EvaluateConfig) -> None:
         assert is_finished(config.run)
@@ -92,6 +95,29 @@ def test_a_trained_student_is_scored_and_not_trained_again(machine: Machine) -> 
     (keeper.runs / keeper.cells[0]["run"] / "evaluation" / "test.json").unlink()
     machine.study("keeper", "")
     assert (machine.trained, len(machine.scored), machine.has_student()) == (1, 2, True)
+
+
+def test_a_cell_with_damaged_weights_is_trained_again_by_the_commands_that_are_advised(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = machine.study("keeper", "")
+    run = keeper.runs / keeper.cells[0]["run"]
+    (run / "evaluation" / "test.json").unlink()
+
+    def refuse(config: EvaluateConfig) -> None:
+        raise WeightsUnavailable("The weights file is damaged.", where=str(config.run / machine.weights))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advl_pipeline.evaluation.runner.run_evaluate", refuse)
+        with pytest.raises(WeightsUnavailable) as refusal:
+            machine.study("keeper", "")
+    advice = refusal.value.next_command
+    assert isinstance(advice, Advice)
+    assert advice.again == ()
+    ((*_, folder),) = advice.commands
+    shutil.rmtree(folder)
+    assert machine.study("keeper", "").num_finished == 1
+    assert machine.trained == 2
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "adapter_model.safetensors"])
