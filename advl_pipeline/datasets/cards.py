@@ -99,6 +99,9 @@ class Card(Configuration):
     """The classes, in order [default: those of train, sorted]."""
     label_is: LabelForm | None = None
     """Form of an ambiguous label."""
+    first_label: int | None = option(
+        None, help="Number of the first choice or class where labels are numbers: 0 or 1.", minimum=0, maximum=1
+    )
     options_in_question: bool = False
     """The question contains the choices, after A, B and so on."""
     right_choice_first: bool = False

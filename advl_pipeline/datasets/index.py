@@ -27,7 +27,7 @@ from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.rows import PictureFacts, RowSource
 
-_RULES = 9
+_RULES = 10
 """Version; increase it when the same files would yield other rows or problems. Valid data keep digests and caches."""
 
 _NOT_OF_ROWS = ("name", "facts", "files", "pictures", "measures", "ties", "reads", "asks")
@@ -110,6 +110,20 @@ class Index:
             for file, line, row_split, why in self.facts["problems"]
             if split is None or row_split in (None, split)
         ]
+
+    def require_counted(self, split: str) -> None:
+        """Refuse a split whose labels seem to count from another number than 0, which no skipped row mends.
+
+        Raises:
+            DatasetError: the labels may be off by one; the message has the line of the card.
+        """
+        if why := self.facts["miscounted"].get(split):
+            advice = again(
+                "write a card (docs/adding-a-dataset.md) with the line first_label = 1, or first_label = 0 if they "
+                "count from 0; then run the same command with the card"
+            )
+            what = f"The labels of {self.dataset} may be off by one."
+            raise DatasetError(what, where=f"split {split}", why=why, next_command=advice)
 
     def where(self, row: int) -> str:
         """Return file and line of a row."""

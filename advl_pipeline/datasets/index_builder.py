@@ -10,8 +10,10 @@ import hashlib
 import json
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from advl_pipeline.datasets.arrow_file import record_batch
 from advl_pipeline.datasets.cards import Kind
 from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.card_rules import shaped
-from advl_pipeline.datasets.own.columns import FACETS, columns_of, parse_item, recognise, split_of
+from advl_pipeline.datasets.own.columns import FACETS, columns_of, numbers_of, parse_item, recognise, split_of
+from advl_pipeline.datasets.own.layouts import has_options_beside_answer, lines_of, options_beside_answer, settled
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.rows import Held, Item, PictureFacts, Row, RowSource
 
@@ -50,6 +53,10 @@ _SCHEMA = pa.schema(
 """Schema of the columns during the build."""
 
 
+_UNLIKELY = 1e-3
+"""Chance below which the lack of a label 0 means that labels do not count from 0."""
+
+
 @dataclass
 class _Split:
     """State of a split during the build: ids -> place, pictures -> number, and a digest."""
@@ -57,6 +64,29 @@ class _Split:
     names: dict[str, str] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     digest: Any = field(default_factory=hashlib.sha256)
+
+
+@dataclass
+class _Numbers:
+    """Facts of the labels of a split that are numbers.
+
+    `beyond` has the first label that equals the number of its choices, `lack` is the chance that no label at random
+    is 0, `most` the largest number of choices.
+    """
+
+    num_labels: int = 0
+    has_zero: bool = False
+    beyond: str = ""
+    lack: float = 1.0
+    most: int = 0
+
+    def add(self, label: int, num_texts: int, where: str) -> None:
+        self.num_labels += 1
+        self.has_zero |= label == 0
+        self.lack *= 1 - 1 / num_texts
+        self.most = max(self.most, num_texts)
+        if label == num_texts and not self.beyond:
+            self.beyond = f"{where} has the label {label} of {num_texts}"
 
 
 class IndexBuilder:
@@ -75,7 +105,11 @@ class IndexBuilder:
         self._dataset = dataset
         self._pictures = folder / PICTURES_FOLDER
         self._kind: Kind | None = source.kind
+        self._card = source.card
         self._first = ""
+        self._numbers: dict[str, defaultdict[str, _Numbers]] = {
+            name: defaultdict(_Numbers) for name in ("label", "rationale_label")
+        }
         self._has_rationales = False
         self._used_columns: tuple[str, ...] = ()
         self._splits: defaultdict[str, _Split] = defaultdict(_Split)
@@ -85,7 +119,7 @@ class IndexBuilder:
         self._problems: list[tuple[str, int, str | None, str]] = []
 
     def build(self) -> Any:
-        for row in shaped(self._source.rows(), self._source.card, dataset=self._dataset):
+        for row in self._shaped_rows():
             name, record = row.split, row.record
             try:
                 if record is None:
@@ -96,7 +130,7 @@ class IndexBuilder:
                 if not isinstance(record, Item):
                     name = split_of(record, name)
                 name = name or self._source.split
-                self._add(row, record if isinstance(record, Item) else self._checked(row, record), name)
+                self._add(row, record if isinstance(record, Item) else self._checked(row, record, name), name)
             except Malformed as error:
                 self._problems.append((row.file, row.line, name, str(error)))
             finally:
@@ -112,9 +146,24 @@ class IndexBuilder:
         where = ", ".join(map(str, self._source.files)) or self._dataset
         raise DatasetError("The data hold no row.", where=where, next_command="put rows into it")
 
-    def _checked(self, row: Row, record: Mapping[str, Any]) -> Item:
+    def _shaped_rows(self) -> Iterator[Row]:
+        """Return the rows under our columns; options beside an answer are read before, to settle the card."""
+        rows, head = self._read(), []
+        for row in rows:
+            head.append(row)
+            if isinstance(row.record, Mapping):
+                if has_options_beside_answer(row.record, self._card):
+                    self._card = settled(self._read, self._card, dataset=self._dataset)
+                    return self._read()
+                break
+        return chain(head, rows)
+
+    def _read(self) -> Iterator[Row]:
+        return shaped(self._source.rows(), self._card, dataset=self._dataset)
+
+    def _checked(self, row: Row, record: Mapping[str, Any], split: str) -> Item:
         """Return the item of a row, which must have the kind of the first row."""
-        card_kind = self._source.card.task
+        card_kind = self._card.task
         if self._kind is None:
             self._kind = recognise(record, card_kind)
             self._first, self._has_rationales = f"{row.file}:{row.line}", record.get("rationales") is not None
@@ -124,10 +173,14 @@ class IndexBuilder:
         except Malformed:
             # A row without answers or label does not determine its kind; its fields are checked like the others'.
             kind = self._kind
+        if kind != "choice" and (options := options_beside_answer(record, self._card)):
+            raise Malformed(f"the row has options ({', '.join(options)}), the first row ({self._first}) has none")
         if kind != self._kind:
             first = f"the first row ({self._first}) is of the kind {self._kind}: one dataset has one kind of task"
             raise Malformed(f"the row is of the kind {columns_of(kind)}, {first}")
-        item = parse_item(record, kind, self._source.card)
+        for name, label, num_texts in numbers_of(record, kind, self._card):
+            self._numbers[name][split].add(label, num_texts, f"{row.file}:{row.line}")
+        item = parse_item(record, kind, self._card)
         if kind == "choice" and bool(item.rationales) != self._has_rationales:
             other = "none" if item.rationales else "some"
             raise Malformed(f"field 'rationales' is not as in the first row ({self._first}), which has {other}")
@@ -193,6 +246,27 @@ class IndexBuilder:
         self._chunks.append(chunk)
         self._gathered = []
 
+    def _miscounted(self) -> dict[str, str]:
+        """Return split -> why its labels do not seem to count from the number that they are read with."""
+        reasons: dict[str, str] = {}
+        names = self._card.labels if self._kind == "choice" else ()
+        some_are_zero = any(numbers.has_zero for splits in self._numbers.values() for numbers in splits.values())
+        for splits in self._numbers.values():
+            most = max((numbers.most for numbers in splits.values()), default=0)
+            if self._card.first_label is not None:
+                if self._card.first_label and 0 < len(names) < most:
+                    why = f"labels are named 1 to {len(names)}, and a question has {most} choices"
+                    reasons |= dict.fromkeys(splits, why)
+                continue
+            lacking = {name: numbers for name, numbers in splits.items() if not numbers.has_zero}
+            beyond = next(filter(None, (numbers.beyond for numbers in lacking.values())), "")
+            if beyond:
+                reasons |= dict.fromkeys(lacking, f"labels seem to count from 1: {beyond}, and none is 0")
+            elif not some_are_zero and prod(numbers.lack for numbers in lacking.values()) < _UNLIKELY:
+                num_labels = sum(numbers.num_labels for numbers in lacking.values())
+                reasons |= dict.fromkeys(lacking, f"labels may count from 1: none of {num_labels:,} is 0")
+        return reasons
+
     def _batch(self) -> Any:
         import pyarrow.compute as pc
 
@@ -222,8 +296,10 @@ class IndexBuilder:
                 name: "" if self._is_published else split.digest.hexdigest() for name, split in self._splits.items()
             },
             "problems": self._problems,
+            "miscounted": self._miscounted(),
             "left_out": self._left_out,
             "grouped": bool(self._source.card.items),
+            "settled": "" if self._card is self._source.card else lines_of(self._card),
         }
         if is_bad.any():
             columns = {name: column.filter(pa.array(~is_bad)) for name, column in columns.items()}

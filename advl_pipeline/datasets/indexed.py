@@ -46,7 +46,8 @@ class IndexedDataset:
         selected: message on how much of a published list the split contains; "" without a list.
 
     Raises:
-        DatasetError: a row is malformed and malformed rows are not skipped, or no row is usable.
+        DatasetError: a row is malformed and malformed rows are not skipped, labels may be off by one, or no row is
+            usable.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class IndexedDataset:
             rows = index.rows_of(split)
         rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
         self._pictures = IndexedPictures(index, rows, split=split, reading=reading)
+        index.require_counted(split)
         problems = index.problems_of(None if index.is_published else split)
         if on_error == "fail" and problems:
             raise refuse(self.name, split, problems)

@@ -129,7 +129,7 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
     "choice": (
         choice_row,
         [
-            ({"label": 4}, "field 'label' is 4, expected a position from 0 to 3, one of the texts, or a letter"),
+            ({"label": 9}, "field 'label' is 9, expected a position from 0 to 3, one of the texts, or a letter"),
             ({"label": True}, "field 'label' is True"),
             ({"label": "pink"}, "field 'label' is 'pink'"),
             ({"choices": ["1", "2"], "label": "1"}, "ambiguous: '1' is a position and also the text"),

@@ -71,8 +71,9 @@ GRADES = 'labels = ["1", "2", "3"]\n'
     ("choices", "written", "card", "read"),
     [
         (["red", "green", "blue"], ["C", "(C)", "C.", "C:", "(C)."], "", [2] * 5),
-        # A letter is the text of a choice where one reads so.
-        (["B", "A"], ["A"], "", [1]),
+        # A letter that is also the text of another choice could be either.
+        (["B", "A"], ["A"], "", None),
+        (["B", "A"], ["A"], 'label_is = "text"\n', [1]),
         (["B", "A"], ["A"], 'label_is = "letter"\n', [0]),
         (["1", "0"], ["0"], 'label_is = "index"\n', [0]),
         (["1", "0"], ["0"], 'label_is = "text"\n', [1]),

@@ -99,7 +99,7 @@ AMBIGUOUS = choice_row(0, answers="red")
 @pytest.mark.parametrize(
     ("card", "why"),
     [
-        ("", "they fit choice (image, question, choices, label) and answers"),
+        ("", "beside them stand label and answers"),
         ('task = "classes"\n', "column 'text' is missing, the card says that the task is classes"),
         ('task = "choice"\n[columns]\nimage = "picture"\n', "column 'picture', which the card gives as 'image'"),
     ],
@@ -172,13 +172,11 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"hypothesis": "It is red.", "gold_label": "yes"}, "It is red."),
         ({"caption": "x", "question": "Red?", "options": ["yes", "no"], "correct_choice_idx": 0}, "Red? yes"),
         ({"question": "Red?", "direct_answers": ["yes"]}, "Red?"),
-        # An answer beside choices is their label.
-        ({"question": "Red?", "choices": ["yes", "no"], "answer": "yes"}, "Red? yes"),
     ],
 )
 def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path, row: dict[str, Any], text: str) -> None:
     """Names of public datasets whose meaning is not certain are named, all at once, for one kind of task."""
-    rows = [{"image" if "answer" in row else "file_name": "pictures/red.png"} | row]
+    rows = [{"file_name": "pictures/red.png"} | row]
     match = re.search(r"\[columns\] (.*)", refusal(data_of(tmp_path, rows)).why)
     assert match is not None
     train = train_of(tmp_path, rows, "[columns]\n" + match[1].replace(" and ", "\n") + "\n")

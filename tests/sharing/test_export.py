@@ -110,7 +110,7 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         picture = folder / "picture.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
         finished = load_finished(run)
-        tasks = "cv_bench,gqa,mmstar,mmvp,naturalbench,pope,realworldqa,scienceqa_img"
+        tasks = "ai2d,cv_bench,gqa,mmmu_val,mmstar,mmvp,naturalbench,pope,realworldqa,scienceqa_img"
         scored = f"--model_args pretrained=FOLDER --tasks {tasks}" in card
         assert scored == isinstance(finished.student, GenerativeStudent), "lmms-eval scores what answers in words"
         ((head_name, head),) = finished.heads.items()

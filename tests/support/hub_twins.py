@@ -265,6 +265,65 @@ def _vsr(_: str, number: int, sample: Sample) -> Row:
     return {"image": f"{number:012}.png", "label": 1 - number % 2, **told}
 
 
+@each("ai2d")
+def _ai2d(_: str, __: int, sample: Sample) -> Row:
+    return {"question": sample.question, "options": list(sample.choices), "answer": str(sample.right)}
+
+
+@each("mmbench")
+def _mmbench(split: str, number: int, sample: Sample) -> Row:
+    # Each second row asks the question of the row before it again, in another order.
+    row: Row = {"index": number // 2 + 1_000_000 * (number % 2), "question": sample.question}
+    row |= {"hint": "nan" if number % 2 else "A hint.", "category": "colour", "split": split}
+    if number % 3 == 2:
+        options, right = (sample.choices[sample.right], sample.choices[sample.right - 1], "nan", "nan"), 0
+    else:
+        options, right = sample.choices, sample.right
+    answer = "" if split == "test" else LETTERS[right]
+    return row | dict(zip("ABCD", options, strict=True)) | {"answer": answer}
+
+
+@each("m3cot")
+def _m3cot(split: str, number: int, sample: Sample) -> Row:
+    asked = {"id": f"colour-{split}-{number}", "question": sample.question, "choices": list(sample.choices)}
+    told = {
+        "context": "A figure." if number % 2 else "",
+        "answer": LETTERS[sample.right],
+        "rationale": "One sees it.",
+    }
+    return asked | told | {"split": "dev" if split == "validation" else split, "domain": "science"}
+
+
+@each("seed-bench")
+def _seed_bench(_: str, number: int, sample: Sample) -> Row:
+    row: Row = {f"choice_{letter}": text for letter, text in zip("abcd", sample.choices, strict=True)}
+    row |= {"answer": LETTERS[sample.right], "question": sample.question, "question_id": str(number)}
+    is_video = number % 5 == 4
+    row |= {"data_type": "video" if is_video else "image", "question_type_id": 1 + number % 2}
+    return row | {"image": [stored(sample.picture)] * (1 + is_video)}
+
+
+@each("mmmu")
+def _mmmu(split: str, number: int, sample: Sample) -> Row:
+    asked = {
+        "id": f"{split}_Art_{number}",
+        "question": f"<image 1> {sample.question}",
+        "image_1": stored(sample.picture),
+    }
+    asked["image_2"] = stored(sample.picture) if number % 5 == 3 else None
+    if number % 5 == 4:
+        return asked | {"options": "[]", "answer": "4.5", "question_type": "open"}
+    answer = "?" if split == "test" else LETTERS[sample.right]
+    return asked | {"options": repr([*sample.choices]), "answer": answer, "question_type": "multiple-choice"}
+
+
+@rows("mmmu-pro")
+def _mmmu_pro(_: str, part: Samples) -> Iterator[tuple[Sample, Row]]:
+    for sample, row in ROWS["mmmu"]("validation", part):
+        if row.pop("question_type") == "multiple-choice":
+            yield sample, row
+
+
 TWINS: dict[str, list[dict[str, Any]]] = tomllib.loads(
     Path(__file__).with_name("hub_twins.toml").read_text(encoding="utf-8")
 )

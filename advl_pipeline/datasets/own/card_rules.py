@@ -14,7 +14,7 @@ from typing import Any
 from advl_pipeline.base.errors import DatasetError, again, suggest_names
 from advl_pipeline.datasets.cards import Card
 from advl_pipeline.datasets.lowshot import draw_key
-from advl_pipeline.datasets.own.columns import FACETS
+from advl_pipeline.datasets.own.columns import FACETS, is_missing, listed_options
 from advl_pipeline.datasets.own.conversations import turns_as_questions
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.row_files import parsed_cell
@@ -23,6 +23,9 @@ from advl_pipeline.datasets.rows import Held, Row
 _OPTIONS = re.compile(r"\bOptions?:", re.IGNORECASE)
 _LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
 """Columns with JSON or Python lists in their cells if the format has no lists (CSV)."""
+
+_OPTIONS_OF = ("choices", "rationales")
+"""Columns with options that a label names."""
 
 _ONE_OF_SEVERAL = re.compile(r".*\D\d+|(left|right)_.*")
 """Names of columns that contain one of several pictures."""
@@ -62,8 +65,10 @@ def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:
         yield row
         return
     seen.update(record)
-    read = {name: value if isinstance(value, list) else [value] for name, value in card.only.items()}
-    if any(record.get(name) not in values for name, values in read.items()):
+    # An empty text stands for an empty cell.
+    read = {name: "" if record.get(name) is None else record[name] for name in card.only}
+    accepted = {name: value if isinstance(value, list) else [value] for name, value in card.only.items()}
+    if any(value not in accepted[name] for name, value in read.items()):
         yield row._replace(record=None)
         return
     pictures = [name for name, value in record.items() if _ONE_OF_SEVERAL.fullmatch(name) and _is_picture(value)]
@@ -125,8 +130,11 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, 
                 fields.pop(theirs, None)
             cells = [record[theirs]] if theirs in record else []
         else:
-            values = [record.get(name) for name in theirs if record.get(name) not in (None, "")]
-            cells = [values if ours in _LISTED else " ".join(map(str, values))] if theirs else []
+            values = [record.get(name) for name in theirs]
+            there = [value for value in values if not is_missing(value)]
+            # A missing option keeps its number and its letter (`columns.py`).
+            listed = values if ours in _OPTIONS_OF and there else there
+            cells = [listed if ours in _LISTED else " ".join(map(str, there))] if theirs else []
         fields.update((ours, cell) for cell in cells)
     for single, several in (("choice", "choices"), ("rationale", "rationales")):
         for places in (map(str, count()), iter(ascii_lowercase)):
@@ -134,10 +142,9 @@ def renamed(record: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, 
             while (name := f"{single}_{next(places, '')}") in fields:
                 cells.append(fields.pop(name))
             if cells and several not in fields:
-                while cells and cells[-1] in (None, ""):
-                    cells.pop()
-                fields[several] = cells
-    return fields | {name: parsed_cell(fields, name) for name in _LISTED & fields.keys()}
+                fields[several] = [] if all(map(is_missing, cells)) else cells
+    fields |= {name: parsed_cell(fields, name) for name in _LISTED & fields.keys()}
+    return fields | {name: listed_options(fields[name]) for name in _OPTIONS_OF if name in fields}
 
 
 def split_options(text: Any) -> tuple[Any, list[str] | None]:

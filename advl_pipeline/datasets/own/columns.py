@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
 from advl_pipeline.datasets.boxes import checked_boxes
-from advl_pipeline.datasets.cards import COLUMNS, Card, Kind
+from advl_pipeline.datasets.cards import COLUMNS, Card, Kind, LabelForm
 from advl_pipeline.datasets.problems import Malformed, shown, unlike
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
@@ -124,13 +124,10 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: Card) -> Item:
     texts = [] if kind == "pictures" else [_text(record, "text" if kind == "classes" else "question", len(boxes))]
     choices: list[str] = []
     if kind == "choice":
-        choices = _texts(record, "choices", len(boxes))
-        label = _place("label", record.get("label"), list(map(normalise_text, choices)), card, has_letters=True)
+        choices, label = _chosen(record, "choices", "label", card, len(boxes))
         texts += choices
         if record.get("rationales") is not None:
-            rationales = _texts(record, "rationales", len(boxes))
-            raw_label, read = record.get("rationale_label"), list(map(normalise_text, rationales))
-            rationale_label = _place("rationale_label", raw_label, read, card, has_letters=True)
+            rationales, rationale_label = _chosen(record, "rationales", "rationale_label", card, len(boxes))
             if (label is None) != (rationale_label is None):
                 missing = "label" if label is None else "rationale_label"
                 raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
@@ -198,17 +195,62 @@ def _text(record: Mapping[str, Any], name: str, num_boxes: int) -> str:
     return value
 
 
-def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
+def listed_options(cell: Any) -> Any:
+    """Return the options of a cell {"A": ..., "B": ...} as a list; another cell unchanged."""
+    is_lettered = isinstance(cell, Mapping) and cell and [*cell] == [*ascii_uppercase[: len(cell)]]
+    return list(cell.values()) if is_lettered else cell
+
+
+def is_missing(text: Any) -> bool:
+    """Return whether a cell holds no option: it is empty, or pandas wrote it as "nan"."""
+    return text is None or text != text or (isinstance(text, str) and text.strip() in ("", "nan"))
+
+
+def _chosen(
+    record: Mapping[str, Any], name: str, label_name: str, card: Card, num_boxes: int
+) -> tuple[list[str], int | None]:
+    """Return the options of a list without missing ones, and the position of the labelled one among them.
+
+    A missing option keeps its number and its letter: without C, "D" is the third of three.
+    """
     value = record.get(name)
-    if not isinstance(value, list) or len(value) < MIN_CHOICES:
+    written = value if isinstance(value, list) else []
+    there = [place for place, text in enumerate(written) if not is_missing(text)]
+    if len(there) < MIN_CHOICES:
         raise unlike(name, value, f"a list of {MIN_CHOICES} texts or more")
-    return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
+    options = [_text({f"{name}[{place}]": written[place]}, f"{name}[{place}]", num_boxes) for place in there]
+    texts = [normalise_text(text) if place in there else "" for place, text in enumerate(written)]
+    label = None if is_missing(record.get(label_name)) else record[label_name]
+    place = _place(label_name, label, texts, card, has_letters=True)
+    if place is not None and place not in there:
+        raise unlike(label_name, label, f"an option that is there: {shown(texts)}")
+    return options, None if place is None else there.index(place)
+
+
+def readings(label: Any, texts: Sequence[str], *, first: int = 0, has_letters: bool = True) -> dict[LabelForm, int]:
+    """Return form -> position for each form in which a label names one of some texts.
+
+    Args:
+        label: the label; True and False have no number.
+        texts: normalised; "" for a missing one.
+        first: number of the first text.
+        has_letters: whether letters can refer to the texts, as for choices.
+    """
+    value = normalise_text(str(label))
+    places: dict[LabelForm, int] = {}
+    if value and value in texts:
+        places["text"] = texts.index(value)
+    if value.isdecimal() and not isinstance(label, bool) and 0 <= int(value) - first < len(texts):
+        places["index"] = int(value) - first
+    if has_letters and (letter := _LETTER.fullmatch(value)):
+        number = ascii_uppercase.index((letter[1] or letter[2]).upper())
+        if number < len(texts):
+            places["letter"] = number
+    return places
 
 
 def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_letters: bool) -> int | None:
     """Return the position among texts that a label gives by number, by text, or by a letter from A on.
-
-    A letter that equals one of the texts counts as the text, unless the card says otherwise.
 
     Args:
         has_letters: whether letters can refer to the texts, as for choices.
@@ -216,27 +258,40 @@ def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_lette
     value = normalise_text(str(label))
     if label is None or not value:
         return None
-    places: dict[str, int] = {}
-    if isinstance(label, str) and value in texts:
-        places["text"] = texts.index(value)
-    if (value.isdecimal() and not isinstance(label, bool)) and int(value) < len(texts):
-        places["index"] = int(value)
-    letter = _LETTER.fullmatch(value) if has_letters else None
-    number = ascii_uppercase.index((letter[1] or letter[2]).upper()) if letter else len(texts)
-    if number < len(texts) and ("text" not in places or card.label_is == "letter"):
-        places["letter"] = number
-    form = card.label_is or ""
-    read = {form: places[form]} if form in places else places
-    if "text" in read and texts.count(value) > 1:
+    places = readings(label, texts, first=card.first_label or 0, has_letters=has_letters)
+    if not isinstance(label, str):
+        places.pop("text", None)
+    if card.label_is in places:
+        places = {card.label_is: places[card.label_is]}
+    if "text" in places and texts.count(value) > 1:
         raise Malformed(f"field {name!r} is ambiguous: two choices read {shown(value)}")
-    positions = {*read.values()}
+    positions = {*places.values()}
     if len(positions) > 1:
-        why = f"{shown(value)} is a position and also the text of another"
-        raise Malformed(f'field {name!r} is ambiguous: {why}; a card can say which: label_is = "index" or "text"')
+        form, other = ("position", "index") if "index" in places else ("letter", "letter")
+        why = f"{shown(value)} is a {form} and also the text of another"
+        raise Malformed(f'field {name!r} is ambiguous: {why}; a card can say which: label_is = "{other}" or "text"')
     if not positions:
+        first = card.first_label or 0
         forms = ", one of the texts, or a letter from A on" if has_letters else " or one of the texts"
-        raise unlike(name, label, f"a position from 0 to {len(texts) - 1}{forms}: {shown(texts)}")
+        raise unlike(name, label, f"a position from {first} to {first + len(texts) - 1}{forms}: {shown(texts)}")
     return positions.pop()
+
+
+def numbers_of(record: Mapping[str, Any], kind: Kind, card: Card) -> Iterator[tuple[str, int, int]]:
+    """Yield each label of a row that is a number: its field, the number, and how many texts there are to number."""
+    listed = [("label", list(card.labels) if kind == "classes" else record.get("choices"))]
+    if card.rationale_choices is None:
+        listed.append(("rationale_label", record.get("rationales")))
+    for name, texts in () if card.right_choice_first else listed:
+        label = record.get(name)
+        value = normalise_text(str(label))
+        if not isinstance(texts, list) or len(texts) < MIN_CHOICES:
+            continue
+        if value.isdecimal() and not isinstance(label, bool):
+            is_text = isinstance(label, str) or kind == "classes"
+            is_text = is_text and value in [normalise_text(str(text)) for text in texts]
+            if not is_text or (card.label_is == "index" and int(value) < len(texts)):
+                yield name, int(value), len(texts)
 
 
 def _class(record: Mapping[str, Any], card: Card) -> str | None:

@@ -39,6 +39,8 @@ def _line(name: str, index: Index) -> str:
         "": [f"{len(index.rows_of(split)):,} {split}" for split in index.splits],
     }
     parts = [what + ", ".join(names) for what, names in sections.items() if names]
+    if settled := index.facts["settled"]:
+        parts.append(f"read as with a card of the lines {settled}")
     if left := index.facts["left_out"]:
         parts.append(", ".join(map(index.left_out, left)))
     if bad := len(index.facts["problems"]):

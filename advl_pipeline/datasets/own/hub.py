@@ -22,7 +22,9 @@ from advl_pipeline.base.packages import install_extra
 from advl_pipeline.datasets.cards import COLUMNS, Card, Join, by_split, card_instead_of
 from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.own import hub_files
+from advl_pipeline.datasets.own.card_rules import renamed
 from advl_pipeline.datasets.own.hub_files import HubName, hub_name
+from advl_pipeline.datasets.own.layouts import option_columns
 from advl_pipeline.datasets.own.remote_pictures import HeldRows, require_space
 from advl_pipeline.datasets.problems import Malformed, first_line, shown, unfetched
 from advl_pipeline.datasets.roots import DatasetMissing
@@ -265,8 +267,13 @@ def library_source(
     ordered = [(split, _prepared(part, datasets.Image)) for split, part in ordered]
     others = {split: _prepared(part, datasets.Image) for split, part in (joined or {}).items()}
     column = card.columns.get("label", "label")
-    label = (ordered[0][1].features or {}).get(column) if isinstance(column, str) else None
+    features = ordered[0][1].features or {}
+    label = features.get(column) if isinstance(column, str) else None
     names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else ()
+    if names:
+        card = _with_names(
+            card, names, is_choice=bool(option_columns(renamed(dict.fromkeys(features), card.columns)))
+        )
 
     def rows() -> Iterator[Row]:
         for split, part in ordered:
@@ -279,8 +286,19 @@ def library_source(
         rows=rows,
         pictures=pictures,
         version=repr([(split, getattr(part, "_fingerprint", "")) for split, part in ordered]),
-        card=replace(card, labels=card.labels or names, label_is="text") if names else card,
+        card=card,
     )
+
+
+def _with_names(card: Card, names: tuple[str, ...], *, is_choice: bool) -> Card:
+    """Return the card with the names of a label column, which the library stores as numbers.
+
+    A choice that is named by numbers in order is the library's number, whatever number the names begin with.
+    """
+    if not is_choice or card.task == "classes":
+        return replace(card, labels=card.labels or names, label_is="text")
+    first = next((first for first in (0, 1) if names == tuple(map(str, range(first, first + len(names))))), None)
+    return card if first is None or card.first_label is not None else replace(card, labels=names, first_label=first)
 
 
 def _prepared(part: Any, image_feature: type) -> Any:

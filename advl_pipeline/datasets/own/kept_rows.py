@@ -78,8 +78,12 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
     folder = str((pictures or Path()).absolute()) if True in kinds else PICTURES_FOLDER
     labels = "".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
-        for key, value in (("labels", list(source.card.labels)), ("label_is", source.card.label_is))
-        if value
+        for key, value in (
+            ("labels", list(source.card.labels)),
+            ("label_is", source.card.label_is),
+            ("first_label", source.card.first_label),
+        )
+        if value not in (None, [])
     )
     content, card_lines = "".join(lines), f"pictures = {json.dumps(folder, ensure_ascii=False)}\n{labels}"
     name = f"rows-{hashlib.sha256((card_lines + content).encode()).hexdigest()[:12]}"
