@@ -28,7 +28,7 @@ from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.card_rules import shaped
 from advl_pipeline.datasets.own.columns import FACETS, columns_of, numbers_of, parse_item, recognise, split_of
 from advl_pipeline.datasets.own.layouts import has_options_beside_answer, lines_of, options_beside_answer, settled
-from advl_pipeline.datasets.problems import Malformed, Problem, refuse
+from advl_pipeline.datasets.problems import Malformed, Problem, refuse, shown
 from advl_pipeline.datasets.rows import Held, Item, PictureFacts, Row, RowSource
 
 _CHUNK = 1 << 14
@@ -190,7 +190,9 @@ class IndexBuilder:
         split = self._splits[split_name]
         name = item.item_id or f"{split_name}-{row.name}"
         if name in split.names:
-            raise Malformed(f"field 'id' is {name!r}, which {split.names[name]} has already in split {split_name!r}")
+            raise Malformed(
+                f"field 'id' is {shown(name)}, which {split.names[name]} has already in split {split_name!r}"
+            )
         split.names[name] = f"{row.file}:{row.line}"
         picture = item.image
         if isinstance(picture, bytes):

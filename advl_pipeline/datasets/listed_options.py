@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
@@ -23,14 +24,27 @@ def is_yes_no(options: Sequence[str]) -> bool:
     return tuple(option.lower() for option in options) in (YES_NO, YES_NO[::-1])
 
 
-def with_letters(question: str, options: Sequence[str]) -> str:
-    """Return a question with its options, each on a line after its letter.
+_OWN_LETTER = re.compile(r"\((?P<bracketed>[A-Za-z])\)[.:]?\s+\S|(?P<bare>[A-Z])[.:)]\s+\S")
+"""Start of an option that is written with its letter: "A. red", "(a) red"."""
+
+
+def lettered_lines(options: Sequence[str]) -> list[str]:
+    """Return a line per option, which ends in the option: after its letter, or as written if all have their own.
 
     Raises:
         DatasetError: there are more options than letters.
     """
-    if len(options) > len(ascii_uppercase):
-        raise DatasetError(f"A question has {len(options)} options, and letters go from A to Z.", where=question[:80])
-    return "\n".join(
-        [question, *(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, options, strict=False))]
-    )
+    letters = ascii_uppercase[: len(options)]
+    if len(options) > len(letters):
+        raise DatasetError(
+            f"A question has {len(options)} options, and letters go from A to Z.", where=options[0][:80]
+        )
+    marks = [_OWN_LETTER.match(option) for option in options]
+    if [(mark["bracketed"] or mark["bare"]).upper() if mark else "" for mark in marks] == [*letters]:
+        return [*options]
+    return [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
+
+
+def with_letters(question: str, options: Sequence[str]) -> str:
+    """Return a question with its options, each on a line of its own; raises what `lettered_lines` does."""
+    return "\n".join([question, *lettered_lines(options)])

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.locations import regular_file
-from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.problems import Malformed, Problem, shown
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
 """Tasks of the benchmarks, and the kinds of task that your own data can have (`own/`)."""
@@ -154,13 +154,13 @@ def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]
     for match in _TAG.finditer(normal):
         words, box = match[1].strip(), int(match[2])
         if box >= num_boxes:
-            raise Malformed(f"tag {match[0]!r} names box {box}, the row has {num_boxes} (counted from 0)")
+            raise Malformed(f"tag {shown(match[0])} names box {box}, the row has {num_boxes} (counted from 0)")
         plain += normal[end : match.start()]
         tags.append(ObjectTag(start=len(plain), end=len(plain) + len(words), box=box))
         plain, end = plain + words, match.end()
     plain += normal[end:]
     if normalise_text(plain) != plain:
-        raise Malformed(f"a tag of {text!r} parts a letter from its accent")
+        raise Malformed(f"a tag of {shown(text)} parts a letter from its accent")
     return plain, tuple(tags)
 
 

@@ -32,31 +32,43 @@ def read_option(answer: str, options: Sequence[str], rule: Rule) -> int | None:
     return _READERS[rule](answer, options)
 
 
+_PHRASES = (
+    *(
+        f"{start}{noun} is"
+        for noun in ("answer", "choice")
+        for start in ("", "the ", "my ", "correct ", "the correct ")
+    ),
+    *(f"{start}best answer is" for start in ("", "the ")),
+    *(f"{start}{kind} option is" for kind in ("correct", "best") for start in ("", "the ")),
+    *(f"i {verb}" for verb in ("choose", "select", "pick")),
+    *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
+)
+"""Phrases of lmms-eval's parser that announce an answer, in lower case."""
+
+
 def read_ranked(answer: str, letters: Sequence[str] = ("A", "B", "C", "D")) -> str | None:
     """Return the capital letter in the highest-ranked place of an answer; the last one if a place matches twice.
 
-    This is the multiple-choice parser of lmms-eval, which determines the score of RealWorldQA.
+    This is the multiple-choice parser of lmms-eval at 75571cf, which determines the score of RealWorldQA. Behind a
+    phrase such as "answer is" the first of each letter counts, inside a word too: "The answer is A. Done" names D.
     """
-    text = answer
+    text = answer.strip()
     for mark in (",", ".", "!", "?", ";", ":", "'", '"'):
         text = text.strip(mark)
-    any_of = "".join(letters)
-    spaced = f" {text} "
-    phrases = r"(?:answer|option|choice|response)(?:\s+(?:is|:)|:)|\b(?:I choose|I pick|I select)"
-    places = (
-        rf"^(?P<letter>[{any_of}])(?![A-Za-z])",
-        rf"(?<![A-Za-z])(?P<letter>[{any_of}])$",
-        rf"(?:{phrases})\s*\(?(?P<letter>[{any_of}])(?![A-Za-z])",
-        rf"\((?P<letter>[{any_of}])\)",
-        rf"(?P<letter>[{any_of}])\.",
-        rf"(?P<letter>[{any_of}]):",
-        rf"(?P<letter>[{any_of}])\)",
-        rf"(?P<letter>[{any_of}])\s",
-        rf"(?P<letter>[{any_of}])",
-    )
-    for number, place in enumerate(places):
-        if matches := [*re.finditer(place, text if number < 2 else spaced)]:
-            return matches[-1]["letter"]
+    spaced, text = f" {text} ", text.strip()
+    if text[:1] in letters and not text[1:2].isalpha():
+        return text[0]
+    if text[-1:] in letters and not text[-2:-1].isalpha():
+        return text[-1]
+    lowered = spaced.lower()
+    ends = (lowered.find(phrase) + len(phrase) for phrase in _PHRASES if phrase in lowered)
+    behind = {spaced.find(letter, end): letter for end in ends for letter in letters}
+    if max(behind, default=-1) >= 0:
+        return behind[max(behind)]
+    for before, after in (("(", ")"), ("", "."), ("", ":"), ("", ")"), ("", " "), ("", "")):
+        places = {spaced.rfind(f"{before}{letter}{after}"): letter for letter in letters}
+        if max(places) >= 0:
+            return places[max(places)]
     return None
 
 

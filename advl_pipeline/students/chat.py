@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
-from advl_pipeline.datasets.listed_options import CLOSINGS, is_yes_no, with_letters
+from advl_pipeline.datasets.listed_options import CLOSINGS, is_yes_no, lettered_lines
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate
 from advl_pipeline.students.chat_pictures import Picture
 
@@ -132,7 +132,8 @@ class Chat:
         if is_listed:
             instruction = instruction or CLOSINGS["letters"]
         closing = f"\n{instruction}" if instruction else ""
-        listed = with_letters("", options) if is_listed else ""
+        lines = lettered_lines(options) if is_listed else []
+        listed = "".join(f"\n{line}" for line in lines)
         between, after = (self._between, self._after) if is_answered else (self._asked, "")
         before = f"{self._before}{picture.text}{self._behind_picture}"
         texts = [
@@ -154,9 +155,9 @@ class Chat:
             # Position of each of the candidate's parts in the row, its length, and its position in the candidate.
             parts = [(len(before), len(question), 0)]
             if is_answered:
-                # A listed option begins after the preceding lines and its own letter.
-                lines = with_letters("", [*options[:number], ""]) if is_listed else ""
-                words_at = len(before) + len(question) + len(lines) if is_listed else answer_at
+                # A listed option ends its line, after its letter.
+                in_list = sum(len(line) + 1 for line in lines[: number + 1]) - len(options[number])
+                words_at = len(before) + len(question) + in_list if is_listed else answer_at
                 parts.append((words_at, len(candidate.text) - candidate.answer_start, candidate.answer_start))
             prompt_end = answer_at - len(self.lead) if is_answered else answer_at
             rows.append(

@@ -143,6 +143,8 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
             ({"image": None}, "field 'image' is missing"),
             ({"image": "../outside.png"}, "leaves the pictures' folder"),
             ({"image": "/etc/x.png"}, "leaves the pictures' folder"),
+            ({"image": "/9j/4AAQ" * 9_000}, "it has 72,000 characters, as base64 has"),
+            *(({name: "x/" * 9_000}, "x/x/") for name in ("split", "label")),
             ({"image": "pictures/pink.png"}, "pictures/pink.png is missing"),
             ({"id": ["x"]}, "field 'id' is ['x']"),
             ({"split": 1.5}, "field 'split' is 1.5"),

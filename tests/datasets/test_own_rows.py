@@ -172,11 +172,18 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"hypothesis": "It is red.", "gold_label": "yes"}, "It is red."),
         ({"caption": "x", "question": "Red?", "options": ["yes", "no"], "correct_choice_idx": 0}, "Red? yes"),
         ({"question": "Red?", "direct_answers": ["yes"]}, "Red?"),
+        # ChartQA's, and A-OKVQA's, whose rationales are all right.
+        ({"query": "Red?", "label": ["yes"], "human_or_machine": 0}, "Red?"),
+        (
+            {"image": "pictures/red.png", "question": "Red?", "choices": ["yes", "no"], "correct_choice_idx": 0}
+            | {"direct_answers": "['yes']", "rationales": ["It is.", "One sees it."]},
+            "Red? yes",
+        ),
     ],
 )
 def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path, row: dict[str, Any], text: str) -> None:
     """Names of public datasets whose meaning is not certain are named, all at once, for one kind of task."""
-    rows = [{"file_name": "pictures/red.png"} | row]
+    rows = [({} if "image" in row else {"file_name": "pictures/red.png"}) | row]
     match = re.search(r"\[columns\] (.*)", refusal(data_of(tmp_path, rows)).why)
     assert match is not None
     train = train_of(tmp_path, rows, "[columns]\n" + match[1].replace(" and ", "\n") + "\n")

@@ -24,7 +24,7 @@ from advl_pipeline.datasets.own.columns import parse_item
 from advl_pipeline.datasets.own.data import agreement_scores
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.rows import Row
-from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
+from advl_pipeline.evaluation.answer_reading import BEYOND, read_option, read_ranked
 from advl_pipeline.evaluation.items import score_ties
 from advl_pipeline.evaluation.lettered import answer_worth
 from advl_pipeline.evaluation.measures import Items, confusion, group_share, measured, yes_no_shares
@@ -306,6 +306,23 @@ def test_realworldqa_is_as_lmms_eval_has_it() -> None:
     }
     assert hits == content["expected"]["hit"]
     assert np.mean([*hits.values()]) == rate(content["expected"]["exact_match"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("So. The answer is A. Done", "D"),
+        ("I choose (C) over B, though", "B"),
+        ("The option is C or so", "C"),
+        ("My answer is no letter (B) or (A), none", "A"),
+        ("An answer is C. The answer is B, not C, as seen", "C"),
+        ("Maybe it is BAD or no", "D"),
+        ("Bé", "B"),
+        ("", None),
+    ],
+)
+def test_any_letter_behind_a_phrase_counts_for_realworldqa(answer: str, letter: str | None) -> None:
+    assert read_ranked(answer) == letter
 
 
 # Answers in words.

@@ -147,6 +147,9 @@ def test_a_question_is_asked_as_the_harness_asks_it(here: Path) -> None:
     lines = [question, *(f"{letter}. {text}" for letter, text in zip("ABCD", options, strict=False))]
     assert asked.candidates[0].text == "\n".join([*lines, CLOSINGS["letters"]])
     assert as_asked(example, {"letters": ""}).candidates[0].text == "\n".join(lines)
+    lettered = [choice_row(0, choices=["A. red", "B. blue"], label="B", split=...)]
+    own = open_dataset(str(write_json_lines(here / "lettered.jsonl", lettered)), split="train")[0]
+    assert as_asked(own, {"letters": ""}).candidates[0].text.endswith("?\nA. red\nB. blue")
     with pytest.raises(DatasetError, match="27 options, and letters go from A to Z"):
         as_asked(open_dataset("many.jsonl", split="train")[0], {})
 

@@ -11,7 +11,7 @@ import torch
 from closeness import assert_near
 from commands import printed
 from made_examples import picture, question
-from own_rows import choice_row, write_json_lines
+from own_rows import COLOURS, choice_row, write_json_lines
 from run_logs import items_file
 from tiny_chat_models import write_tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -257,10 +257,13 @@ def said(chat: Chat, ids: list[int]) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.parametrize("own", ["{text}", "{letter}. {text}", "({letter}) {text}"])
 def test_a_candidate_is_its_letter_and_its_words_are_those_of_its_line(
-    letters: GenerativeStudent, tmp_path: Path
+    letters: GenerativeStudent, tmp_path: Path, own: str
 ) -> None:
-    example = open_dataset(rows_of(tmp_path), split="train")[0]
+    """Options that begin with their letter are listed as they are written."""
+    choices = [own.format(letter=letter, text=text) for letter, text in zip("ABCD", COLOURS, strict=False)]
+    example = open_dataset(rows_of(tmp_path, choices=choices, label=0), split="train")[0]
     assert example.task in MULTIPLE_CHOICE_TASKS
     picture = letters.read_picture(example.image)
     rows = letters.chat.rows(example.candidates, example.task, "", picture, lists_options=True)
@@ -269,7 +272,8 @@ def test_a_candidate_is_its_letter_and_its_words_are_those_of_its_line(
         whole = said(letters.chat, row.token_ids_S.tolist())
         question = candidate.text[: candidate.context_length].lower()
         options = [each.text[each.answer_start :] for each in example.candidates]
-        listed = " ".join(f"{letter}. {text}" for letter, text in zip("abcd", options, strict=True))
+        lines = [f"{letter}. {text}" for letter, text in zip("abcd", options, strict=True)]
+        listed = " ".join(lines if own == "{text}" else options).lower()
         assert f"{question} {listed} {CLOSINGS['letters'].lower()}".replace(" ", "") in whole.replace(" ", "")
         answer = said(letters.chat, row.token_ids_S[row.prompt_length :].tolist())
         assert answer.split()[0].rstrip(".") == "abcd"[number]

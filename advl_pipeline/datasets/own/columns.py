@@ -41,13 +41,18 @@ _LIKELY: Mapping[str, str] = {
     **dict.fromkeys(("file_name", "filename", "image_path", "picture", "photo"), "image"),
     **dict.fromkeys(("caption", "hypothesis", "sentence", "sentence2", "statement", "claim"), "text"),
     **dict.fromkeys(("options", "candidates"), "choices"),
-    **dict.fromkeys(("gold", "gold_label", "target", "answer_idx", "correct_choice_idx"), "label"),
+    **dict.fromkeys(("query", "prompt", "problem", "instruction"), "question"),
+    **dict.fromkeys(("gold", "gold_label", "target", "answer_idx", "answer_index", "answerkey"), "label"),
+    **dict.fromkeys(("correct_choice_idx", "correct_answer", "correct_option", "correct_idx"), "label"),
     "direct_answers": "answers",
     "multiple_choice_answer": "answer",
 }
 """Columns of public datasets that often correspond to one of ours, for hints."""
 
 MIN_CHOICES = 2
+_LONGEST_NAME = 1024
+"""Most characters of a picture's name; longer texts are pictures in base64."""
+
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:]?|\(([a-z])\)")
 
@@ -57,15 +62,16 @@ def columns_of(kind: Kind) -> str:
     return f"{kind} ({', '.join(MADE_OF[kind])})"
 
 
-def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
+def recognise(columns: Mapping[str, Any], card_kind: Kind | None) -> Kind:
     """Return the kind of task of a row with these columns.
 
     Args:
-        columns: names of the columns, after the card's renaming.
+        columns: the row, after the card's renaming.
         card_kind: the kind that the card names.
 
     Raises:
-        Malformed: the columns fit no kind, several kinds, or not the one that the card names.
+        Malformed: the columns fit no kind, several kinds, or not the one that the card names, or the label has
+            another name.
     """
     if card_kind:
         kinds: list[Kind] = [card_kind]
@@ -88,6 +94,9 @@ def recognise(columns: Collection[str], card_kind: Kind | None) -> Kind:
         if not any(name in columns for name in names):
             says = f"{'the card says' if card_kind else 'the other columns say'} that the task is {columns_of(kind)}"
             raise Malformed(f"column {names[0]!r} is missing, {says}; found: {listed}{_hint(columns, kind)}")
+    labels = [name for name, value in columns.items() if _LIKELY.get(name.lower()) == "label" and value is not None]
+    if labels and "label" in MADE_OF[kind] and "label" not in columns:
+        raise Malformed(f"column 'label' is missing, and {labels[0]} looks like it{_hint(columns, kind)}")
     return kind
 
 
@@ -102,8 +111,13 @@ def _hint(columns: Collection[str], kind: Kind | None) -> str:
         if name not in COLUMNS and ours:
             looks_like.setdefault(ours, name)
     kind = kind or next((likely for likely, names in _MARKERS.items() if looks_like.keys() & {*names}), None)
+    if kind is None and "label" in columns and "question" in {*columns, *looks_like}:
+        # A question with neither options nor a text is answered openly.
+        kind, looks_like["answers"] = "answers", "label"
     others = {name for other, names in _MARKERS.items() if other != kind for name in names}
     lines = [f'{ours} = "{looks_like[ours]}"' for ours in COLUMNS if ours in looks_like.keys() - others]
+    if lines and "rationales" in columns and "rationale_label" not in {*columns, *looks_like}:
+        lines.append("rationales = []")
     return f"; a card renames columns: [columns] {' and '.join(lines)}" if lines else ""
 
 
@@ -169,12 +183,12 @@ def split_of(record: Mapping[str, Any], file_split: str | None) -> str | None:
     """
     row_split = _name(record, "split")
     if row_split is not None and file_split is not None and row_split != file_split:
-        raise Malformed(f"field 'split' is {row_split!r}, the file is given as the split {file_split!r}")
+        raise Malformed(f"field 'split' is {shown(row_split)}, the file is given as the split {file_split!r}")
     name = row_split or file_split
     if name is not None and not _SPLIT_NAME.fullmatch(name):
         # Splits name folders of caches, `--on` takes DATASET/SPLIT, and + joins splits.
         where = "field 'split' is" if row_split is not None else "the file is given as the split"
-        raise Malformed(f"{where} {name!r}, expected letters, digits, '_', '-' and '.', not '.' first")
+        raise Malformed(f"{where} {shown(name)}, expected letters, digits, '_', '-' and '.', not '.' first")
     return name
 
 
@@ -349,6 +363,10 @@ def _image(value: Any) -> str | bytes | Held:
         return value
     if not isinstance(value, str) or not value:
         raise unlike("image", value, "the file name of a picture")
+    if len(value) > _LONGEST_NAME:
+        raise unlike("image", value, f"the file name of a picture; it has {len(value):,} characters, as base64 has")
     if not is_safe_name(value):
-        raise Malformed(f"field 'image' is {value!r}, which leaves the pictures' folder; expected a name below it")
+        raise Malformed(
+            f"field 'image' is {shown(value)}, which leaves the pictures' folder; expected a name below it"
+        )
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from advl_pipeline.datasets.problems import Malformed, unlike
+from advl_pipeline.datasets.problems import Malformed, shown, unlike
 from advl_pipeline.datasets.row_files import parsed_cell
 
 TURNS = ("messages", "conversations")
@@ -47,7 +47,7 @@ def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None
         elif role in ("user", "system"):
             asked += texts
         else:
-            why = "answers nothing" if role == "assistant" else f"is of the role {role!r}"
+            why = "answers nothing" if role == "assistant" else f"is of the role {shown(role)}"
             raise Malformed(f"field '{column}[{place}]' {why}, expected user and assistant in turn")
     if asked:
         answered.append((" ".join(asked), None))

@@ -332,7 +332,10 @@ def _joined(
             return
     for key, rest in waiting.items():
         for number, _ in rest:
-            yield number, Malformed(f"column {join.key!r} is {key!r}, which no joined row has as its {join.on!r}")
+            yield (
+                number,
+                Malformed(f"column {join.key!r} is {shown(key)}, which no joined row has as its {join.on!r}"),
+            )
 
 
 def _rows(
