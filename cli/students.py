@@ -101,7 +101,7 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
     from advl_pipeline.students.registry import check_checkpoint
     from advl_pipeline.students.weight_files import located
 
-    report = check_checkpoint(name, located(checkpoint), tokenizer=tokenizer)
+    report = check_checkpoint(name, located(checkpoint, student=name), tokenizer=tokenizer)
     fills = not (report["missing"] or report["reinitialised"])
     exit_with(0 if fills else 2)
     yield report

@@ -22,7 +22,10 @@ from advl_pipeline.base.locations import hub_obstacle
 DESCRIPTIONS = ("*.json", "*.txt", "*.jinja", "*.model")
 """Configurations, tokenizers and processors, including those of a sentence encoder's modules."""
 
-WEIGHTS = (("*.safetensors",), ("pytorch_model.bin", "pytorch_model-*.bin", "*/pytorch_model.bin"))
+_OF_MODULES = "[0-9]*/pytorch_model.bin"
+"""Layers of sentence encoders, which may be in the older format beside a network in the newer one."""
+
+WEIGHTS = (("*.safetensors", _OF_MODULES), ("pytorch_model.bin", "pytorch_model-*.bin", _OF_MODULES))
 """Weight formats; the first that a repository has is fetched."""
 
 _LEFT_OUT = ("[!0-9]*/*", "open_clip*", "consolidated*")
@@ -35,8 +38,6 @@ TOKENIZER_FILE = "tokenizer.json"
 
 HUB = "hf:"
 """Prefix of a repository name where a path is allowed too."""
-
-LOGIN = advise(["hf", "auth", "login"], note="or set HF_TOKEN; then the same command", again=())
 
 
 def fetch(name: str, *, what: str, option: str, weights: Sequence[Sequence[str]] = WEIGHTS) -> Path:
@@ -63,8 +64,13 @@ def fetch(name: str, *, what: str, option: str, weights: Sequence[Sequence[str]]
                 return folder
         if not weights:
             return folder
-        why = obstacle or f"it has no {' or '.join(patterns[0] for patterns in weights)}"
-        following = "" if obstacle else again("name a repository that holds weights")
+        why, following = obstacle, ""
+        if not obstacle:
+            missing = [shard.name for patterns in weights for shard in _missing_shards(folder, patterns)]
+            why = f"it has no {' or '.join(patterns[0] for patterns in weights)}"
+            if missing:
+                why = f"it lacks {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}, which its index names"
+            following = again("name a repository that holds weights")
     except Exception as error:  # The library raises whatever its dependencies do.
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             with writing(str(error.filename or "the cache of the hub")):
@@ -123,20 +129,44 @@ def refusal(error: BaseException, name: str, obstacle: str = "") -> tuple[str, s
     status = answer.response.status_code
     page = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/{repository}"
     if isinstance(answer, GatedRepoError):
-        why, first = "its owner grants access on request", f"once {page} has granted it: "
+        why, first = "its owner grants access on request", f"once {page} grants you access"
     elif status == 401:
-        why, first = "it does not know you, or no such repository", "look at the name; of a private one: "
+        why, first = "it does not know you, or no such repository", "if its name is right and it is private"
     elif status == 404:
-        why, first = "it is not there, or private and not yours", "look at the name; of a private one: "
+        why, first = "it is not there, or private and not yours", "if its name is right and it is private"
     elif status == 403:
-        why, first = "your token may not do that", "give a token that may: "
+        why, first = "your token may not do that", "with a token that may"
     else:
         return f"the hub answers HTTP {status}", again("run the same command again: the fetched part is kept")
-    return f"{why} (HTTP {status})", advise(*LOGIN.commands, note=f"{first}{LOGIN.note}", again=())
+    login = ["hf", "auth", "login"]
+    return f"{why} (HTTP {status})", advise(login, note=f"{first}; or set HF_TOKEN to your token", again=())
 
 
-def require_network_of_transformers(config: Mapping[str, Any], *, where: Path | str) -> None:
-    """Refuse a repository that brings its own class for a network, even if transformers knows the model's type.
+_POINTER = b"version https://git-lfs"
+
+
+def require_downloaded(path: Path, *, what: str) -> None:
+    """Refuse a file, or a folder with files, in whose place Git LFS left a pointer.
+
+    Args:
+        what: for the error, such as "weights of teacher 'roberta-l'".
+
+    Raises:
+        WeightsUnavailable: there is a pointer.
+    """
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if not file.is_file() or file.stat().st_size > 1024 or not file.read_bytes().startswith(_POINTER):
+            continue
+        raise WeightsUnavailable(
+            f"The {what} are not here: Git LFS left pointers in place of large files.",
+            where=str(file),
+            why="a repository was cloned without them",
+            next_command=advise(["git", "-C", str(file.parent), "lfs", "pull"], again=()),
+        )
+
+
+def require_plain_network(config: Mapping[str, Any], *, where: Path | str) -> None:
+    """Refuse a repository that is quantised, or brings its own class for a network of a type that transformers knows.
 
     Such a class exists because it computes something else, such as attention in both directions.
 
@@ -145,7 +175,7 @@ def require_network_of_transformers(config: Mapping[str, Any], *, where: Path | 
         where: location of that file, for errors.
 
     Raises:
-        ConfigError: the network is another than transformers' of the same type.
+        ConfigError: the network is another than transformers' of the same type, or its weights are quantised.
     """
     kind = config.get("model_type", "an unnamed type")
     named = config.get("auto_map")
@@ -157,7 +187,14 @@ def require_network_of_transformers(config: Mapping[str, Any], *, where: Path | 
             "The network of this repository is code of its own, which ADVL does not run.",
             where=str(where),
             why=f"its config.json names {classes[role]} for {role}; transformers' {kind} may be another network",
-            next_command=again("name a repository without code of its own"),
+            next_command="name a repository without code of its own",
+        )
+    if "quantization_config" in config:
+        raise ConfigError(
+            "The weights are quantised.",
+            where=str(where),
+            why="weights in float32, bfloat16 or float16 are read",
+            next_command="name the repository of the model before it was quantised",
         )
 
 
@@ -260,12 +297,16 @@ def _quiet() -> Iterator[None]:
 
 def _is_complete(folder: Path, patterns: Sequence[str]) -> bool:
     """Return whether a folder has weights that match some patterns, with every shard of their index."""
-    if not any(path for pattern in patterns for path in folder.glob(pattern)):
-        return False
+    are_there = any(path for pattern in patterns if "/" not in pattern for path in folder.glob(pattern))
+    return are_there and not _missing_shards(folder, patterns)
+
+
+def _missing_shards(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Return the files that an index of the format of some patterns names, and that are not there."""
     suffix = patterns[0].rpartition(".")[2]
     shards = {
         (index.parent / Path(shard).name)
         for index in folder.glob(f"*.{suffix}.index.json")
         for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     }
-    return all(shard.is_file() for shard in shards)
+    return sorted(shard for shard in shards if not shard.is_file())

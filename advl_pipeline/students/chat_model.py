@@ -15,19 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from safetensors import SafetensorError
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.processing_utils import ProcessorMixin
 
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.base.repositories import require_network_of_transformers
+from advl_pipeline.base.repositories import require_plain_network
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat_batch import Rows
 from advl_pipeline.students.chat_config import Blocks
-from advl_pipeline.students.chat_pictures import GRID
+from advl_pipeline.students.chat_pictures import GRID, NO_PICTURE_TOKENS
 from advl_pipeline.students.checkpoints import LoadReport, unreadable_weights
 from advl_pipeline.students.weight_files import required_weights
 
@@ -55,16 +58,15 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
             why="the student chat is what --init holds: weights with their config.json and processor",
             next_command="--init FOLDER or --init hf:ORG/MODEL, such as hf:Qwen/Qwen2.5-VL-3B-Instruct",
         )
-    if "quantization_config" in settings:
-        why = "a student is trained from weights in float32, bfloat16 or float16"
-        following = "--init with the repository of the model before it was quantised"
-        raise ConfigError("The weights are quantised.", why=why, next_command=following)
-    require_network_of_transformers(settings, where="--init")
+    require_plain_network(settings, where="--init")
     kind, following = settings.pop("model_type", "an unnamed type"), "choose one of the types in docs/students.md"
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         why = "transformers has no image-text-to-text model of this type"
         what = f"A model of the type {kind} is no chat model of transformers that reads pictures."
         raise ConfigError(what, why=why, next_command=following)
+    processor = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "", None)
+    if processor and processor.replace_image_token is ProcessorMixin.replace_image_token:
+        raise unsupported_type(kind, NO_PICTURE_TOKENS)
     try:
         transformers_config = AutoConfig.for_model(kind, **settings)
     except (ValueError, TypeError) as error:
@@ -72,6 +74,12 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
         raise ConfigError("transformers does not know the architecture.", why=why) from None
     transformers_config.get_text_config().attention_dropout = dropout
     return transformers_config
+
+
+def unsupported_type(model_type: str, why: str) -> ConfigError:
+    """Return the error for a chat model of a type that no student is made of."""
+    what = f"A model of the type {model_type} cannot be a student."
+    return ConfigError(what, why=why, next_command="choose one of the types in docs/students.md")
 
 
 def require_parts(model: Any) -> None:
@@ -91,8 +99,7 @@ def require_parts(model: Any) -> None:
     elif strange := layer_kinds(decoder) - {*MASKED_LAYERS, *RECURRENT_LAYERS}:
         why = f"its language model has layers of the kind {', '.join(sorted(strange))}"
     if why:
-        what = f"A model of the type {model.config.model_type} cannot be a student."
-        raise ConfigError(what, why=why, next_command="choose one of the types in docs/students.md")
+        raise unsupported_type(model.config.model_type, why)
 
 
 def require_same_likelihood(student: Any) -> None:
@@ -127,6 +134,8 @@ def require_same_likelihood(student: Any) -> None:
             there = float(logits.log_softmax(-1)[batch.rows.source_Q, batch.rows.target_Q].sum())
             why = f"a conversation has the log-likelihood {here:.4g} here and {there:.4g} there"
             is_same = math.isclose(here, there, rel_tol=max(1e-3, 4 * torch.finfo(student.model.dtype).eps))
+        except ConfigError:
+            raise
         except Exception as error:  # A type that nobody tried may raise anything.
             why, is_same = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__, False
         finally:

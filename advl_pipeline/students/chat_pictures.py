@@ -29,6 +29,8 @@ from advl_pipeline.students.pixel_student import normalise_colours
 GRID = "image_grid_thw"
 """Name of the frames, rows and columns of a picture's patches in processors of the Qwen-VL family and others."""
 
+NO_PICTURE_TOKENS = "its processor does not tell where picture tokens stand"
+
 _TILE = re.compile(r"<[^<>]*row_(\d+)_col_(\d+)[^<>]*>")
 """Name of a tile in a picture's placeholder text."""
 
@@ -76,13 +78,18 @@ class PictureReader:
         Args:
             as_bytes: leave scaling to the device; this transfers a quarter of the bytes.
         """
-        return self._processor(
+        read = self._processor(
             text=[self._processor.image_token],
             images=[[shown]],
             return_tensors="pt",
             return_text_replacement_offsets=True,
             images_kwargs={"do_rescale": False, "do_normalize": False} if as_bytes else {},
         )
+        if "text_replacement_offsets" not in read:
+            kind = type(self._processor).__name__
+            following = "choose one of the types in docs/students.md"
+            raise ConfigError(f"The {kind} cannot be used.", why=NO_PICTURE_TOKENS, next_command=following)
+        return read
 
     @cached_property
     def _as_bytes(self) -> bool:

@@ -68,6 +68,26 @@ def family_class(name: str) -> Any:
     return getattr(importlib.import_module(f"advl_pipeline.students.{module}"), family)
 
 
+def require_supported(name: str, folder: Path) -> None:
+    """Refuse published weights that a student cannot be built of, by the descriptions beside them.
+
+    Args:
+        folder: descriptions of a repository, with or without its weights.
+
+    Raises:
+        ConfigError: the architecture is not supported.
+    """
+    if name not in STUDENTS:
+        return
+    import torch
+
+    settings = family_class(name).settings_beside(folder)
+    if "architecture" in settings:
+        # Building on this device takes no memory.
+        with torch.device("meta"):
+            build_student(name, overrides=settings)
+
+
 def families() -> dict[str, dict[str, Any]]:
     """Return the facts of each family: title, visual input, weights, reference, proof, largest, unproven."""
     return read_tables("students.toml")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
-from advl_pipeline.base.repositories import HUB, fetch, pinned
+from advl_pipeline.base.repositories import HUB, fetch, pinned, require_downloaded
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_result, say_on_trust
 from advl_pipeline.students.presets import family_of
-from advl_pipeline.students.registry import families
+from advl_pipeline.students.registry import families, require_supported
 
 MODEL_CONFIG = "config.json"
 """Architecture of published weights, in the format of transformers."""
@@ -175,27 +175,42 @@ def is_on_hub(init: Path | None) -> bool:
     return init is not None and str(init).startswith(HUB)
 
 
-def located(init: Path) -> Path:
+def located(init: Path, *, student: str = "") -> Path:
     """Return the path of a pretrained student, after downloading the missing files of a repository.
 
     Args:
         init: a file or folder, or `hf:ORG/MODEL` or `hf:ORG/MODEL@REVISION`.
+        student: name of the student that will read them; an unsupported repository is refused before its weights are
+            downloaded.
 
     Raises:
-        WeightsUnavailable: the repository is not on this machine and cannot be downloaded, or contains no weights.
+        WeightsUnavailable: the repository is not on this machine and cannot be downloaded, or contains no weights; or
+            Git LFS left pointers in place of files.
+        ConfigError: the student cannot be built of the repository.
+    """
+    what = "weights of the pretrained student"
+    if not is_on_hub(init):
+        if init.exists():
+            require_downloaded(init, what=what)
+        return init
+    name = str(init).removeprefix(HUB)
+    folder = fetch(name, what=what, option="--init", weights=())
+    require_supported(student, folder)
+    return fetch(pinned(name, folder), what=what, option="--init")
+
+
+def pinned_init(init: Path, student: str) -> Path:
+    """Return a pretrained student's repository with its current commit, or its path unchanged.
+
+    Args:
+        student: as for `located`.
+
+    Raises:
+        WeightsUnavailable, ConfigError: as for `located`.
     """
     if not is_on_hub(init):
         return init
-    return fetch(str(init).removeprefix(HUB), what="weights of the pretrained student", option="--init")
-
-
-def pinned_init(init: Path) -> Path:
-    """Return a pretrained student's repository with its current commit, or its path unchanged.
-
-    Raises:
-        WeightsUnavailable: as for `located`.
-    """
-    return Path(HUB + pinned(str(init).removeprefix(HUB), located(init))) if is_on_hub(init) else init
+    return Path(HUB + pinned(str(init).removeprefix(HUB), located(init, student=student)))
 
 
 def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:

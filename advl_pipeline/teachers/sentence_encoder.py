@@ -46,12 +46,14 @@ class SentenceRecipe:
     """How a text's global feature is computed from its token states, and what happens to the text before.
 
     `prompt` is put before the text, and `lower_case` tells whether both are lower-cased. `dense` maps the pooled
-    state (N, D) to the feature, None for the identity. `max_length` counts tokens.
+    state (N, D) to the feature, None for the identity; its weights are random until `load_dense` reads them from the
+    folders `layers`. `max_length` counts tokens.
     """
 
     pooling: Pooling
     dense: nn.Sequential | None = None
     unit_length: bool = False
+    layers: tuple[Path, ...] = ()
     prompt: str = ""
     lower_case: bool = False
     max_length: int | None = None
@@ -64,16 +66,15 @@ def read_beside(folder: Path, name: str) -> Any:
 
 
 def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe | None:
-    """Return the recipe in a folder, None for a model that is not a sentence encoder.
+    """Return the recipe in a folder with descriptions, None for a model that is not a sentence encoder.
 
     The prompt is the folder's default, else its document prompt: the texts of examples are content, not queries.
 
     Args:
-        random_seed: for random weights of the dense layers, which are then not read.
+        random_seed: for the random weights of the dense layers.
 
     Raises:
         ConfigError: the encoder has unsupported parts.
-        WeightsUnavailable: the weights of a layer are missing or damaged.
     """
     modules = read_beside(folder, "modules.json")
     if modules is None:
@@ -98,12 +99,13 @@ def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe 
         raise _unsupported(folder, "its pooling leaves out the prompt")
     of_network = (read_beside(folder, f"sentence_{kind}_config.json") for kind in _NETWORKS)
     network: dict[str, Any] = next(filter(None, of_network), {})
-    layers = [place for place, kind in zip(places, kinds, strict=True) if kind == "Dense"]
+    layers = tuple(place for place, kind in zip(places, kinds, strict=True) if kind == "Dense")
     with drawing(random_seed or 0):
-        dense = [_dense(layer, is_random=random_seed is not None) for layer in layers]
+        dense = [_dense(layer) for layer in layers]
     return SentenceRecipe(
         pooling=_POOLINGS[modes[0]],
         dense=nn.Sequential(*dense) if dense else None,
+        layers=layers,
         unit_length=kinds[-1] == "Normalize",
         prompt=prompt,
         lower_case=bool(network.get("do_lower_case")),
@@ -120,7 +122,7 @@ def _modes(settings: dict[str, Any]) -> list[str]:
     ]
 
 
-def _dense(folder: Path, *, is_random: bool) -> nn.Sequential:
+def _dense(folder: Path) -> nn.Sequential:
     settings = read_beside(folder, "config.json") or {}
     library, _, activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(
         "."
@@ -128,17 +130,24 @@ def _dense(folder: Path, *, is_random: bool) -> nn.Sequential:
     if not library.startswith("torch.nn.") or activation not in _ACTIVATIONS:
         raise _unsupported(folder, f"the activation {library}.{activation}")
     linear = nn.Linear(settings["in_features"], settings["out_features"], bias=bool(settings.get("bias", True)))
-    layer = nn.Sequential(linear, _ACTIVATIONS[activation]())
-    if is_random:
-        return layer
-    safe, older = folder / "model.safetensors", folder / "pytorch_model.bin"
-    try:
-        state = load_tensors(safe if safe.is_file() else older)
-        linear.load_state_dict({name.removeprefix("linear."): value.float() for name, value in state.items()})
-    except Exception as error:  # Both libraries raise whatever their dependencies do.
-        what = "The weights of a sentence encoder's layer are missing or damaged."
-        raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
-    return layer
+    return nn.Sequential(linear, _ACTIVATIONS[activation]())
+
+
+def load_dense(recipe: SentenceRecipe) -> None:
+    """Load the weights of a recipe's dense layers, in place.
+
+    Raises:
+        WeightsUnavailable: the weights of a layer are missing or damaged.
+    """
+    for folder, layer in zip(recipe.layers, recipe.dense or (), strict=True):
+        safe, older = folder / "model.safetensors", folder / "pytorch_model.bin"
+        try:
+            state = load_tensors(safe if safe.is_file() else older)
+            named = {name.removeprefix("linear."): value.float() for name, value in state.items()}
+            layer.get_submodule("0").load_state_dict(named)
+        except Exception as error:  # Both libraries raise whatever their dependencies do.
+            what = "The weights of a sentence encoder's layer are missing or damaged."
+            raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
 
 
 def _unsupported(folder: Path, why: str) -> ConfigError:

@@ -19,6 +19,7 @@ from torch import nn
 
 from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.errors import ConfigError, advise, unknown_name
+from advl_pipeline.base.repositories import require_downloaded
 from advl_pipeline.base.tensors import load_tensors
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
@@ -116,6 +117,7 @@ def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorN
         why = f"a timm network needs one file of tensors, found {len(candidates)}"
         raise options.bad_weights("are not where --weights says", weights, why)
     (path,) = candidates
+    require_downloaded(path, what=f"weights of teacher {options.name!r}")
     with _named(path, options):
         state = load_tensors(path)
         model.load_state_dict(renamed(state, model) if renamed else state, strict=True)

@@ -13,18 +13,19 @@ Shapes: N pictures, B windows, L tokens with special ones, C = 3, H x W pixels, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.base.repositories import require_network_of_transformers
+from advl_pipeline.base.errors import ConfigError, advise, suggest_names
+from advl_pipeline.base.repositories import require_plain_network
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
-from advl_pipeline.teachers.sentence_encoder import Pooling, SentenceRecipe, read_beside, sentence_recipe
+from advl_pipeline.teachers.sentence_encoder import Pooling, SentenceRecipe, load_dense, read_beside, sentence_recipe
 from advl_pipeline.teachers.text_tower import TextBackbone, TextFeatures, WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import (
     load_model,
@@ -68,6 +69,8 @@ FIRST_TOKEN_TYPES = frozenset(
 ENCODER_OF_PAIR_TYPES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """Encoder-decoder types; only the encoder is the teacher."""
 
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
 POSITION_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Types that reserve the first positions for padding, so the maximum input is shorter than the position table."""
 
@@ -87,22 +90,27 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     import transformers
 
     folder = transformers_folder(repository, options)
-    require_network_of_transformers(read_beside(folder, "config.json") or {}, where=folder)
+    settings = read_beside(folder, "config.json") or {}
+    require_plain_network(settings, where=folder)
+    if "pretrained_cfg" in settings:
+        raise _of_timm(repository, settings, options)
     config = load_part(transformers.AutoConfig.from_pretrained, folder, options, trust_remote_code=False)
     if model_type and config.model_type != model_type:
         why = f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}"
         opens = f"--teacher hf:local/{folder.name} --weights {folder}"
         following = f"give a folder of {repository} by --weights; what this folder holds is opened by {opens}"
         raise options.bad_weights("are those of another family", folder, why, next_command=following)
+    _require_teacher_type(config, folder)
     commit = folder.name if options.weights is None else ""
     place = {"device": options.torch_device, "dtype": options.torch_dtype}
     if config.model_type in PAIR_TYPES:
-        pair = load_model(transformers.AutoModel, config, folder, options)
-        logit_scale = float(pair.logit_scale.detach().exp())
-        tokenizer = load_tokenizer(folder, options, num_states=pair.config.text_config.vocab_size)
+        tokenizer = load_tokenizer(folder, options, num_states=config.text_config.vocab_size)
         # SigLIP's training lower-cased texts, and SigLIP 2 is published with Gemma's tokenizer, which preserves case.
         pieces = WordPieces(tokenizer, lower_case=config.model_type == "siglip")
-        vision = PairVisionBackbone(pair, config.model_type, settings=_pixel_settings(folder, options), **place)
+        pixels = _pixel_settings(folder, options)
+        pair = load_model(transformers.AutoModel, config, repository, folder, options)
+        logit_scale = float(pair.logit_scale.detach().exp())
+        vision = PairVisionBackbone(pair, config.model_type, settings=pixels, **place)
         return Teacher(
             name=options.name,
             image=PixelImageTower(vision, options.image_tokens, options.grid_side),
@@ -113,24 +121,56 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
         )
     if config.model_type in VISION_TYPES:
         kind = VISION_TYPES[config.model_type]
-        network = load_model(transformers.AutoModel, config, folder, options, keep_pooler=kind == "pooled map")
-        backbone = TransformersVisionBackbone(network, kind, settings=_pixel_settings(folder, options), **place)
+        pixels = _pixel_settings(folder, options)
+        keep_pooler = kind == "pooled map"
+        network = load_model(transformers.AutoModel, config, repository, folder, options, keep_pooler=keep_pooler)
+        backbone = TransformersVisionBackbone(network, kind, settings=pixels, **place)
         image = PixelImageTower(backbone, options.image_tokens, options.grid_side)
         return Teacher(name=options.name, image=image, commit=commit)
-    if getattr(config, "vocab_size", None) is None:
-        why = "supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES]))
-        raise ConfigError(f"Models of type {config.model_type!r} cannot be teachers.", where=str(folder), why=why)
     tokenizer = load_tokenizer(folder, options, num_states=config.vocab_size)
     model_class = getattr(transformers, ENCODER_OF_PAIR_TYPES.get(config.model_type, "AutoModel"))
     max_length = longest_input(config, tokenizer_limit=tokenizer.model_max_length)
     usual: Pooling = "first token" if config.model_type in FIRST_TOKEN_TYPES else "mean over all tokens"
     said = sentence_recipe(folder, random_seed=options.random_seed) or SentenceRecipe(pooling=usual)
-    encoder = load_model(model_class, config, folder, options)
+    encoder = load_model(model_class, config, repository, folder, options)
+    if options.random_seed is None:
+        load_dense(said)
     max_length = min(max_length, said.max_length or max_length)
     states = TransformersTextBackbone(encoder, said.pooling, dense=said.dense, max_length=max_length, **place)
     pieces = WordPieces(tokenizer, prompt=said.prompt or prompt, lower_case=said.lower_case)
     text = WordPieceTextTower(states, pieces, unit_length=said.unit_length)
     return Teacher(name=options.name, text=text, commit=commit)
+
+
+def _require_teacher_type(config: Any, folder: Path) -> None:
+    """Refuse a type that is neither a supported pair or vision encoder nor a text encoder."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    kind = config.model_type
+    # A vision encoder may have a vocabulary: BEiT's is of its codebook.
+    sees_only = kind in IMAGE_PROCESSOR_MAPPING_NAMES and kind not in TOKENIZER_MAPPING_NAMES
+    if kind in {*PAIR_TYPES, *VISION_TYPES} or (getattr(config, "vocab_size", None) and not sees_only):
+        return
+    why = "supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES]))
+    listing = advise(["advl", "teachers", "list"])
+    what = f"Models of type {kind!r} cannot be teachers."
+    raise ConfigError(what, where=str(folder), why=why, next_command=listing)
+
+
+def _of_timm(repository: str, settings: Mapping[str, Any], options: OpenOptions) -> ConfigError:
+    """Return the error for a repository of timm, with the name that opens it."""
+    what = "The repository is one of timm, and not of transformers."
+    name = repository.partition("@")[0]
+    organisation, _, model = name.partition("/")
+    if organisation == "timm" and options.weights is None:
+        why = suggest_names(f"hf:{repository}", [], meant=f"timm:{model}")
+        return ConfigError(what, where=f"hf:{repository}", why=why)
+    architecture = settings.get("architecture", "MODEL")
+    following = (
+        f"hf download {name} --local-dir DIR; then --teacher timm:{architecture} --weights DIR/model.safetensors"
+    )
+    return ConfigError(what, where=f"hf:{repository}", next_command=following)
 
 
 class PairVisionBackbone(VisionBackbone):
@@ -273,6 +313,10 @@ def _pixel_settings(folder: Path, options: OpenOptions) -> PixelSettings:
     def unsupported(why: str) -> ConfigError:
         return ConfigError("The preprocessing of this vision model is not supported.", where=str(folder), why=why)
 
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        why = f"it has none of {' and '.join(_PROCESSOR_FILES)}, which say how pictures are scaled"
+        following = f"--weights FOLDER that holds the {_PROCESSOR_FILES[0]} of the model that it was finetuned from"
+        raise options.bad_weights("come without an image processor", folder, why, next_command=following)
     processor = load_part(transformers.AutoImageProcessor.from_pretrained, folder, options)
     if abs(getattr(processor, "rescale_factor", 0.0) * 255 - 1) > 1e-6:
         raise unsupported("intensities are not scaled to [0, 1]")

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ import torch
 from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.base.packages import install_extra
-from advl_pipeline.base.repositories import TOKENIZER_FILE, WEIGHTS, fetch, lacks_vocabulary, open_tokenizer
+from advl_pipeline.base.repositories import (
+    TOKENIZER_FILE,
+    WEIGHTS,
+    fetch,
+    lacks_vocabulary,
+    open_tokenizer,
+    pinned,
+    require_downloaded,
+)
 from advl_pipeline.datasets.problems import first_line
 from advl_pipeline.teachers.open_options import OpenOptions
 
@@ -26,17 +35,20 @@ _POOLER = "pooler."
 
 
 def transformers_folder(repository: str, options: OpenOptions) -> Path:
-    """Return the folder of a model's files: `--weights` if given, else that of one commit of ORG/MODEL[@REVISION].
+    """Return a folder with a model's descriptions: `--weights` if given, else one commit of ORG/MODEL[@REVISION].
+
+    Its weights are fetched by `load_model`, once the descriptions are found to be supported.
 
     Raises:
-        WeightsUnavailable: `--weights` is not a folder with a config.json, or the repository cannot be fetched.
+        WeightsUnavailable: `--weights` is not a folder with a config.json, or one with pointers of Git LFS; or the
+            repository cannot be fetched.
     """
     if options.weights is None:
-        is_random = options.random_seed is not None
-        return fetch_teacher(repository, options, weights=() if is_random else WEIGHTS)
+        return fetch_teacher(repository, options, weights=())
     if not (options.weights / "config.json").is_file():
         why = "a transformers model is a folder with config.json, weights, and tokenizer or processor files"
         raise options.bad_weights("are not where --weights says", options.weights, why)
+    require_downloaded(options.weights, what=f"weights of teacher {options.name!r}")
     return options.weights
 
 
@@ -98,11 +110,15 @@ def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> An
 
 
 def load_model(
-    model_class: Any, config: Any, folder: Path, options: OpenOptions, *, keep_pooler: bool = False
+    model_class: Any, config: Any, repository: str, folder: Path, options: OpenOptions, *, keep_pooler: bool = False
 ) -> Any:
     """Load a model in fp32, or build it with random weights if the options ask for them.
 
     A top-level `pooler` is dropped unless it is kept: no teacher uses it, and files may lack it.
+
+    Args:
+        repository: its hub name, from which missing weights are fetched into the folder.
+        folder: as from `transformers_folder`.
 
     Raises:
         WeightsUnavailable: as `load_part`, or the files lack weights that the network uses.
@@ -112,6 +128,8 @@ def load_model(
             build = getattr(model_class, "from_config", None) or model_class._from_config
             model = build(config, dtype=torch.float32)
     else:
+        if options.weights is None:
+            fetch_teacher(pinned(repository, folder), replace(options, revision=None), weights=WEIGHTS)
         model, loaded = load_part(
             model_class.from_pretrained,
             folder,

@@ -180,7 +180,8 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
     forget_peak_memory()
     if config.init is not None:
         # Pinned to its commit, so that an update on the hub does not change a run that resumes.
-        config = replace(config, init=pinned_init(folder.commit_begun(config.init) if config.resume else config.init))
+        began_with = folder.commit_begun(config.init) if config.resume else config.init
+        config = replace(config, init=pinned_init(began_with, config.student))
     given = config
     config = replace(config, init=None if config.init is None else located(config.init))
     config = resolved(folder.resumed_config(config) if config.resume else config)

@@ -323,6 +323,13 @@ BLIP_2 = {
 }
 
 
+WITHOUT_PLACES = ("idefics2", "instructblip", "udop", "git")
+MLLAMA = {
+    "text_config": {**NARROW, "intermediate_size": 32, "vocab_size": 99, "pad_token_id": 0, "num_key_value_heads": 2},
+    "vision_config": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "attention_heads": 2},
+}
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -331,6 +338,8 @@ BLIP_2 = {
         ({"model_type": "qwen2_5_vl", "auto_map": {"AutoModelForCausalLM": "x.Net"}}, "names x.Net for Auto"),
         ({"model_type": "qwen2_5_vl", "quantization_config": {}}, "quantised"),
         (BLIP_2, "the type blip-2 cannot be a student"),
+        *(({"model_type": kind}, "does not tell where picture tokens stand") for kind in WITHOUT_PLACES),
+        ({"model_type": "mllama", **MLLAMA}, "does not give the features of its pictures"),
         ({}, "--init hf:ORG/MODEL"),
     ],
 )

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from commands import completed
+from hub_repositories import LFS_POINTER
 from hub_server import served_models
 from hub_students import student_files
-from hub_tokenizers import Files, vocabulary_size
+from hub_tokenizers import Files, as_json, vocabulary_size
 from made_examples import picture, question
 from references import ASSETS
 from small_corpus import SmallCorpus
@@ -178,6 +179,39 @@ AGAIN = ("dandelin/vilt-b32-mlm", "HuggingFaceTB/SmolVLM-256M-Instruct")
 """One that scores classes and one that answers in words: both are finetuned once more, without a network."""
 
 TEXT = "How  many   12 dogs\n\n34 are there in picture 3, isn't it? person_1"
+
+
+REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "AWQ": ({"model_type": "qwen2_5_vl", "quantization_config": {"quant_method": "awq"}}, "are quantised"),
+    "its own code": ({"model_type": "internvl", "auto_map": {"AutoModel": "m.Net"}}, "m.Net for AutoModel"),
+    "another kind": ({"model_type": "vilt"}, "no chat model of transformers"),
+    "no picture tokens": ({"model_type": "idefics2"}, "does not tell where picture tokens stand"),
+    "an encoder of texts": ({"model_type": "florence2"}, "is no stack of layers in front of words"),
+}
+"""Repositories that are no chat student -> what their config.json says, and the refusal."""
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_a_student_is_refused_before_its_weights_are_fetched(
+    kind: str, advl: Advl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, why = REFUSED[kind]
+    with served_models(tmp_path / "hub", monkeypatch) as hub:
+        hub.repositories["models/lab/net"] = {"config.json": as_json(config), "model.safetensors": b"too large"}
+        refused = advl("load-check", "chat", "hf:lab/net")
+    assert refused.returncode == 2
+    assert why in refused.stderr
+    assert any("config.json" in line for line in hub.asked)
+    assert not any("model.safetensors" in line for line in hub.asked)
+
+
+def test_pointers_of_git_lfs_are_named(advl: Advl, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(LFS_POINTER)
+    for given in (tmp_path, tmp_path / "model.safetensors"):
+        refused = advl("load-check", "vilt-tiny", given)
+        assert refused.returncode == 6
+        assert "Git LFS left pointers" in refused.stderr
+        assert f"git -C {tmp_path} lfs pull" in refused.stderr
 
 
 def without_numbers(names: Iterable[str]) -> set[str]:

@@ -32,6 +32,10 @@ MODELS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("hub_models.toml
 SMALL: Mapping[str, Any] = MODELS.pop("small")
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 440473133\n"
+"""What a clone without Git LFS has in place of a large file."""
+
+
 def page(name: str, *others: str) -> Files:
     """Return the unused files of a repository: a page, and weights for other programs."""
     return {"README.md": f"# {name}\n".encode(), ".gitattributes": b"*.bin filter=lfs\n"} | dict.fromkeys(

@@ -11,9 +11,10 @@ import pytest
 import torch
 import transformers as hf
 from closeness import assert_near
-from hub_repositories import PUBLISHED, SMALL, bert, modernbert, published, saved, weights
+from hub_repositories import PUBLISHED, SMALL, bert, modernbert, pickled, published, saved, weights
 from hub_server import Hub, served_models
 from hub_tokenizers import Files, as_json, fast, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
+from safetensors.torch import load
 from tiny_extraction import tree_bytes
 from tokenizers import Tokenizer, normalizers
 
@@ -116,6 +117,13 @@ def as_published_in_2020(files: Files) -> Files:
     return {name: content for name, content in kept.items() if name != "sentence_bert_config.json"}
 
 
+def with_an_older_layer(files: Files) -> Files:
+    """Return files whose dense layer alone is in the older format."""
+    kept = {name: content for name, content in files.items() if name != "2_Dense/model.safetensors"}
+    layer = pickled(load(files["2_Dense/model.safetensors"]))
+    return kept | {f"2_Dense/{name}": content for name, content in layer.items()}
+
+
 PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
 
 KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Files], Files]]] = {
@@ -123,6 +131,7 @@ KINDS: dict[str, tuple[Callable[[], Files], str, Mapping[str, Any], Callable[[Fi
     "first token": (lambda: bert("x"), "cls normalize", {}, dict),
     "mean, older": (lambda: bert("x"), "mean", {}, as_before_5_4),
     "another width": (lambda: bert("x"), "mean dense", {}, dict),
+    "a layer in the older format": (lambda: bert("x"), "mean dense", {}, with_an_older_layer),
     "lower-cased": (lambda: bert("x") | cased_tokenizer(), "lower-case mean", {}, as_published_in_2020),
     "a prompt of all": (
         lambda: bert("x"),

@@ -19,6 +19,7 @@ import transformers as hf
 from closeness import assert_near
 from commands import printed
 from hub_repositories import (
+    LFS_POINTER,
     PUBLISHED,
     State,
     bert,
@@ -264,7 +265,11 @@ def test_other_forms_of_files_give_the_same(
         (lambda: without(bert("x"), "tokenizer.json") | {"vocab.txt": b"[PAD]\n[UNK]\n"}, "its tokenizer has"),
         (lambda: bert("x") | {"tokenizer.json": roberta("x")["tokenizer.json"]}, "its tokenizer has"),
         (lambda: without(bert("x"), "model.safetensors"), "it has no *.safetensors"),
-        (lambda: without(bert("x", form=shards), "model-00002-of-00002.safetensors"), "it has no *.safetensors"),
+        (
+            lambda: without(bert("x", form=shards), "model-00002-of-00002.safetensors"),
+            "it lacks model-00002-of-00002",
+        ),
+        (lambda: without(clip("x"), "preprocessor_config.json"), "it has none of preprocessor_config.json"),
     ],
 )
 def test_a_repository_that_lacks_something_is_refused(
@@ -347,14 +352,45 @@ def changed(files: Files, **settings: Any) -> Files:
 OWN_CODE = {"AutoModel": "modeling_qwen.Qwen2Model", "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"}
 
 
-def test_a_network_of_the_repositorys_own_is_refused_though_its_type_is_known(
-    hub: Hub, data: Path, tmp_path: Path, capsys: Any
+TIMM = "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"
+UNREADABLE: dict[str, tuple[Callable[[], Files], Sequence[str]]] = {
+    "a class of its own": (
+        lambda: changed(bert("x"), auto_map=OWN_CODE),
+        ["code of its own", "modeling_qwen.Qwen2ForCausalLM for AutoModelForCausalLM"],
+    ),
+    "a type of its own": (
+        lambda: changed(bert("x"), model_type="new", auto_map={"AutoModel": "lab/code--modeling.NewModel"}),
+        ["code of its own", "lab/code--modeling.NewModel for AutoModel"],
+    ),
+    "quantised": (lambda: changed(bert("x"), quantization_config={"quant_method": "awq"}), ["are quantised"]),
+    "SAM": (lambda: changed(bert("x"), model_type="sam"), ["type 'sam' cannot be teachers", "dinov2"]),
+    "BEiT": (lambda: changed(bert("x"), model_type="beit"), ["type 'beit' cannot be teachers", "dinov2"]),
+    "timm": (lambda: files_of(TIMM), ["not of transformers", f"did you mean timm:{TIMM.removeprefix('timm/')}"]),
+}
+"""Repositories that no teacher is made of -> their files, and what the refusal says."""
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_a_teacher_is_refused_before_its_weights_are_fetched(
+    kind: str, hub: Hub, data: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    hub.repositories["models/lab/net"] = changed(bert("lab/net"), auto_map=OWN_CODE) | {"modeling_qwen.py": b"exit()"}
-    _, said = printed(capsys, *command("hf:lab/net", data), tmp_path / "cache", code=2)
-    assert "code of its own" in said
-    assert "modeling_qwen.Qwen2ForCausalLM for AutoModelForCausalLM" in said
+    make, words = UNREADABLE[kind]
+    name = TIMM if kind == "timm" else "lab/net"
+    hub.repositories[f"models/{name}"] = make() | {"modeling_qwen.py": b"exit()"}
+    _, said = printed(capsys, *command(f"hf:{name}", data), tmp_path / "cache", code=2)
+    assert all(word in said for word in words), said
+    assert f"hf:{name}/" not in said
+    assert not [line for line in hub.asked if line.endswith((".safetensors", ".bin", ".py")) and "GET" in line]
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("name", "file"), [("hf:lab/net", "tokenizer.json"), ("timm:resnet18", "model.safetensors")])
+def test_pointers_of_git_lfs_are_named(name: str, file: str, data: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "config.json").write_bytes(b"{}")
+    (tmp_path / file).write_bytes(LFS_POINTER)
+    _, said = printed(capsys, *command(name, data), tmp_path / "cache", "--weights", tmp_path, code=6)
+    assert "Git LFS left pointers" in said
+    assert f"git -C {tmp_path} lfs pull" in said
 
 
 def test_a_network_that_transformers_took_over_is_opened(
