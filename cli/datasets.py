@@ -101,7 +101,7 @@ def check(config: CheckConfig) -> Iterator[Any]:
     missing = [split for split in result["splits"] if split["status"] == "missing"]
     for note in dict.fromkeys(note for split in missing for note in split["notes"]):
         click.echo(f"  {note}")
-    for command in dict.fromkeys(split["next_command"] for split in missing):
+    for command in dict.fromkeys(filter(None, (split["next_command"] for split in result["splits"]))):
         click.echo(f"  next: {command}")
 
 

@@ -82,7 +82,7 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> dict[str, A
         "num_pictures": num_pictures,
         "problems": problems,
         "notes": [*notes, *filter(None, [dataset.left_out, animations])],
-        "next_command": "",
+        "next_command": dataset.command_for_pictures() if picture_problems else "",
     }
 
 

@@ -376,6 +376,10 @@ class IndexedDataset:
         problems = pictures.problems(shown, look)
         return len(pictures.used), num_animations, list(problems.values())
 
+    def command_for_pictures(self) -> str:
+        """Return the command that brings missing pictures beside the rows of the hub; "" without one."""
+        return next(filter(None, map(self._pictures.command_for, self._pictures.used)), "")
+
     def row_that_shows(self, path: Path) -> str:
         """Return file and line of the first row with a picture; "" without one."""
         row = self._pictures.row_that_shows(path)

@@ -172,7 +172,15 @@ class IndexedPictures:
         try:
             yield
         except Malformed as error:
-            raise refuse(self._index.dataset, self._split, [self._problem(image, error)]) from None
+            problems = [self._problem(image, error)]
+            command = self.command_for(image)
+            raise refuse(self._index.dataset, self._split, problems, next_command=command) from None
+
+    def command_for(self, image: int) -> str:
+        """Return the command that brings a missing picture beside the rows; "" if it is there, or without one."""
+        name, command_for = self._index.picture(image).name, self._index.source.command_for
+        is_missing = not name.startswith("/") and not (self._home / name).is_file()
+        return command_for(name) if command_for is not None and is_missing else ""
 
     def _problem(self, image: int, error: Malformed) -> Problem:
         used_by = self._index.where(self.used[image])

@@ -126,9 +126,10 @@ class RowSource:
     which covers everything else that determines the rows, identify the content: if both are unchanged, `rows` is
     not called. `state`, if given, returns a value that changes when rows change while they are read.
     `pictures` is the folder that picture names are relative to. With `is_confined`, links that leave it are refused,
-    since the folder comes from others. `split` is the split of rows that name none. `kind` is the kind of all items
-    of a reader that yields items; otherwise the first row determines it. `called` is the name in identities of rows
-    with a published version; other rows are identified by their content.
+    since the folder comes from others. `command_for`, if given, maps the name of a missing picture to the command
+    that brings it there, "" if none does. `split` is the split of rows that name none.
+    `kind` is the kind of all items of a reader that yields items; otherwise the first row determines it. `called` is
+    the name in identities of rows with a published version; other rows are identified by their content.
     """
 
     rows: Callable[[], Iterable[Row]]
@@ -137,6 +138,7 @@ class RowSource:
     version: str = ""
     state: Callable[[], Any] | None = None
     is_confined: bool = False
+    command_for: Callable[[str], str] | None = None
     split: str = "train"
     card: Card = field(default_factory=Card)
     kind: Kind | None = None

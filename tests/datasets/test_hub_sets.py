@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -455,3 +458,103 @@ def test_a_subset_fetches_its_part_from_the_hub(tmp_path: Path) -> None:
         sent = sum(count for path, count in hub.sent.items() if path.endswith(".parquet"))
     assert 4 * PICTURE_BYTES < sent < 0.25 * sum(map(len, files.values()))
     assert len(list((tmp_path / "data").rglob("pictures/*"))) <= 4 * GROUP_ROWS
+
+
+# Pictures that lie beside JSON or CSV in a repository, in folders or in a zip archive.
+
+
+def rows_beside(form: str, folder: str) -> dict[str, bytes]:
+    """Return the file of rows of a repository whose pictures are `folder/NUMBER.png`."""
+    rows: list[dict[str, Any]] = [
+        {"image": f"{folder}{number}.png", "question": sample.question, "answer": "red"}
+        for number, sample in enumerate(colour_samples(4))
+    ]
+    if form == "csv":
+        lines = ["image,question,answer", *(",".join(row.values()) for row in rows)]
+        return {"train.csv": "\n".join(lines).encode()}
+    if form == "jsonl":
+        return {"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    chats = [{"id": str(number), "image": row["image"], "conversations": turns} for number, row in enumerate(rows)]
+    return {"chat.json": json.dumps(chats).encode()}
+
+
+def pictures_beside(folder: str) -> dict[str, bytes]:
+    return {f"{folder}{number}.png": sample.picture for number, sample in enumerate(colour_samples(4))}
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, part in files.items():
+            archive.writestr(name, part)
+    return content.getvalue()
+
+
+def laid_out(root: Path, files: Mapping[str, bytes]) -> str:
+    """Write a copy of a repository as `hf download` does; return its name."""
+    for name, content in files.items():
+        (root / "org/chats" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "org/chats" / name).write_bytes(content)
+    return "hf:org/chats"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "llava"])
+@pytest.mark.parametrize(("folder", "inside"), [("images/", "images/"), ("images/", ""), ("", "")])
+def test_pictures_in_an_archive_beside_rows_are_unpacked_by_the_printed_command(
+    tmp_path: Path, form: str, folder: str, inside: str
+) -> None:
+    name = laid_out(tmp_path, rows_beside(form, folder) | {"images.zip": zipped(pictures_beside(inside))})
+    command = refusal(name, data_root=tmp_path).next_command
+    assert command.startswith("python -m zipfile -e ")
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
+    train = open_dataset(name, split="train", data_root=tmp_path)
+    assert (train.tasks, len(train.image_units())) == (("answers",), 4)
+
+
+def test_an_archive_of_other_files_or_none_is_not_offered(tmp_path: Path) -> None:
+    files = rows_beside("jsonl", "images/") | {"images.zip": zipped({"images/x.png": b"x"}), "broken.zip": b"PK"}
+    name = laid_out(tmp_path, files)
+    os.mkfifo(tmp_path / "org/chats/pipe.zip")
+    assert refusal(name, data_root=tmp_path).next_command.startswith("advl datasets check")
+
+
+@pytest.mark.parametrize("rows", ["train", "chat"])
+def test_rows_beside_many_pictures_are_read_and_not_the_pictures_alone(tmp_path: Path, rows: str) -> None:
+    """The library would read such a repository as a folder of pictures."""
+    (content,) = rows_beside("llava", "").values()
+    name = laid_out(tmp_path, {f"{rows}.json": content} | pictures_beside(""))
+    assert open_dataset(name, split="train", data_root=tmp_path).tasks == ("answers",)
+    # Several files that are no splits say nothing of each other.
+    laid_out(tmp_path / "b", {f"{rows}.json": content, "other.json": content} | pictures_beside(""))
+    assert open_dataset(name, split="train", data_root=tmp_path / "b").tasks == (
+        ("answers",) if rows == "train" else ()
+    )
+
+
+LLAVA = """
+import sys
+from advl_cli.main import main
+main(["datasets", "check", "hf:org/chats"])
+"""
+
+
+def test_pictures_beside_rows_on_the_hub_are_fetched_by_the_printed_command(tmp_path: Path) -> None:
+    """Over HTTP, two in a folder and two in an archive: a command copies the repository, and another unpacks it."""
+    data = tmp_path / "data"
+    pictures = pictures_beside("images/")
+    in_folder = dict([*pictures.items()][:2])
+    home = {"HF_HOME": str(tmp_path / "home"), "ADVL_DATA": str(data), "PATH": f"{Path(sys.executable).parent}:/bin"}
+    with serve_hub() as hub:
+        files = rows_beside("jsonl", "images/") | in_folder | {"images.zip": zipped(pictures)}
+        hub.repositories["datasets/org/chats"] = files
+        environment = os.environ | home | {"HF_ENDPOINT": hub.endpoint}
+        words = [sys.executable, "-c", LLAVA]
+        checked = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        (command,) = re.findall(r"next: (hf download .*?)   \(", checked.stdout)
+        assert checked.returncode == 5
+        assert command == f"hf download --repo-type dataset org/chats --local-dir {data}/org/chats"
+        subprocess.run(shlex.split(command), env=environment, check=True, capture_output=True)
+    unpack = shlex.split(refusal("hf:org/chats", data_root=data).next_command)
+    subprocess.run([sys.executable, *unpack[1:]], check=True)
+    assert len(open_dataset("hf:org/chats", split="train", data_root=data).image_units()) == 4

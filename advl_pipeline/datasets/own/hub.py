@@ -10,8 +10,9 @@ which may serve it offline.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,7 @@ def hub_source(files: Any, card: Card, *, root: Path) -> RowSource:
         rows=lambda: _opened(files, card, root).rows(),
         pictures=_folder_of_pictures(files, card, root),
         is_confined=card.pictures is None,
+        command_for=_command_for(files, card, root),
         version=repr((names, card.num_rows, card.join)),
         card=card,
     )
@@ -105,7 +107,33 @@ def _opened(files: Any, card: Card, root: Path) -> RowSource:
         version="".join(each.version for each in (*loaded, *joined)) or source.version,
         state=(lambda: [stamp_of(path) for path in here]) if here else None,
         is_confined=card.pictures is None,
+        command_for=_command_for(files, card, root),
     )
+
+
+def _command_for(files: Any, card: Card, root: Path) -> Callable[[str], str] | None:
+    """Return the function that maps a missing picture to a command; None if the card says where pictures lie."""
+    return None if card.pictures else partial(_picture_command, next(iter(hub_names(files, root).values())), root)
+
+
+def _picture_command(name: HubName, root: Path, picture: str) -> str:
+    """Return the command that brings a picture of a repository beside its rows; "" if it holds none of that name.
+
+    The pictures may lie in folders or in zip archives; the copy of a repository takes precedence over the hub.
+    """
+    if name.copy is None:
+        kept = hub_files.names_at_root(name)
+        is_there = picture.partition("/")[0] in kept or any(file.endswith(hub_files.ARCHIVE) for file in kept)
+        note = "its pictures lie beside the rows, and a copy there is read"
+        return advise(_download(name, root), note=note, again=()) if is_there else ""
+    unpack = hub_files.unpacking(name.copy, picture)
+    return advise(["python", "-m", "zipfile", "-e", *map(str, unpack)], again=()) if unpack else ""
+
+
+def _download(name: HubName, root: Path) -> list[str]:
+    """Return the words of the command that copies a repository below the datasets folder."""
+    revision = ["--revision", name.revision] if name.revision else []
+    return ["hf", "download", "--repo-type", "dataset", name.path, *revision, "--local-dir", str(root / name.path)]
 
 
 def _parts(loaded: Iterable[_Loaded]) -> dict[str | None, Any]:
@@ -152,6 +180,8 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
             hub_files.require_own_names(name)
             revision = None if name.copy else name.revision or None
             builder = load_builder(path, name.configuration or None, revision=revision)
+            if tables := hub_files.tables_beside_pictures(name, builder):
+                builder = load_builder(tables.kind, data_files=tables.files)
         listed = builder.config.data_files or {}
         files = [*map(str, chain.from_iterable(listed.values()))]
         hub_files.require_own_files(name, builder, files)
@@ -212,8 +242,6 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
     reason = first_line(error) if error and not obstacle else obstacle
     page = f"https://huggingface.co/datasets/{name.path}"
     instead = card_instead_of(name.path)
-    revision = ["--revision", name.revision] if name.revision else []
-    fetch = ["hf", "download", "--repo-type", "dataset", name.path, *revision, "--local-dir", str(root / name.path)]
     advice: Mapping[str, tuple[str, str | Advice]] = {
         "gated dataset": (
             "its authors give it to those who accept their terms",
@@ -231,7 +259,10 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
         ),
         "": (
             reason,
-            advise(fetch, note="where there is a network; or give rows in a .jsonl or .parquet file by --data")
+            advise(
+                _download(name, root),
+                note="where there is a network; or give rows in a .jsonl or .parquet file by --data",
+            )
             if obstacle
             else "look at the name and its configuration: hf:NAME:CONFIGURATION",
         ),

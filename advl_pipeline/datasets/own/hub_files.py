@@ -7,14 +7,16 @@ as data, a row may name any file as its picture, and a link in a copy may point 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import orjson
 
 from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.roots import HUB_PREFIX, is_safe_name
 
 _CARDS = ("README.md", ".huggingface.yaml")
@@ -22,6 +24,15 @@ _CARDS = ("README.md", ".huggingface.yaml")
 
 _KINDS = ("parquet", "arrow", "json", "csv", "text", "imagefolder", "webdataset", "cache")
 """Allowed builders of the library; others follow links inside their files, or run code."""
+
+ARCHIVE = ".zip"
+"""Suffix of archives that may hold the pictures of rows beside them."""
+
+_OF_PICTURES = "imagefolder"
+_TABLES: Mapping[str, str] = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv"}
+"""Suffix of a file of rows -> the library's name of its kind; pictures lie inside of Parquet."""
+
+_SPLITS = frozenset({"train", "val", "validation", "dev", "test"})
 
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
@@ -75,12 +86,81 @@ def open_file(place: str) -> IO[bytes]:
     return file
 
 
+def names_at_root(name: HubName) -> list[str]:
+    """Return the names of files and folders at the root of a repository; none if the hub does not answer."""
+    if name.copy is not None:
+        return [entry.name for entry in name.copy.iterdir() if lies_inside(entry, name.copy)]
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        entries = HfApi().list_repo_tree(name.path, repo_type="dataset", revision=name.revision or None)
+        return [entry.path for entry in entries]
+    except (HfHubHTTPError, OSError, ValueError):
+        return []
+
+
+class Tables(NamedTuple):
+    """Files of rows beside pictures: the library's name of their kind, and split -> files."""
+
+    kind: str
+    files: Mapping[str, Sequence[str]]
+
+
+def tables_beside_pictures(name: HubName, builder: Any) -> Tables | None:
+    """Return the files of rows where the library would read the pictures beside them too, or instead.
+
+    It opens archives beside rows as rows, and reads nothing but the pictures if a repository holds more of them.
+    """
+    files = {split: [*map(str, named)] for split, named in (builder.config.data_files or {}).items()}
+    kept = {str(split): [file for file in named if not file.endswith(ARCHIVE)] for split, named in files.items()}
+    if builder.info.builder_name != _OF_PICTURES:
+        return Tables(builder.info.builder_name, kept) if kept != files and all(kept.values()) else None
+    listed = [file for named in files.values() for file in named]
+    is_described = any(file.rpartition("/")[2].startswith("metadata.") for file in listed)
+    if is_described or not listed or any(_configurations(name)):
+        return None
+    tables = sorted(file for file in names_at_root(name) if Path(file).suffix in _TABLES)
+    kinds, splits = {_TABLES[Path(file).suffix] for file in tables}, {Path(file).stem: file for file in tables}
+    if len(kinds) != 1 or not (len(tables) == 1 or splits.keys() <= _SPLITS):
+        return None
+    repository, _, place = listed[0].partition("@")
+    home = name.copy.resolve().as_posix() if name.copy else f"{repository}@{place.partition('/')[0]}"
+    by_split = splits if splits.keys() <= _SPLITS else {"train": tables[0]}
+    return Tables(kinds.pop(), {split: [f"{home}/{file}"] for split, file in by_split.items()})
+
+
+def unpacking(copy: Path, picture: str) -> tuple[Path, Path] | None:
+    """Return the archive of a copy that holds a picture, and the folder to unpack it into; None without one."""
+    parts = picture.split("/")
+    for archive in sorted(copy.rglob(f"*{ARCHIVE}")):
+        if not lies_inside(archive, copy):
+            continue
+        try:
+            with regular_file(archive) as file, zipfile.ZipFile(file) as content:
+                names = set(content.namelist())
+        except (OSError, zipfile.BadZipFile):
+            continue
+        for place in range(len(parts)):
+            if "/".join(parts[place:]) in names:
+                return archive, copy.joinpath(*parts[:place])
+    return None
+
+
 def require_own_names(name: HubName) -> None:
     """Refuse a repository whose card names data elsewhere, before the library opens them.
 
     Raises:
         DatasetError: the card names a URL, an absolute path or a path that leaves the repository.
     """
+    for file, entry in _configurations(name):
+        for named in _texts([entry.get("data_files"), entry.get("data_dir")]):
+            if "://" in named or "::" in named or named.startswith("/") or ".." in named.split("/"):
+                raise _outside(name, named, f"{file} names it as data")
+
+
+def _configurations(name: HubName) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the configurations that the card of a repository declares, each with the card's file."""
     from huggingface_hub import DatasetCard
 
     for file in _CARDS:
@@ -94,9 +174,7 @@ def require_own_names(name: HubName) -> None:
             continue
         for entry in configurations if isinstance(configurations, list) else []:
             if isinstance(entry, dict):
-                for named in _texts([entry.get("data_files"), entry.get("data_dir")]):
-                    if "://" in named or "::" in named or named.startswith("/") or ".." in named.split("/"):
-                        raise _outside(name, named, f"{file} names it as data")
+                yield file, entry
 
 
 def _card_text(name: HubName, file: str) -> str:
