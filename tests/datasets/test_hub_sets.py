@@ -255,7 +255,7 @@ def test_a_set_that_is_not_here_says_what_would_be_fetched(
 
 def builder_of(size: int) -> Any:
     """Return what the library knows of a set that it has not downloaded."""
-    info = types.SimpleNamespace(dataset_size=size, download_size=None)
+    info = types.SimpleNamespace(builder_name="parquet", dataset_size=size, download_size=None)
     config = types.SimpleNamespace(data_files=None)
     return type("Parquet", (), {"cache_dir": Path("absent"), "info": info, "config": config})()
 
