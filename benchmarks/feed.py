@@ -49,8 +49,8 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
     num_examples = 512 if quick else 2_048
     short_rows, long_rows = write_questions(folder)
     short, long = (open_dataset(str(rows), split="train") for rows in (short_rows, long_rows))
-    paths = [unit.path for unit in short.image_units()]
-    decoding = _per_processor_second(lambda: [read_square(path, SIZE) for path in paths], len(paths))
+    units = short.image_units()
+    decoding = _per_processor_second(lambda: [read_square(unit, SIZE) for unit in units], len(units))
 
     overrides: dict[str, Any] = {"tokenizer": "minilm-l6", "num_layers": 1}
     student = build_student("vilt", overrides={**overrides, "image_size": SIZE})

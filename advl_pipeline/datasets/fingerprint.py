@@ -24,8 +24,8 @@ import numpy as np
 
 from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.index_files import index_draft, seal_index, sealed_size
-from advl_pipeline.datasets.pictures import decode_picture, read_size
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.pictures import decode_picture, read_file, size_of
+from advl_pipeline.datasets.problems import Malformed, replaced
 
 FACTS = np.dtype(
     [
@@ -98,6 +98,7 @@ class FileDigests:
 
         Raises:
             Malformed: the file is missing, empty, or not a picture that Pillow can open, or at `PIXELS` decode.
+            FileReplaced: it is not the file that was digested before.
         """
         return self._known(name, depth) or self._learn(name, *self._read(name, depth))
 
@@ -156,16 +157,21 @@ class FileDigests:
         facts = FileFacts(*row[3:])
         if row[:3] != _times(status) or facts.depth < depth:
             return None
+        return self._remember(name, facts)
+
+    def _remember(self, name: str, facts: FileFacts) -> FileFacts:
+        """Keep the facts of a file; refuse another digest than the one that an identity may have been made of."""
+        if name in self._fresh and self._fresh[name].digest != facts.digest:
+            raise replaced(self.folder / name)
         self._fresh[name] = facts
         return facts
 
     def _learn(self, name: str, facts: FileFacts, row: tuple[Any, ...] | None) -> FileFacts:
-        self._fresh[name] = facts
         if row is not None:
             self._unsaved[_key(name)] = row
             if len(self._unsaved) >= max(_MIN_FLUSH, len(self._table or ()) // 4):
                 self.flush()
-        return facts
+        return self._remember(name, facts)
 
     def _read(self, name: str, depth: Depth) -> tuple[FileFacts, tuple[Any, ...] | None]:
         """Read a file and return its facts, and the row to record if the file did not just change."""
@@ -174,17 +180,25 @@ class FileDigests:
             times = _times(path.stat())
         except OSError:
             raise Malformed(f"{name} is missing") from None
-        try:
-            with regular_file(path) as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-        except OSError as error:
-            raise Malformed(f"{name} cannot be read: {error.strerror}") from None
-        width, height = read_size(path, name) if depth >= Depth.HEADER else (0, 0)
-        if depth >= Depth.PIXELS:
-            decode_picture(path, name)
-        facts = FileFacts(digest, width, height, depth >= Depth.PIXELS)
+        facts = _facts_of_file(path, name) if depth == Depth.BYTES else _facts_of_picture(path, name, depth)
         is_still = time.time_ns() - max(times[1:]) > _RACY_NS
         return facts, (*times, *facts) if is_still else None
+
+
+def _facts_of_file(path: Path, name: str) -> FileFacts:
+    try:
+        with regular_file(path) as file:
+            return FileFacts(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise Malformed(f"{name} cannot be read: {error.strerror}") from None
+
+
+def _facts_of_picture(path: Path, name: str, depth: Depth) -> FileFacts:
+    content = read_file(path, name)
+    width, height = size_of(content, name)
+    if depth >= Depth.PIXELS:
+        decode_picture(content, name)
+    return FileFacts(hashlib.sha256(content).digest(), width, height, depth >= Depth.PIXELS)
 
 
 def _open_table(path: Path) -> dict[bytes, tuple[Any, ...]]:

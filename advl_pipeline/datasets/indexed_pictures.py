@@ -21,7 +21,7 @@ from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.index_files import PICTURES_FOLDER
 from advl_pipeline.datasets.own.hub_files import lies_inside
-from advl_pipeline.datasets.pictures import decode_picture, require_content
+from advl_pipeline.datasets.pictures import decode_picture, read_file, require_content
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.reading import Reading
 from advl_pipeline.datasets.records import ImageUnit, image_unit_id
@@ -156,6 +156,7 @@ class IndexedPictures:
         return ImageUnit(
             unit_id=image_unit_id(facts.digest, boxes_R4),
             path=self._home / name,
+            file_digest=facts.digest,
             width=facts.width,
             height=facts.height,
             boxes_R4=boxes_R4,
@@ -207,7 +208,7 @@ class IndexedPictures:
         """Decode a picture and check its boxes; return whether it is an animation. Raises `Malformed`."""
         self._make_unit(image)
         name = self.file_names(image)[0]
-        return decode_picture(self._home / name, name)
+        return decode_picture(read_file(self._home / name, name), name)
 
     def drop_bad(self) -> list[Problem]:
         """Leave out the rows of pictures that cannot be decoded; return the problems of these pictures."""

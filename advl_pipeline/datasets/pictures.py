@@ -1,11 +1,17 @@
-"""Defensive opening of pictures: every failure becomes one message that names the file."""
+"""Defensive opening of pictures: every failure becomes one message that names the file.
+
+A file is read once. Its digest, its size and its pixels all come from these bytes, since another program may replace
+the file at any time.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.locations import regular_file
-from advl_pipeline.datasets.problems import Malformed, unreadable
+from advl_pipeline.datasets.problems import Malformed, replaced, unreadable
+from advl_pipeline.datasets.records import ImageUnit, image_unit_id
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -29,6 +37,9 @@ memory."""
 
 _ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 """Errors that Pillow raises for damaged pictures, depending on the format."""
+
+MAX_BYTES = 1 << 30
+"""Longest file. Several are in memory at once."""
 
 _HEAD_BYTES = 32
 
@@ -50,26 +61,66 @@ def require_content(path: Path, name: str) -> None:
         raise Malformed(f"{name} is empty")
 
 
-def read_size(path: Path, name: str) -> tuple[int, int]:
-    """Return width and height from a picture's header without decoding it.
+def read_file(path: Path, name: str) -> bytes:
+    """Return the bytes of a picture's file.
 
     Raises:
-        Malformed: the file is missing, empty, not in one of `FORMATS`, or too large or too narrow to decode.
+        Malformed: the file is missing, empty, not regular, too long, or cannot be read.
     """
-    with _opened(path, name) as image:
+    try:
+        with regular_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise Malformed(f"{name} is longer than {MAX_BYTES:,} bytes")
+            content = file.read()
+    except FileNotFoundError:
+        raise Malformed(f"{name} is missing") from None
+    except OSError as error:
+        raise Malformed(f"{name} cannot be read: {error.strerror}") from None
+    if not content:
+        raise Malformed(f"{name} is empty")
+    return content
+
+
+def size_of(content: bytes, name: str) -> tuple[int, int]:
+    """Return width and height from a picture's header without decoding it.
+
+    Args:
+        content: the bytes of its file.
+        name: the file's name for the message.
+
+    Raises:
+        Malformed: the bytes are not in one of `FORMATS`, or the picture is too large or too narrow to decode.
+    """
+    with _opened(content, name) as image:
         return image.size
 
 
-def decode_picture(path: Path, name: str) -> bool:
+def decode_picture(content: bytes, name: str) -> bool:
     """Decode a picture, or the first frame of an animation; return whether it is an animation.
 
     Raises:
-        Malformed: as `read_size`, or the file is truncated or damaged.
+        Malformed: as `size_of`, or the file is truncated or damaged.
     """
-    with _opened(path, name) as image:
+    with _opened(content, name) as image:
         image.load()
         # JPEG files from phones often contain a preview after the picture (MPO).
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+
+
+def unit_of(path: Path, name: str, boxes: Sequence[Sequence[float]] = ()) -> ImageUnit:
+    """Return the unit of a picture that no dataset has indexed; raises `Malformed` as `read_file` and `size_of`."""
+    content = read_file(path, name)
+    width, height = size_of(content, name)
+    digest = hashlib.sha256(content).digest()
+    boxes_R4 = np.asarray(boxes, np.float32).reshape(-1, 4)
+    return ImageUnit(
+        unit_id=image_unit_id(digest, boxes_R4),
+        path=path,
+        file_digest=digest,
+        width=width,
+        height=height,
+        boxes_R4=boxes_R4,
+    )
 
 
 def as_file(picture: bytes | bytearray | Image.Image) -> bytes:
@@ -81,13 +132,36 @@ def as_file(picture: bytes | bytearray | Image.Image) -> bytes:
     return content.getvalue()
 
 
-def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:
+def read_square(unit: ImageUnit, size: int) -> npt.NDArray[np.uint8]:
     """Return a picture as (size, size, 3) RGB, resized to a square without keeping the aspect ratio.
 
     Raises:
-        DatasetError: the picture cannot be decoded.
+        DatasetError: as `read_picture`.
     """
-    return np.asarray(read_rgb(path).resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(read_picture(unit).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def read_picture(unit: ImageUnit) -> Image.Image:
+    """Return the pixels of a unit's picture as `read_rgb` does.
+
+    Raises:
+        FileReplaced: the file no longer has the bytes that the unit was made of.
+        DatasetError: the picture cannot be read, or its size differs from the unit's.
+    """
+    try:
+        content = read_file(unit.path, unit.path.name)
+        if hashlib.sha256(content).digest() != unit.file_digest:
+            raise replaced(unit.path)
+        picture = _rgb(content, unit.path.name)
+    except Malformed as error:
+        raise _unreadable(unit.path, error) from None
+    if picture.size != (unit.width, unit.height):
+        raise DatasetError(
+            "A picture does not have the size that its dataset states, so its boxes cannot be trusted.",
+            where=str(unit.path),
+            why=f"stated {unit.width} x {unit.height} pixels, found {picture.width} x {picture.height}",
+        )
+    return picture
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -97,31 +171,36 @@ def read_rgb(path: Path) -> Image.Image:
         DatasetError: the picture cannot be read.
     """
     try:
-        with _opened(path, path.name) as file:
-            file.load()
-            if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
-                rgba = file.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-            return file.convert("RGB")
+        return _rgb(read_file(path, path.name), path.name)
     except Malformed as error:
-        advice = "replace the file; or leave such pictures out: make caches and runs with --on-error skip"
-        raise unreadable(path, error, what="A picture", next_command=advice) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Malformed) -> DatasetError:
+    advice = "replace the file; or leave such pictures out: make caches and runs with --on-error skip"
+    return unreadable(path, error, what="A picture", next_command=advice)
+
+
+def _rgb(content: bytes, name: str) -> Image.Image:
+    with _opened(content, name) as file:
+        file.load()
+        if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
+            rgba = file.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return file.convert("RGB")
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[Image.Image]:
-    """Open a picture after checking its header; the only place that passes a file to a decoder."""
-    require_content(path, name)
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """Open a picture after checking its header; the only place that passes bytes to a decoder."""
     try:
-        with warnings.catch_warnings(), regular_file(path) as content:
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            head = content.read(_HEAD_BYTES)
-            content.seek(0)
-            with Image.open(content, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _require_usual_form(image)
                 yield image
     except UnidentifiedImageError:
-        raise Malformed(f"{name} is not a readable picture: {_unread_format(head)}") from None
+        raise Malformed(f"{name} is not a readable picture: {_unread_format(content[:_HEAD_BYTES])}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Malformed(f"{name} claims more pixels than a picture may have (decompression bomb)") from None
     except _ERRORS as error:

@@ -54,6 +54,18 @@ def unreadable(path: object, error: Exception, *, what: str = "A file", next_com
     return DatasetError(f"{what} cannot be read.", where=str(path), why=why, next_command=next_command)
 
 
+class FileReplaced(DatasetError):
+    """A file of a dataset that was replaced while a command ran."""
+
+
+def replaced(path: object) -> FileReplaced:
+    """Return the error of a file that no longer has the bytes that its digest was made of."""
+    what = "A file of the dataset was replaced while this command ran."
+    why = "its bytes are not those that the dataset was opened with"
+    advice = again("let the program that replaces the files finish, then run the same command again")
+    return FileReplaced(what, where=str(path), why=why, next_command=advice)
+
+
 def unfetched(what: str, *, where: str, error: Exception) -> DatasetError:
     """Return the error of hub data that could not be downloaded.
 

@@ -49,11 +49,12 @@ class ImageUnit:
     """One picture with its boxes from the dataset.
 
     `boxes_R4` contains (x1, y1, x2, y2) in pixels of the full picture, float32, in dataset order; object tags index
-    its rows. It has no rows if the dataset provides no boxes.
+    its rows. It has no rows if the dataset provides no boxes. `file_digest` is the SHA-256 of the file, 32 bytes.
     """
 
     unit_id: str
     path: Path
+    file_digest: bytes
     width: int
     height: int
     boxes_R4: npt.NDArray[np.float32]

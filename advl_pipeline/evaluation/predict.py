@@ -37,7 +37,7 @@ from advl_pipeline.base.compute import (
 from advl_pipeline.base.configuration import command_words
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise, leave_out
 from advl_pipeline.base.prefetch import Prefetcher, in_order
-from advl_pipeline.datasets.pictures import as_file, read_size
+from advl_pipeline.datasets.pictures import as_file, unit_of
 from advl_pipeline.datasets.problems import Malformed, unreadable
 from advl_pipeline.datasets.records import (
     MULTIPLE_CHOICE_TASKS,
@@ -47,7 +47,6 @@ from advl_pipeline.datasets.records import (
     Task,
     compose,
     head_name,
-    picture_unit_id,
 )
 from advl_pipeline.evaluation.checks import require_finished
 from advl_pipeline.evaluation.items import first_maximum
@@ -358,13 +357,6 @@ def _unit(picture: Picture, folder: Path) -> ImageUnit:
     else:
         path = Path(picture)
     try:
-        width, height = read_size(path, str(path))
+        return unit_of(path, str(path))
     except Malformed as error:
         raise unreadable(path, error, what="The picture", next_command="give another picture") from None
-    return ImageUnit(
-        unit_id=picture_unit_id(path),
-        path=path,
-        width=width,
-        height=height,
-        boxes_R4=np.zeros((0, 4), dtype=np.float32),
-    )

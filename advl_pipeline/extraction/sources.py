@@ -18,6 +18,7 @@ from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.layout import ID_BYTES
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.problems import FileReplaced
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.views import Concatenated, Selected, listed_ids, refuse_two_subsets
@@ -77,14 +78,15 @@ class ImageSource:
         return np.array(lengths, np.int32)
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
-        """Prepare units; raises `DatasetError` for an unreadable one unless `skip_unreadable`."""
+        """Prepare units; raises `DatasetError` for an unreadable one unless `skip_unreadable`, or a replaced one."""
         batch = PreparedBatch({}, {})
         for position in units:
             unit = self._units[position]
             try:
                 batch.units[position] = self.tower.prepare(unit)
             except DatasetError as error:
-                if not skip_unreadable:
+                # A picture that was replaced is no unreadable one: its unit would be missing for no reason.
+                if not skip_unreadable or isinstance(error, FileReplaced):
                     raise
                 batch.unreadable[position] = f"{unit.path.name}: {error.why or error.what}"
         return batch

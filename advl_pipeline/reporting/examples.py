@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from advl_pipeline.base.errors import AdvlError, DatasetError
-from advl_pipeline.datasets.pictures import read_rgb
+from advl_pipeline.datasets.pictures import read_picture
 from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import set_name
@@ -195,7 +195,7 @@ def _shown(
         truth = max(example.soft_label, key=lambda pair: pair[1])[0]
     classes = dataset.label_names(example.task)
     truth = classes[truth] if classes and isinstance(truth, int) else truth
-    picture = read_rgb(example.image.path)
+    picture = read_picture(example.image)
     if picture.width > PICTURE_WIDTH:
         picture = picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)))
     buffer = io.BytesIO()

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -26,7 +25,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.repositories import require_plain_network
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.pictures import unit_of
+from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat_batch import Rows
 from advl_pipeline.students.chat_config import Blocks
@@ -118,9 +118,9 @@ def require_same_likelihood(student: Any) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "grey.png"
         Image.linear_gradient("L").convert("RGB").save(path)
-        boxes = np.zeros((0, 4), np.float32)
-        unit = ImageUnit(unit_id=str(path), path=path, width=256, height=256, boxes_R4=boxes, box_labels=())
-        asked = Example(example_id="", task="vcr-q2a", image=unit, candidates=(candidate,), label=0)
+        asked = Example(
+            example_id="", task="vcr-q2a", image=unit_of(path, path.name), candidates=(candidate,), label=0
+        )
         try:
             student.eval()
             if window is not None:

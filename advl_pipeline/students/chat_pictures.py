@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.geometry import WHOLE, Framing, grid_rectangles
-from advl_pipeline.datasets.pictures import read_rgb
+from advl_pipeline.datasets.pictures import read_picture
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.students.chat_config import FamilyFacts
 from advl_pipeline.students.pixel_student import normalise_colours
@@ -105,7 +105,7 @@ class PictureReader:
                 tiles than the vocabulary has names for.
         """
         try:
-            read = self._processed(read_rgb(unit.path), as_bytes=self._as_bytes)
+            read = self._processed(read_picture(unit), as_bytes=self._as_bytes)
         except ValueError as error:
             raise DatasetError(
                 "The picture cannot be cut into patches.",

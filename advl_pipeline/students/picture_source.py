@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from advl_pipeline.datasets.pictures import read_rgb, read_square
+from advl_pipeline.datasets.pictures import read_picture, read_square
 from advl_pipeline.datasets.records import ImageUnit
 
 KEPT_BYTES = 256 << 20
@@ -95,7 +95,7 @@ class DecodedPictures(Announced):
         return torch.stack([self._kept.get(unit.unit_id, partial(self._read, unit)) for unit in units])
 
     def _read(self, unit: ImageUnit) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(read_square(unit.path, self.size).transpose(2, 0, 1)))
+        return torch.from_numpy(np.ascontiguousarray(read_square(unit, self.size).transpose(2, 0, 1)))
 
 
 def box_positions(unit: ImageUnit) -> npt.NDArray[np.float32]:
@@ -189,7 +189,7 @@ class CropRegions(RegionSource):
 
     def _read(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
         size = (self.crop_size, self.crop_size)
-        picture = read_rgb(unit.path)
+        picture = read_picture(unit)
         crops = [picture.resize(size, Image.Resampling.BOX)]
         for x1, y1, x2, y2 in unit.boxes_R4.tolist():
             margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
@@ -226,7 +226,7 @@ class PixelGrid(RegionSource):
 
     def regions(self, unit: ImageUnit) -> Regions:
         side = self.side
-        pixels = read_square(unit.path, side * CELL_SIZE).reshape(side, CELL_SIZE, side, CELL_SIZE, 3)
+        pixels = read_square(unit, side * CELL_SIZE).reshape(side, CELL_SIZE, side, CELL_SIZE, 3)
         row, column = np.divmod(np.arange(side * side), side)
         corners = np.stack([column, row, column + 1, row + 1], axis=1) / side
         extent = np.broadcast_to([1 / side, 1 / side, 1 / side**2], (side * side, 3))

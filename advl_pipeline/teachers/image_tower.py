@@ -17,7 +17,7 @@ import torch
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.geometry import grid_rectangles, pooling
-from advl_pipeline.datasets.pictures import read_square
+from advl_pipeline.datasets.pictures import read_picture, read_square
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 from advl_pipeline.teachers.open_options import PICTURES, ImageTokenKind
@@ -26,7 +26,6 @@ from advl_pipeline.teachers.vision_backbone import (
     crop_picture,
     fit_picture,
     normalise,
-    read_checked,
 )
 
 CONTEXT_MARGIN = 1 / 16
@@ -115,7 +114,7 @@ class PixelImageTower:
             DatasetError: the picture cannot be read, or its size differs from the one its dataset states.
         """
         settings = self.backbone.settings
-        picture = read_checked(unit.path, width=unit.width, height=unit.height)
+        picture = read_picture(unit)
         pixels = [fit_picture(picture, settings)]
         if self.image_tokens == "boxes":
             for box_4 in unit.boxes_R4:
@@ -199,7 +198,7 @@ class SquarePictures:
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
         """Decode and squeeze a picture. Raises `DatasetError` naming a picture that cannot be decoded."""
-        planes_3SS = read_square(unit.path, self.token_dim).transpose(2, 0, 1)
+        planes_3SS = read_square(unit, self.token_dim).transpose(2, 0, 1)
         rows = np.ascontiguousarray(planes_3SS).reshape(-1, self.token_dim)
         colour_3 = rows.reshape(3, -1).sum(1, dtype=np.uint32) / np.float32(self.token_dim**2)
         inputs = {"pixels": torch.from_numpy(rows), "colour": torch.from_numpy(colour_3.astype(np.float32))}

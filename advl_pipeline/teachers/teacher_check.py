@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from advl_pipeline.cache.quantise import FLOAT16_MAX
-from advl_pipeline.datasets.records import ImageUnit, text_unit
+from advl_pipeline.datasets.pictures import unit_of
+from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Tower, unknown_texts
 from advl_pipeline.teachers.open_options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import card_of, open_teacher
@@ -109,12 +110,11 @@ def _try(
 def _pictures(tower: ImageTower) -> list[PreparedUnit]:
     generator = np.random.default_rng(0)
     prepared: list[PreparedUnit] = []
-    boxes: Any = np.array([[10, 10, 90, 120], [60, 40, 190, 140]], np.float32)
+    boxes = [[10, 10, 90, 120], [60, 40, 190, 140]]
     with tempfile.TemporaryDirectory() as folder:
         for number in range(4):
             coarse = Image.fromarray(generator.integers(0, 256, (5, 7, 3), dtype=np.uint8))
             path = Path(folder) / f"{number}.png"
             coarse.resize((200, 150), Image.Resampling.BICUBIC).save(path)
-            unit = ImageUnit(unit_id=str(number), path=path, width=200, height=150, boxes_R4=boxes)
-            prepared.append(tower.prepare(unit))
+            prepared.append(tower.prepare(unit_of(path, path.name, boxes)))
     return prepared

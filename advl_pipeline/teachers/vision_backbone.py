@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +17,8 @@ from PIL import Image
 from torch import nn
 
 from advl_pipeline.base.batch_norms import fold_batch_norms
-from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.geometry import Framing
 from advl_pipeline.base.tensors import parameter_digest
-from advl_pipeline.datasets.pictures import read_rgb
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,25 +134,6 @@ class PixelSettings(Framing):
         """The network's mean as 8-bit RGB: the padding colour, zero after normalisation."""
         red, green, blue = (round(255 * value) for value in self.mean)
         return red, green, blue
-
-
-def read_checked(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
-    """Decode a picture as `read_rgb` does, and check its size.
-
-    Args:
-        width, height: the size stated by the dataset in pixels, checked if given.
-
-    Raises:
-        DatasetError: the file is missing, not a picture or truncated, or its size differs from the stated one.
-    """
-    picture = read_rgb(path)
-    if width and height and picture.size != (width, height):
-        raise DatasetError(
-            "A picture does not have the size that its dataset states, so its boxes cannot be trusted.",
-            where=str(path),
-            why=f"stated {width} x {height} pixels, found {picture.width} x {picture.height}",
-        )
-    return picture
 
 
 def fit_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,18 +20,19 @@ from commands import complaint, printed
 from dataset_mirrors import write_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from own_rows import choice_row, write_json_lines
+from own_rows import choice_row, rows_of, write_json_lines
 from PIL import EpsImagePlugin, Image
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets import fingerprint, roots
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
+from advl_pipeline.datasets.indexed_pictures import IndexedPictures
 from advl_pipeline.datasets.own import data as data_of_rows
-from advl_pipeline.datasets.pictures import read_rgb, read_size, read_square
+from advl_pipeline.datasets.pictures import read_rgb, read_square, size_of, unit_of
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.datasets.row_files import json_items
-from advl_pipeline.teachers.vision_backbone import read_checked
 
 # Lists in JSON documents are streamed, and every broken one is an error with its line.
 
@@ -130,15 +132,14 @@ def test_what_is_transparent_is_white_to_students_and_teachers_alike(mode: str, 
     expected = np.full((SIDE, SIDE, 3), 255, np.uint8)
     expected[:, : SIDE // 2] = 0
     assert np.array_equal(np.asarray(read_rgb(path)), expected)
-    assert np.array_equal(read_square(path, SIDE), expected)
-    assert np.array_equal(np.asarray(read_checked(path, width=SIDE, height=SIDE)), expected)
+    assert np.array_equal(read_square(unit_of(path, "half.png"), SIDE), expected)
 
 
 def test_grey_of_sixteen_bits_is_refused_where_pictures_are_checked_and_where_they_are_read(tmp_path: Path) -> None:
     """Pillow would clip it: all that is not nearly black would be white."""
     path = tmp_path / "deep.png"
     Image.fromarray(np.linspace(0, 65535, SIDE * SIDE).astype(np.uint16).reshape(SIDE, SIDE)).save(path)
-    for read in (lambda: read_size(path, "deep.png"), lambda: read_rgb(path), lambda: read_checked(path)):
+    for read in (lambda: size_of(path.read_bytes(), "deep.png"), lambda: read_rgb(path)):
         with pytest.raises((Malformed, DatasetError), match="more than 8 bits"):
             read()
 
@@ -209,9 +210,8 @@ def test_what_is_no_picture_is_refused_at_once_or_skipped_and_starts_no_program(
     out, _ = printed(capsys, "datasets", "check", data, "--deep", code=5)
     for path, (_, why) in bad.items():
         assert any(str(path) in line and why in line for line in out.splitlines()), (path, out)
-        for read in (read_rgb, read_checked):
-            with pytest.raises(DatasetError):
-                read(path)
+        with pytest.raises(DatasetError):
+            read_rgb(path)
     words = ("extract", "--teacher", "efficientnet-lite0", "--data", data, "--modality", "image", "--no-confidence")
     code, message = complaint(capsys, *words)
     assert (code, "pictures/pipe.png" in message, NO_FILE in message) == (5, True, True)
@@ -244,6 +244,46 @@ def test_formats_that_are_read_and_the_first_frame_of_an_animation(
 def test_the_longest_picture_that_is_read(tmp_path: Path) -> None:
     Image.new("L", (2_000, 10)).save(tmp_path / "long.png")
     assert read_rgb(tmp_path / "long.png").size == (2_000, 10)
+
+
+REPLACED_WHILE: dict[str, tuple[str, ...]] = {
+    "extract": ("extract", "--teacher", "efficientnet-lite0", "--modality", "image", "--no-confidence"),
+    "extract --on-error skip": (
+        *("extract", "--teacher", "efficientnet-lite0", "--modality", "image", "--no-confidence"),
+        *("--on-error", "skip"),
+    ),
+    "prepare": ("prepare", "--size", "8"),
+    "finetune with patches": ("finetune", "--student", "vilt-tiny", "--method", "plain", "--num-steps", "2"),
+    "finetune with boxes": ("finetune", "--student", "uniter-tiny", "--method", "plain", "--num-steps", "2"),
+}
+
+
+@pytest.mark.parametrize("words", REPLACED_WHILE.values(), ids=REPLACED_WHILE)
+def test_a_picture_that_is_replaced_while_a_command_runs_is_never_taken_for_the_one_it_replaces(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A synchronised folder does this; the file keeps its size and its times."""
+    monkeypatch.chdir(tmp_path)
+    data = write_json_lines(Path("mine.jsonl"), rows_of(choice_row, image="picture.bmp"))
+    picture = Path("picture.bmp")
+    Image.new("RGB", (64, 48), "red").save(picture)
+    make_unit = IndexedPictures._make_unit
+    colours = itertools.cycle(["blue", "red"])
+
+    def replaced_afterwards(pictures: IndexedPictures, image: int) -> ImageUnit:
+        unit = make_unit(pictures, image)
+        times = picture.stat()
+        Image.new("RGB", (64, 48), next(colours)).save("other.bmp")
+        os.utime("other.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+        Path("other.bmp").replace(picture)
+        return unit
+
+    monkeypatch.setattr(IndexedPictures, "_make_unit", replaced_afterwards)
+    _, message = printed(capsys, *words, "--data", data, "--output", "made", code=5)
+    assert "A file of the dataset was replaced while this command ran." in message
+    assert str(picture) in message
+    monkeypatch.setattr(IndexedPictures, "_make_unit", make_unit)
+    printed(capsys, *words, "--data", data, "--output", "again")
 
 
 # Digests are of content; their table only saves reading what has not changed.

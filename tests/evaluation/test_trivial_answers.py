@@ -7,12 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from commands import printed
+from made_examples import unit
 from own_rows import COLOURS, write_json_lines
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.evaluation.items import AnswerTally
 from advl_pipeline.evaluation.predict import ON_ONE_THREAD, load_finished
 from advl_pipeline.evaluation.prior import QuestionPrior
@@ -20,7 +20,7 @@ from advl_pipeline.reporting.answer import answers
 from advl_pipeline.sharing.card import model_card
 from advl_pipeline.studies.gather import gather_runs
 
-PICTURE = ImageUnit(unit_id="p", path=Path("p.png"), width=4, height=4, boxes_R4=np.zeros((0, 4), dtype=np.float32))
+PICTURE = unit(Path("p.png"), 4, 4, name="p")
 
 
 def example(

@@ -19,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 from commands import exit_code
+from made_examples import unit
 from PIL import Image
 from run_logs import forget_digests, items_file
 from safetensors.torch import save_file
 
 from advl_pipeline.base.configuration import build_config
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.evaluation.predict import load_finished, open_run
 from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig
@@ -83,7 +84,7 @@ def ask(path: Path, question: str = QUESTION, *, is_choice: bool) -> Example:
     return Example(
         example_id="asked",
         task="vcr-q2a" if is_choice else "vqa",
-        image=ImageUnit(unit_id="asked", path=path, width=60, height=40, boxes_R4=np.zeros((0, 4), dtype=np.float32)),
+        image=unit(path, 60, 40, name="asked"),
         candidates=tuple(
             Candidate(text_unit=text_unit(text), context_length=len(question) if is_choice else 0) for text in texts
         ),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from closeness import assert_near
 from made_examples import answered, picture, question
+from made_examples import unit as made_unit
 from PIL import Image
 
 from advl_pipeline.base.errors import ConfigError
@@ -252,7 +253,7 @@ def repainted(unit: ImageUnit, box_4: Any, path: Path) -> ImageUnit:
         pixels = file.convert("RGB")
     pixels.paste((250, 240, 10), tuple(int(value) for value in box_4))
     pixels.save(path)
-    return dataclasses.replace(unit, unit_id=path.name, path=path)
+    return made_unit(path, unit.width, unit.height, unit.boxes_R4, unit.box_labels, name=path.name)
 
 
 def strongest(change_NS: torch.Tensor) -> list[int]:

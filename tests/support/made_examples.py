@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,15 @@ def unit(
 ) -> ImageUnit:
     """Return a picture unit whose file need not exist."""
     boxes_R4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return ImageUnit(unit_id=name, path=path, width=width, height=height, boxes_R4=boxes_R4, box_labels=labels)
+    return ImageUnit(
+        unit_id=name,
+        path=path,
+        file_digest=hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"",
+        width=width,
+        height=height,
+        boxes_R4=boxes_R4,
+        box_labels=labels,
+    )
 
 
 def picture(
@@ -50,7 +58,7 @@ def inverted(shown: ImageUnit, place_4: npt.NDArray[np.float32], path: Path) -> 
         pixels = np.array(file)
     pixels[top:bottom, left:right] = 255 - pixels[top:bottom, left:right]
     Image.fromarray(pixels).save(path)
-    return dataclasses.replace(shown, unit_id=path.name, path=path)
+    return unit(path, shown.width, shown.height, shown.boxes_R4, shown.box_labels, name=path.name)
 
 
 def answered(context: str, answer: str, question_length: int = 0) -> Candidate:

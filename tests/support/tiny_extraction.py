@@ -21,13 +21,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from advl_cli.main import main
 from advl_pipeline.base.configuration import build_config
-from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.datasets.pictures import read_picture
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, TextUnit, image_unit_id, text_unit
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
@@ -93,11 +94,7 @@ class TinyImageTower:
         return len(unit.boxes_R4)
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
-        try:
-            with Image.open(unit.path) as picture:
-                pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
-        except (OSError, UnidentifiedImageError):
-            raise DatasetError("A picture cannot be read.", where=str(unit.path), why="not a picture") from None
+        pixels = np.asarray(read_picture(unit), np.float32) / 255
         colours = [pixels.mean(axis=(0, 1))]
         for x1, y1, x2, y2 in unit.boxes_R4.astype(int).tolist():
             colours.append(pixels[y1:y2, x1:x2].mean(axis=(0, 1)))
@@ -138,9 +135,11 @@ class TinyDataset:
             if not path.exists():
                 Image.fromarray(pixels).save(path)
             boxes_R4 = np.array([[0, 0, 4 + k, 5 + k] for k in range(number % 4)], np.float32).reshape(-1, 4)
+            digest = hashlib.sha256(path.read_bytes()).digest()
             unit = ImageUnit(
-                unit_id=image_unit_id(hashlib.sha256(path.read_bytes()).digest(), boxes_R4),
+                unit_id=image_unit_id(digest, boxes_R4),
                 path=path,
+                file_digest=digest,
                 width=16,
                 height=12,
                 boxes_R4=boxes_R4,

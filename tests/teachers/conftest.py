@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from hub_tokenizers import save_tokenizer
+from made_examples import unit
 from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit
@@ -45,4 +46,4 @@ def picture(tmp_path: Path) -> ImageUnit:
     path = tmp_path / "picture.png"
     coarse.resize((133, 90), Image.Resampling.BICUBIC).save(path)
     boxes_R4 = np.array([[0, 0, 40, 30], [50, 10, 130, 80], [120, 80, 133, 90]], np.float32)
-    return ImageUnit(unit_id="picture", path=path, width=133, height=90, boxes_R4=boxes_R4)
+    return unit(path, 133, 90, boxes_R4, name="picture")

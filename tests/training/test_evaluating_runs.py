@@ -17,6 +17,7 @@ import pytest
 import torch
 from commands import advl, printed
 from failing_calls import stopping
+from made_examples import unit
 from run_logs import forget_digests, items_file, load_json
 from safetensors.torch import load_file, save_file
 
@@ -246,7 +247,7 @@ def test_scores_that_are_not_numbers_are_refused(small_corpus: Any, trained: Pat
 def test_another_picture_leaves_the_text_alone() -> None:
     def picture(name: str, *labels: str) -> ImageUnit:
         boxes = np.array([[0, 0, 4, 4]] * len(labels), np.float32)
-        return ImageUnit(unit_id=name, path=Path(name), width=8, height=8, boxes_R4=boxes, box_labels=labels)
+        return unit(Path(name), 8, 8, boxes, labels, name=name)
 
     tags = (ObjectTag(start=0, end=3, box=1), ObjectTag(start=4, end=7, box=2))
     candidate = Candidate(text_unit=text_unit("dog man"), tags=tags)

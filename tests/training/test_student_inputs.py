@@ -318,7 +318,7 @@ def test_any_zarr_reader_finds_the_pixels(small_corpus: SmallCorpus, stored: Pat
         start = int(starts[ids.index(unit.unit_id)])
         planes = np.asarray(values[start : start + 3 * SIZE]).reshape(3, SIZE, SIZE)
         assert planes.dtype == np.uint8
-        assert np.array_equal(planes.transpose(1, 2, 0), read_square(unit.path, SIZE))
+        assert np.array_equal(planes.transpose(1, 2, 0), read_square(unit, SIZE))
 
 
 def test_what_is_not_stored_is_decoded(small_corpus: SmallCorpus, stored: Path) -> None:

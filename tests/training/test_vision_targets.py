@@ -15,6 +15,7 @@ from dataset_mirrors import write_vqa
 from first_step import first_terms
 from held_features import HeldFeatures
 from live_teacher import teachers_run
+from made_examples import unit
 from own_rows import choice_row, write_json_lines
 from PIL import Image
 from run_logs import load_json
@@ -25,7 +26,7 @@ from torch import nn
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.geometry import grid_rectangles
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
@@ -258,11 +259,10 @@ def coordinates(folder: Path, size: tuple[int, int], boxes_R4: Any = NO_BOXES) -
     path = folder / f"{width}x{height}.png"
     colours = np.stack([255 * x, 255 * y, np.zeros_like(x)], axis=2)
     Image.fromarray(colours.round().astype(np.uint8)).save(path)
-    unit = ImageUnit(unit_id=path.name, path=path, width=width, height=height, boxes_R4=boxes_R4)
     return Example(
         example_id=path.name,
         task="vqa",
-        image=unit,
+        image=unit(path, width, height, boxes_R4, name=path.name),
         candidates=(Candidate(text_unit=text_unit("What is it?")),),
         label=0,
     )

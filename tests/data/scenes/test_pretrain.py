@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commands import exit_code
+from made_examples import unit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +24,7 @@ from advl_data.scenes.moved_pictures import MIN_SEEN, Move, MovedPictures, draw_
 from advl_data.scenes.objectives import PretrainHeads, phrase_targets, region_questions
 from advl_data.scenes.pretrain import PretrainResult, pretrain_identity, run_pretrain
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.registry import build_student
@@ -265,7 +266,7 @@ def caption(tmp_path: Path) -> Example:
     return Example(
         example_id="0",
         task="captions",
-        image=ImageUnit(unit_id="picture", path=path, width=240, height=120, boxes_R4=boxes_R4),
+        image=unit(path, 240, 120, boxes_R4, name="picture"),
         candidates=(
             Candidate(
                 text_unit=text_unit("a cat and a dog"),
