@@ -143,19 +143,30 @@ def test_a_link_out_of_the_set_is_refused_and_one_within_it_is_read(private: Pat
     assert "The repository names a file outside of it." in check("--deep")
 
 
-def test_a_snapshot_in_the_cache_of_the_hub_is_a_copy(
-    private: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("is_cache", [True, False])
+def test_links_into_the_blobs_beside_a_snapshot_are_read_in_the_cache_of_the_hub_alone(
+    is_cache: bool,
+    private: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its files are links to blobs beside the snapshots."""
-    snapshot, blobs = (tmp_path / f"hub/datasets--others--set/{name}" for name in ("snapshots/abc", "blobs"))
-    snapshot.mkdir(parents=True)
-    blobs.mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / ("hub" if is_cache else "other")))
+    snapshot, blobs, refs = (
+        tmp_path / f"hub/datasets--others--set/{name}" for name in ("snapshots/abc", "blobs", "refs")
+    )
+    for folder in (snapshot, blobs, refs):
+        folder.mkdir(parents=True)
     (blobs / "picture").write_bytes((private / "red.png").read_bytes())
-    (blobs / "rows").write_text(json.dumps(caption("red.png")))
+    (refs / "picture").write_bytes((private / "red.png").read_bytes())
     (snapshot / "red.png").symlink_to("../../blobs/picture")
-    (snapshot / "train.jsonl").symlink_to("../../blobs/rows")
+    (snapshot / "train.jsonl").write_text(json.dumps(caption("red.png")))
     words = ("datasets", "check", f"hf:{snapshot}", "--data-root", tmp_path / "sets", "--deep")
-    assert "1 items, 1 pictures, 0 problems" in printed(capsys, *words)[0]
+    out, _ = printed(capsys, *words, code=0 if is_cache else 5)
+    assert ("1 items, 1 pictures, 0 problems" if is_cache else "is a link that leads out of the dataset") in out
+    (snapshot / "red.png").unlink()
+    (snapshot / "red.png").symlink_to("../../refs/picture")
+    assert "is a link that leads out of the dataset" in printed(capsys, *words, code=5)[0]
 
 
 Web = tuple[str, list[str]]

@@ -70,9 +70,16 @@ def hub_name(text: str, root: Path) -> HubName:
 def lies_inside(path: Path, folder: Path) -> bool:
     """Return whether a file, after following links, is in a copy of a repository."""
     home = folder.resolve()
-    # The cache of the hub's library stores a snapshot as links to files next to it.
-    home = home.parents[1] if home.parent.name == "snapshots" else home
-    return path.resolve().is_relative_to(home)
+    target = path.resolve()
+    return target.is_relative_to(home) or (home.parent.name == "snapshots" and _is_blob_of(home, target))
+
+
+def _is_blob_of(snapshot: Path, target: Path) -> bool:
+    """Return whether a file is one of those that a snapshot in the cache of the hub's library is made of links to."""
+    from huggingface_hub import constants
+
+    repository = snapshot.parents[1]
+    return repository.parent == Path(constants.HF_HUB_CACHE).resolve() and target.parent == repository / "blobs"
 
 
 def open_file(place: str) -> IO[bytes]:
