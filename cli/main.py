@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 import traceback
 from importlib.metadata import EntryPoint
@@ -14,6 +15,7 @@ import click
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, Interrupted, again, name_too_long, suggest_names
 from advl_pipeline.base.interruption import listening
+from advl_pipeline.base.locations import not_allowed
 from advl_pipeline.base.packages import entry_points, load_plugin, missing_extra
 
 from .advice import Invocation, near_name
@@ -167,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
             _stop(_interrupted(invocation), invocation)
         if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
             _stop(missing, invocation)
-        if refusal := _impossible_place(error):
+        if refusal := _refusal_of_system(error):
             refusal.next_command = invocation.next_command(refusal)
             _stop(refusal, invocation)
         words = ["--debug", *(word for word in invocation.arguments if word != "--debug")]
@@ -176,8 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(outcome if isinstance(outcome, int) else 0)
 
 
-def _impossible_place(error: Exception) -> ConfigError | None:
-    """Return the error for a name that no file can have or a deleted working directory; else None."""
+def _refusal_of_system(error: Exception) -> AdvlError | None:
+    """Return the error for a file of another user, an impossible name or a deleted working directory; else None."""
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return not_allowed(Path(os.fsdecode(error.filename)))
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return name_too_long(str(error.filename))
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from advl_pipeline.base.errors import ConfigError, StorageError, again
+from advl_pipeline.base.locations import not_allowed
 
 
 @contextmanager
@@ -24,6 +25,8 @@ def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
     try:
         yield
     except known as error:
+        if isinstance(error, PermissionError):
+            raise not_allowed(Path(error.filename or path), os.W_OK) from error
         why = f"{reason_of(error)}; what was finished before is intact"
         raise StorageError("A file could not be written.", where=str(path), why=why) from error
 

@@ -152,6 +152,10 @@ class InUse(StorageError):
     usual = (again("wait until it ends, or stop it, then run the same command again"),)
 
 
+class NotAllowed(StorageError):
+    """A file or a folder that this user may not read or write."""
+
+
 class ClusterError(AdvlError):
     """A Ray cluster that cannot be reached, or whose workers keep dying; the same command resumes."""
 

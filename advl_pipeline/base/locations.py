@@ -7,12 +7,14 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
 
-from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError, NotAllowed, advise, again
 
 SCHEMES = ("s3", "gs")
 """URL schemes of object stores; `file://` is accepted too and means a folder."""
@@ -91,15 +93,64 @@ def local_folder(location: Location, *, what: str) -> Path:
     return location
 
 
+def not_allowed(path: Path, needs: int = os.R_OK) -> NotAllowed:
+    """Return the error of a path that this user may not use, with the owner of the file or folder that is closed.
+
+    Args:
+        needs: the permission to use the file itself, as for `os.access`.
+    """
+    import pwd
+
+    path = path.absolute()
+    closed = next((folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK)), path)
+    if closed == path and (os.access(path, needs) or not os.path.lexists(path)):
+        closed = path.parent  # A new file needs a folder that can be written.
+    status = closed.stat()
+    try:
+        owner = pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        owner = f"user {status.st_uid}"
+    advice = again(f"ask {owner} for access or for a copy, then run the same command again")
+    if status.st_uid == os.getuid():
+        advice = advise(["chmod", "u+rwX", str(closed)], again=())
+    mode = stat.S_IMODE(status.st_mode)
+    what = "A file or a folder may not be used by this user."
+    return NotAllowed(
+        what, where=str(path), why=f"{closed} belongs to {owner} (mode {mode:04o})", next_command=advice
+    )
+
+
+@contextmanager
+def allowed(path: Path, needs: int = os.R_OK) -> Iterator[None]:
+    """Turn a refusal by the system inside the block into `NotAllowed`, which names the owner of the path."""
+    try:
+        yield
+    except PermissionError as error:
+        raise not_allowed(Path(error.filename or path), needs) from error
+
+
+def status_of(path: Path) -> os.stat_result:
+    """Return the status of a file.
+
+    Raises:
+        NotAllowed: this user may not look at it.
+        OSError: it is missing.
+    """
+    with allowed(path):
+        return path.stat()
+
+
 def regular_file(path: Path, *, buffering: int = -1) -> BufferedReader:
     """Open a regular file for reading: opening a pipe could block, and reading a device may never end.
 
     Raises:
+        NotAllowed: this user may not read the file.
         OSError: the path is not a regular file, or cannot be opened.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not stat.S_ISREG(status_of(path).st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
-    return path.open("rb", buffering)  # type: ignore[return-value]  # Never unbuffered.
+    with allowed(path):
+        return path.open("rb", buffering)  # type: ignore[return-value]  # Never unbuffered.
 
 
 def read_regular(path: Path) -> bytes:

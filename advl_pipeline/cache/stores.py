@@ -18,7 +18,7 @@ from pathlib import Path
 from advl_pipeline.base.atomic import sync_folder, write_text, writing
 from advl_pipeline.base.errors import CorruptCache, StorageError, again
 from advl_pipeline.base.folders import may_note, require_folder
-from advl_pipeline.base.locations import Location, Url
+from advl_pipeline.base.locations import Location, Url, not_allowed
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.object_store import ObjectStore
@@ -237,6 +237,8 @@ class FolderStore(Store):
         return self
 
     def _unreadable(self, path: Path, error: OSError) -> CorruptCache | StorageError:
+        if isinstance(error, PermissionError):
+            return not_allowed(path)
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return StorageError(
                 "More files cannot be opened.",

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from advl_pipeline.base.locations import regular_file
+from advl_pipeline.base.locations import regular_file, status_of
 from advl_pipeline.datasets.index_files import index_draft, seal_index, sealed_size
 from advl_pipeline.datasets.pictures import decode_picture, read_file, size_of
 from advl_pipeline.datasets.problems import Malformed, replaced
@@ -177,7 +177,7 @@ class FileDigests:
         """Read a file and return its facts, and the row to record if the file did not just change."""
         path = self.folder / name
         try:
-            times = _times(path.stat())
+            times = _times(status_of(path))
         except OSError:
             raise Malformed(f"{name} is missing") from None
         facts = _facts_of_file(path, name) if depth == Depth.BYTES else _facts_of_picture(path, name, depth)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.base.locations import regular_file
+from advl_pipeline.base.locations import regular_file, status_of
 from advl_pipeline.datasets.problems import Malformed, replaced, unreadable
 from advl_pipeline.datasets.records import ImageUnit, image_unit_id
 
@@ -51,7 +51,7 @@ def require_content(path: Path, name: str) -> None:
         Malformed: the file is missing, empty or not regular.
     """
     try:
-        status = path.stat()
+        status = status_of(path)
     except OSError:
         raise Malformed(f"{name} is missing") from None
     # A pipe has no size, and reading one may never end.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
+from advl_pipeline.base.locations import not_allowed
 from advl_pipeline.base.repositories import HUB, fetch, pinned, require_downloaded
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_result, say_on_trust
@@ -98,7 +100,10 @@ def required_weights(path: Path) -> list[Path]:
 
     Raises:
         WeightsUnavailable: the student does not exist.
+        NotAllowed: this user may not look into its folder.
     """
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise not_allowed(path, os.R_OK | os.X_OK)
     files = weight_files(path)
     if not files:
         raise WeightsUnavailable(

@@ -204,7 +204,7 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
     opener = load_plugin(point, "teacher")
     try:
         teacher: Teacher = opener(options)
-    except AdvlError:
+    except (AdvlError, PermissionError):
         raise
     except Exception as error:
         raise plugin_error(point, "teacher", error) from error

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import resource
 import shlex
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import completed
+from other_user import CLOSED_MODE, run_as_another_user
+from own_rows import choice_row, rows_of, write_json_lines
+from real_processes import start
 from small_corpus import SmallCorpus
 
 from advl_pipeline.base.atomic import write_text
@@ -71,3 +79,52 @@ def test_the_reserve_that_a_cache_leaves_free_is_named(tmp_path: Path, monkeypat
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 60_000_000}))
     with pytest.raises(StorageError, match=r"20\.0 MB are needed and 64 MB are to stay free, 60\.0 MB are free"):
         require_room(tmp_path, 20_000_000)
+
+
+# What belongs to another user.
+
+CLOSED = {
+    "cache info": "cache info closed",
+    "cache verify": "cache verify closed",
+    "cache repair": "cache repair closed",
+    "cache prune": "cache prune closed",
+    "cache export": "cache export closed --to hdf5 --output open/features",
+    "rows": "datasets check closed/mine.jsonl",
+    "pictures": "datasets check closed.jsonl",
+    "pictures, decoded": "datasets check closed.jsonl --deep",
+    "pictures that may be left out": "prepare --size 8 --data closed.jsonl --on-error skip --output open/cache",
+    "rows to encode": "extract --teacher minilm-l6 --data closed/mine.jsonl --output open/cache",
+    "a teacher": "extract --teacher minilm-l6 --weights closed/weights --data mine.jsonl --output open/cache",
+    "a cache to train on": "finetune --student uniter-tiny --cache closed --data mine.jsonl --output open/run",
+    "a student": "finetune --student uniter-tiny --init closed --data mine.jsonl --method plain --output open/run",
+    "a run to resume": "finetune --student uniter-tiny --method plain --data mine.jsonl --output closed/run",
+    "evaluate": "evaluate closed --on test",
+    "predict": "predict closed --on test --output open/predictions",
+    "readout": "readout closed --cache closed",
+    "report": "report closed",
+    "export": "export closed --output open/student",
+}
+
+
+def test_what_belongs_to_another_user_is_told_as_that_by_every_command_and_none_advises_repair() -> None:
+    folder = Path(tempfile.mkdtemp())  # A test's own folder is below one that others may not enter.
+    try:
+        folder.chmod(0o755)
+        write_json_lines(folder / "mine.jsonl", rows_of(choice_row))
+        write_json_lines(folder / "closed.jsonl", rows_of(choice_row, image="closed/picture.png"))
+        for name, mode in (("closed", CLOSED_MODE), ("open", 0o777)):
+            (folder / name).mkdir()
+            (folder / name).chmod(mode)
+        running = start(run_as_another_user, folder, CLOSED)
+        running.finish()
+        for name, (code, messages) in json.loads(running.printed()).items():
+            error = messages.partition("error: ")[2]
+            assert (code, error.partition("\n")[0]) == (7, "A file or a folder may not be used by this user."), name
+            assert f"{folder}/closed belongs to {folder.owner()} (mode {CLOSED_MODE:04o})" in error, (name, error)
+            (advice,) = re.findall("next: .*", error)
+            asked = "next:  ask root for access or for a copy, then run the same command again"
+            assert advice == (f"next:  chmod u+rwX {folder}/closed" if os.getuid() else asked)
+        assert [path.name for path in (folder / "open").iterdir()] == ["index"]
+    finally:
+        (folder / "closed").chmod(0o700)
+        shutil.rmtree(folder)
