@@ -12,6 +12,7 @@ import timm
 import torch
 import transformers as hf
 from closeness import assert_near
+from made_examples import unit
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -70,7 +71,7 @@ def require_same_in_a_batch(tower: ImageTower, picture: ImageUnit) -> None:
     """Encode a picture alone and behind another one: the same features, within the range of float16."""
     other = picture.path.with_name("other.png")
     Image.open(picture.path).transpose(Image.Transpose.ROTATE_180).save(other)
-    unlike = tower.prepare(dataclasses.replace(picture, unit_id="other", path=other))
+    unlike = tower.prepare(unit(other, picture.width, picture.height, picture.boxes_R4, name="other"))
     prepared = tower.prepare(picture)
     alone, together = tower.encode([prepared]), tower.encode([unlike, prepared])
     largest = max(float(values.abs().max()) for values in [together.global_ND, *together.token_values])
@@ -190,7 +191,7 @@ def test_pictures_that_cannot_be_used_are_named(tmp_path: Path, picture: ImageUn
     text.write_text("no picture")
     for path in (broken, text, tmp_path / "missing.png"):
         with pytest.raises(DatasetError, match="cannot be read") as caught:
-            tower.prepare(dataclasses.replace(picture, path=path))
+            tower.prepare(unit(path, picture.width, picture.height))
         assert path.name in str(caught.value)
     with pytest.raises(DatasetError, match="133 x 90"):
         tower.prepare(dataclasses.replace(picture, width=134))
