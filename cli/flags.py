@@ -26,6 +26,7 @@ from advl_pipeline.base.configuration import (
     json_text,
     kinds_of,
 )
+from advl_pipeline.base.inert import inert_json
 from advl_pipeline.base.locations import Url
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.toml import read_toml
@@ -168,7 +169,7 @@ def exit_with(code: int) -> None:
 
 def print_json(value: Any) -> None:
     """Print a JSON document on stdout; records become objects, and values without a JSON type become text."""
-    click.echo(json_text(value, default=str))
+    click.echo(inert_json(json_text(value, default=str)))
 
 
 def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, Interrupted, again, name_too_long, suggest_names
+from advl_pipeline.base.inert import inert_streams
 from advl_pipeline.base.interruption import listening
 from advl_pipeline.base.locations import not_allowed
 from advl_pipeline.base.packages import entry_points, load_plugin, missing_extra
@@ -146,7 +147,12 @@ def group(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the outcome (`docs/exit-codes.md`)."""
-    invocation = Invocation(group, sys.argv[1:] if arguments is None else arguments)
+    with inert_streams():
+        _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> NoReturn:
+    invocation = Invocation(group, arguments)
     try:
         with listening():
             outcome: Any = group.main(

@@ -147,12 +147,3 @@ def _paths(value: Any) -> Iterator[Path]:
             # A text too long for a file name is not a path.
             if Path(value).exists():
                 yield Path(value)
-
-
-def inert_cell(cell: str) -> str:
-    """Return a cell that no spreadsheet runs as a formula, by a leading apostrophe. Numbers are unchanged."""
-    try:
-        float(cell)
-    except ValueError:
-        return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
-    return cell

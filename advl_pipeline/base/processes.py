@@ -17,6 +17,7 @@ from typing import Final
 
 from loky import ProcessPoolExecutor
 
+from advl_pipeline.base.inert import make_streams_inert
 from advl_pipeline.base.interruption import hold_back_for_good
 
 _WATCH_SECONDS: Final = 0.5
@@ -57,8 +58,9 @@ def worker_processes(
 
 
 def _follow(starter: int, ends_steps: bool) -> None:
-    """Leave Ctrl-C to the parent process, and exit when it is gone."""
+    """Leave Ctrl-C to the parent process, print inert texts alone, and exit when it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    make_streams_inert()
     if ends_steps:
         hold_back_for_good()
 

@@ -23,7 +23,8 @@ import numpy.typing as npt
 from advl_pipeline.base.atomic import make_folder, write_text
 from advl_pipeline.base.compute import resolved
 from advl_pipeline.base.errors import ConfigError, DatasetError
-from advl_pipeline.base.outputs import inert_cell, require_outputs
+from advl_pipeline.base.inert import inert_cell
+from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import find_dataset

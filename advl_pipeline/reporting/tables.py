@@ -19,7 +19,7 @@ import jinja2
 import pandas as pd
 
 from advl_pipeline.base.configuration import json_text
-from advl_pipeline.base.outputs import inert_cell
+from advl_pipeline.base.inert import inert_cell, inert_markdown, inert_text
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
@@ -228,7 +228,7 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
 
 def render_report(template: str, result: StudyResult, **more: Any) -> str:
     """Render a template with the content of every report: the answer, the tables and the verdicts."""
-    return without_controls(
+    return inert_text(
         templates()
         .get_template(template)
         .render(
@@ -278,14 +278,6 @@ def _csv(frame: pd.DataFrame) -> str:
     return text
 
 
-_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def without_controls(text: str) -> str:
-    """Return a text with terminal control characters and changes of text direction replaced."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def as_json(result: StudyResult) -> str:
     """Render everything gathered, except the items, as JSON."""
     gathered = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
@@ -330,7 +322,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["wording"] = wording
-    environment.filters |= {"aligned": _aligned, "json": json_text, "md": _md, "md_table": _md_table}
+    environment.filters |= {"aligned": _aligned, "json": json_text, "md": inert_markdown, "md_table": _md_table}
     return environment
 
 
@@ -343,9 +335,5 @@ def _aligned(table: ShownTable) -> str:
 
 def _md_table(table: ShownTable) -> str:
     """Return a table as Markdown, with words in its first two columns and numbers in the others."""
-    header, *rows = ["| " + " | ".join(map(_md, row)) + " |" for row in table.grid()]
+    header, *rows = ["| " + " | ".join(map(inert_markdown, row)) + " |" for row in table.grid()]
     return "\n".join([header, "|---|---|" + "--:|" * len(table.columns), *rows])
-
-
-def _md(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

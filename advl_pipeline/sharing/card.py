@@ -11,12 +11,13 @@ from typing import Any
 import jinja2
 
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.inert import Markdown, inert_code, inert_markdown, inert_text
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest
 from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.roots import dataset_label, name_in_records, without_folders
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.run_view import measures_of, scores_of
-from advl_pipeline.reporting.tables import as_markdown, without_controls
+from advl_pipeline.reporting.tables import as_markdown
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import (
     read_caches,
@@ -40,10 +41,13 @@ from advl_pipeline.training.config import config_of_run
 
 
 def render_card(template: str, **values: Any) -> str:
-    """Render a template of this folder; every variable must have a value."""
-    page = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    """Render a template of this folder; every variable must have a value, and is shown as text in Markdown."""
+    finalize = inert_markdown if template.endswith(".md") else None
+    page = jinja2.Environment(
+        autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=finalize
+    )
     source = (resources.files(__package__) / f"{template}.jinja").read_text(encoding="utf-8")
-    return without_controls(page.from_string(source).render(**values))
+    return inert_text(page.from_string(source).render(**values))
 
 
 def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
@@ -74,19 +78,21 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     environment = read_json(run / names.ENVIRONMENT)
     return render_card(
         "card.md",
-        metadata=model_metadata(
-            name=student.name,
-            library="advl" if is_ours else "transformers",
-            dataset=str(config["dataset"]),
-            init=config.get("init"),
-            is_generative=isinstance(student, GenerativeStudent),
-            documents=documents,
+        metadata=Markdown(
+            model_metadata(
+                name=student.name,
+                library="advl" if is_ours else "transformers",
+                dataset=str(config["dataset"]),
+                init=config.get("init"),
+                is_generative=isinstance(student, GenerativeStudent),
+                documents=documents,
+            )
         ),
         is_ours=is_ours,
         student=student.name,
         title=family["title"],
         model=model,
-        usage=usage,
+        usage=inert_code(usage),
         lmms_eval=lmms_eval if isinstance(student, GenerativeStudent) and not is_ours else (),
         notes=[*result.get("caveats", ()), *(f"Not proven: {item}." for item in [family["unproven"]] if item)],
         dataset=identity["dataset"] | {"name": dataset_label(config["dataset"])},
@@ -98,7 +104,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         teachers=[_teacher(cache) for cache in read_caches(run)],
         method=config["method"],
         recipe=result["recipe"],
-        command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),
+        command=inert_code(finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG)))),
         scores=scores_of(documents),
         measures=measures_of(documents),
         written=wording.WRITTEN.removeprefix(", "),
@@ -111,7 +117,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
             for metric, kinds in document.get("by_question_type", {}).items()
             if len(kinds) > 1
         ],
-        study=study,
+        study=Markdown(study),
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
     )
 
