@@ -377,8 +377,9 @@ class IndexedDataset:
         return len(pictures.used), num_animations, list(problems.values())
 
     def command_for_pictures(self) -> str:
-        """Return the command that brings missing pictures beside the rows of the hub; "" without one."""
-        return next(filter(None, map(self._pictures.command_for, self._pictures.used)), "")
+        """Return the command that brings the first missing picture beside the rows; "" without one."""
+        image = next(filter(self._pictures.is_missing, self._pictures.used), None)
+        return "" if image is None else self._pictures.command_for(image)
 
     def row_that_shows(self, path: Path) -> str:
         """Return file and line of the first row with a picture; "" without one."""

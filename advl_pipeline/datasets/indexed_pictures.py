@@ -177,11 +177,17 @@ class IndexedPictures:
             command = self.command_for(image)
             raise refuse(self._index.dataset, self._split, problems, next_command=command) from None
 
+    def is_missing(self, image: int) -> bool:
+        """Return whether a picture that lies beside the rows is not there."""
+        name = self._index.picture(image).name
+        return not name.startswith("/") and not (self._home / name).is_file()
+
     def command_for(self, image: int) -> str:
         """Return the command that brings a missing picture beside the rows; "" if it is there, or without one."""
-        name, command_for = self._index.picture(image).name, self._index.source.command_for
-        is_missing = not name.startswith("/") and not (self._home / name).is_file()
-        return command_for(name) if command_for is not None and is_missing else ""
+        command_for = self._index.source.command_for
+        if command_for is None or not self.is_missing(image):
+            return ""
+        return command_for(self._index.picture(image).name)
 
     def _problem(self, image: int, error: Malformed) -> Problem:
         used_by = self._index.where(self.used[image])

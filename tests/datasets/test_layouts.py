@@ -29,6 +29,7 @@ from own_rows import (
     train_of,
     write_json_lines,
     write_parquet,
+    write_pictures,
 )
 
 from advl_pipeline.base.errors import DatasetError
@@ -141,6 +142,16 @@ def test_a_set_of_the_hub_without_a_card_is_fetched_and_read_as_choices(tmp_path
     assert done.returncode == 0, done.stderr
     assert "task choice, from the columns image, question, choices, label" in done.stderr
     assert 'label_is = "letter" | columns = { label = "answer", choices = ["option_1", "option_2"' in done.stderr
+
+
+def test_answers_that_the_library_numbers_are_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "org" / "open"
+    folder.mkdir(parents=True)
+    kinds: dict[str, Any] = dict.fromkeys(("image", "question"), datasets.Value("string"))
+    rows = [choice_row(0, choices=..., label=..., split=..., answer=1)]
+    features = datasets.Features(kinds | {"answer": datasets.ClassLabel(names=["no", "yes"])})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+    assert open_dataset("hf:org/open", split="train", data_root=tmp_path).label_names("answers") == ("yes",)
 
 
 UNDECIDED: dict[str, tuple[list[tuple[Sequence[str], Any]], str]] = {
@@ -295,20 +306,24 @@ def test_classes_of_a_card_that_are_numbered_from_one_are_refused(tmp_path: Path
         (["1", "2", "3"], None),
     ],
 )
-def test_choices_that_the_library_numbers(tmp_path: Path, names: list[str], found: list[int] | None) -> None:
+@pytest.mark.parametrize("label", ["label", "answer"])
+def test_choices_that_the_library_numbers(
+    tmp_path: Path, names: list[str], found: list[int] | None, label: str
+) -> None:
     """A column of classes is stored as numbers from 0, whatever the classes are called."""
     folder = tmp_path / "org" / "quiz"
     folder.mkdir(parents=True)
     kinds: dict[str, Any] = dict.fromkeys(("image", "question"), datasets.Value("string"))
-    kinds |= {"choices": datasets.List(datasets.Value("string")), "label": datasets.ClassLabel(names=names)}
-    rows = labelled([0, 1, min(3, len(names) - 1)])
-    write_json_lines(folder / "x.txt", [])
+    kinds |= {"choices": datasets.List(datasets.Value("string")), label: datasets.ClassLabel(names=names)}
+    rows = [row | {label: row.pop("label")} for row in labelled([0, 1, min(3, len(names) - 1)])]
+    write_pictures(folder / "pictures")
     part = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
     part.to_parquet(folder / "train-00000-of-00001.parquet")
     data = "hf:org/quiz"
     if found is None:
         why = refusal(data, data_root=tmp_path, on_error="skip").why
-        assert why == "labels are named 1 to 3, and a question has 4 choices"
+        doubt = "labels are named 1 to 3, and a question has 4 choices"
+        assert (doubt if label == "label" else "may be a position from 0 or a position from 1") in why
     else:
         assert labels_of(open_dataset(data, split="train", data_root=tmp_path)) == found
 

@@ -297,11 +297,11 @@ def library_source(
     ordered = sorted(splits.items(), key=lambda item: (item[0] or "train") != "train")
     ordered = [(split, _prepared(part, datasets.Image)) for split, part in ordered]
     others = {split: _prepared(part, datasets.Image) for split, part in (joined or {}).items()}
-    column = card.columns.get("label", "label")
     features = ordered[0][1].features or {}
-    label = features.get(column) if isinstance(column, str) else None
-    names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else ()
-    if names:
+    columns = {ours: str(card.columns.get(ours, ours)) for ours in ("label", "answer")}
+    named = {column: tuple(kind.names) for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    named = {column: names for column, names in named.items() if column in columns.values()}
+    if names := named.get(columns["label"], ()):
         card = _with_names(
             card, names, is_choice=bool(option_columns(renamed(dict.fromkeys(features), card.columns)))
         )
@@ -311,7 +311,7 @@ def library_source(
             records: Iterable[tuple[int, Any]] = islice(enumerate(part, start=1), card.num_rows)
             if card.join:
                 records = _joined(records, others[split], card, card.join)
-            yield from _rows(name, split, records, str(column) if names else "", names, folders)
+            yield from _rows(name, split, records, named, folders)
 
     return RowSource(
         rows=rows,
@@ -373,8 +373,7 @@ def _rows(
     name: str,
     split: str | None,
     records: Iterable[tuple[int, Any]],
-    label: str,
-    names: Sequence[str],
+    named: Mapping[str, Sequence[str]],
     folders: Sequence[Path] | None,
 ) -> Iterator[Row]:
     file, number = f"{name} {split or ''}".strip(), 0
@@ -386,8 +385,9 @@ def _rows(
                     fields = {column: _bytes_of(value, column, folders) for column, value in record.items()}
                 except Malformed as error:
                     fields = error
-            if not isinstance(fields, Malformed) and isinstance(place := fields.get(label), int):
-                fields[label] = None if place == UNKNOWN_CLASS else names[place]
+            for column, names in {} if isinstance(fields, Malformed) else named.items():
+                if isinstance(place := fields.get(column), int):
+                    fields[column] = None if place == UNKNOWN_CLASS else names[place]
             yield Row(fields, name=str(number), split=split, file=file, line=number)
     except DatasetError:
         raise
