@@ -155,8 +155,11 @@ class PictureReader:
                 int(last + 1) // self._pictures.pooling_kernel_size for last in read["image_position_ids"][0].amax(0)
             )
             return grid_rectangles(rows, columns)
+        if getattr(self._processor, "image_break_token", None):
+            # A token ends each row of patches.
+            return grid_rectangles(len(runs), runs[0])
         rows, columns = _tile_grid(text)
-        if not rows and len(runs) != 1:
+        if not rows and len(runs) != 1 and not self._facts.whole:
             return np.full((sum(runs), 4), np.nan, dtype=np.float32)
         whole_R4 = self._whole(read, sum(runs[rows * columns :]), unit)
         if not rows:
@@ -176,15 +179,22 @@ class PictureReader:
         if "spatial_shapes" in read:
             rows, columns = (int(size) // self._pictures.downsample_factor for size in read["spatial_shapes"][-1])
             return grid_rectangles(rows, columns) if rows * columns == number else nowhere
-        size = number
-        if self._facts.whole:
-            size = getattr(self._processor, "image_seq_length", None) or self._processor.num_image_tokens
+        size = self._tokens_of_tile(read) if self._facts.whole else number
         side = math.isqrt(size)
         if side * side != size:
             return nowhere
         first = number - size if self._facts.whole == "last" else 0
-        nowhere[first : first + size] = grid_rectangles(side, side, self._window(unit))
+        # Tiles show all of the picture, whatever the processor does with a picture that it does not split.
+        window = WHOLE if self._facts.whole else self._window(unit)
+        nowhere[first : first + size] = grid_rectangles(side, side, window)
         return nowhere
+
+    def _tokens_of_tile(self, read: Mapping[str, Any]) -> int:
+        for name in ("image_seq_length", "num_image_tokens"):
+            if number := getattr(self._processor, name, None):
+                return int(number)
+        side: int = read["pixel_values"].shape[-1] // self._processor.patch_size
+        return side**2
 
     def _window(self, unit: ImageUnit) -> tuple[float, float, float, float]:
         """Return the rectangle of a picture that the processor keeps: the centre if it crops, else all."""

@@ -37,6 +37,7 @@ class Family:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.kind, self.folder = FAMILIES[name].get("type", name), folder
+        self.has_open_end = FAMILIES[name].get("template", [""])[0] == "vicuna"
         self.processor = write_tiny(name, folder)
         student = build_student("chat", weights=folder).eval()
         assert isinstance(student, GenerativeStudent)
@@ -54,7 +55,7 @@ class Family:
             turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         text: str = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
         # LLaVA's template ends an answer in no token: its authors' data end in the tokenizer's own.
-        return text.rstrip() + "</s>" if self.kind == "llava" and answer is not None else text
+        return text.rstrip() + "</s>" if self.has_open_end and answer is not None else text
 
     def inputs(self, example: Example, candidate: Candidate | None = None, answer: str | None = None) -> Any:
         """Return what transformers' processor makes of one conversation."""
@@ -323,7 +324,7 @@ BLIP_2 = {
 }
 
 
-WITHOUT_PLACES = ("idefics2", "instructblip", "udop", "git")
+WITHOUT_PLACES = ("idefics2", "idefics", "blip", "instructblip", "git", "pix2struct", "udop")
 MLLAMA = {
     "text_config": {**NARROW, "intermediate_size": 32, "vocab_size": 99, "pad_token_id": 0, "num_key_value_heads": 2},
     "vision_config": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "attention_heads": 2},

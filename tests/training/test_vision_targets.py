@@ -185,10 +185,10 @@ def test_where_a_processor_tells_no_grid_the_whole_picture_is_followed_and_said(
     dataset = open_dataset(str(strips[0]), split="train")
     (choice,), read = chosen(dataset, strips[1], student)
     assert read.teachers[0].image_places is None
-    assert "the whole picture; 0 of 0 patches" in choice.line()
+    assert "the whole picture alone, because nothing tells where the student's patches lie" in choice.line()
     with pytest.raises(ConfigError) as refused:
         chosen(dataset, strips[1], student, vision_target="patches")
-    assert "it sees 0 patches in " in refused.value.why
+    assert "nothing tells where they lie in " in refused.value.why
 
 
 def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:

@@ -74,6 +74,9 @@ class VisionChoice:
         """Return a line that describes the choice."""
         if self.places is None:
             return f"vision target of {self.teacher}: the whole picture"
+        if not self.num_places:
+            why = f"nothing tells where the student's {self.places} lie in {self.num_pictures} pictures looked at"
+            return f"vision target of {self.teacher}: the whole picture alone, because {why}"
         what = {"image": "the whole picture", "regions": self.places, "both": f"{self.places} and the whole picture"}
         return (
             f"vision target of {self.teacher}: {what[self.target]}; {self.num_targets} of {self.num_places} "
@@ -220,7 +223,9 @@ def choose_vision_targets(
             raise ConfigError(
                 f"None of the student's {kind} has a target.",
                 where=name,
-                why=f"it sees {num_places} {kind} in {num_pictures} pictures, none of which the teacher knows",
+                why=f"it sees {num_places} {kind} in {num_pictures} pictures, none of which the teacher knows"
+                if num_places
+                else f"nothing tells where they lie in {num_pictures} pictures looked at",
                 next_command=f"{PICTURE_ALONE}; or --regions CACHE, an import with --ground-truth-regions",
             )
         places: VisionTarget = "regions" if num_targets else "image"
