@@ -16,11 +16,11 @@ import math
 import stat
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union
 
-from advl_pipeline.base.errors import ConfigError, ineffective, name_too_long, unknown_name
+from advl_pipeline.base.errors import AdvlError, ConfigError, ineffective, name_too_long, unknown_name
 from advl_pipeline.base.folders import FolderKind
 from advl_pipeline.base.locations import Url, local_folder, parse_location
 
@@ -235,6 +235,27 @@ def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identi
     """
     gone = {name for name, declaration in declared(cls).items() if declaration.option.identity in left_out}
     return {name: value for name, value in values.items() if name not in gone}
+
+
+ANY = object()
+"""The value of a gone option that changed no result."""
+
+
+def options_of_now(
+    stored: Mapping[str, Any], gone: Mapping[str, Any], *, refused: Callable[[str], AdvlError]
+) -> dict[str, Any]:
+    """Return recorded options without those of earlier versions.
+
+    Args:
+        stored: field name -> value; None means that the option was not given.
+        gone: option of an earlier version -> the value that matches the present behaviour, or `ANY`.
+        refused: returns the error for a gone option at another value, given as "name = value".
+    """
+    given = {name: value for name, value in stored.items() if value is not None}
+    for name in given.keys() & gone.keys():
+        if gone[name] is not ANY and given[name] != gone[name]:
+            raise refused(f"{name} = {given[name]!r}")
+    return {name: value for name, value in given.items() if name not in gone}
 
 
 def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

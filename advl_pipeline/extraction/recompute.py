@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.base.compute import resolved
-from advl_pipeline.base.configuration import build_config, command_words, options_without
+from advl_pipeline.base.configuration import ANY, build_config, command_words, options_of_now, options_without
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.reader import open_cache
@@ -72,6 +72,15 @@ def run_verify(config: VerifyConfig) -> VerifyReport:
         return recompute(report, extraction, teacher, dataset, count=config.recompute)
 
 
+_GONE: Mapping[str, Any] = {
+    "text_units": "question",
+    "select_tokens": None,
+    # Compressed caches were refused before.
+    **dict.fromkeys(("compression", "disk_cache", "progress_file", "region_naming", "region_split"), ANY),
+}
+"""Options of earlier versions; see `options_of_now`."""
+
+
 def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *, command: str) -> ExtractConfig:
     """Return the extraction described by a cache's record, with the paths given by the user.
 
@@ -85,13 +94,12 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     """
     typed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     options = {name: value for name, value in typed.items() if value is not None and value != ()}
-    recorded = options_without(ExtractConfig, settings, "none")
-    # Options of earlier versions. Compressed caches were refused before.
-    for gone in ("compression", "disk_cache", "progress_file", "region_naming", "region_split"):
-        recorded.pop(gone, None)
-    if (read := recorded.pop("text_units", "question")) != "question":
-        why = f"its teacher read choices under --text-units {read}, which has gone"
-        raise ConfigError("Units of this cache cannot be encoded again.", where=str(config.cache), why=why)
+
+    def refused(option: str) -> ConfigError:
+        why = f"it was made with an option that is gone, {option}"
+        return ConfigError("Units of this cache cannot be encoded again.", where=str(config.cache), why=why)
+
+    recorded = options_of_now(options_without(ExtractConfig, settings, "none"), _GONE, refused=refused)
     made_as: type[ExtractConfig] = ExtractConfig
     named = recorded_paths(recorded)
     if str(settings.get("teacher", "")).startswith(IMPORTED):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from advl_pipeline.base.compute import ComputeConfig
 from advl_pipeline.base.configuration import (
+    ANY,
     Configuration,
     Output,
     bounded,
@@ -21,6 +22,7 @@ from advl_pipeline.base.configuration import (
     component,
     config_to_dict,
     option,
+    options_of_now,
     rare_option,
 )
 from advl_pipeline.base.errors import ConfigError
@@ -349,8 +351,6 @@ class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, Te
         return {name: getattr(self, name) for name in names} | {"label_order": label_order_of(self.student)}
 
 
-_ANY = object()
-
 _GONE: Mapping[str, Any] = {
     "relational_nodes": "both",
     "weight_normalise": "none",
@@ -375,9 +375,9 @@ _GONE: Mapping[str, Any] = {
     "lora_target": [],
     **dict.fromkeys(("batch_tokens", "optimiser", "weight_decay", "schedule", "clip_norm", "warmup_fraction")),
     **dict.fromkeys(("adversarial", "task_loss")),
-    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache", "val_examples"), _ANY),
+    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache", "val_examples"), ANY),
 }
-"""Options of earlier versions, with the values that match the present behaviour; `_ANY` if the option changed no
+"""Options of earlier versions, with the values that match the present behaviour; `ANY` if the option changed no
 result. Only coordinate distances read `projection_start` and `target_check`."""
 
 
@@ -398,11 +398,11 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
             "The options of a run are damaged.", where=where, why=f"no {lacking[0]}", next_command=remedy
         )
     gone = {**_GONE, "label_order": label_order_of(stored["student"])}
-    # None means that the option was not given.
-    known = {name: value for name, value in stored.items() if name not in gone and value is not None}
-    unread = {"projection_start", "target_check"} if stored["distance"] == "relational" else set()
-    for name in stored.keys() & gone.keys() - unread:
-        if gone[name] is not _ANY and stored[name] != gone[name]:
-            what = f"This run was made with an option that was removed in version 0.3, {name} = {stored[name]!r}."
-            raise ConfigError(what, where=where, next_command="leave this run out; it is evaluated as before")
-    return build_config(FinetuneConfig, known, changes, where=where)
+    if stored["distance"] == "relational":
+        gone |= dict.fromkeys(("projection_start", "target_check"), ANY)
+
+    def refused(option: str) -> ConfigError:
+        what = f"This run was made with an option that was removed in version 0.3, {option}."
+        return ConfigError(what, where=where, next_command="leave this run out; it is evaluated as before")
+
+    return build_config(FinetuneConfig, options_of_now(stored, gone, refused=refused), changes, where=where)

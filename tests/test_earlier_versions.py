@@ -1,0 +1,70 @@
+"""Caches and runs that earlier versions wrote are verified, repaired, trained on, evaluated and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import complaint, printed
+
+EARLIER = Path(__file__).parent / "assets" / "earlier"
+VERSIONS = ("0.2", "4702fbcc", "4cdf63c0")
+SHARD = Path("caches/text/text/tokens/values/c/0/0")
+STUDENT = (
+    "--student uniter-tiny --tokenizer words --student-option vocab_size=14 --student-option hidden_size=8 "
+    "--student-option num_layers=1 --student-option num_heads=2 --student-option intermediate_size=8 "
+    "--student-option feature_size=8 --data mine.jsonl --cache caches/text --batch-size 4"
+).split()
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A version, with a copy of its cache and its run in the working folder."""
+    name = str(request.param)
+    for path in EARLIER.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    shutil.copytree(EARLIER / "words", tmp_path / "words")
+    shutil.copytree(EARLIER / name / "cache", tmp_path / "caches/text")
+    shutil.copytree(EARLIER / name / "run", tmp_path / "runs/done")
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_a_cache_and_a_run_of_an_earlier_version_are_used_as_those_of_this_one(
+    version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = SHARD.read_bytes()
+    assert "sound: 46 files" in printed(capsys, "cache", "verify", "caches/text")[0]
+    SHARD.write_bytes(whole[:3000] + b"xx" + whole[3002:])
+    assert "its content changed" in printed(capsys, "cache", "verify", "caches/text", code=4)[1]
+    printed(capsys, "cache", "repair", "caches/text", "--data", "mine.jsonl")
+    assert (
+        "2 units computed again"
+        in printed(capsys, "cache", "verify", "caches/text", "--data", "mine.jsonl", "--recompute", "2")[0]
+    )
+    printed(capsys, "finetune", *STUDENT, "--num-steps", "2", "--adapt-steps", "1", "--output", "runs/new")
+    out, _ = printed(capsys, "evaluate", "runs/done", "--on", "test", "--json")
+    assert json.loads(out)
+    code, message = complaint(
+        capsys, "finetune", *STUDENT, "--num-steps", "4", "--adapt-steps", "2", "--output", "runs/done"
+    )
+    if version == "0.2":
+        assert (code, "a run of another version, which this version cannot resume" in message) == (3, True)
+    else:
+        assert code == 0, message
+
+
+@pytest.mark.parametrize("name", ["select_tokens = 0.3", "text_units = 'choice'"])
+def test_an_option_that_went_and_changed_the_numbers_is_refused(name: str) -> None:
+    from advl_pipeline.base.errors import ConfigError
+    from advl_pipeline.extraction.config import RepairConfig
+    from advl_pipeline.extraction.recompute import recorded_extraction
+
+    key, _, value = name.partition(" = ")
+    recorded = {"teacher": "minilm-l6", key: json.loads(value.replace("'", '"'))}
+    with pytest.raises(ConfigError, match="cannot be encoded again") as refused:
+        recorded_extraction(recorded, RepairConfig(cache=Path("caches/text")), command="cache repair")
+    assert name in refused.value.why
