@@ -132,6 +132,8 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
 
     result = run_readout(config)
     yield result
+    if result["words"] is not None:
+        click.echo(result["words"])
     for teacher, placements in result["placement"].items():
         for nodes, numbers in placements.items():
             if numbers is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from advl_pipeline.evaluation.config import WordsConfig
 from advl_pipeline.sharing.config import ExportRunConfig
 
 from .flags import config_command, exit_with, json_option
@@ -30,7 +31,7 @@ KEYS = {
 
 @click.group("students", cls=PluginGroup)
 def students() -> None:
-    """List students, show one, check a checkpoint.
+    """List students, show one, check a checkpoint, tell which words its pretraining taught.
 
     \b
     advl students list
@@ -110,6 +111,27 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
         if keys := report[kind]:
             click.echo("\n  ".join([f"{len(keys)} {label}:", *keys]))
     click.echo(f"{'fills' if fills else 'does not fill'} {name}")
+
+
+@config_command(WordsConfig, "words", group=students, arguments=("student",))
+def words(config: WordsConfig) -> Iterator[Any]:
+    """Write the words that a student's pretraining taught, estimated from its states, without labels.
+
+    The table has a line for each word: occurrences, score, and class (landmark, held or moved). Edit the classes if
+    you know better, and pass the file as --known-words to `advl finetune`.
+
+    \b
+    advl students words runs/vcr-advl --cache caches/minilm-l6/vcr/train
+    advl students words vilt --init hf:dandelin/vilt-b32-mlm --cache caches/minilm-l6/vcr/train
+    """
+    from advl_pipeline.evaluation.words import run_words
+
+    result = run_words(config)
+    yield result
+    click.echo(result.line)
+    if result.record_auc is not None:
+        click.echo(f"against the record of its pretraining: area under the curve {result.record_auc:.3f}")
+    click.echo(f"{result.num_words} words: {result.path}")
 
 
 @config_command(ExportRunConfig, "export", arguments=("run",))

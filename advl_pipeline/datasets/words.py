@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -126,22 +126,42 @@ class WordPrior:
         return np.array(priors, dtype=np.float32)
 
 
+WordClass = Literal["landmark", "held", "moved"]
+"""A word that pretraining taught, one for which that is undecided, and one that it did not teach."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownWords:
-    """Familiarity of words to a pretrained student, count / (count + `half`), from their pretraining counts.
+    """Familiarity of words to a pretrained student, from a record of its pretraining or from classes of words.
 
-    Without counts every word counts as known, as for published students.
+    A record gives counts: familiarity is count / (count + `half`), 0 for a word without a count. Classes are
+    estimated from the student, or listed by hand; a word without a class is held. Without either, every word counts
+    as known.
     """
 
-    counts: Mapping[str, int] | None
+    counts: Mapping[str, int] | None = None
+    classes: Mapping[str, WordClass] | None = None
     half: float = 5.0
 
+    @property
+    def is_given(self) -> bool:
+        """Whether anything says what pretraining taught."""
+        return self.counts is not None or self.classes is not None
+
     def of_word(self, word: str) -> float:
-        """Return the familiarity of a lower-cased word in [0, 1]; function words always count as known."""
-        if self.counts is None or is_function_word(word):
+        """Return the familiarity of a lower-cased word in [0, 1]; held words and function words count as known."""
+        if is_function_word(word):
+            return 1.0
+        if self.classes is not None:
+            return 0.0 if self.classes.get(word) == "moved" else 1.0
+        if self.counts is None:
             return 1.0
         count = self.counts.get(word, 0)
         return count / (count + self.half)
+
+    def is_held(self, word: str) -> bool:
+        """Return whether a lower-cased word is neither a landmark nor moved, because its class is undecided."""
+        return self.classes is not None and self.classes.get(word, "held") == "held"
 
 
 def is_function_word(word: str) -> bool:

@@ -177,6 +177,11 @@ def students_names(states_XH: torch.Tensor, landmarks: Landmarks) -> torch.Tenso
     return _cosines(states_XH.float(), landmarks.states_KH)
 
 
+def landmark_words(words: WordAlignment) -> torch.Tensor:
+    """Return (N, W) bool: the words that pretraining taught, by which others are placed."""
+    return (words.known_NW >= KNOWN) & ~words.held_NW
+
+
 def unplaced_words(node_NW: torch.Tensor, words: WordAlignment) -> torch.Tensor:
     """Return (N, W) bool: the words that a teacher places, of those that both sides have.
 

@@ -227,8 +227,9 @@ class WordAlignment:
     """The words of each sequence: the word of each student token, the prior, and which words exist.
 
     `form_NW` (int64) is equal where two words are spelled alike. `known_NW` (float32, 0 to 1) says how well the
-    student's pretraining knew a word; without a record every word counts as known.
-    `frequent_NW` (bool) marks words that occur in very many texts and so do not characterise any.
+    student's pretraining knew a word; if nothing says so, every word counts as known. `held_NW` (bool) marks words
+    that count as known only because it is undecided. `frequent_NW` (bool) marks words that occur in very many texts
+    and so do not characterise any.
     """
 
     word_of_token_NL: torch.Tensor
@@ -236,6 +237,7 @@ class WordAlignment:
     word_mask_NW: torch.Tensor
     form_NW: torch.Tensor
     known_NW: torch.Tensor
+    held_NW: torch.Tensor
     frequent_NW: torch.Tensor
 
 

@@ -11,10 +11,11 @@ from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.registry import find_dataset, require_names
 from advl_pipeline.datasets.roots import DatasetMissing, is_location, recorded_paths, refused_paths, set_name
-from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
+from advl_pipeline.evaluation.config import BesideCaches, EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import moved_to, read_config
+from advl_pipeline.students.registry import student_names
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -32,22 +33,29 @@ def require_finished(run: Path) -> dict[str, Any]:
     raise WeightsUnavailable("The run is not finished.", where=str(run), why=why, next_command=resume)
 
 
-def require_readable(config: ReadoutConfig) -> None:
-    """Refuse a readout without caches, with missing caches, or with caches that name paths not given by the user.
+def by_name(config: BesideCaches) -> bool:
+    """Return whether a student is given by its name, not as a folder."""
+    return not config.student.is_dir() and str(config.student) in student_names()
+
+
+def require_readable(config: BesideCaches) -> None:
+    """Refuse a look without caches, with missing caches, or with caches that name paths not given by the user.
 
     Raises:
         ConfigError: a cache is missing or names another path. CorruptCache: a cache is unfinished or damaged.
     """
+    require_effect(config, {"a student by name": "" if by_name(config) else f"{config.student} has its own weights"})
     if not config.cache:
         extract = "advl extract --teacher NAME --dataset NAME --split train".split()
         advice = advise(extract, note="then give it as --cache DIR")
-        raise ConfigError("A readout needs a teacher cache to compare with.", where="--cache", next_command=advice)
+        what = "The command needs a teacher cache, whose inputs are looked at."
+        raise ConfigError(what, where="--cache", next_command=advice)
     for location in config.cache:
         if isinstance(location, Path):
             cache_data(config, open_cache(location))
 
 
-def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | None]:
+def cache_data(config: BesideCaches, cache: TeacherCache) -> tuple[str, Path | None]:
     """Return the dataset of a cache and the folder of the datasets; None for the default folder.
 
     A cache may come from anyone. A path in its record is opened only if the user typed it, or if the run that is read
@@ -67,8 +75,8 @@ def cache_data(config: ReadoutConfig, cache: TeacherCache) -> tuple[str, Path | 
     if moved_to(None, recorded) is None:
         missing.pop("data_root", None)  # It does not exist on this machine, so the default folder is used.
     if missing:
-        words = command_words(ReadoutConfig, {**config_to_dict(config), **missing, "student": None})
-        raise refused_paths(cache.path, missing, ["advl", "readout", str(config.student), *words])
+        words = command_words(type(config), {**config_to_dict(config), **missing, "student": None})
+        raise refused_paths(cache.path, missing, [*config.command, str(config.student), *words])
     return config.dataset or str(recorded["dataset"]), moved_to(config.data_root, recorded)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.words import WordClass
 from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import (
@@ -26,11 +27,14 @@ from advl_pipeline.reporting.figures import (
     shares_of_rows,
 )
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_json, read_log, read_result
+from advl_pipeline.runs.results import read_config, read_json, read_log, read_result, read_words
 from advl_pipeline.studies.result import StudyResult
 
 _MOST_CLASSES = 12
 """Maximum number of classes in a confusion table on the page; larger ones are in evaluation/SET.json."""
+
+_NUM_BINS = 40
+"""Number of bars of the histogram of words."""
 
 _RIGHT = "val/correct"
 
@@ -53,7 +57,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
 
     Returns:
         name, title and facts; scores, as returned by `scores_of`, and their views of the picture; a figure of the
-        losses; tables by kind of question; confusions: test set -> class names and counts, true class by row.
+        losses; tables by kind of question; confusions: test set -> class names and counts, true class by row;
+        a figure of the words' classes, if the run estimated them.
     """
     (cell,) = result.cells
     run = result.runs / str(cell["run"])
@@ -77,6 +82,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "measures": measures_of(documents),
         "views": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
         "losses": loss_figure(read_log(run), run=str(cell["run"])),
+        "words": words_figure(read_words(run), run=str(cell["run"])),
         "kinds": _kinds(documents),
         "confusions": {
             test_set: document["confusion"]
@@ -170,6 +176,41 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
         drawings.append((name, drawn, rows))
     adapt = f" Left of the dotted line, the {began} steps of the adapt step." if began else ""
     return as_figure("loss", drawings, identifier="loss", runs=[run], adapt=adapt)
+
+
+def words_figure(words: pd.DataFrame | None, *, run: str) -> Figure | None:
+    """Draw how many words have which score, by class; None for a run that estimated no classes.
+
+    Args:
+        words: from `read_words`.
+    """
+    if words is None or words.empty:
+        return None
+    classes = [name for name in get_args(WordClass) if (words["class"] == name).any()]
+    scores = [words.loc[words["class"] == name, "score"].to_numpy() for name in classes]
+    drawn = axes(WIDTHS["whole"], 190, left=46, right=10, bottom=36)
+    ticks = round_ticks([float(words["score"].min()), float(words["score"].max())])
+    edges = np.linspace(ticks[0], ticks[-1], _NUM_BINS + 1)
+    counts, _, _ = drawn.hist(scores, bins=edges.tolist(), stacked=True, color=SERIES[1 : 1 + len(classes)])
+    drawn.set_xlim(ticks[0], ticks[-1])
+    mark_ticks(drawn, "x", ticks, name="score")
+    mark_ticks(drawn, "y", round_ticks([0.0, float(np.max(counts))]))
+    for number, name in enumerate(classes):
+        drawn.text(
+            0.99,
+            0.95 - 0.1 * number,
+            name,
+            color=SERIES[1 + number],
+            fontsize=11,
+            ha="right",
+            va="top",
+            transform=drawn.transAxes,
+        )
+    rows = [
+        (name, f"{len(of_class):,}", f"{of_class.min():.3f}", f"{of_class.max():.3f}")
+        for name, of_class in zip(classes, scores, strict=True)
+    ]
+    return as_figure("words", [("", drawn, rows)], identifier="words", runs=[run])
 
 
 def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:

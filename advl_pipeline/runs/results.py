@@ -344,3 +344,20 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
             # Null if there were too few nodes to choose among, which the adapt step does not change.
             if (share := before[nodes]) is not None
         ]
+
+
+def read_words(run: Path) -> pd.DataFrame | None:
+    """Return the `word`, `score` and `class` of each word of the inputs; None if a record or a list told the classes.
+
+    Raises:
+        ConfigError: words.csv is damaged.
+    """
+    path = run / names.WORDS
+    if not path.exists():
+        return None
+    import pandas as pd
+
+    with _undamaged("The words of a run cannot be read.", str(path), _ANEW):
+        # A word such as "nan" is a word.
+        table = pd.read_csv(path, keep_default_na=False, dtype={"word": str, "class": str, "score": float})
+        return table[["word", "score", "class"]]

@@ -30,7 +30,7 @@ from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
     *(names.STUDENT_WEIGHTS, names.STUDENT, names.TOKENIZER, names.HEADS_WEIGHTS, names.HEADS),
-    *(names.ADAPTER_WEIGHTS, names.ADAPTER, names.SELECTED_WORDS, names.READOUT),
+    *(names.ADAPTER_WEIGHTS, names.ADAPTER, names.SELECTED_WORDS, names.READOUT, names.WORDS),
 )
 _MADE_OF_THE_RUN = (names.PROCESSOR, names.EVALUATION, names.PREDICTIONS)
 """Folders of the former run, removed with it."""

@@ -81,8 +81,8 @@ class StudentOptions(Configuration):
     )
     known_words: Path | None = rare_option(
         None,
-        help="JSON object of the words that the student's pretraining taught, with their counts [default: the record "
-        "of its pretraining, else every word counts as known].",
+        help="Words that the student's pretraining taught: a table of `advl students words`, edited or not, or a "
+        "JSON object of words and counts [default: the record of its pretraining, else an estimate from its states].",
         identity="content",
         needs=("known words",),
     )

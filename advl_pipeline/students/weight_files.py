@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from advl_pipeline.base.atomic import write_text
-from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
+from advl_pipeline.base.errors import Advice, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.base.locations import not_allowed
 from advl_pipeline.base.repositories import HUB, fetch, pinned, require_downloaded
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_result, say_on_trust
+from advl_pipeline.students.known_words import KNOWN_WORDS_FILE
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families, require_supported
 
@@ -28,9 +27,6 @@ _TOKENIZER_FILES = (
     *("processor_config.json", "preprocessor_config.json"),
 )
 """Files of a tokenizer or a processor."""
-
-KNOWN_WORDS_FILE = "pretraining_words.json"
-"""Words of a student's pretraining, split as in `datasets/words.py`, with their counts."""
 
 _OF_OUR_FOLDERS = (names.STUDENT, names.HEADS, names.ADAPTER, KNOWN_WORDS_FILE)
 _OF_RUNS = (
@@ -216,41 +212,3 @@ def pinned_init(init: Path, student: str) -> Path:
     if not is_on_hub(init):
         return init
     return Path(HUB + pinned(str(init).removeprefix(HUB), located(init, student=student)))
-
-
-def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:
-    """Write word counts to a student's folder, the most frequent word first."""
-    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    write_text(folder / KNOWN_WORDS_FILE, json.dumps(ordered, indent=0, ensure_ascii=False) + "\n")
-
-
-def known_words(student_folder: Path) -> Mapping[str, int] | None:
-    """Return word -> count of a pretrained student; None without such a list.
-
-    Raises:
-        ConfigError: the list is damaged.
-    """
-    path = student_folder / KNOWN_WORDS_FILE
-    return read_known_words(path) if path.is_file() else None
-
-
-def read_known_words(path: Path) -> Mapping[str, int]:
-    """Read word -> count from a JSON object; words are lower-cased.
-
-    Raises:
-        ConfigError: the file is missing, or is not an object of words and counts.
-    """
-    try:
-        counts: dict[str, int] = {}
-        for word, count in dict(json.loads(path.read_bytes())).items():
-            if not word or isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise ValueError(f"{word!r} has the count {count!r}")
-            counts[word.lower()] = counts.get(word.lower(), 0) + count
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            "The list of known words cannot be read.",
-            where=str(path),
-            why=str(error),
-            next_command='give a JSON object such as {"cat": 12}',
-        ) from None
-    return counts

@@ -8,6 +8,7 @@ from typing import Any
 from advl_pipeline.base.configuration import changed_options, config_to_dict, options_without
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
+from advl_pipeline.students.known_words import ESTIMATE, recorded_words
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.inputs import Inputs, dataset_identity
@@ -67,6 +68,8 @@ def run_record(
     if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
         # The default was once the same number of steps for any number of labels.
         more["num_steps"] = run.settings.num_steps
+    if run.method.reads_words and config.known_words is None and not recorded_words(config.init).is_given:
+        more["estimated_words"] = ESTIMATE
     if config.ids is not None:
         more["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])
     if config.regions:

@@ -95,6 +95,13 @@ class ResolvedMethod:
     settings: DistillationSettings
     num_adapt_steps: int
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether it depends on what the student's pretraining taught: by teachers, an anchor or its own answers."""
+        anchors = self.num_adapt_steps > 0 and self.settings.anchors
+        asks_itself = self.settings.asks_itself and self.settings.answer_weight > 0
+        return self.uses_teachers or anchors or asks_itself
+
 
 def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
     """Fill in the options that follow the method.

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.compute import (
     allow_tf32,
     device_name,
@@ -35,6 +36,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
+from advl_pipeline.students.known_words import word_table
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.weight_files import located, pinned_init, run_files
@@ -255,6 +257,7 @@ def _begin(opened: _Opened) -> None:
             | {"weights": "by confidence" if modality in teaching.followed else "uniform"}
             for modality, measured in teaching.confidences.items()
         },
+        "known_words": "" if teaching.words is None else teaching.words.line(),
         "answers": [] if teaching.answers is None else [teaching.answers.to_dict()],
         "reads": dataclasses.asdict(opened.reads),
         "global_batch": step_line,
@@ -276,6 +279,8 @@ def _begin(opened: _Opened) -> None:
     )
     heads = [f"head {name}: {head['origin']}, {head['why']}" for name, head in opened.origins.items()]
     precision = ["products of fp32 matrices are computed in TF32"] if opened.multiplies_in_tf32 else []
+    if teaching.words is not None:
+        write_text(opened.folder.path / names.WORDS, word_table(teaching.words.rows))
     for line in (run.settings.line(), *heads, step_line, _memory_line(held_in, parts), *precision, *opened.notes):
         tqdm.write(line, file=sys.stderr)
 

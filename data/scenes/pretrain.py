@@ -44,6 +44,7 @@ from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.runs import names
+from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import (
@@ -53,7 +54,6 @@ from advl_pipeline.students.saved import (
     save_student,
     write_description,
 )
-from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.build_model import fill_towers
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore

@@ -160,6 +160,7 @@ def test_known_and_frequent_words_are_not_placed_and_a_text_is_the_mean_of_the_o
         word_mask_NW=form_NW > 0,
         form_NW=form_NW,
         known_NW=torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]),
+        held_NW=torch.zeros(2, 3, dtype=torch.bool),
         frequent_NW=form_NW == 3,
     )
     unplaced = unplaced_words(torch.ones(2, 3, dtype=torch.bool), words)

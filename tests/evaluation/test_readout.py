@@ -18,9 +18,9 @@ from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_readout
+from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.students.weight_files import write_known_words
 
 
 @pytest.fixture(scope="module")

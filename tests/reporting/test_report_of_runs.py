@@ -6,13 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from page_reader import Element, drawings, is_beside, read_page
 from small_corpus import SmallCorpus
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.report import ReportConfig, run_report
-from advl_pipeline.reporting.run_view import loss_figure
+from advl_pipeline.reporting.run_view import loss_figure, words_figure
+from advl_pipeline.runs.results import read_words
+from advl_pipeline.students.known_words import WordRow, word_table
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.result import StudyResult, rows_of
@@ -145,3 +149,24 @@ def test_losses_are_drawn_so_that_their_end_is_seen_with_validation_beside_them(
     (drawing,) = drawings(read_page(figure.panels[1][1]))
     ticks = [float(mark.text.replace("−", "-")) for mark in drawing.find("text") if is_beside(mark)]
     assert max(ticks) < 10
+
+
+def test_the_page_draws_which_words_pretraining_taught(tmp_path: Path) -> None:
+    assert words_figure(read_words(tmp_path), run="mine") is None
+    random = np.random.default_rng(0)
+    rows = [
+        WordRow(word=f"{kind}{place}", num_occurrences=4, score=float(score), word_class=kind)
+        for kind, mean in (("landmark", 0.7), ("moved", 0.4))
+        for place, score in enumerate(random.normal(mean, 0.03, 50))
+    ]
+    # A word that is read as a missing value by many readers.
+    rows.append(WordRow(word="nan", num_occurrences=4, score=0.5, word_class="held"))
+    (tmp_path / "words.csv").write_text(word_table(rows), encoding="utf-8")
+    figure = words_figure(read_words(tmp_path), run="mine")
+    assert figure is not None
+    assert [row[:2] for row in figure.rows] == [("landmark", "50"), ("held", "1"), ("moved", "50")]
+    shown = {text.text for text in drawings(read_page(figure.panels[0][1]))[0].find("text")}
+    assert {"landmark", "held", "moved", "score"} <= shown
+    (tmp_path / "words.csv").write_text("word,score\ncat,high\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="words of a run"):
+        read_words(tmp_path)

@@ -133,6 +133,7 @@ def lay_out(items: list[Item]) -> LaidOut:
         word_mask_NW=stack([np.ones(len(c.prior), bool) for c in flat], fill=False),
         form_NW=stack([np.array(c.forms) for c in flat], fill=0),
         known_NW=stack([np.zeros(len(c.prior)) for c in flat], fill=1.0).float(),
+        held_NW=stack([np.zeros(len(c.prior), bool) for c in flat], fill=False),
         frequent_NW=stack([np.zeros(len(c.prior), bool) for c in flat], fill=False),
     )
     firsts = torch.tensor([0, *(len(item.candidates) for item in items[:-1])]).cumsum(0)

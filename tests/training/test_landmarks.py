@@ -111,13 +111,15 @@ def test_no_more_regions_are_drawn_of_several_tasks_than_of_one(
 
 def test_a_student_that_sees_no_region_has_no_names_to_keep() -> None:
     student, teacher = nodes(4)
-    ones_X, none_X = torch.ones(4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    placed = readout.Readout(
-        words={"t": (student, teacher, torch.arange(4), ones_X)},
-        texts={},
-        regions={"t": (student[:0], teacher[:0], none_X, none_X.bool())},
-        teachers=("t",),
+    words = readout.ReadoutNodes(
+        states_XH=student,
+        features_XD=teacher,
+        asked_X=torch.zeros(4, dtype=torch.bool),
+        offered_X=torch.ones(4, dtype=torch.bool),
+        group_X=torch.arange(4),
     )
+    no_regions = readout.ReadoutNodes(**{name: value[:0] for name, value in vars(words).items()})
+    placed = readout.Readout(words={"t": words}, texts={}, regions={"t": no_regions}, teachers=("t",))
     assert placed.names() is None
 
 

@@ -24,10 +24,10 @@ from advl_pipeline.base.errors import ConfigError, Interrupted, StorageError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
+from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.tokenizer import embedded_tokenizer_file
-from advl_pipeline.students.weight_files import write_known_words
 from advl_pipeline.training import checkpoint, loop
 from advl_pipeline.training import run as run_module
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.distillation.relational import KNOWN, mean_of_words
+from advl_pipeline.distillation.relational import landmark_words, mean_of_words
 from advl_pipeline.distillation.signal import TextSignal
 from advl_pipeline.students.interface import Student
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
@@ -117,7 +117,7 @@ def name_questions(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     questions = []
     for census in take_census(start, dataset, positions, at_once=EXAMPLES_AT_ONCE):
         said_NW, regions_NH, speaks_N = said_of_boxes(start.student, census)
-        is_name_N = speaks_N & ~(said_NW & (census.words.known_NW < KNOWN)).any(1)
+        is_name_N = speaks_N & ~(said_NW & ~landmark_words(census.words)).any(1)
         words_NH = torch.zeros_like(regions_NH)
         words_NH[said_NW.any(1)] = mean_of_words(census.states_NWH.float(), said_NW)
         first = 0

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.pooling import pool_to_regions
-from advl_pipeline.distillation.relational import KNOWN, mean_of_words, some_of, unplaced_words
+from advl_pipeline.distillation.relational import KNOWN, landmark_words, mean_of_words, some_of, unplaced_words
 from advl_pipeline.students.interface import Student
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, sampled, take_census
 from advl_pipeline.training.signals.stored_signals import SignalSource
@@ -93,17 +92,51 @@ MAX_REGIONS = 2048
 
 EXAMPLES_AT_ONCE = 16
 
-Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""States (X, H), features (X, D), an int64 group and whether each is known."""
+
+@dataclass(frozen=True, kw_only=True)
+class ReadoutNodes:
+    """The student's states of words, texts or regions, a teacher's features, and the arguments of `readout_share`."""
+
+    states_XH: torch.Tensor
+    features_XD: torch.Tensor
+    asked_X: torch.Tensor
+    offered_X: torch.Tensor
+    group_X: torch.Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[ReadoutNodes]) -> ReadoutNodes:
+        """Return all nodes, on the CPU."""
+        columns = (field.name for field in fields(cls))
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in columns})
+
+    def by_group(self) -> ReadoutNodes:
+        """Return the mean of each group, such as a word's occurrences; a group is asked or offered if a member is."""
+        states_GH, group_G = mean_by_group(self.states_XH, self.group_X)
+        features_GD, _ = mean_by_group(self.features_XD, self.group_X)
+        flags_GF, _ = mean_by_group(torch.stack([self.asked_X, self.offered_X], 1).float(), self.group_X)
+        asked_G, offered_G = (flags_GF > 0).unbind(1)
+        return ReadoutNodes(
+            states_XH=states_GH, features_XD=features_GD, asked_X=asked_G, offered_X=offered_G, group_X=group_G
+        )
+
+    def share(self) -> Share:
+        """Return how often the student picks the teacher's choice."""
+        return readout_share(
+            self.states_XH,
+            self.features_XD,
+            asked_X=self.asked_X,
+            offered_X=self.offered_X,
+            group_X=self.group_X,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Readout:
     """States of a sample's words, texts and regions, and each teacher's features of them, on the CPU."""
 
-    words: Mapping[str, Nodes]
-    texts: Mapping[str, tuple[torch.Tensor, ...]]
-    regions: Mapping[str, Nodes]
+    words: Mapping[str, ReadoutNodes]
+    texts: Mapping[str, ReadoutNodes]
+    regions: Mapping[str, ReadoutNodes]
     teachers: tuple[str, ...]
 
     def shares(self) -> dict[str, dict[str, Share]]:
@@ -112,61 +145,57 @@ class Readout:
         for name in self.teachers:
             of_teacher = by_teacher[name] = dict.fromkeys(("words", "texts", "regions"))
             if name in self.words:
-                states_XH, features_XD, form_X, known_X = self.words[name]
-                states_GH, form_G = mean_by_group(states_XH, form_X)
-                features_GD, _ = mean_by_group(features_XD, form_X)
-                known_G = mean_by_group(known_X.float()[:, None], form_X)[0][:, 0] >= KNOWN
-                has_both = bool(known_G.any()) and not bool(known_G.all())
-                offered_G = known_G if has_both else torch.ones_like(known_G)
-                asked_G = ~known_G if has_both else offered_G
-                of_teacher["words"] = readout_share(
-                    states_GH, features_GD, asked_X=asked_G, offered_X=offered_G, group_X=form_G
-                )
-                states_TH, features_TD = self.texts[name]
-                known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
-                known_KD, _ = mean_by_group(features_XD[known_X], form_X[known_X])
-                is_text_Y = torch.arange(len(states_TH) + len(known_KH)) < len(states_TH)
-                of_teacher["texts"] = readout_share(
-                    torch.cat([states_TH, known_KH]),
-                    torch.cat([features_TD, known_KD]),
-                    asked_X=is_text_Y,
-                    offered_X=~is_text_Y,
-                    group_X=torch.cat([torch.full((len(states_TH),), -1), form_K]),
-                )
+                words = self.words[name].by_group()
+                if not bool(words.asked_X.any()) or not bool(words.offered_X.any()):
+                    every_G = torch.ones_like(words.asked_X)
+                    words = replace(words, asked_X=every_G, offered_X=every_G)
+                of_teacher["words"] = words.share()
+                of_teacher["texts"] = ReadoutNodes.joined([self.texts[name], self._landmarks(name)]).share()
             if name in self.regions:
-                states_XH, features_XD, picture_X, every_X = self.regions[name]
-                of_teacher["regions"] = readout_share(
-                    states_XH, features_XD, asked_X=every_X, offered_X=every_X, group_X=picture_X
-                )
+                of_teacher["regions"] = self.regions[name].share()
         return by_teacher
+
+    def _landmarks(self, teacher: str) -> ReadoutNodes:
+        """Return the words that may be chosen for a text."""
+        words = self.words[teacher].by_group()
+        offered_G = words.offered_X
+        return ReadoutNodes(
+            states_XH=words.states_XH[offered_G],
+            features_XD=words.features_XD[offered_G],
+            asked_X=torch.zeros_like(offered_G)[offered_G],
+            offered_X=offered_G[offered_G],
+            group_X=words.group_X[offered_G],
+        )
 
     def effective_ranks(self) -> dict[str, float]:
         """Return the effective rank of the states of the `words` and `regions` that a teacher has features of."""
         first = {"words": next(iter(self.words.values()), None), "regions": next(iter(self.regions.values()), None)}
         return {
-            kind: effective_rank(nodes[0]) for kind, nodes in first.items() if nodes is not None and len(nodes[0])
+            kind: effective_rank(nodes.states_XH)
+            for kind, nodes in first.items()
+            if nodes is not None and len(nodes.states_XH)
         }
 
     def names(self) -> torch.Tensor | None:
         """Return (X,) int64: the known word whose mean state is nearest to each region; None without both."""
-        words, regions = next(iter(self.words.values()), None), next(iter(self.regions.values()), None)
-        if words is None or regions is None:
+        teacher = next(iter(self.words), None)
+        regions = next(iter(self.regions.values()), None)
+        if teacher is None or regions is None:
             return None
-        states_XH, _, form_X, known_X = words
-        if not bool(known_X.any()) or not len(regions[0]):
+        known = self._landmarks(teacher)
+        if not len(known.group_X) or not len(regions.states_XH):
             return None
-        known_KH, form_K = mean_by_group(states_XH[known_X].float(), form_X[known_X])
-        regions_XH = regions[0].float()
-        cosine_XK = functional.normalize(regions_XH, dim=-1) @ functional.normalize(known_KH, dim=-1).T
-        return form_K[cosine_XK.argmax(1)]
+        regions_XH = functional.normalize(regions.states_XH.float(), dim=-1)
+        cosine_XK = regions_XH @ functional.normalize(known.states_XH.float(), dim=-1).T
+        return known.group_X[cosine_XK.argmax(1)]
 
 
 @torch.inference_mode()
 def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource) -> Readout:
     """Return the states of a student's words, texts and regions, with its teachers' features.
 
-    The query words are those that pretraining did not teach, and the choices are those that it did; without a record
-    of pretraining all words are both. A word's state is the mean over its occurrences. A text is queried as the mean
+    The query words are those that pretraining did not teach, and the choices are those that it did; if nothing says
+    which they are, all words are both. A word's state is the mean over its occurrences. A text is queried as the mean
     of its words that a teacher places (`unplaced_words`), and the choices are again the known words.
 
     Args:
@@ -188,29 +217,19 @@ def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], s
         collected.add_regions(census, most=max(1, most_at_once * len(census.examples) // num_at_once))
     return Readout(
         teachers=tuple(teacher.name for teacher in source.teachers),
-        words=_joined(collected.words),
-        texts=_joined(collected.texts),
-        regions=_joined(collected.regions),
+        words={name: ReadoutNodes.joined(parts) for name, parts in collected.words.items()},
+        texts={name: ReadoutNodes.joined(parts) for name, parts in collected.texts.items()},
+        regions={name: ReadoutNodes.joined(parts) for name, parts in collected.regions.items()},
     )
 
 
-Rows = dict[str, list[tuple[torch.Tensor, ...]]]
-"""By teacher, the columns from each batch."""
-
-
-def _joined(rows: Rows) -> dict[str, Any]:
-    return {
-        name: tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True)) for name, parts in rows.items()
-    }
-
-
 class _Collected:
-    """The words, texts and regions of the batches so far."""
+    """The words, texts and regions of the batches so far, by teacher."""
 
     def __init__(self) -> None:
-        self.words: Rows = defaultdict(list)
-        self.texts: Rows = defaultdict(list)
-        self.regions: Rows = defaultdict(list)
+        self.words: dict[str, list[ReadoutNodes]] = defaultdict(list)
+        self.texts: dict[str, list[ReadoutNodes]] = defaultdict(list)
+        self.regions: dict[str, list[ReadoutNodes]] = defaultdict(list)
         self._pictures: set[int] = set()
         self._generator = torch.Generator().manual_seed(0)
 
@@ -221,13 +240,27 @@ class _Collected:
             if text.words_NWD is None:
                 continue
             node_NW = census.meant(text)
-            is_known_X = words.known_NW[node_NW] >= KNOWN
             self.words[name].append(
-                (states_NWH[node_NW], text.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)
+                ReadoutNodes(
+                    states_XH=states_NWH[node_NW],
+                    features_XD=text.words_NWD[node_NW],
+                    asked_X=words.known_NW[node_NW] < KNOWN,
+                    offered_X=landmark_words(words)[node_NW],
+                    group_X=words.form_NW[node_NW],
+                )
             )
             unplaced_NW = unplaced_words(node_NW, words)
-            means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(text.words_NWD, unplaced_NW))
-            self.texts[name].append(means)
+            states_TH = mean_of_words(states_NWH, unplaced_NW)
+            is_text_T = torch.ones(len(states_TH), dtype=torch.bool, device=states_TH.device)
+            self.texts[name].append(
+                ReadoutNodes(
+                    states_XH=states_TH,
+                    features_XD=mean_of_words(text.words_NWD, unplaced_NW),
+                    asked_X=is_text_T,
+                    offered_X=~is_text_T,
+                    group_X=torch.full_like(is_text_T, -1, dtype=torch.int64),
+                )
+            )
 
     def add_regions(self, census: Census, *, most: int) -> None:
         """Add at most `most` regions, of pictures that were not seen yet."""
@@ -244,9 +277,13 @@ class _Collected:
             place_X = torch.nonzero((seen_BS & vision.region_mask_BS & is_new_B[:, None]).flatten())[:, 0]
             place_X = some_of(place_X, most, self._generator)
             picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
-            states_XH, features_XD, picture_X = (
-                values.flatten(0, 1).index_select(0, place_X)
-                for values in (states_BSH, vision.regions_BSD, picture_BS)
+            every_X = torch.ones_like(place_X, dtype=torch.bool)
+            self.regions[name].append(
+                ReadoutNodes(
+                    states_XH=states_BSH.flatten(0, 1).index_select(0, place_X),
+                    features_XD=vision.regions_BSD.flatten(0, 1).index_select(0, place_X),
+                    asked_X=every_X,
+                    offered_X=every_X,
+                    group_X=picture_BS.flatten().index_select(0, place_X),
+                )
             )
-            every_X = torch.ones_like(picture_X, dtype=torch.bool)
-            self.regions[name].append((states_XH, features_XD, picture_X, every_X))

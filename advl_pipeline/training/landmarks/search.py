@@ -15,7 +15,13 @@ import torch
 
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.pooling import pool_to_regions
-from advl_pipeline.distillation.relational import KNOWN, Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
+from advl_pipeline.distillation.relational import (
+    Landmarks,
+    LandmarkSums,
+    RegionLandmarks,
+    landmark_words,
+    region_landmarks,
+)
 from advl_pipeline.distillation.signal import VisionSignal, teachers_by_pathway
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.training.batches import TrainingBatch
@@ -27,7 +33,8 @@ MAX_TEXTS = 8192
 MAX_REGIONS = 8192
 """Maximum number of sampled regions."""
 
-_TEXTS_AT_ONCE = 128
+TEXTS_AT_ONCE = 128
+"""Number of texts whose states are computed at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ class FoundLandmarks:
 
 @torch.no_grad()
 def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[int]) -> FoundLandmarks:
-    """Return the landmarks of a run; empty if the method does not use them, or if there is no record of known words.
+    """Return the landmarks of a run; empty if the method does not use them, or if nothing says which words are known.
 
     Regions have landmarks below the fusion only, where a region's name is the word that pretraining aligned it with.
 
@@ -55,7 +62,7 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     settings, source = start.settings, start.source
     assert source is not None
     teachers = teachers_by_pathway(settings, source.widths())
-    if settings.distance != "relational" or not source.knows_words:
+    if settings.distance != "relational" or not source.known.is_given:
         return FoundLandmarks()
     if not any(teachers.values()) and not settings.asks_itself:
         return FoundLandmarks()
@@ -63,7 +70,7 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     sums = {name: LandmarkSums() for name in teachers["text"]}
     below_fusion = settings.distill_layer == "unimodal"
     words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
-    at_once = max(1, _TEXTS_AT_ONCE // len(dataset[positions[0]].candidates))
+    at_once = max(1, TEXTS_AT_ONCE // len(dataset[positions[0]].candidates))
     for census in take_census(start, dataset, chosen, at_once=at_once):
         states_NWH, words = census.states_NWH, census.words
         followed = [(sums[name], census.signal.text[name]) for name in teachers["text"]]
@@ -72,7 +79,7 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
             features_NWD = states_NWH if part is None else part.words_NWD
             if features_NWD is not None:
                 node_NW = census.meant(part)
-                is_known_X = words.known_NW[node_NW] >= KNOWN
+                is_known_X = landmark_words(words)[node_NW]
                 gathered.add(states_NWH[node_NW], features_NWD[node_NW], words.form_NW[node_NW], is_known_X)
         for name, rows in regions.items():
             rows.add(census.states, census.batch, census.signal.vision[name])

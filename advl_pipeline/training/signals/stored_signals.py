@@ -27,22 +27,29 @@ from advl_pipeline.training.signals.teacher_features import TeacherFeatures, Uni
 _TEXTS_REMEMBERED = 65536
 """Maximum number of texts whose word numbers are kept for later epochs."""
 
-WordNumbers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]]
-"""For each word of a text: the prior, the spelling, and how well the student knows it."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordNumbers:
+    """For each word of a text, (W,): the prior, the spelling, how well the student knows it, whether it is held."""
+
+    prior_W: npt.NDArray[np.float32]
+    form_W: npt.NDArray[np.int64]
+    known_W: npt.NDArray[np.float32]
+    held_W: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class SignalSource:
     """Builder of the `TeacherSignal` of a batch, from several teachers' features of all units that a run needs.
 
-    `prior` is IDF over the training texts, `known` the words known from the student's pretraining [default: every
-    word], and `confidence` is modality -> example id -> probability of the ground truth.
+    `prior` is IDF over the training texts, `known` what is known of the student's pretraining [default: nothing], and
+    `confidence` is modality -> example id -> probability of the ground truth.
     """
 
     teachers: Sequence[TeacherFeatures]
     _: KW_ONLY
     prior: WordPrior
-    known: KnownWords = field(default_factory=lambda: KnownWords(counts=None))
+    known: KnownWords = field(default_factory=KnownWords)
     confidence: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def widths(self) -> dict[str, Widths]:
@@ -72,11 +79,6 @@ class SignalSource:
                 teacher.image.announce(image_ids)
             if teacher.text:
                 teacher.text.announce(text_ids)
-
-    @property
-    def knows_words(self) -> bool:
-        """Whether there is a record of the words that the student's pretraining taught."""
-        return self.known.counts is not None
 
     def signal(
         self,
@@ -110,8 +112,12 @@ class SignalSource:
         def of_text(text: str) -> WordNumbers:
             words = [text[start:end].lower() for start, end in word_spans(text)]
             forms = np.array([form_of(word) for word in words], dtype=np.int64)
-            known = np.array([self.known.of_word(word) for word in words], dtype=np.float32)
-            return np.array(self.prior.of_text(text), dtype=np.float32), forms, known
+            return WordNumbers(
+                prior_W=np.array(self.prior.of_text(text), dtype=np.float32),
+                form_W=forms,
+                known_W=np.array([self.known.of_word(word) for word in words], dtype=np.float32),
+                held_W=np.array([self.known.is_held(word) for word in words], dtype=bool),
+            )
 
         return of_text
 
@@ -119,10 +125,15 @@ class SignalSource:
         words = [word_spans(text) for text in texts]
         shape = (len(texts), max(1, *(len(spans) for spans in words)))
         prior, known = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
-        form, mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+        form = np.zeros(shape, dtype=np.int64)
+        mask, held = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
             taken = np.s_[row, : len(spans)]
-            prior[taken], form[taken], known[taken] = self._word_numbers(text)
+            numbers = self._word_numbers(text)
+            prior[taken] = numbers.prior_W
+            form[taken] = numbers.form_W
+            known[taken] = numbers.known_W
+            held[taken] = numbers.held_W
             mask[taken] = True
         return WordAlignment(
             word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
@@ -130,6 +141,7 @@ class SignalSource:
             word_mask_NW=torch.from_numpy(mask),
             form_NW=torch.from_numpy(form),
             known_NW=torch.from_numpy(known),
+            held_NW=torch.from_numpy(held),
             frequent_NW=torch.from_numpy((prior > 0) & (prior < self.prior.frequent_below)),
         )
 

@@ -19,16 +19,16 @@ from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.confidence.separation import Separation
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.datasets.words import KnownWords, fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import VisionTarget
 from advl_pipeline.students.interface import PlaceKind, Student
-from advl_pipeline.students.options import StudentOptions
-from advl_pipeline.students.weight_files import known_words, read_known_words
+from advl_pipeline.students.known_words import read_known_words, recorded_words
 from advl_pipeline.training.checks import check_teachers
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.bridge import TeacherAnswers, find_answers
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.search import FoundLandmarks, find_landmarks
+from advl_pipeline.training.landmarks.word_estimate import WordEstimate, estimate_words
 from advl_pipeline.training.process_group import computed_by_first
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals.confidences import find_confidences
@@ -39,14 +39,6 @@ from advl_pipeline.training.signals.teacher_features import (
     cached_teacher,
     word_means,
 )
-
-
-def _known_words(config: StudentOptions) -> Mapping[str, int] | None:
-    """Return the words that pretraining taught, with their counts; None without a record."""
-    if config.known_words is not None:
-        return read_known_words(config.known_words)
-    return None if config.init is None else known_words(config.init)
-
 
 NUM_PICTURES = 64
 """Number of sampled pictures."""
@@ -89,12 +81,14 @@ class Teaching:
     """All training signals besides labels, and the findings about them.
 
     `source` gives the teachers' signals, with the confidences behind the weights. `judge` gives those of the
-    original teachers, without the control. Without teachers both are None.
+    original teachers, without the control. Without teachers both are None. `words` is the estimate of what the
+    student's pretraining taught, None if a record or a list says it.
     """
 
     source: SignalSource | None = None
     judge: SignalSource | None = None
     vision: tuple[VisionChoice, ...] = ()
+    words: WordEstimate | None = None
     landmarks: FoundLandmarks = field(default_factory=FoundLandmarks)
     confidences: Mapping[str, Separation] = field(default_factory=dict)
     answers: TeacherAnswers | None = None
@@ -107,6 +101,8 @@ class Teaching:
     def lines(self) -> list[str]:
         """Return a line about each finding."""
         texts = [choice.line() for choice in self.vision]
+        if self.words is not None:
+            texts.append(self.words.line())
         weighted = {name: f"the {name} pathway's weights" for name in ("vision", "text")} | {"joint": "all weights"}
         for modality, measured in self.confidences.items():
             uniform = f"NOT ABOVE CHANCE, so {weighted[modality]} are uniform (--confidence-check none uses it)"
@@ -132,6 +128,14 @@ def open_teaching(
         answers = find_answers(run, start, FoundLandmarks(), inputs)
         return Teaching(answers=answers)
     source, judge = opened
+    words = None
+    if not source.known.is_given:
+
+        def estimate() -> WordEstimate:
+            return estimate_words(start.student, inputs.adapt_dataset, inputs.adapt, source.prior)
+
+        words = computed_by_first(estimate, accelerator)
+        source, judge = (replace(signals, known=words.known_words()) for signals in (source, judge))
     vision, source = choose_vision_targets(replace(start, source=source), inputs.dataset, inputs.labelled)
     start = replace(start, source=source)
 
@@ -146,6 +150,7 @@ def open_teaching(
         source=replace(source, confidence=followed),
         judge=judge,
         vision=tuple(vision),
+        words=words,
         landmarks=landmarks,
         confidences=measured,
         answers=find_answers(run, start, landmarks, inputs),
@@ -164,9 +169,7 @@ def _open_sources(
         ConfigError: teachers or options contradict each other.
     """
     config, method = run.config, run.method
-    anchors = method.num_adapt_steps > 0 and method.settings.anchors
-    asks_itself = method.settings.asks_itself and method.settings.answer_weight > 0
-    if not method.uses_teachers and not anchors and not asks_itself:
+    if not method.reads_words:
         return None
     by_split = check_teachers(caches, inputs, config, method.settings)
     for cache in caches:
@@ -191,7 +194,7 @@ def _open_sources(
     source = SignalSource(
         teachers,
         prior=fit_word_prior(candidate.text for candidate in candidates),
-        known=KnownWords(counts=_known_words(config)),
+        known=recorded_words(config.init) if config.known_words is None else read_known_words(config.known_words),
     )
     return source, replace(source, teachers=judges)
 

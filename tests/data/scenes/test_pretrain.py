@@ -27,11 +27,9 @@ from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnav
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.students.interface import StudentOutput
+from advl_pipeline.students.known_words import recorded_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.students.weight_files import KNOWN_WORDS_FILE, known_words
-from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.signals.teaching import _known_words
 
 STUDENTS = ("scenes-small", "scenes-efficientnet", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
 
@@ -203,29 +201,8 @@ def test_the_words_of_the_captions_are_kept_with_their_counts(small_corpus: Any,
     dataset = captions_of(small_corpus)
     texts = [dataset[index].candidates[0].text for index in range(len(dataset))]
     expected = Counter(text[start:end].lower() for text in texts for start, end in word_spans(text))
-    assert known_words(pretrained) == expected
+    assert recorded_words(pretrained).counts == expected
     assert expected["a"] > 1
-
-
-def test_known_words_are_in_lower_case_and_a_list_wins_over_what_pretraining_recorded(tmp_path: Path) -> None:
-    assert known_words(tmp_path) is None
-    assert known_words(tmp_path / "uniter-base.pt") is None
-    (tmp_path / KNOWN_WORDS_FILE).write_text('{"Cat": 2, "cat": 1, "café": 0}', encoding="utf-8")
-    listed = tmp_path / "given.json"
-    listed.write_text('{"dog": 3}', encoding="utf-8")
-    config = FinetuneConfig(dataset="scenes-vcr", output=tmp_path / "run", init=tmp_path)
-    assert _known_words(config) == {"cat": 3, "café": 0}
-    assert _known_words(replace(config, known_words=listed)) == {"dog": 3}
-    assert _known_words(replace(config, init=None)) is None
-
-
-@pytest.mark.parametrize("text", ['{"cat": -1}', '{"cat": true}', '{"cat"', "cat\t3\n", "[1]"])
-def test_a_damaged_list_of_words_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / KNOWN_WORDS_FILE
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="known words") as refused:
-        known_words(tmp_path)
-    assert refused.value.where == str(path)
 
 
 @pytest.mark.parametrize(
