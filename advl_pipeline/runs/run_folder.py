@@ -68,6 +68,11 @@ class RunFolder:
         begun = str(self._recorded(names.CONFIG, "init"))
         return Path(begun) if begun.startswith(HUB) and begun.partition("@")[0] == str(init) else init
 
+    def threads_before(self) -> int | None:
+        """Return the number of threads that computed the steps of an interrupted run; None if it is not known."""
+        recorded = self._recorded(names.ENVIRONMENT, "num_threads") if self.checkpoint.exists() else None
+        return recorded if isinstance(recorded, int) else None
+
     def _recorded(self, name: str, *keys: str) -> Any:
         """Return a value of a document of the run; None if it is damaged, which `require_same_run` reports."""
         try:

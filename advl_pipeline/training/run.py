@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -262,6 +263,8 @@ def _begin(opened: _Opened) -> None:
         "reads": dataclasses.asdict(opened.reads),
         "global_batch": step_line,
     }
+    threads = torch.get_num_threads()
+    threads_before = opened.folder.threads_before() if config.resume else None
     opened.folder.begin(
         opened.identity,
         config=config_to_dict(opened.given),
@@ -270,6 +273,7 @@ def _begin(opened: _Opened) -> None:
         caches=[(str(cache.path), cache.identity) for cache in opened.caches],
         computed_on={
             "device": device_name(config.device),
+            "num_threads": threads,
             "mixed_precision": config.mixed_precision,
             "tf32": opened.multiplies_in_tf32,
             "base_dtype": held_in,
@@ -281,7 +285,12 @@ def _begin(opened: _Opened) -> None:
     precision = ["products of fp32 matrices are computed in TF32"] if opened.multiplies_in_tf32 else []
     if teaching.words is not None:
         write_text(opened.folder.path / names.WORDS, word_table(teaching.words.rows))
-    for line in (run.settings.line(), *heads, step_line, _memory_line(held_in, parts), *precision, *opened.notes):
+    resumed = []
+    if threads_before not in (None, threads):
+        both = f"the steps so far were computed on {threads_before} threads, the others are on {threads}"
+        resumed = [f"{both}: sums in another order change the last digits of the weights"]
+    memory = _memory_line(held_in, parts)
+    for line in (run.settings.line(), *heads, step_line, memory, *precision, *resumed, *opened.notes):
         tqdm.write(line, file=sys.stderr)
 
 

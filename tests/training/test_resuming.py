@@ -70,6 +70,24 @@ def test_a_run_that_was_stopped_twice_is_the_uninterrupted_one(
     require_equal(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_a_run_that_goes_on_with_another_number_of_threads_says_so(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = small_corpus.command(tmp_path / "run", checkpoint_every=1, **PLAIN)
+    said = []
+    for threads, at in ((1, 2), (2, 3), (2, None)):
+        with patch.object(torch, "get_num_threads", lambda threads=threads: threads):
+            if at is None:
+                code, messages = advl(capsys, *command)
+            else:
+                with interrupted_at(at):
+                    code, messages = advl(capsys, *command)
+        assert code == (0 if at is None else 130)
+        said.append("computed on 1 threads, the others are on 2" in messages)
+    assert said == [False, True, False]
+    assert read_json(tmp_path / "run" / names.ENVIRONMENT)["num_threads"] == 2
+
+
 @pytest.fixture(scope="module")
 def whole(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing stopped."""
