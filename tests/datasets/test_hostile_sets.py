@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -141,6 +145,38 @@ def test_a_link_out_of_the_set_is_refused_and_one_within_it_is_read(private: Pat
     assert check("--deep").count("is a link that leads out of the dataset") == 2
     (copy / "data/test.jsonl").symlink_to(private / "key")
     assert "The repository names a file outside of it." in check("--deep")
+
+
+def as_zip(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("train.jsonl", content)
+    return packed.getvalue()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    ".jsonl": bytes,
+    ".jsonl.gz": gzip.compress,
+    ".jsonl.bz2": bz2.compress,
+    ".zip": as_zip,
+}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_json_that_is_nested_so_deep_that_it_would_end_the_process_is_refused_however_it_is_packed(
+    suffix: str, copy: Path, check: Check
+) -> None:
+    write_pictures(copy / "pictures")
+    rows = [caption(f"pictures/{colour}.png") for colour in COLOURS]
+    row = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    deep = b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    for file in (copy / "data").iterdir():
+        file.unlink()
+    (copy / f"data/train{suffix}").write_bytes(PACKED[suffix](row + deep))
+    assert "nested too deep" in check()
+    if suffix != ".jsonl":
+        (copy / f"data/train{suffix}").write_bytes(PACKED[suffix](row)[:-20])
+        assert "Traceback" not in check()
 
 
 @pytest.mark.parametrize("is_cache", [True, False])

@@ -6,9 +6,14 @@ as data, a row may name any file as its picture, and a link in a copy may point 
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import re
+import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -222,9 +227,9 @@ def require_own_files(name: HubName, builder: Any, files: Iterable[str]) -> None
     for file in files:
         if not (lies_inside(Path(file), name.copy) if name.copy else file.startswith(f"hf://datasets/{name.path}@")):
             raise _outside(name, file, "it would be read as data")
-        if file.endswith(_JSON_SUFFIXES):
+        if "json" in kinds or file.endswith(_JSON_SUFFIXES):
             with open_file(file) as content:
-                _require_shallow(content, f"{name}, {file}")
+                _require_safe_json(content, f"{name}, {file}")
 
 
 def _outside(name: HubName, file: str, why: str) -> DatasetError:
@@ -234,6 +239,59 @@ def _outside(name: HubName, file: str, why: str) -> DatasetError:
         why=f"{why}, and nothing but the repository's own files is read",
         next_command="ask its authors; or write the rows into a .jsonl file of your own, and give that by --data",
     )
+
+
+_PACKED: Mapping[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+"""First bytes of a packed file -> how to open its content."""
+
+_NOT_UNPACKED = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!")
+"""First bytes of files that the library unpacks and Python does not: zstd, lz4, 7z and rar."""
+
+
+_DAMAGE = (
+    *(ValueError, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError),
+    *(zipfile.BadZipFile, tarfile.TarError),
+)
+
+
+def _require_safe_json(file: IO[bytes], where: str) -> None:
+    """Refuse JSON that would crash the process, packed or not.
+
+    Raises:
+        DatasetError: the file is nested too deep, or cannot be unpacked.
+    """
+    try:
+        for inside in _unpacked(file):
+            _require_shallow(inside, where)
+    except _DAMAGE as error:
+        raise DatasetError("A file of the dataset cannot be unpacked.", where=where, why=str(error)) from None
+
+
+def _unpacked(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Yield what the library would read of a file: its content, or the files that are packed in it."""
+    start = file.read(8)
+    file.seek(0)
+    if start.startswith(_NOT_UNPACKED):
+        raise ValueError("its compression is not read; pack it as .gz, .bz2, .xz or .zip")
+    if start.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as inside:
+                    yield inside
+        return
+    unpack = next((unpack for magic, unpack in _PACKED.items() if start.startswith(magic)), None)
+    content = file if unpack is None else unpack(file)
+    is_tar = tarfile.is_tarfile(content)
+    content.seek(0)
+    if is_tar:
+        with tarfile.open(fileobj=content) as tar:
+            yield from filter(None, map(tar.extractfile, tar))
+    else:
+        yield content
 
 
 _MOST_DEPTH = 1024
