@@ -84,7 +84,7 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
     from advl_pipeline.extraction.config import ExtractConfig
     from advl_pipeline.extraction.run import run_extract
 
-    name = teacher if isinstance(teacher, str) else teacher.name
+    name = getattr(teacher, "name", teacher)
     config = _configured(ExtractConfig, options | {"teacher": name}, data)
     check_extraction_options(config)
     return run_extract(config, None if isinstance(teacher, str) else teacher)

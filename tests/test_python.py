@@ -6,7 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,26 @@ def test_the_code_of_the_pages_runs(here: Path) -> None:
         assert loaded.answer(picture, "Which colour is it?", ["red", "blue"]) == answer
     with pytest.raises(advl.AdvlError, match="chooses among choices"):
         loaded.answer("pictures/red.png", "Which colour is it?")
+    with pytest.raises(advl.AdvlError, match="chooses among choices"):
+        loaded.answer("pictures/red.png", "Which colour is it?", "ab")
+
+
+def test_values_that_nothing_can_be_done_with_are_errors_in_words(here: Path) -> None:
+    data = write_json_lines(here / "mine.jsonl", [choice_row(number) for number in range(20)])
+    huge = [choice_row(number, label=10**5_000) for number in range(20)]
+    calls: list[Callable[[], object]] = [
+        lambda: advl.extract(teacher=123, data=data),  # type: ignore[arg-type]
+        lambda: advl.extract(teacher="minilm-l6", data=data, output="a\0"),
+        lambda: advl.finetune(data=data, output="a\0", method="plain"),
+        lambda: advl.finetune(data="a\0", output="run", method="plain"),
+        lambda: advl.finetune(data=huge, output="run", method="plain"),
+        lambda: advl.open_cache("a\0"),
+        lambda: advl.load_run("a\0"),
+    ]
+    for call in calls:
+        with pytest.raises(advl.AdvlError):
+            call()
+    assert not (here / "run").exists()
 
 
 def test_an_answer_is_what_evaluation_scores(here: Path) -> None:

@@ -211,7 +211,8 @@ def _check_place(path: Path, name: str, option: Option) -> None:
             raise name_too_long(str(path), where=flag_of(name)) from None
         return
     except ValueError:
-        return  # Opening it reports the invalid character.
+        why = f"it has a character that no path can have: {str(path)!r}"
+        raise ConfigError("A path cannot be used.", where=flag_of(name), why=why) from None
     if option.output is None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         what = f"{flag_of(name)} names neither a file nor a folder."
         raise ConfigError(what, where=str(path), why="it is a pipe or a device, which may never end")

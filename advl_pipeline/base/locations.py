@@ -56,10 +56,13 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
     """Return the folder or URL named by the user.
 
     Raises:
-        ConfigError: the URL has an unsupported scheme, lacks a bucket or prefix, or contains credentials.
+        ConfigError: the URL has an unsupported scheme, lacks a bucket or prefix, or contains credentials; or no path
+            can have one of its characters.
     """
     if isinstance(text, Url):
         return text
+    if "\0" in os.fspath(text):
+        raise ConfigError("No path has the character \\0.", where=repr(os.fspath(text)))
     matched = _URL.match(os.fspath(text))
     if matched is None:
         return Path(text)

@@ -298,8 +298,8 @@ class AnsweringRun:
             DatasetError: the picture cannot be read.
         """
         chooses = self.task in MULTIPLE_CHOICE_TASKS
-        if chooses and len(set(choices)) < 2:
-            what, why = "The run chooses among choices, and there are not two different ones.", f"got {list(choices)}"
+        if chooses and (isinstance(choices, str) or len(set(choices)) < 2):
+            what, why = "The run chooses among choices, and there are not two different ones.", f"got {choices!r}"
             advice = "give two choices or more: answer(picture, question, choices)"
             raise ConfigError(what, where=str(self.path), why=why, next_command=advice)
         if choices and not chooses:
