@@ -109,6 +109,9 @@ class Card(Configuration):
     rationale_choices: int | None = option(
         None, help="Rationales to choose from: the row's first one, and others from other rows.", minimum=2
     )
+    max_boxes: int = option(1_000, help="Number of boxes that a row may have.", minimum=1)
+    max_choices: int = option(1_000, help="Number of choices that a row may have.", minimum=2)
+    max_characters: int = option(100_000, help="Length that a text of a row may have.", minimum=1)
     min_answer_count: int = option(
         1, help="Number of train questions whose most frequent answer an answer must be to become a class.", minimum=1
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from advl_pipeline.base.configuration import Configuration, option
 from advl_pipeline.base.errors import ConfigError, suggest_names
+from advl_pipeline.datasets.problems import written_number
 
 OF_EVERY_ITEM = ("group", "picture", "question", "type")
 """Facets that items have without a card: their group, picture, question text and stratum."""
@@ -49,8 +50,8 @@ class Facet(Configuration):
         if self.pattern:
             match = re.search(self.pattern, text)
             text = " ".join(part for part in match.groups() if part) if match else ""
-        if self.per is not None and text.isdecimal():
-            text = str((int(text) - 1) // self.per)
+        if self.per is not None and (number := written_number(text)) is not None:
+            text = str((number - 1) // self.per)
         return self.names.get(text, text)
 
 

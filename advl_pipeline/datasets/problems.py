@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,14 @@ def shown(value: object) -> str:
     """Return a value for a message, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def written_number(text: str) -> int | None:
+    """Return the whole number that a text writes in the digits 0 to 9; None for another text.
+
+    More than a thousand digits are no number of anything, and converting them takes long.
+    """
+    return int(text) if re.fullmatch("[0-9]{1,1000}", text) else None
 
 
 def unlike(name: str, value: object, expected: str) -> Malformed:

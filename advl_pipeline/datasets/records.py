@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.locations import regular_file
-from advl_pipeline.datasets.problems import Malformed, Problem, shown
+from advl_pipeline.datasets.problems import Malformed, Problem, shown, written_number
 
 Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
 """Tasks of the benchmarks, and the kinds of task that your own data can have (`own/`)."""
@@ -28,7 +28,7 @@ MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r", "choic
 
 _HEADS: Mapping[str, str] = {**dict.fromkeys(MULTIPLE_CHOICE_TASKS, "vcr"), "answers": "vqa", "classes": "snli-ve"}
 
-_TAG = re.compile(r"\[([^\[\]|]*[^\[\]|\s][^\[\]|]*)\|(\d+)\]")
+_TAG = re.compile(r"\[([^\[\]|]*)\|([0-9]+)\]")
 """Words that refer to a box: in "Why is [the dog|0] running?" the words "the dog" refer to box 0."""
 
 UNIT_ID_LENGTH = 32
@@ -153,9 +153,12 @@ def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]
         return normal, ()
     plain, tags, end = "", [], 0
     for match in _TAG.finditer(normal):
-        words, box = match[1].strip(), int(match[2])
-        if box >= num_boxes:
-            raise Malformed(f"tag {shown(match[0])} names box {box}, the row has {num_boxes} (counted from 0)")
+        words, box = match[1].strip(), written_number(match[2])
+        if not words:
+            continue
+        if box is None or box >= num_boxes:
+            which = f"names box {shown(match[2])[1:-1]}"
+            raise Malformed(f"tag {shown(match[0])} {which}, the row has {num_boxes} (counted from 0)")
         plain += normal[end : match.start()]
         tags.append(ObjectTag(start=len(plain), end=len(plain) + len(words), box=box))
         plain, end = plain + words, match.end()

@@ -82,6 +82,9 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Path], Path], Changes]] = {
     ),
 }
 
+DIGITS = "1" * 5_000
+"""More digits than Python converts to a number."""
+
 BAD_LINES = [
     ('{"movie": "x", "obj', "the line is cut off"),
     ('{"movie": \udcff\udcfe}', "not UTF-8"),
@@ -158,6 +161,12 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
             ({"boxes": [[1, 2, 90, 4]]}, "is [1.0, 2.0, 90.0, 4.0], the picture is 64x48"),
             ({"boxes": [[1, 2, 9, 4]], "box_labels": []}, "one text for each of the 1 boxes"),
             ({"boxes": [[1, 2, 9, 4]], "question": "Why [he|1]?"}, "names box 1, the row has 1"),
+            ({"boxes": [[1, 2, 9, 4]], "question": f"Why [he|{DIGITS}]?"}, "the row has 1"),
+            ({"label": DIGITS}, "expected a position from 0 to 3"),
+            ({"label": "\N{ARABIC-INDIC DIGIT ONE}"}, "expected a position from 0 to 3"),
+            ({"boxes": [[1, 2, 9, 4]] * 1_001}, "1,001 boxes, and at most 1,000 are read; a card"),
+            ({"choices": ["a"] * 1_001}, "a card can raise this: max_choices = 1001"),
+            ({"question": "why [" * 25_000}, "125,000 characters, and at most 100,000 are read"),
             ({"rationales": ["a", "b"]}, "field 'rationale_label' is missing"),
             ({"choices": ..., "text": "x"}, "the row is of the kind classes (image, text, label)"),
         ],

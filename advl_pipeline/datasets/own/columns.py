@@ -14,7 +14,7 @@ from typing import Any
 
 from advl_pipeline.datasets.boxes import checked_boxes
 from advl_pipeline.datasets.cards import COLUMNS, Card, Kind, LabelForm
-from advl_pipeline.datasets.problems import Malformed, shown, unlike
+from advl_pipeline.datasets.problems import Malformed, shown, unlike, written_number
 from advl_pipeline.datasets.records import normalise_text, parse_tagged
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import Held, Item
@@ -132,10 +132,14 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: Card) -> Item:
     Raises:
         Malformed: a field is invalid; the message names it.
     """
-    boxes = () if record.get("boxes") is None else checked_boxes(record["boxes"])
+    given = record.get("boxes")
+    _require_few("boxes", given, "max_boxes", card)
+    boxes = () if given is None else checked_boxes(given)
     label: int | str | None
     rationale_label, answers = None, {}
-    texts = [] if kind == "pictures" else [_text(record, "text" if kind == "classes" else "question", len(boxes))]
+    texts = (
+        [] if kind == "pictures" else [_text(record, "text" if kind == "classes" else "question", card, len(boxes))]
+    )
     choices: list[str] = []
     if kind == "choice":
         choices, label = _chosen(record, "choices", "label", card, len(boxes))
@@ -201,8 +205,18 @@ def _name(record: Mapping[str, Any], name: str) -> str | None:
     return str(value)
 
 
-def _text(record: Mapping[str, Any], name: str, num_boxes: int) -> str:
+def _require_few(name: str, value: Any, key: str, card: Card) -> None:
+    """Refuse a list or a text that is longer than the card allows: memory and time grow with it."""
+    most = getattr(card, key)
+    if isinstance(value, str if key == "max_characters" else list) and len(value) > most:
+        things = key.removeprefix("max_")
+        why = f"field {name!r} has {len(value):,} {things}, and at most {most:,} are read"
+        raise Malformed(f"{why}; a card can raise this: {key} = {len(value)}")
+
+
+def _text(record: Mapping[str, Any], name: str, card: Card, num_boxes: int) -> str:
     value = record.get(name)
+    _require_few(name, value, "max_characters", card)
     if not isinstance(value, str) or not value.strip():
         raise unlike(name, value, "a text")
     parse_tagged(value, num_boxes)
@@ -228,11 +242,12 @@ def _chosen(
     A missing option keeps its number and its letter: without C, "D" is the third of three.
     """
     value = record.get(name)
+    _require_few(name, value, "max_choices", card)
     written = value if isinstance(value, list) else []
     there = [place for place, text in enumerate(written) if not is_missing(text)]
     if len(there) < MIN_CHOICES:
         raise unlike(name, value, f"a list of {MIN_CHOICES} texts or more")
-    options = [_text({f"{name}[{place}]": written[place]}, f"{name}[{place}]", num_boxes) for place in there]
+    options = [_text({f"{name}[{place}]": written[place]}, f"{name}[{place}]", card, num_boxes) for place in there]
     texts = [normalise_text(text) if place in there else "" for place, text in enumerate(written)]
     label = None if is_missing(record.get(label_name)) else record[label_name]
     place = _place(label_name, label, texts, card, has_letters=True)
@@ -254,12 +269,13 @@ def readings(label: Any, texts: Sequence[str], *, first: int = 0, has_letters: b
     places: dict[LabelForm, int] = {}
     if value and value in texts:
         places["text"] = texts.index(value)
-    if value.isdecimal() and not isinstance(label, bool) and 0 <= int(value) - first < len(texts):
-        places["index"] = int(value) - first
+    number = None if isinstance(label, bool) else written_number(value)
+    if number is not None and 0 <= number - first < len(texts):
+        places["index"] = number - first
     if has_letters and (letter := _LETTER.fullmatch(value)):
-        number = ascii_uppercase.index((letter[1] or letter[2]).upper())
-        if number < len(texts):
-            places["letter"] = number
+        place = ascii_uppercase.index((letter[1] or letter[2]).upper())
+        if place < len(texts):
+            places["letter"] = place
     return places
 
 
@@ -301,11 +317,12 @@ def numbers_of(record: Mapping[str, Any], kind: Kind, card: Card) -> Iterator[tu
         value = normalise_text(str(label))
         if not isinstance(texts, list) or len(texts) < MIN_CHOICES:
             continue
-        if value.isdecimal() and not isinstance(label, bool):
+        number = None if isinstance(label, bool) else written_number(value)
+        if number is not None:
             is_text = isinstance(label, str) or kind == "classes"
             is_text = is_text and value in [normalise_text(str(text)) for text in texts]
-            if not is_text or (card.label_is == "index" and int(value) < len(texts)):
-                yield name, int(value), len(texts)
+            if not is_text or (card.label_is == "index" and number < len(texts)):
+                yield name, number, len(texts)
 
 
 def _class(record: Mapping[str, Any], card: Card) -> str | None:

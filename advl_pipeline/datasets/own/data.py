@@ -15,6 +15,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.columns import MADE_OF
 from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.own.sources import find_source
+from advl_pipeline.datasets.problems import written_number
 from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_location, resolve_data_root
 from advl_pipeline.datasets.rows import RowSource
@@ -105,7 +106,7 @@ def class_names(index: Index, card: Card, opened: Sequence[str]) -> tuple[str, .
         return build_vocabulary(counts.items(), min_occurrences=card.min_answer_count, form=str)
     # Numeric classes are sorted as numbers, before the others.
     used = [name for name, count in counts.items() if count]
-    return tuple(sorted(used, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
+    return tuple(sorted(used, key=lambda name: ((number := written_number(name)) is None, number or 0, name)))
 
 
 _opened: dict[tuple[str, Path | None, Path], tuple[object, DatasetSpec]] = {}
