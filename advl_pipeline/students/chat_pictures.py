@@ -155,9 +155,11 @@ class PictureReader:
                 int(last + 1) // self._pictures.pooling_kernel_size for last in read["image_position_ids"][0].amax(0)
             )
             return grid_rectangles(rows, columns)
-        if getattr(self._processor, "image_break_token", None):
-            # A token ends each row of patches.
-            return grid_rectangles(len(runs), runs[0])
+        if "image_sizes" in read and (merged := getattr(self._processor, "spatial_merge_size", 0)):
+            side = self._processor.patch_size * merged
+            rows, columns = (int(size) // side for size in read["image_sizes"][0])
+            if rows * columns == sum(runs):
+                return grid_rectangles(rows, columns)
         rows, columns = _tile_grid(text)
         if not rows and len(runs) != 1 and not self._facts.whole:
             return np.full((sum(runs), 4), np.nan, dtype=np.float32)
@@ -165,8 +167,8 @@ class PictureReader:
         if not rows:
             return whole_R4
         # Tiles cover a picture that is resized to fill them; the tokens of each tile are in row-major order.
-        side = math.isqrt(runs[0])
-        tiles = grid_rectangles(rows * side, columns * side).reshape(rows, side, columns, side, 4)
+        edge = math.isqrt(runs[0])
+        tiles = grid_rectangles(rows * edge, columns * edge).reshape(rows, edge, columns, edge, 4)
         return np.concatenate([tiles.swapaxes(1, 2).reshape(-1, 4), whole_R4])
 
     def _whole(self, read: Mapping[str, Any], number: int, unit: ImageUnit) -> npt.NDArray[np.float32]:

@@ -122,7 +122,7 @@ def test_a_transfer_that_breaks_in_the_middle_goes_on(hub: Hub, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "why", "following"),
     [
-        ("lab/gated", "its owner grants access on request (HTTP 401)", "hf auth login"),
+        ("lab/gated", "its owner grants access on request (HTTP 401)", "lab/gated grants you access; or set HF_"),
         ("lab/absent", "it is not there, or private and not yours (HTTP 404)", "hf auth login"),
         ("lab/net@0.9", "it has no revision 0.9", "leave out @0.9"),
         ("lab/no weights", "", "name a repository as ORG/MODEL"),
