@@ -118,9 +118,9 @@ class Index:
             DatasetError: the labels may be off by one; the message has the line of the card.
         """
         if why := self.facts["miscounted"].get(split):
-            advice = again(
+            advice = (
                 "write a card (docs/adding-a-dataset.md) with the line first_label = 1, or first_label = 0 if they "
-                "count from 0; then run the same command with the card"
+                "count from 0; and give the card in place of the data"
             )
             what = f"The labels of {self.dataset} may be off by one."
             raise DatasetError(what, where=f"split {split}", why=why, next_command=advice)

@@ -176,11 +176,15 @@ def test_what_rows_leave_open_is_refused_with_the_lines_that_settle_it(tmp_path:
     error = refusal(data, on_error="skip")
     assert (error.exit_code, error.what) == (5, "The rows do not say how options and answers belong together.")
     assert why in error.why
-    lines = re.search(r"the lines (.*) \| or, ", error.next_command)
+    lines = re.search(r"the lines (.*?); or, ", error.next_command)
     assert lines is not None
     card = data_of(tmp_path, rows, lines[1].replace(" | ", "\n") + "\n")
     assert find_dataset(card).tasks == ("choice",)
     assert len(open_dataset(card, split="train", on_error="skip")) >= 1
+    rest = [line for line in lines[1].split(" | ") if not line.startswith(("label_is", "first_label"))]
+    for other in re.findall(r"for another reading, (.*?); or, ", error.next_command):
+        card = data_of(tmp_path, rows, "\n".join([*other.split(" | "), *rest, ""]))
+        assert len(open_dataset(card, split="train")) == len(rows)
     assert find_dataset(data_of(tmp_path, rows, 'task = "answers"\n')).tasks == ("answers",)
 
 

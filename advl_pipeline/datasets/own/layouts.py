@@ -14,7 +14,7 @@ from itertools import combinations, count
 from string import ascii_lowercase
 from typing import Any
 
-from advl_pipeline.base.errors import DatasetError, again
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.cards import Card, LabelForm
 from advl_pipeline.datasets.own.columns import MIN_CHOICES, is_missing, listed_options, readings
 from advl_pipeline.datasets.problems import Malformed, shown
@@ -230,13 +230,19 @@ def settled(read: Callable[[], Iterable[Row]], card: Card, *, dataset: str) -> C
         lines = {"options_in_question": True, "label_is": "letter", "task": "choice", "columns": columns}
     if evidence.num_without:
         lines["needs"] = ["choices"]
-    advice = again(
-        f"write a card (docs/adding-a-dataset.md) with the lines {_listed(lines)} | or, where {evidence.label} is an "
-        'open answer, with task = "answers"; then run the same command with the card'
+    others = [_listed(reading.lines) for reading in evidence.fitting() if reading != best]
+    advice = "; or, ".join(
+        [
+            f"write a card (docs/adding-a-dataset.md) with the lines {_listed(lines)}",
+            *(f"for another reading, {listed}" for listed in others if evidence.num_labelled),
+            f'for an open {evidence.label}, task = "answers"',
+        ]
     )
     what = "The rows do not say how options and answers belong together."
     where = f"{dataset}, columns {', '.join(evidence.options)} and {evidence.label}"
-    raise DatasetError(what, where=where, why="; ".join(doubts), next_command=advice)
+    raise DatasetError(
+        what, where=where, why="; ".join(doubts), next_command=f"{advice}; and give the card in place of the data"
+    )
 
 
 def lines_of(card: Card) -> str:
