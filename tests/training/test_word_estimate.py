@@ -115,6 +115,15 @@ def test_a_run_without_a_record_writes_its_words_says_what_it_found_and_takes_th
     assert texts["texts"]["num_asked"] > 10
 
 
+def test_a_short_run_looks_only_at_the_inputs_of_its_steps(small_corpus: SmallCorpus, tmp_path: Path) -> None:
+    num_occurrences = []
+    for num_steps in (1, 4):
+        small_corpus.run(tmp_path / f"{num_steps}", adapt_steps=num_steps, adapt_texts=8)
+        rows = csv.DictReader((tmp_path / f"{num_steps}" / "words.csv").read_text(encoding="utf-8").splitlines())
+        num_occurrences.append(sum(int(row["occurrences"]) for row in rows))
+    assert 0 < num_occurrences[0] < num_occurrences[1]
+
+
 @pytest.mark.parametrize(("method", "is_estimated"), [("plain-two-step", True), ("plain", False)])
 def test_controls_anchor_the_same_words_and_plain_needs_none(
     method: str, is_estimated: bool, small_corpus: SmallCorpus, tmp_path: Path

@@ -23,6 +23,7 @@ from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import VisionTarget
 from advl_pipeline.students.interface import PlaceKind, Student
 from advl_pipeline.students.known_words import read_known_words, recorded_words
+from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.checks import check_teachers
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.bridge import TeacherAnswers, find_answers
@@ -130,9 +131,11 @@ def open_teaching(
     source, judge = opened
     words = None
     if not source.known.is_given:
+        # Only what the run distils, so that a short run of a large student does not look at thousands of pictures.
+        positions = inputs_visited(run, inputs) if run.method.num_adapt_steps else inputs.labelled
 
         def estimate() -> WordEstimate:
-            return estimate_words(start.student, inputs.adapt_dataset, inputs.adapt, source.prior)
+            return estimate_words(start.student, inputs.adapt_dataset, positions, source.prior)
 
         words = computed_by_first(estimate, accelerator)
         source, judge = (replace(signals, known=words.known_words()) for signals in (source, judge))
