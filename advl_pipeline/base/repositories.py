@@ -165,6 +165,26 @@ def require_downloaded(path: Path, *, what: str) -> None:
         )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's config.json, empty if there is none.
+
+    Raises:
+        WeightsUnavailable: it is no JSON object.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_bytes())
+        why = "" if isinstance(config, dict) else "it is no object of names and values"
+    except (ValueError, RecursionError) as error:
+        config, why = {}, f"{type(error).__name__}: {error}"
+    if why:
+        what = "The description of a model is damaged."
+        raise WeightsUnavailable(what, where=str(file), why=why, next_command="download it again")
+    return dict(config)
+
+
 def require_plain_network(config: Mapping[str, Any], *, where: Path | str) -> None:
     """Refuse a repository that is quantised, or brings its own class for a network of a type that transformers knows.
 

@@ -12,7 +12,6 @@ V tokens of all pictures, M picture tokens of all rows, D features of one, K ans
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,6 +27,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
+from advl_pipeline.base.repositories import read_config
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit
 from advl_pipeline.runs import names
 from advl_pipeline.students.chat import INSTRUCTIONS, Chat, ChatRow
@@ -123,7 +123,7 @@ class GenerativeStudent(Student):
         elif tokenizer_folder(weights) is not None:
             settings["tokenizer"] = str(folder)
         if not (folder / DESCRIPTION_FILE).is_file() and (folder / MODEL_CONFIG).is_file():
-            settings["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+            settings["architecture"] = read_config(folder)
         return settings
 
     def load_published(self, path: Path) -> LoadReport:

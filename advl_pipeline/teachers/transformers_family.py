@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from advl_pipeline.base.errors import ConfigError, advise, suggest_names
-from advl_pipeline.base.repositories import require_plain_network
+from advl_pipeline.base.repositories import read_config, require_plain_network
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
-from advl_pipeline.teachers.sentence_encoder import Pooling, SentenceRecipe, load_dense, read_beside, sentence_recipe
+from advl_pipeline.teachers.sentence_encoder import Pooling, SentenceRecipe, load_dense, sentence_recipe
 from advl_pipeline.teachers.text_tower import TextBackbone, TextFeatures, WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import (
     load_model,
@@ -90,7 +90,7 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
     import transformers
 
     folder = transformers_folder(repository, options)
-    settings = read_beside(folder, "config.json") or {}
+    settings = read_config(folder)
     require_plain_network(settings, where=folder)
     if "pretrained_cfg" in settings:
         raise _of_timm(repository, settings, options)

@@ -205,6 +205,14 @@ def test_what_cannot_be_a_student_is_refused_before_its_weights_are_fetched(
     assert not any("model.safetensors" in line for line in hub.asked)
 
 
+def test_a_damaged_description_is_named(advl: Advl, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"[" * 100_000)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused = advl("load-check", "chat", tmp_path)
+    assert refused.returncode == 6
+    assert "The description of a model is damaged." in refused.stderr
+
+
 def test_pointers_of_git_lfs_are_named(advl: Advl, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(LFS_POINTER)
     for given in (tmp_path, tmp_path / "model.safetensors"):

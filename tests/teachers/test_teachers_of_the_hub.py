@@ -269,6 +269,8 @@ def test_other_forms_of_files_give_the_same(
             lambda: without(bert("x", form=shards), "model-00002-of-00002.safetensors"),
             "it lacks model-00002-of-00002",
         ),
+        (lambda: bert("x") | {"config.json": b'{"model_type": "bert"'}, "is damaged"),
+        (lambda: bert("x") | {"config.json": b'["bert"]'}, "no object of names and values"),
         (lambda: without(clip("x"), "preprocessor_config.json"), "it has none of preprocessor_config.json"),
     ],
 )
