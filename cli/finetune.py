@@ -44,10 +44,6 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     )
     if summary["num_texts_cut"]:
         click.echo(f"{summary['num_texts_cut']} of {summary['num_texts']} texts were cut to the student's length")
-    if start := summary.get("student_start"):
-        click.echo(start)
-    for caveat in summary["caveats"]:
-        click.echo(f"caution: {caveat}")
     click.echo(f"run folder: {result.output}")
     on = split_to_score(config.dataset, config.data_root, trained_on=config.split)
     click.echo("next: " + what_follows("advl", "evaluate", str(result.output), "--on", on))

@@ -166,13 +166,13 @@ def _run(arguments: list[str]) -> NoReturn:
     except AdvlError as error:
         error.next_command = invocation.next_command(error)
         _stop(error, invocation)
-    except (KeyboardInterrupt, click.Abort):
-        _stop(_interrupted(invocation), invocation)
+    except (KeyboardInterrupt, click.Abort) as error:
+        _stop(_interrupted(error, invocation), invocation)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
         if _came_of_ctrl_c(error):
-            _stop(_interrupted(invocation), invocation)
+            _stop(_interrupted(error, invocation), invocation)
         if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
             _stop(missing, invocation)
         if refusal := _refusal_of_system(error):
@@ -201,8 +201,15 @@ def _refusal_of_system(error: Exception) -> AdvlError | None:
     return None
 
 
-def _interrupted(invocation: Invocation) -> Interrupted:
-    return Interrupted("Interrupted.", why="what was finished is kept", next_command=invocation.command())
+def _interrupted(error: BaseException, invocation: Invocation) -> Interrupted:
+    """Return the error of a stopped command, in the words of the work that was stopped if it has any."""
+    what, kept = "The command was stopped", "what was finished is kept"
+    # click turns an interruption into its own exception.
+    if (stopped := error.__cause__ or error).args[1:]:
+        what, kept = stopped.args
+    interrupted = Interrupted(f"{what}.", why=kept)
+    interrupted.next_command = invocation.next_command(interrupted)
+    return interrupted
 
 
 def _came_of_ctrl_c(error: BaseException | None) -> bool:

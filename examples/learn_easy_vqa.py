@@ -3,7 +3,7 @@
 python examples/learn_easy_vqa.py FOLDER [PICTURES [EPOCHS]]
 
 The script writes FOLDER/easy-vqa.jsonl with PICTURES train pictures (default: all 4,000), every tenth of them as val.
-It trains the default student for EPOCHS epochs (or the default number) and evaluates it on the official test set.
+It trains the default student for at most EPOCHS epochs (default: 3) and evaluates it on the official test set.
 """
 
 import json
@@ -18,7 +18,7 @@ import advl_pipeline as advl
 
 folder = Path(sys.argv[1])
 num_train = int(sys.argv[2]) if len(sys.argv) > 2 else 4000
-epochs = float(sys.argv[3]) if len(sys.argv) > 3 else None
+epochs = float(sys.argv[3]) if len(sys.argv) > 3 else 3.0
 began = time.perf_counter()
 folder.mkdir(parents=True, exist_ok=True)
 sources = {

@@ -1,5 +1,6 @@
-"""Signals that stop a command: Ctrl-C and SIGTERM raise one error that says how to resume.
+"""Signals that stop a command: Ctrl-C and SIGTERM raise a `KeyboardInterrupt` that says what was stopped.
 
+It is no `AdvlError`, so that a loop over runs that goes on after an error ends. The command line adds how to resume.
 An extraction stops immediately, since its commits are kept. A training first finishes the current step and writes a
 checkpoint (`finishing`). Job queues preempt with SIGTERM, so it is handled like Ctrl-C.
 """
@@ -14,19 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from advl_pipeline.base.errors import Interrupted
-
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 _SECONDS_TO_LET_GO = 0.05
 
 
 class Stop(KeyboardInterrupt):
-    """The exception raised by a signal.
+    """The exception raised by a signal; outside of `interruptible`, its arguments are what was stopped and is kept.
 
     After a plain `KeyboardInterrupt` in an extension module, Python would exit by SIGINT instead of with the exit
     code, even if the error was handled.
     """
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 class _Process:
@@ -53,7 +55,7 @@ _process = _Process()
 
 @contextmanager
 def interruptible(what: str, *, kept: str) -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C inside the block into `Interrupted`, immediately unless a nested block is `finishing`.
+    """Turn SIGTERM and Ctrl-C inside the block into `Stop`, immediately unless a nested block is `finishing`.
 
     Args:
         what: the subject of the message, such as "The extraction".
@@ -64,8 +66,10 @@ def interruptible(what: str, *, kept: str) -> Iterator[None]:
             if _process.asked_by:
                 raise Stop
             yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"{what} was stopped by {_process.asked_by or 'Ctrl-C'}.", why=kept) from None
+    except KeyboardInterrupt as stopped:
+        if isinstance(stopped, Stop) and stopped.args:
+            raise
+        raise Stop(f"{what} was stopped by {_process.asked_by or 'Ctrl-C'}", kept) from None
     finally:
         if not _process.listens:
             _process.asked_by = ""

@@ -67,7 +67,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     Raises:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
-        DatasetError: a test set is missing or has no labels. Interrupted: stopped by a signal.
+        DatasetError: a test set is missing or has no labels. KeyboardInterrupt: stopped by a signal.
     """
     check_scoring(config.run, config.on, config.data_root)
     with interruptible("The evaluation", kept="test sets that were scored are kept"):

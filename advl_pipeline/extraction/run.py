@@ -136,7 +136,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         StorageError: the disk or the object store is full or failed; the same call resumes.
         InUse: another process is writing this cache, or the same part of it.
         ClusterError: the Ray cluster cannot be reached, or its workers keep dying; the same call resumes.
-        Interrupted: stopped by a signal; the same call resumes.
+        KeyboardInterrupt: stopped by a signal; the same call resumes.
     """
     with interruptible("The extraction", kept="every committed shard is kept"):
         if config.part is not None:

@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 
 from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.pictures import read_picture
-from advl_pipeline.datasets.records import Dataset, Example, head_name
+from advl_pipeline.datasets.records import Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
@@ -147,7 +148,7 @@ def _if_at_hand(rendered: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, A
 
 def _open(
     config: Mapping[str, Any], name: str, split: str, tasks: tuple[str, ...], data_root: Path | None
-) -> Dataset:
+) -> IndexedDataset:
     """Open a split with the wording, order of classes and answer list of the run's training split."""
     answers = config.get("answers")
     return open_dataset(
@@ -163,7 +164,7 @@ def _open(
     )
 
 
-def _find(dataset: Dataset, item_id: str, task: str) -> Example:
+def _find(dataset: IndexedDataset, item_id: str, task: str) -> Example:
     """Return an example by its id or the id of its question."""
     ids = list(dataset.example_ids)
     for name in (item_id, f"{item_id}:{task}"):
@@ -174,7 +175,7 @@ def _find(dataset: Dataset, item_id: str, task: str) -> Example:
 
 def _shown(
     example: Example,
-    dataset: Dataset,
+    dataset: IndexedDataset,
     *,
     by_baseline: Name = None,
     by_focus: Name = None,
@@ -195,6 +196,10 @@ def _shown(
         truth = max(example.soft_label, key=lambda pair: pair[1])[0]
     classes = dataset.label_names(example.task)
     truth = classes[truth] if classes and isinstance(truth, int) else truth
+    if truth is None and classes:
+        # A right answer that no training question has is in no list of classes.
+        answers = dataset.answers_of(example.example_id)
+        truth = max(answers, key=lambda answer: answers[answer], default=None)
     picture = read_picture(example.image)
     if picture.width > PICTURE_WIDTH:
         picture = picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)))

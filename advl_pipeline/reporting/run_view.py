@@ -71,7 +71,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "title": f"{config['student']} on {dataset_label(config['dataset'])}",
         "facts": {
             "student": config["student"],
-            "starts from": dataset_label(str(config["init"])) if config.get("init") else "random weights",
+            "starts from": _start(config, done),
             "method": wording.method_label(result.study, result.study.methods[0]),
             "teachers": ", ".join(setting.teachers) or "none",
             "learned from": f"{done['num_labelled']:,} labelled items of {config['split']}",
@@ -92,6 +92,14 @@ def view_run(result: StudyResult) -> dict[str, Any]:
     }
 
 
+def _start(config: Mapping[str, Any], done: Mapping[str, Any]) -> str:
+    """Describe the weights that a student started from."""
+    if config.get("init"):
+        return dataset_label(str(config["init"]))
+    towers = done.get("towers")
+    return f"{' and '.join(towers)}, frozen; other layers at random" if towers else "random weights"
+
+
 def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return every metric on every test set with the accuracy without a student, formatted for a page.
 
@@ -99,8 +107,8 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         documents: evaluations by test set.
 
     Returns:
-        test_set, metric, num_items, accuracy, its interval, prior, majority, chance, and changes: how pictures were
-        replaced or hidden -> change of the accuracy.
+        test_set, metric, num_items, accuracy, its interval, ceiling, prior, majority, chance, and changes: how
+        pictures were replaced or hidden -> change of the accuracy.
     """
     scores = []
     for test_set, document in documents.items():

@@ -69,8 +69,12 @@ def interval(value: Interval | None, write: Callable[[float], str] = signed) -> 
 
 
 def without_student(trivial: Mapping[str, Any]) -> dict[str, str]:
-    """Write the accuracies without a student from an evaluation: prior, majority and chance, "" if unknown."""
+    """Write the accuracies without a student from an evaluation, "" if unknown: ceiling, prior, majority and chance.
+
+    The ceiling is the share of items of which the run's list of answers has a right one.
+    """
     return {
+        "ceiling": percent(100 - trivial["outside"]) if trivial.get("outside") else "",
         "prior": percent(trivial["prior"]) if "prior" in trivial else "",
         "majority": f"{percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
         "chance": percent(trivial["chance"]) if trivial else "",

@@ -6,7 +6,8 @@ read feature maps of four depths of the vision tower, because the last map no lo
 cell keeps its place.
 
 Shapes: B examples, N sequences, L text tokens, R cells of the grid row by row, H width, D width of the text tower,
-F channels of the maps, S side in pixels.
+F channels of the maps, G pooled features of the picture,
+S side in pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert, norm_first_head
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert
 from advl_pipeline.students.frozen_towers import TowerStudent, efficientnet_lite0
 from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.match import MatchHead, MatchStream
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import BertStream
 
@@ -32,7 +34,7 @@ DEPTHS = (1, 2, 3, 4)
 TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
-class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
+class EfficientNetMiniLm(TowerStudent, MatchStream, BertStream, PixelStudent):
     """A student with the two towers and the fusion layers."""
 
     config: PixelStudentConfig
@@ -46,8 +48,7 @@ class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
 
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
-        self.vision = efficientnet_lite0()
-        self.vision.prune_intermediate_layers(list(DEPTHS), prune_head=True)
+        self.vision = efficientnet_lite0(num_classes=0)
         self.text = BertModel(BertConfig(**TEXT_TOWER, attn_implementation="sdpa"), add_pooling_layer=False)
         width = config.hidden_size
         num_channels = sum(self.vision.feature_info[depth]["num_chs"] for depth in DEPTHS)
@@ -67,16 +68,27 @@ class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
     def fusion_layers(self) -> Sequence[Any]:
         return list(self.encoder.layer)
 
-    def embed(self, batch: PixelBatch, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        cells_BRH = self.cell_projection(self._cells(batch)) + self.place_embedding.weight
-        return self.text_projection(self._words(batch)), batch.per_sequence(cells_BRH)
+    def embed(
+        self, batch: PixelBatch, delta: Perturbation, *, hidden: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        words_NLD, mask_NL1 = self._words(batch), batch.token_mask_NL[..., None]
+        shown_BG, cells_BRF = self._seen(batch)
+        cells_BRH = self.cell_projection(cells_BRF) + self.place_embedding.weight
+        # As the teacher pools its texts.
+        said_ND = words_NLD.masked_fill(~mask_NL1, 0.0).sum(1) / mask_NL1.sum(1)
+        return self.text_projection(words_NLD), batch.per_sequence(cells_BRH), said_ND, batch.per_sequence(shown_BG)
 
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
         pooled_NH: torch.Tensor = self.pooler(text_NLH)
         return pooled_NH
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
-        return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
+        return MatchHead(
+            text_size=TEXT_TOWER["hidden_size"],
+            picture_size=self.vision.num_features,
+            pooled_size=self.pooled_size,
+            num_classes=num_classes,
+        )
 
     def _words(self, batch: PixelBatch) -> torch.Tensor:
         """Return the text tower's states, (N, L, D); states of padding are undefined."""
@@ -94,20 +106,24 @@ class EfficientNetMiniLm(TowerStudent, BertStream, PixelStudent):
             text_NLD[row, :length] = self.kept("text", read, ids_1L, types_1L)[0]
         return text_NLD
 
-    def _cells(self, batch: PixelBatch) -> torch.Tensor:
-        """Return the vision tower's feature maps, averaged to the cells of the grid and concatenated, (B, R, F)."""
+    def _seen(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the vision tower's pooled features (B, G), and its maps, averaged to cells and joined, (B, R, F)."""
         side = self.config.image_size // self.config.patch_size
 
         def read(pixels_B3SS: torch.Tensor) -> torch.Tensor:
             pixels_B3SS = pixels_B3SS.contiguous(memory_format=torch.channels_last)
-            maps = self.vision.forward_intermediates(pixels_B3SS, indices=list(DEPTHS), intermediates_only=True)
+            last_BGhw, maps = self.vision.forward_intermediates(pixels_B3SS, indices=list(DEPTHS))
             grids = [functional.adaptive_avg_pool2d(map_BFhw, side) for map_BFhw in maps]
-            return torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
+            cells_BRF = torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
+            return torch.cat([self.vision.forward_head(last_BGhw), cells_BRF.flatten(1)], dim=1)
 
         def read_one(pixels_3SS: torch.Tensor) -> torch.Tensor:
             return read(self.normalised(replace(batch, pixels_B3SS=pixels_3SS[None])))
 
-        if not self.keeps_states("vision", batch.pixels_B3SS):
-            return cast(torch.Tensor, self.per_picture(batch, read))
-        grid = f"{side} x {side}"
-        return torch.cat([self.kept("vision", read_one, pixels, read_as=grid) for pixels in batch.pixels_B3SS])
+        if self.keeps_states("vision", batch.pixels_B3SS):
+            grid = f"{side} x {side}"
+            seen_BX = torch.cat([self.kept("vision", read_one, pixels, read_as=grid) for pixels in batch.pixels_B3SS])
+        else:
+            seen_BX = self.per_picture(batch, read)
+        num_features = self.vision.num_features
+        return seen_BX[:, :num_features], seen_BX[:, num_features:].reshape(len(seen_BX), side * side, -1)

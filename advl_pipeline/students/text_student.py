@@ -265,8 +265,8 @@ class SingleStream(TextStudent):
     """Whether all its heads read only the first token, so that the last layer can skip the others."""
 
     @abstractmethod
-    def embed(self, batch: Any, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the input embeddings of text (N, L, H) and picture (N, R, H).
+    def embed(self, batch: Any, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, ...]:
+        """Return the input embeddings of text (N, L, H) and picture (N, R, H), and what else `fuse` takes.
 
         Args:
             batch: a batch of the student's class.

@@ -96,7 +96,7 @@ def run_study(
         ConfigError: the study cannot be used, or a test set has changed since runs were scored on it.
         DatasetError: a dataset for training is missing or malformed.
         AdvlError: a cell raised it.
-        Interrupted: stopped by a signal, after the current steps.
+        KeyboardInterrupt: stopped by a signal, after the current steps.
     """
     with interruptible("The study", kept="finished cells are kept, and the steps of those that ran"):
         study = asked_study(config)

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file each, written atomically, never a pickle.
 
-Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the
+Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`, and those of `EarlyStopping`
+where a run may end early. The file's metadata has the
 step, the phase, and the digest of all of these. Random generators need no state, because every step seeds itself from
 (seed, step). A run writes checkpoints on a thread: the loop waits while the state is copied, but not while it is
 hashed and written.
@@ -56,18 +57,21 @@ class CheckpointWriter:
         step: int,
         phase: str,
         scaler: torch.amp.GradScaler | None = None,
+        more: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Copy the state after `step` optimiser steps of a phase, and start to write it.
 
         Args:
             scaler: of fp16's losses, None without.
+            more: other state, by keys of its own.
 
         Raises:
             StorageError: the disk was full or failed when the previous state was written.
         """
         self._wait()
         base = _base_weights(model)
-        state = {f"model/{key}": value for key, value in model.state_dict().items() if key not in base}
+        state = dict(more or {})
+        state |= {f"model/{key}": value for key, value in model.state_dict().items() if key not in base}
         for index, of_parameter in optimizer.state_dict()["state"].items():
             state |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in of_parameter.items()}
         if scaler is not None:

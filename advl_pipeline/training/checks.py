@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,6 +43,7 @@ from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import Inputs, cache_of_split, dataset_identity, open_run_inputs, other_splits
 from advl_pipeline.training.recipes import AUTO, NONE
 from advl_pipeline.training.resolved import Run, resolve_method, resolve_run
+from advl_pipeline.training.validation import Validation, may_stop, open_validation
 
 
 def check_run(config: FinetuneConfig, *, is_control: bool = False) -> None:
@@ -84,15 +86,16 @@ def require_data(config: FinetuneConfig) -> None:
     """
     folder = RunFolder(config.output)
     config = folder.resumed_config(config) if config.resume else config
-    run, inputs, caches, region_caches = open_parts(config, is_early=True)
+    parts = open_parts(config, is_early=True)
+    run, inputs = parts.run, parts.inputs
     at_hand = _at_hand(config)
     if at_hand.cache != config.cache:
         return
     if run.method.uses_teachers:
-        check_teachers(caches, inputs, config, run.method.settings)
+        check_teachers(parts.caches, inputs, config, run.method.settings)
     is_elsewhere = at_hand.regions != config.regions or (config.init is not None and is_on_hub(config.init))
     if config.resume and folder.identity.is_file() and not is_elsewhere:
-        folder.require_same_run(run_record(run, inputs, caches, region_caches))
+        folder.require_same_run(run_record(run, inputs, parts.caches, parts.region_caches, parts.validation))
 
 
 def _at_hand(config: FinetuneConfig) -> FinetuneConfig:
@@ -104,13 +107,26 @@ def _at_hand(config: FinetuneConfig) -> FinetuneConfig:
     return dataclasses.replace(config, cache=cache, regions=regions)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """A resolved run with its inputs, the caches of its teachers and of its regions, and the examples that it is
+    scored on during training, or the reason that there are none."""
+
+    run: Run
+    inputs: Inputs
+    caches: Sequence[TeacherCache]
+    region_caches: Sequence[TeacherCache]
+    validation: Validation | str
+
+
 def open_parts(
-    config: FinetuneConfig, *, world_size: int = 1, is_early: bool = False
-) -> tuple[Run, Inputs, Sequence[TeacherCache], Sequence[TeacherCache]]:
-    """Return a resolved run with its inputs, the caches of its teachers and those of its regions.
+    config: FinetuneConfig, *, world_size: int = 1, is_early: bool = False, scores_val: bool = True
+) -> RunParts:
+    """Open the data and the caches of a run, and resolve it.
 
     Args:
         is_early: leave out object stores.
+        scores_val: whether the run is scored during training.
 
     Raises:
         As `open_caches`, `open_region_caches`, `open_run_inputs` and `resolve_run`.
@@ -122,9 +138,23 @@ def open_parts(
     )
     # A cache of a part of the split limits the inputs of every method, so that methods are comparable.
     inputs = open_run_inputs(config, caches)
-    kind, num_labelled = head_name(inputs.dataset.tasks[0]), len(inputs.labelled)
-    run = resolve_run(config, kind=kind, num_labelled=num_labelled, world_size=world_size)
-    return run, inputs, caches if run.method.uses_teachers else [], region_caches
+    validation: Validation | str = "the run is scored once it is trained"
+    if scores_val:
+        inputs, validation = open_validation(config, inputs)
+    run = resolve_run(
+        config,
+        kind=head_name(inputs.dataset.tasks[0]),
+        num_labelled=len(inputs.labelled),
+        world_size=world_size,
+        stops_early=isinstance(validation, Validation) and validation.decides,
+    )
+    return RunParts(
+        run=run,
+        inputs=inputs,
+        caches=caches if run.method.uses_teachers else [],
+        region_caches=region_caches,
+        validation=validation,
+    )
 
 
 def check_teachers(
@@ -393,6 +423,11 @@ def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[st
             "known words",
             holds_words or (method.uses_teachers and is_relational),
             "nothing here uses known words",
+        ),
+        (
+            "early stopping",
+            may_stop(config),
+            "this run takes a fixed number of steps",
         ),
         ("pretrained weights", config.init is not None, "there are no pretrained weights (--init)"),
         ("low-rank updates", config.lora_rank != 0, "--lora-rank 0 makes no low-rank updates"),

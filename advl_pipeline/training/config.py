@@ -53,6 +53,9 @@ The rate without weights is for small students with random initialisation; it wo
 DEFAULT_EPOCHS = 3.0
 """Default passes over the labelled examples; few labels are repeated more often."""
 
+MOST_EPOCHS = 12.0
+"""Default maximum of passes where a run ends early."""
+
 
 class ScaleRule(NamedTuple):
     """A rule that scales the base learning rate by `scale` for parameters whose name matches `pattern`."""
@@ -219,7 +222,7 @@ class OptimiserOptions(Configuration):
     epochs: float | None = option(
         None,
         help="Epochs of the finetune step over the labelled examples, instead of --num-steps [default: the recipe's "
-        f"at full data, else {DEFAULT_EPOCHS:g}].",
+        f"at full data, else {DEFAULT_EPOCHS:g}]. Your own data: at most so many [{MOST_EPOCHS:g}], while val rises.",
         above=0,
     )
     batch_size: int | None = option(
@@ -314,6 +317,17 @@ class RunOptions(Configuration):
         "it from pictures are refused.",
     )
     seed: int = option(0, help="Seed of the low-shot subset, the initialisation and the order.", minimum=0)
+    val_every: int | None = rare_option(
+        None,
+        help="Optimiser steps of the finetune step between scorings of val; 0: never, so that no run ends early "
+        "[default: 10 scorings, or 20 in the longest run where a run ends early].",
+        minimum=0,
+    )
+    hold_out: bool = rare_option(
+        True,
+        help="Where your own data have no val, hold out a tenth of the labelled pictures in its place.",
+        needs=("early stopping",),
+    )
     checkpoint_every: int = rare_option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
     deterministic: bool = rare_option(
         False,

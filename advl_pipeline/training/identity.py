@@ -14,8 +14,9 @@ from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.inputs import Inputs, dataset_identity
 from advl_pipeline.training.recipes import OURS, ChosenRecipe
 from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.validation import Validation
 
-SCHEMA = 3
+SCHEMA = 4
 """Incremented whenever the same options give other results: by another default, or another method of the same name.
 The identity of runs and cells contains only differences from the defaults, so that a new option re-keys none of them.
 `tests/assets/run_defaults.json` contains the defaults for this number.
@@ -50,7 +51,11 @@ NAMED_FILES: Mapping[str, Callable[[str], str | None]] = {
 
 
 def run_record(
-    run: Run, inputs: Inputs, caches: Sequence[TeacherCache], region_caches: Sequence[TeacherCache]
+    run: Run,
+    inputs: Inputs,
+    caches: Sequence[TeacherCache],
+    region_caches: Sequence[TeacherCache],
+    validation: Validation | str = "",
 ) -> dict[str, Any]:
     """Return everything that determines the results of a run, as JSON types: the content of run.json.
 
@@ -70,6 +75,8 @@ def run_record(
         more["num_steps"] = run.settings.num_steps
     if run.method.reads_words and config.known_words is None and not recorded_words(config.init).is_given:
         more["estimated_words"] = ESTIMATE
+    if run.stops_early and isinstance(validation, Validation) and validation.dataset is not dataset:
+        more["val"] = dataset_identity(validation.dataset)
     if config.ids is not None:
         more["labelled"] = digest([dataset.example_ids[row] for row in inputs.labelled])
     if config.regions:

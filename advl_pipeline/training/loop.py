@@ -40,7 +40,8 @@ from advl_pipeline.training.step_log import (
     require_finite_weights,
     step_record,
 )
-from advl_pipeline.training.validation import is_due
+from advl_pipeline.training.stopping import EarlyStopping
+from advl_pipeline.training.validation import MOST_DECIDING, MOST_TIMES, is_due
 
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
 """Steps whose batches may be ready, in host memory or on the device; one more may wait for room."""
@@ -60,6 +61,7 @@ def run_phase(
     checkpoint: dict[str, torch.Tensor] | None,
     progress: Callable[[int], object],
     validate: Callable[[int], dict[str, float]] | None = None,
+    stopping: EarlyStopping | None = None,
 ) -> None:
     """Train for the remaining steps of a phase.
 
@@ -70,11 +72,14 @@ def run_phase(
         checkpoint: tensors to restore when resuming inside this phase.
         progress: called with 1 after each step.
         validate: called with the number of a step after which `val` is scored; returns extra fields for its record.
+        stopping: ends the phase early by what `validate` returns.
     """
     config, logged_steps, num_steps = run.config, run.steps_of(phase), len(run.steps_of(phase))
     wrapped, optimizer = _prepare(run, phase, model, accelerator, checkpoint)
     limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
     records = _StepRecords(run, model, accelerator, folder)
+    due = partial(is_due, every=config.val_every, most=MOST_TIMES if stopping is None else MOST_DECIDING)
+    is_over = stopping is not None and stopping.is_over
     num_saved, seconds_waited, seconds_saving = logged_steps.start + start_step, 0.0, 0.0
     with (
         finishing() as is_asked_to_stop,
@@ -84,6 +89,8 @@ def run_phase(
     ):
         steps = OptimiserSteps(run, phase, wrapped, optimizer, accelerator, gradients, is_asked_to_stop)
         for step, sent in zip(range(start_step, num_steps), batches, strict=True):
+            if is_over:
+                break
             micro_batches = received(sent, accelerator.device)
             began = time.perf_counter()
             place = StepPlace(config=config, step=logged_steps[step], phase=phase, num_saved=num_saved)
@@ -98,10 +105,15 @@ def run_phase(
                     "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
                     "seconds_saving": seconds_saving,
                 }
-                if validate is not None and accelerator.is_main_process and is_due(step, num_steps):
-                    record |= validate(logged_steps[step])
+                if validate is not None and due(step, num_steps):
+                    if accelerator.is_main_process:
+                        scores = validate(logged_steps[step])
+                        record |= scores
+                        if stopping is not None:
+                            stopping.take(logged_steps[step], scores, model)
+                    is_over = any(gather_object([stopping is not None and stopping.is_over]))
                 records.take(numbers, record, place)
-                saves = stops or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
+                saves = stops or is_over or step + 1 == num_steps or (step + 1) % config.checkpoint_every == 0
                 if saves:
                     records.read()
                     require_finite_weights(model, place)
@@ -112,7 +124,14 @@ def run_phase(
             if saves and accelerator.is_main_process:
                 saving_began = time.perf_counter()
                 records.write()
-                checkpoints.save(model, optimizer.optimizer, step=step + 1, phase=phase, scaler=accelerator.scaler)
+                checkpoints.save(
+                    model,
+                    optimizer.optimizer,
+                    step=step + 1,
+                    phase=phase,
+                    scaler=accelerator.scaler,
+                    more=None if stopping is None else stopping.tensors(),
+                )
                 seconds_saving = time.perf_counter() - saving_began
             if stops:
                 raise Stop

@@ -188,7 +188,13 @@ _AS_STATED = (
 
 
 def resolve_settings(
-    config: FinetuneConfig, chosen: ChosenRecipe, *, task: str, num_labelled: int, world_size: int = 1
+    config: FinetuneConfig,
+    chosen: ChosenRecipe,
+    *,
+    task: str,
+    num_labelled: int,
+    world_size: int = 1,
+    usual_epochs: float = DEFAULT_EPOCHS,
 ) -> TrainingSettings:
     """Resolve all hyperparameters of a run.
 
@@ -196,6 +202,7 @@ def resolve_settings(
         config: options; None means not given.
         chosen: recipe of the student on the task.
         task: vcr, vqa or snli-ve.
+        usual_epochs: passes over the labelled examples if neither a recipe nor an option gives a number.
 
     Raises:
         ConfigError: options contradict each other, or a value of the recipe is outside the range of its option.
@@ -223,7 +230,7 @@ def resolve_settings(
         decided["max_text_tokens"] = 0, source
         if options.accumulate is None:
             decided["accumulate"] = 1, source
-    decided["num_steps"], decided["epochs"] = _length(options.epochs, decided, num_labelled)
+    decided["num_steps"], decided["epochs"] = _length(options.epochs, decided, num_labelled, usual_epochs)
     accumulate, source = decided["accumulate"]
     if recipe is not None and recipe.accumulation == "sum" and source.startswith("--"):
         decided["loss_scale"] = float(accumulate), source
@@ -239,7 +246,9 @@ Decided = tuple[Any, str]
 """A value and its origin."""
 
 
-def _length(asked: float | None, decided: Mapping[str, Decided], num_labelled: int) -> tuple[Decided, Decided]:
+def _length(
+    asked: float | None, decided: Mapping[str, Decided], num_labelled: int, usual: float
+) -> tuple[Decided, Decided]:
     """Return the steps of a run and the corresponding passes over its labelled examples.
 
     Args:
@@ -257,19 +266,20 @@ def _length(asked: float | None, decided: Mapping[str, Decided], num_labelled: i
             raise ConfigError(what, where="--epochs", next_command=instead)
         return decided["num_steps"], (None, source)
     if asked is not None or source == OURS:
-        num_steps = steps_of_epochs(asked, num_labelled=num_labelled, batch_size=batch_size)
+        num_steps = steps_of_epochs(asked, num_labelled=num_labelled, batch_size=batch_size, usual=usual)
         source = OURS if asked is None else f"--epochs {asked:g}"
     return (num_steps, source), (num_steps * batch_size / num_labelled, source)
 
 
-def steps_of_epochs(asked: float | None, *, num_labelled: int, batch_size: int) -> int:
+def steps_of_epochs(asked: float | None, *, num_labelled: int, batch_size: int, usual: float = DEFAULT_EPOCHS) -> int:
     """Return the number of optimiser steps of some passes over the labelled examples.
 
     Args:
         asked: number of passes; None for ADVL's default, which repeats few labels more often.
         batch_size: in examples.
+        usual: ADVL's default, in passes.
     """
-    num_steps = math.ceil((asked or DEFAULT_EPOCHS) * num_labelled / batch_size)
+    num_steps = math.ceil((asked or usual) * num_labelled / batch_size)
     return num_steps if asked else max(TrainingSettings.num_steps, num_steps)
 
 

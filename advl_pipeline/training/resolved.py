@@ -22,7 +22,7 @@ from advl_pipeline.base.configuration import option_values
 from advl_pipeline.base.errors import ConfigError, advise, ineffective
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
+from advl_pipeline.training.config import DEFAULT_EPOCHS, MOST_EPOCHS, FinetuneConfig, TrainingSettings
 from advl_pipeline.training.recipes import (
     ChosenRecipe,
     choose_recipe,
@@ -36,7 +36,7 @@ class Run:
     """A resolved run: the options, and everything that follows from them.
 
     `settings` contains the hyperparameters with their origins; `method` says how the teachers are used.
-    `world_size` is the number of training processes.
+    `world_size` is the number of training processes. `stops_early` says that the run may end before its last step.
     """
 
     config: FinetuneConfig
@@ -44,6 +44,7 @@ class Run:
     settings: TrainingSettings
     method: ResolvedMethod
     world_size: int = 1
+    stops_early: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -56,24 +57,42 @@ class Run:
         return range(num_adapt) if phase == "adapt" else range(num_adapt, self.num_steps)
 
 
-def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_size: int = 1) -> Run:
+def resolve_run(
+    config: FinetuneConfig, *, kind: str, num_labelled: int, world_size: int = 1, stops_early: bool = False
+) -> Run:
     """Resolve a run.
 
     Args:
         kind: kind of the task: vcr, vqa or snli-ve.
+        stops_early: whether the run may end before its last step, so that the default is more epochs.
 
     Raises:
         ConfigError: the options contradict each other or the recipe.
     """
     chosen = choose_recipe(config.student, kind, config.optimisation.recipe)
-    settings = resolve_settings(config, chosen, task=kind, num_labelled=num_labelled, world_size=world_size)
+    settings = resolve_settings(
+        config,
+        chosen,
+        task=kind,
+        num_labelled=num_labelled,
+        world_size=world_size,
+        usual_epochs=MOST_EPOCHS if stops_early else DEFAULT_EPOCHS,
+    )
     method = resolve_method(config)
     num_together = settings.batch_size // (settings.accumulate * world_size)
     if method.settings.weight_shuffle and settings.batch_unit == "examples" and num_together < 2:
         what = "Weights cannot be given to other instances where a micro-batch has one."
         instead = "--accumulate with fewer micro-batches, or --batch-size with more examples"
         raise ConfigError(what, where="--weight-shuffle", next_command=instead)
-    return Run(config=config, chosen=chosen, settings=settings, method=method, world_size=world_size)
+    return Run(
+        config=config,
+        chosen=chosen,
+        settings=settings,
+        method=method,
+        world_size=world_size,
+        # Batches that count tokens have no epochs to be the maximum of.
+        stops_early=stops_early and settings.batch_unit == "examples",
+    )
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {

@@ -31,8 +31,7 @@ from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.folders import LOCK
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.base.process_lock import process_lock
-from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.datasets.records import Dataset, head_name
+from advl_pipeline.datasets.records import head_name
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
@@ -50,25 +49,24 @@ from advl_pipeline.training.build_model import (
     build_finetune_student,
 )
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
-from advl_pipeline.training.checks import check_run, finetune_command, open_parts, splits_read
+from advl_pipeline.training.checks import RunParts, check_run, finetune_command, open_parts, splits_read
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, save_heads
 from advl_pipeline.training.identity import run_record
-from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.readout import Readout, take_readout
 from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
 from advl_pipeline.training.signals.teaching import Teaching, open_teaching
 from advl_pipeline.training.signals.word_selection import AT_ONCE, selected_words
 from advl_pipeline.training.step import FinetuneModel, Phase
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
+from advl_pipeline.training.stopping import EarlyStopping, validation_scores
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
-from advl_pipeline.training.validation import open_validation, validation_scores
+from advl_pipeline.training.validation import FEWEST_STEPS, is_due
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +92,8 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False, is_cell: b
         ConfigError: options contradict each other. IdentityMismatch: a cache belongs to another dataset, split or
         setting, or the folder to another run. NotFinite: a loss, a gradient or a weight is not finite. DatasetError,
         CorruptCache, WeightsUnavailable: as their names say. ClusterError: another process of this training ended.
-        InUse: another process writes to the run folder. Interrupted: a signal stopped the run, after the current
-        step; the same call resumes it.
+        InUse: another process writes to the run folder. KeyboardInterrupt: a signal stopped the run, after the
+        current step; the same call resumes it.
     """
     check_run(config, is_control=is_control)
     kept = "its checkpoint has every step that was finished"
@@ -104,7 +102,7 @@ def run_finetune(config: FinetuneConfig, *, is_control: bool = False, is_cell: b
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Asked(RunParts):
     """A resolved run with open inputs and caches, before the student is built.
 
     `began` is the start of this session, by `time.perf_counter`.
@@ -112,12 +110,8 @@ class _Asked:
 
     given: FinetuneConfig
     began: float
-    run: Run
     accelerator: Accelerator
     folder: RunFolder
-    inputs: Inputs
-    caches: Sequence[TeacherCache]
-    region_caches: Sequence[TeacherCache]
     identity: Mapping[str, Any]
     multiplies_in_tf32: bool
 
@@ -137,7 +131,6 @@ class _Opened(_Asked):
     start: StudentAtStart
     teaching: Teaching
     model: FinetuneModel
-    validation: tuple[Dataset, Sequence[int]] | None
     labelled: tuple[Sequence[int], BatchOrder]
     """Positions in the split for the finetune step, and the order of the indices into them."""
     reads: StudentInputs
@@ -146,7 +139,7 @@ class _Opened(_Asked):
 
 
 def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> FinetuneResult:
-    asked = _resolve(config, held)
+    asked = _resolve(config, held, scores_val=scores_val)
     folder, accelerator = asked.folder, asked.accelerator
     resumes, is_main = asked.run.config.resume, accelerator.is_main_process
     if resumes:
@@ -156,7 +149,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> F
     lock = process_lock(folder.path / LOCK, "this run")
     if (is_begun := folder.path.is_dir()) and is_main:
         held.enter_context(lock)
-    opened = _open(asked, scores_val=scores_val)
+    opened = _open(asked)
     if is_main:
         if not is_begun:
             held.enter_context(lock)
@@ -176,7 +169,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> F
     return asked.result(summary)
 
 
-def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
+def _resolve(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> _Asked:
     """Resolve the device, the precision and all hyperparameters of a run, and open its inputs and caches."""
     folder = RunFolder(config.output)
     began = time.perf_counter()
@@ -193,22 +186,19 @@ def _resolve(config: FinetuneConfig, held: ExitStack) -> _Asked:
     accelerator = start_processes(config.device, config.mixed_precision)
     held.enter_context(together(accelerator))
     multiplies_in_tf32 = allow_tf32(accelerator.device)
-    run, inputs, caches, region_caches = open_parts(config, world_size=accelerator.num_processes)
+    parts = open_parts(config, world_size=accelerator.num_processes, scores_val=scores_val)
     return _Asked(
+        **vars(parts),
         given=given,
         began=began,
-        run=run,
         accelerator=accelerator,
         folder=folder,
-        inputs=inputs,
-        caches=caches,
-        region_caches=region_caches,
-        identity=run_record(run, inputs, caches, region_caches),
+        identity=run_record(parts.run, parts.inputs, parts.caches, parts.region_caches, parts.validation),
         multiplies_in_tf32=multiplies_in_tf32,
     )
 
 
-def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
+def _open(asked: _Asked) -> _Opened:
     """Build the student, its heads and its training signals besides labels."""
     run, inputs, accelerator = asked.run, asked.inputs, asked.accelerator
     config = run.config
@@ -228,21 +218,33 @@ def _open(asked: _Asked, *, scores_val: bool) -> _Opened:
         control=control_of(config) if run.method.uses_teachers else NO_CONTROL,
     )
     teaching = open_teaching(run, start, asked.caches, inputs, accelerator)
-    validation: tuple[Dataset, Sequence[int]] | str = "the run is scored once it is trained"
-    if scores_val:
-        validation = open_validation(config, inputs.dataset, num_steps=run.settings.num_steps)
-    unseen = [f"val is not scored on the way: {validation}"] if isinstance(validation, str) else []
     return _Opened(
         **vars(asked),
         start=start,
         teaching=teaching,
         model=build_finetune_model(run, start, teaching, inputs),
-        validation=None if isinstance(validation, str) else validation,
         labelled=labelled,
         reads=reads,
         origins=origins,
-        notes=[*unseen, *reads.lines(), *stored, *teaching.lines()],
+        notes=[*_length_lines(asked), *reads.lines(), *stored, *teaching.lines()],
     )
+
+
+def _length_lines(asked: _Asked) -> list[str]:
+    """Return lines about the steps of a run: whether they are few, and by what it is scored and ends."""
+    run, validation = asked.run, asked.validation
+    epochs, num_steps = run.settings.epochs, run.settings.num_steps
+    lines = []
+    if epochs is not None and epochs < 1:
+        few = f"{num_steps} steps read {100 * epochs:.0f} % of the {len(asked.inputs.labelled):,} labels, once"
+        lines.append(f"caution: {few}; without --num-steps a run reads all of them several times")
+    if isinstance(validation, str):
+        lines.append(f"val is not scored on the way: {validation}")
+    elif not any(is_due(step, num_steps, every=run.config.val_every) for step in range(num_steps)):
+        lines.append(f"val is not scored on the way: the run has fewer than {FEWEST_STEPS} steps")
+    elif run.stops_early:
+        lines.append(f"the run ends after {num_steps} steps or earlier, by its score on {validation.name}")
+    return lines
 
 
 def _begin(opened: _Opened) -> None:
@@ -327,8 +329,11 @@ def _train(opened: _Opened) -> int:
 
     # Before a checkpoint is restored, the student still has its pretrained weights.
     before = readout()
+    stopping = EarlyStopping(model) if run.stops_early else None
     if checkpoint:
         restore(checkpoint[2], model, scaler=accelerator.scaler)
+        if stopping is not None:
+            stopping.restore(checkpoint[2])
     with tqdm(
         total=run.num_steps,
         initial=first_step,
@@ -359,7 +364,11 @@ def _train(opened: _Opened) -> int:
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
                     validate=_validator(opened) if phase == "finetune" else None,
+                    stopping=stopping if phase == "finetune" else None,
                 )
+            if phase == "finetune" and stopping is not None and stopping.best_step is not None:
+                stopping.put_back(model)
+                tqdm.write(f"keeps the weights of step {stopping.best_step + 1}, the best on val", file=sys.stderr)
             # Also if the run was interrupted between the last step of a phase and this point.
             if before is not None and accelerator.is_main_process:
                 now = readout()
@@ -393,15 +402,15 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readou
 
 def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
     validation = opened.validation
-    if validation is None:
+    if isinstance(validation, str):
         return None
 
     def validate(step: int) -> dict[str, float]:
         with opened.accelerator.autocast():
-            scores = validation_scores(opened.start, opened.model.task_loss, *validation)
+            scores = validation_scores(opened.start, opened.model.task_loss, validation)
         right = f", {100 * scores['val/correct']:.1f} % right" if "val/correct" in scores else ""
-        line = f"step {step + 1}: loss {scores['val/task']:.3f}{right} of {len(validation[1])} examples of val"
-        tqdm.write(line, file=sys.stderr)
+        of = f"{len(validation.positions)} examples of {validation.name}"
+        tqdm.write(f"step {step + 1}: loss {scores['val/task']:.3f}{right} of {of}", file=sys.stderr)
         return scores
 
     return validate
@@ -461,7 +470,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
     summary = {
         "status": "done",
         **origin,
-        "num_steps": run.num_steps,
+        "num_steps": totals["num_steps"],
         "recipe": run.settings.line(),
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,
@@ -481,6 +490,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
         "peak_memory_bytes": peak_memory_bytes(),
         "student_start": opened.reads.start,
+        "towers": list(model.student.towers),
         "caveats": list(opened.reads.caveats),
         "files": run_files(folder.path),
     }

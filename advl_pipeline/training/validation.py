@@ -1,77 +1,122 @@
-"""The score on `val` during training, which shows whether it still improves. It selects nothing."""
+"""The examples that a run is scored on during training, and when: `val`, by which a run on your own data ends early.
+
+Without a `val`, a tenth of the labelled pictures of your own data is held out in its place.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.datasets.registry import find_dataset, open_dataset
-from advl_pipeline.training.config import FinetuneConfig, TaskLoss
-from advl_pipeline.training.landmarks.census import StudentAtStart
+from advl_pipeline.datasets.registry import find_dataset, known_dataset, open_dataset
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.inputs import Inputs
 
 SPLIT = "val"
-NUM_EXAMPLES, AT_ONCE = 200, 64
+NUM_EXAMPLES, NUM_DECIDING = 200, 500
+"""Maximum number of examples, usually and where they decide when a run ends."""
 MOST_TIMES, FEWEST_STEPS = 10, 25
 """Maximum number of validations, evenly spaced with the last at the end, and minimum steps between them."""
+MOST_DECIDING = 20
+"""Maximum number of validations where they decide when a run ends."""
+HELD_OUT = 0.1
+FEWEST_PICTURES = 20
+"""Minimum number of labelled pictures of which some are held out."""
 
 
-def open_validation(
-    config: FinetuneConfig, trained_on: Dataset, *, num_steps: int
-) -> tuple[Dataset, Sequence[int]] | str:
-    """Return `val` and the positions of evenly spaced examples of it, or the reason that there are none.
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Examples to score during training: a dataset, positions in it, and their name in messages.
 
-    Args:
-        trained_on: the split whose answers `val` must share.
-        num_steps: of the finetune step.
+    `decides` says that the run ends early by the score.
     """
-    if num_steps < FEWEST_STEPS:
-        return f"the run has fewer than {FEWEST_STEPS} steps"
+
+    dataset: Dataset
+    positions: Sequence[int]
+    name: str = SPLIT
+    decides: bool = False
+
+
+def may_stop(config: FinetuneConfig) -> bool:
+    """Return whether a run may end before its last step.
+
+    It may not if its number of steps is given, nor on a dataset with a name, on whose `val` others report results.
+    """
+    return known_dataset(config.dataset) is None and config.optimisation.num_steps is None and config.val_every != 0
+
+
+def open_validation(config: FinetuneConfig, inputs: Inputs) -> tuple[Inputs, Validation | str]:
+    """Return evenly spaced examples of `val`, or held-out ones, or the reason that there are none.
+
+    Returns:
+        The inputs, without what is held out; the examples to score.
+    """
+    decides = may_stop(config)
+    if config.val_every == 0:
+        return inputs, "--val-every is 0"
+    opened = _open_split(config, inputs.dataset, decides=decides)
+    if isinstance(opened, Validation) or not (decides and config.hold_out):
+        return inputs, opened
+    return _held_out(inputs, config.seed, why=opened)
+
+
+def _held_out(inputs: Inputs, seed: int, *, why: str) -> tuple[Inputs, Validation | str]:
+    """Hold out the examples of a tenth of the labelled pictures, drawn by the pictures' content and the seed."""
+    picture_of = {place: inputs.dataset[place].image.unit_id for place in inputs.labelled}
+    drawn = sorted(set(picture_of.values()), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    if len(drawn) < FEWEST_PICTURES:
+        return inputs, f"{why}, and {len(drawn)} labelled pictures are too few to hold some out"
+    held = set(drawn[: math.ceil(HELD_OUT * len(drawn))])
+    kept = [place for place in inputs.labelled if picture_of[place] not in held]
+    left = [place for place in inputs.labelled if picture_of[place] in held]
+    validation = Validation(
+        dataset=inputs.dataset,
+        positions=_spaced(left, NUM_DECIDING),
+        name=f"a held-out tenth of the pictures ({len(left):,} of {len(inputs.labelled):,} labels; --no-hold-out)",
+        decides=True,
+    )
+    return replace(inputs, labelled=kept), validation
+
+
+def _spaced(positions: Sequence[int], most: int) -> list[int]:
+    """Return evenly spaced positions, all of them if they are few."""
+    places = np.linspace(0, len(positions) - 1, min(most, len(positions))).round().astype(int)
+    return [positions[place] for place in places]
+
+
+def _open_split(config: FinetuneConfig, trained_on: Dataset, *, decides: bool) -> Validation | str:
     if SPLIT in config.split.split("+"):
         return "it is trained on"
     try:
         if SPLIT not in find_dataset(config.dataset, config.data_root).splits:
-            return "the data have no such split"
+            return "the data have no val"
         dataset = open_dataset(config.dataset, split=SPLIT, tasks=config.task, **config.reading)
     except AdvlError as error:
         # Only the training split of the benchmark was fetched.
         return error.what
     if any(dataset.label_names(task) != trained_on.label_names(task) for task in trained_on.tasks):
         return "it has other answers than the split that is trained on"
-    number = min(NUM_EXAMPLES, len(dataset))
-    positions = np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist()
+    positions = _spaced(range(len(dataset)), NUM_DECIDING if decides else NUM_EXAMPLES)
     labelled = [place for place in positions if dataset[place].label is not None or dataset[place].soft_label]
-    return (dataset, labelled) if labelled else "it has no labels"
+    if not labelled:
+        return "it has no labels"
+    return Validation(dataset=dataset, positions=labelled, decides=decides)
 
 
-def is_due(step: int, num_steps: int) -> bool:
-    """Return whether a run of `num_steps` steps is scored after a step, counted from 0."""
-    times = min(MOST_TIMES, num_steps // FEWEST_STEPS)
-    return (step + 1) * times // num_steps > step * times // num_steps
-
-
-@torch.no_grad()
-def validation_scores(
-    start: StudentAtStart, task_loss: TaskLoss, dataset: Dataset, positions: Sequence[int]
-) -> dict[str, float]:
-    """Return the mean loss and, if answers are compared, the accuracy, in [0, 1].
+def is_due(step: int, num_steps: int, *, every: int | None = None, most: int = MOST_TIMES) -> bool:
+    """Return whether a run of `num_steps` steps is scored after a step, counted from 0.
 
     Args:
-        start: current student and heads; keeps its training or evaluation mode.
-        dataset: with the positions of the examples to score in it, from `open_validation`.
+        every: steps between scorings, the last of which is at the end [default: evenly spaced].
+        most: maximum number of scorings without `every`.
     """
-    losses, right = 0.0, list[float]()
-    for chosen, batch, scored in start.scored(task_loss, dataset, positions, at_once=AT_ONCE):
-        losses += len(chosen) * float(scored.loss)
-        # For answers in words, only those that the loss requires are scored.
-        if task_loss != "answer-lm" or batch.targets.label_B is not None:
-            best_B, targets = scored.logits.argmax(1), batch.targets
-            if targets.label_B is not None:
-                right += (best_B == targets.label_B).tolist()
-            elif targets.scores_BK is not None:
-                right += targets.scores_BK.gather(1, best_B[:, None])[:, 0].tolist()
-    scores = {"val/task": losses / len(positions)}
-    return scores | ({"val/correct": float(np.mean(right))} if right else {})
+    if every is not None:
+        return (step + 1) % every == 0 or step + 1 == num_steps
+    times = min(most, num_steps // FEWEST_STEPS)
+    return (step + 1) * times // num_steps > step * times // num_steps

@@ -88,7 +88,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
         ConfigError: the student cannot be pretrained here, or the folder contains something other than a student.
         IdentityMismatch: the folder contains another student, or weights that no longer fit.
         NotFinite: a loss is not finite; nothing is written. InUse: another process pretrains the student there.
-        Interrupted: a signal stopped the pretraining, after the current step; the same call resumes.
+        KeyboardInterrupt: a signal stopped the pretraining, after the current step; the same call resumes.
     """
     config = resolved(config)
     output = config.output or Path("students") / config.student

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from advl_pipeline.base.compute import peak_memory_bytes
-from advl_pipeline.base.errors import Interrupted, InUse
+from advl_pipeline.base.errors import InUse
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.base.process_lock import process_lock
 
@@ -128,7 +128,7 @@ def work(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize(("number", "named"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
 def test_a_signal_is_not_lost_where_python_lets_go_of_an_object(number: signal.Signals, named: str) -> None:
-    with pytest.raises(Interrupted, match=f"The work was stopped by {named}"):
+    with pytest.raises(KeyboardInterrupt, match=f"The work was stopped by {named}"):
         work(number)
 
 

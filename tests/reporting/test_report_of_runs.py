@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import printed
+from own_rows import COLOURS, answer_row, write_json_lines
 from page_reader import Element, drawings, is_beside, read_page
 from small_corpus import SmallCorpus
 
@@ -122,6 +124,27 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
     assert not page.find("article", class_="verdict")
     markdown = run_report(ReportConfig(run=(tmp_path / "mine",), to="md"))[0].read_text(encoding="utf-8")
     assert "claim" not in markdown
+
+
+def test_a_page_shows_right_answers_that_no_training_question_has_and_what_the_student_starts_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [answer_row(number, split="train", answers=COLOURS[number % 2]) for number in range(8)]
+    rows += [answer_row(number, split="test", answers=("red", "mauve")[number % 2]) for number in range(4)]
+    data, run = write_json_lines(tmp_path / "mine.jsonl", rows), tmp_path / "run"
+    short = ("--method", "plain", "--student", "efficientnet-minilm-tiny", "--num-steps", 1, "--batch-size", 4)
+    out, message = printed(capsys, "finetune", "--data", data, *short, "--output", run)
+    assert (out + message).count("are random before this run") == 1
+    printed(capsys, "evaluate", run, "--on", "test", "--probe", "none")
+    output, _ = run_report(ReportConfig(run=(run,)))
+    page = read_page(output.read_text(encoding="utf-8"))
+    table = page.find("table", class_="scores")[0]
+    columns = [head.text for head in table.find("thead")[0].find("th")]
+    row = table.find("tbody")[0].find("tr")[0]
+    assert [*row.find("th"), *row.find("td")][columns.index("answers known")].text == "50.0"
+    right = [item.text for item in page.find("li") if "right" in item.attributes.get("class", "").split()]
+    assert any(text.startswith("mauve") for text in right)
+    assert "efficientnet-lite0 and minilm-l6, frozen; other layers at random" in page.text
 
 
 def test_losses_are_drawn_so_that_their_end_is_seen_with_validation_beside_them() -> None:

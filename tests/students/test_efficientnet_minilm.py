@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_frozen_tower_reads_each_picture_and_text_once(
 def test_kept_states_do_not_depend_on_the_rest_of_a_batch(
     student: Any, networks: list[Any], examples: list[Example]
 ) -> None:
-    together = student._words(student.collate(examples)), student._cells(student.collate(examples))
+    together = student._words(student.collate(examples)), *student._seen(student.collate(examples))
     forget_states()  # Else the other student's would be compared with themselves.
     alone: Any = build_student(NAME).eval()
     alone.take_towers(networks)
@@ -104,7 +105,7 @@ def test_kept_states_do_not_depend_on_the_rest_of_a_batch(
         batch = alone.collate([example])
         length = batch.token_ids_NL.shape[1]
         assert torch.equal(alone._words(batch)[0], together[0][row, :length])
-        assert torch.equal(alone._cells(batch)[0], together[1][row])
+        assert all(torch.equal(own[0], of[row]) for own, of in zip(alone._seen(batch), together[1:], strict=True))
 
 
 def test_students_of_equal_towers_and_other_grids_share_no_states(
@@ -119,6 +120,24 @@ def test_students_of_equal_towers_and_other_grids_share_no_states(
         for tower in (finer.vision, finer.text):
             tower.requires_grad_(True)  # Now nothing is kept.
         assert_near(actual, finer.encode(batch).visual_states_NRH)
+
+
+def test_its_heads_read_what_the_teachers_pool_and_hidden_pictures_match_nothing(
+    student: Any, networks: list[Any], examples: list[Example]
+) -> None:
+    batch = student.collate(examples)
+    for mask_visual in (False, True):
+        output = student.encode(batch, mask_visual=mask_visual)
+        pixels = student.normalised(batch)
+        with torch.no_grad():
+            shown = networks[0].forward_head(networks[0].forward_features(pixels), pre_logits=True)
+        assert_near(output.shown_NV, torch.zeros_like(shown) if mask_visual else shown)
+        for num_classes in (1, 3):
+            head = student.build_head("vcr", num_classes)
+            logits = head(output)
+            assert logits.shape == (len(examples), num_classes)
+            # Zero at first, so that the random layers learn after the maps.
+            assert torch.equal(logits, head(replace(output, pooled_NP=torch.rand_like(output.pooled_NP))))
 
 
 def test_training_leaves_frozen_towers_as_in_evaluation(student: Any) -> None:
@@ -136,10 +155,10 @@ def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(
     printed(capsys, "extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--folds", 2)
     few = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 2, "--confidence-folds", 2)
     cache = "caches/minilm-l6/mine/train"
-    out, _ = printed(capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", *few)
+    _, message = printed(capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", *few)
     assert json.loads(Path("run/student.json").read_text(encoding="utf-8"))["student"] == "efficientnet-minilm"
-    assert "starts from efficientnet-lite0 and minilm-l6, which were trained separately" in out
-    (line,) = (line for line in out.splitlines() if line.startswith("caution:"))
+    assert "starts from efficientnet-lite0 and minilm-l6, which were trained separately" in message
+    (line,) = (line for line in message.splitlines() if line.startswith("caution: minilm-l6"))
     assert "minilm-l6: the student starts from the same weights" in line
     assert "efficientnet-lite2" in line
     assert "mpnet-base" in line

@@ -19,7 +19,7 @@ from run_logs import losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 
-from advl_pipeline.base.errors import ConfigError, Interrupted
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import fit_word_prior
@@ -164,7 +164,7 @@ def test_the_number_of_workers_changes_nothing(
         )
         on_threads.clear()
         if num_workers == 3:
-            with interrupted_at(3), pytest.raises(Interrupted):
+            with interrupted_at(3), pytest.raises(KeyboardInterrupt):
                 run_finetune(config)
             run_finetune(replace(config, num_workers=2))
         else:

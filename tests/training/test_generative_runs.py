@@ -21,7 +21,7 @@ from tiny_extraction import tree_bytes
 from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.compute import ComputeConfig
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch, Interrupted, WeightsUnavailable
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.config import PredictConfig
@@ -148,7 +148,7 @@ def test_frozen_weights_are_held_in_bf16_and_resumed_to_the_bit(
         "frozen_weights": frozen // 2, "trained_weights": trained, "gradients": trained, "optimiser": 2 * trained
     }  # fmt: skip
     assert f"frozen weights {frozen / 2e6:,.1f} MB in bf16" in capsys.readouterr().err
-    with interrupted_at(2), pytest.raises(Interrupted):
+    with interrupted_at(2), pytest.raises(KeyboardInterrupt):
         small_corpus.run(tmp_path / "stopped", **options)
     kept = load_file(tmp_path / "stopped" / "checkpoint.safetensors")
     of_student = {name for name in kept if name.startswith("model/student.")}

@@ -21,7 +21,6 @@ from run_logs import metrics
 
 from advl_data.scenes.config import PretrainConfig
 from advl_data.scenes.pretrain import run_pretrain
-from advl_pipeline.base.errors import Interrupted
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict
@@ -152,7 +151,10 @@ def test_the_method_trains_every_student_from_a_host_that_hardly_waits(
 def test_a_run_that_has_only_its_files_to_write_is_on_one_device(small_corpus: Any, tmp_path: Path) -> None:
     run = small(small_corpus, tmp_path / "run", student="uniter-tiny", distance="mse")
     with posing() as watch, a_run_is_watched(watch):
-        with mock.patch.object(run_module, "save_student", side_effect=KeyboardInterrupt), pytest.raises(Interrupted):
+        with (
+            mock.patch.object(run_module, "save_student", side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
             run_finetune(run)
         run_finetune(run)
     assert (tmp_path / "run" / names.SELECTED_WORDS).exists()

@@ -42,7 +42,7 @@ BY_DESIGN = {
 ACT_LATER = frozenset(
     "device mixed_precision method cache split task shots ids pool init gradient_checkpointing base_dtype "
     "hide_picture lora_rank head_answers known_words confidence confidence_folds confidence_check seed "
-    "teacher_control adapt_on adapt_texts distill_weight adapt_lr_scale".split()
+    "teacher_control adapt_on adapt_texts distill_weight adapt_lr_scale val_every hold_out".split()
 )
 """Options that act on data, caches and models once these are opened; tests of their own show what each does."""
 

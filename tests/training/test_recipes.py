@@ -15,7 +15,7 @@ from run_logs import load_json, metrics
 from advl_pipeline.base.configuration import build_config, config_to_dict
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.packages import data_files, read_data_file
-from advl_pipeline.training import recipes
+from advl_pipeline.training import resolved
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import open_run_inputs
@@ -311,5 +311,5 @@ def test_a_run_of_the_default_length_is_known_by_it_where_there_are_many_labels(
         return run_record(run, inputs, [], []).get("num_steps")
 
     assert length() is None
-    monkeypatch.setattr(recipes, "DEFAULT_EPOCHS", 1000)  # As if there were many.
+    monkeypatch.setattr(resolved, "DEFAULT_EPOCHS", 1000)  # As if there were many.
     assert (length(), length(num_steps=1000), length(epochs=1000)) == (1000, None, None)

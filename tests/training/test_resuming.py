@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_extraction import tree_bytes
 
-from advl_pipeline.base.errors import ConfigError, Interrupted, StorageError
+from advl_pipeline.base.errors import AdvlError, ConfigError, StorageError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
@@ -64,7 +64,7 @@ def test_a_run_that_was_stopped_twice_is_the_uninterrupted_one(
         options["known_words"] = known
     small_corpus.run(tmp_path / "whole", **options)
     for at in (2, 3):
-        with interrupted_at(at), pytest.raises(Interrupted):
+        with interrupted_at(at), pytest.raises(KeyboardInterrupt):
             small_corpus.run(tmp_path / "stopped", **options)
     small_corpus.run(tmp_path / "stopped", **options)
     require_equal(tmp_path / "stopped", tmp_path / "whole")
@@ -103,12 +103,13 @@ def test_a_run_stopped_while_its_readout_or_its_student_is_written_takes_no_step
     def stop_at_the_readout(self: RunFolder, name: str, value: Any) -> None:
         (stop if name == names.READOUT else write)(self, name, value)
 
-    with patch.object(RunFolder, "write_json", stop_at_the_readout), pytest.raises(Interrupted):
+    with patch.object(RunFolder, "write_json", stop_at_the_readout), pytest.raises(KeyboardInterrupt):
         small_corpus.run(run)
     assert not (run / names.READOUT).exists()
-    with patch.object(run_module, "save_student", stop), pytest.raises(Interrupted) as stopped:
+    with patch.object(run_module, "save_student", stop), pytest.raises(KeyboardInterrupt) as stopped:
         small_corpus.run(run)
-    assert "every step that was finished" in stopped.value.why
+    assert "every step that was finished" in str(stopped.value)
+    assert not isinstance(stopped.value, AdvlError), "a loop over runs that goes on after an error would go on"
     # A step would be interrupted, too.
     monkeypatch.setattr(loop.OptimiserSteps, "take", stop)
     small_corpus.run(run)
@@ -117,7 +118,7 @@ def test_a_run_stopped_while_its_readout_or_its_student_is_written_takes_no_step
 
 
 def test_what_a_run_took_counts_all_of_its_sittings(small_corpus: Any, whole: Path, tmp_path: Path) -> None:
-    with interrupted_at(6), pytest.raises(Interrupted):
+    with interrupted_at(6), pytest.raises(KeyboardInterrupt):
         small_corpus.run(tmp_path, checkpoint_every=1)
     steps = read_log(tmp_path)
     assert [step["step"] for step in steps] == [0, 1, 2, 3, 4]

@@ -8,16 +8,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from accelerate import PartialState
 from altered_dataset import alter_examples
-from commands import printed
+from commands import complaint, printed
 from first_step import first_terms
+from interrupting import interrupted_at
 from live_teacher import teachers_run
 from own_rows import choice_row, write_json_lines
+from PIL import Image
 from run_logs import load_json, metrics
+from safetensors.torch import load_file
 from small_corpus import SMALL_WORDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -28,10 +32,12 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import scalars
 from advl_pipeline.training import loop
+from advl_pipeline.training import run as run_module
 from advl_pipeline.training.batches import TrainingBatch
-from advl_pipeline.training.config import config_of_run
+from advl_pipeline.training.config import FinetuneConfig, OptimiserOptions, TrainingSettings, config_of_run
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.step import FinetuneModel
+from advl_pipeline.training.stopping import PATIENCE
 from advl_pipeline.training.validation import is_due
 
 
@@ -107,6 +113,81 @@ def test_what_is_logged_is_what_evaluate_says(
     losses, alone = ([record["raw/task"] for record in metrics(Path(run))] for run in ("run", "unseen"))
     assert losses == alone
     assert not any("val/task" in record for record in metrics(Path("unseen")))
+
+
+@pytest.fixture
+def contrary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
+    """A run on data whose val contradicts train, so that it is the worse the longer it learns."""
+    monkeypatch.chdir(tmp_path)
+    rows = [choice_row(number, split="train") for number in range(16)]
+    rows += [choice_row(number, split="val") for number in range(1, 24, 2)]
+    for row in rows[16:]:
+        row["label"] = (row["label"] + 1) % 4
+    write_json_lines(Path("mine.jsonl"), rows)
+    return FinetuneConfig(
+        dataset="mine.jsonl",
+        output=Path("run"),
+        method="plain",
+        student="scenes-small",
+        student_option=SMALL_WORDS,
+        val_every=4,
+        checkpoint_every=4,
+        optimisation=OptimiserOptions(batch_size=2, learning_rate=3e-3),
+    )
+
+
+def test_a_run_on_own_data_ends_when_val_no_longer_improves_and_keeps_its_best(
+    contrary: FinetuneConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_finetune(contrary)
+    scored = {
+        record["step"]: (record["val/correct"], -record["val/task"])
+        for record in metrics(run.output)
+        if "val/task" in record
+    }
+    best = max(scored, key=lambda step: scored[step])
+    assert run.summary["num_steps"] == max(scored) + 1 == best + 1 + 4 * PATIENCE < TrainingSettings.num_steps
+    assert f"keeps the weights of step {best + 1}," in capsys.readouterr().err
+    with interrupted_at(best // 4 + 2), pytest.raises(KeyboardInterrupt):
+        run_finetune(replace(contrary, output=Path("stopped")))
+    then, kept = load_file(Path("stopped") / names.CHECKPOINT), load_file(run.output / names.STUDENT_WEIGHTS)
+    assert all(torch.equal(value, then[f"model/student.{name}"]) for name, value in kept.items())
+
+
+@pytest.mark.parametrize("at", [2, 5])
+def test_a_stopped_run_that_may_end_early_is_the_uninterrupted_one(at: int, contrary: FinetuneConfig) -> None:
+    whole, stopped = run_finetune(contrary), replace(contrary, output=Path("stopped"))
+    with interrupted_at(at), pytest.raises(KeyboardInterrupt):
+        run_finetune(stopped)
+    # Stopped once more after its last step, before its student is written.
+    with patch.object(run_module, "save_student", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        run_finetune(stopped)
+    summary = run_finetune(stopped).summary
+    assert summary["num_steps"] == whole.summary["num_steps"]
+    weights = [load_file(run / names.STUDENT_WEIGHTS) for run in (Path("run"), Path("stopped"))]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_tenth_of_the_pictures_stands_in_for_val_unless_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(30):
+        Image.new("RGB", (16, 16), (8 * number, 90, 30)).save(f"{number}.png")
+    rows = [choice_row(number, split="train", image=f"{number % 30}.png") for number in range(60)]
+    write_json_lines(Path("mine.jsonl"), rows)
+    words = ("finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--method", "plain", "--batch-size", 8)
+    words = (*words, "--student-option", *SMALL_WORDS, "--epochs", 4)
+    _, message = printed(capsys, *words, "--output", "held")
+    assert "a held-out tenth of the pictures (6 of 60 labels; --no-hold-out)" in message
+    assert load_json(Path("held/result.json"))["num_labelled"] == 54
+    _, message = printed(capsys, *words, "--no-hold-out", "--output", "all")
+    assert "val is not scored on the way: the data have no val" in message
+    assert load_json(Path("all/result.json"))["num_labelled"] == 60
+    _, message = printed(capsys, *words[:-2], "--num-steps", 5, "--output", "short")
+    assert "caution: 5 steps read 67 % of the 60 labels" in message
+    code, message = complaint(capsys, *words[:-2], "--num-steps", 5, "--no-hold-out", "--output", "no")
+    assert (code, "a fixed number of steps" in message) == (2, True)
 
 
 def tensorboard_of(folder: Path) -> EventAccumulator:
