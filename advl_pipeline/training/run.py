@@ -489,7 +489,6 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
         "peak_memory_bytes": peak_memory_bytes(),
-        "student_start": opened.reads.start,
         "towers": list(model.student.towers),
         "caveats": list(opened.reads.caveats),
         "files": run_files(folder.path),
