@@ -3,7 +3,8 @@
 Fusion layers with random weights learn a few hundred labels by heart. Two linear maps of pooled states into a common
 space, as in two-tower models, learn from as few labels which texts fit which pictures. A choice is scored by the
 cosine of the two; classes and open answers are read off the pooled states and the product of the maps. What the fused
-state says is added with a small weight and starts at zero, so that it learns later than the maps.
+state says starts at zero and is added: to choices with a small weight, so that it learns later than the maps; to
+answers as it is, because it alone knows what lies where.
 
 Shapes: N sequences, L text tokens, R visual tokens, H width, P width of the fused pooled state, T and V widths of the
 pooled states of text and picture, M width of the common space, K classes.
@@ -30,6 +31,10 @@ FIRST_SCALE: Final = 10.0
 """First factor of the cosine, which is trained."""
 
 FUSED_WEIGHT: Final = 0.03
+"""Weight of the fused state in the score of a choice."""
+
+DROPOUT: Final = 0.3
+"""Dropout of the layers that read answers off the pooled states."""
 
 
 @dataclass(kw_only=True)
@@ -73,15 +78,17 @@ class MatchHead(OutputHead):
         self.text_norm, self.picture_norm = nn.LayerNorm(text_size), nn.LayerNorm(picture_size)
         self.text_map = nn.Linear(text_size, COMMON_SIZE)
         self.picture_map = nn.Linear(picture_size, COMMON_SIZE)
-        self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
         *fused, last = norm_first_head(pooled_size, num_classes, hidden=2 * pooled_size)
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         self.fused = nn.Sequential(*fused, last)
         self.matched = None
-        if num_classes > 1:
+        if num_classes == 1:
+            self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
+        else:
             num_read = text_size + picture_size + COMMON_SIZE
-            self.matched = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
+            layers = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
+            self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers[:-1], nn.Dropout(DROPOUT), layers[-1])
 
     def forward(self, output: StudentOutput) -> torch.Tensor:
         """Return (N, K)."""
@@ -89,11 +96,10 @@ class MatchHead(OutputHead):
         said_NT, shown_NV = self.text_norm(output.said_NT), self.picture_norm(output.shown_NV)
         match_NM = functional.normalize(self.text_map(said_NT), dim=-1)
         match_NM = match_NM * functional.normalize(self.picture_map(shown_NV), dim=-1)
+        fused_NK: torch.Tensor = self.fused(output.pooled_NP)
         if self.matched is None:
-            matched_NK = self.log_scale.exp() * match_NM.sum(1, keepdim=True)
-        else:
-            # Scaled to the magnitude of a layer-normalised state.
-            read = [said_NT, shown_NV, self.log_scale.exp() * match_NM * COMMON_SIZE**0.5]
-            matched_NK = self.matched(torch.cat(read, dim=-1))
-        logits_NK: torch.Tensor = matched_NK + FUSED_WEIGHT * self.fused(output.pooled_NP)
-        return logits_NK
+            return self.log_scale.exp() * match_NM.sum(1, keepdim=True) + FUSED_WEIGHT * fused_NK
+        # Scaled to the magnitude of a layer-normalised state.
+        read = [said_NT, shown_NV, COMMON_SIZE * match_NM]
+        matched_NK: torch.Tensor = self.matched(torch.cat(read, dim=-1))
+        return matched_NK + fused_NK
