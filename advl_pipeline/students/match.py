@@ -87,8 +87,8 @@ class MatchHead(OutputHead):
             self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
         else:
             num_read = text_size + picture_size + COMMON_SIZE
-            layers = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
-            self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers[:-1], nn.Dropout(DROPOUT), layers[-1])
+            *layers, last = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
+            self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers, nn.Dropout(DROPOUT), last)
 
     def forward(self, output: StudentOutput) -> torch.Tensor:
         """Return (N, K)."""
