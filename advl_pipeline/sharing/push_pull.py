@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from advl_pipeline.base.atomic import remove_left, writing
 from advl_pipeline.base.errors import AdvlError, ConfigError, CorruptCache, StorageError, advise, again
+from advl_pipeline.base.folders import LOCK
 from advl_pipeline.base.locations import hub_obstacle
 from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.base.repositories import refusal
 from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
@@ -180,7 +182,8 @@ def run_pull(config: PullConfig) -> VerifyReport:
 
     Raises:
         ConfigError: the output exists, or the repository contains no cache. CorruptCache: the uploaded cache is
-            damaged. StorageError: the hub cannot be reached or refuses, or the disk failed; the same command resumes.
+            damaged. InUse: another process downloads into the same folder. StorageError: the hub cannot be reached or
+            refuses, or the disk failed; the same command resumes.
     """
     output = config.output
     require_outputs(config)
@@ -203,21 +206,34 @@ def run_pull(config: PullConfig) -> VerifyReport:
     kept = output.with_name(f"{output.name}.partial")
     # The user may have a cache of this name; a download is recognised by its subfolder.
     partial = kept / _DOWNLOAD
-    is_ours = kept.is_dir() and all(path == partial and not path.is_symlink() for path in kept.iterdir())
+    lock = kept / LOCK
+    is_ours = kept.is_dir() and all(path in (partial, lock) and not path.is_symlink() for path in kept.iterdir())
     if os.path.lexists(kept) and (kept.is_symlink() or not is_ours):
         raise ConfigError(
             "There is something else in the place of the download.",
             where=str(kept),
             next_command="move it away, or give another --output",
         )
-    with writing(output):
+    try:
+        with process_lock(lock, "this cache"):
+            require_outputs(config)  # Another process may have finished it.
+            return _download(config, api, partial, revision=info.sha, files=files)
+    finally:
+        # What was downloaded stays, for the same command to go on with.
+        with suppress(OSError):
+            kept.rmdir()
+
+
+def _download(config: PullConfig, api: Any, partial: Path, *, revision: str, files: set[str]) -> VerifyReport:
+    """Download a commit into a folder, verify it, and rename it into the output's place."""
+    with writing(config.output):
         partial.mkdir(parents=True, exist_ok=True)
     with _hub_errors(config.repository):
         # Pinned to a commit, so that a resumed download never mixes two states of the repository.
         api.snapshot_download(
             config.repository,
             repo_type="dataset",
-            revision=info.sha,
+            revision=revision,
             local_dir=partial,
             ignore_patterns=list(OF_THE_HUB),
         )
@@ -230,16 +246,15 @@ def run_pull(config: PullConfig) -> VerifyReport:
     report = verify_cache(partial)
     if not report.is_sound:
         finding = describe_findings(report)
-        remove_left(kept)
+        remove_left(partial)
         raise CorruptCache(
             "The cache on the hub is not sound.",
-            where=f"{config.repository} at {info.sha}",
+            where=f"{config.repository} at {revision}",
             why=f"{finding.what} {finding.why}",
             next_command="ask for another upload of it, or make the cache here",
         )
-    with writing(output):
-        partial.replace(output)
-        kept.rmdir()
+    with writing(config.output):
+        partial.replace(config.output)
     return report
 
 

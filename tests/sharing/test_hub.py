@@ -20,6 +20,7 @@ from own_rows import class_row, write_json_lines, write_pictures
 from safetensors.torch import save_file
 from tiny_extraction import tree_bytes
 
+from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
@@ -83,6 +84,21 @@ def test_a_cache_goes_to_the_hub_and_comes_back_the_same(
     assert {name for name in made if pulled[name] != made[name]} == NAMING_PATHS
     assert pulled.keys() == made.keys()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_of_two_pulls_into_one_folder_the_second_is_refused_and_changes_nothing(
+    hub: Hub, advl: Command, small_corpus: Any, tmp_path: Path
+) -> None:
+    advl("cache", "push", small_corpus.caches[0], "lab/minilm")
+    words = ("cache", "pull", "lab/minilm", "--output", tmp_path / "cache")
+    with process_lock(tmp_path / "cache.partial/.lock", "this cache"):
+        _, message = advl(*words, code=7)
+    assert "Another process is writing this cache." in message
+    assert not (tmp_path / "cache").exists()
+    advl(*words)
+    assert "exists already" in advl(*words, code=2)[1]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("cache")] == ["cache"]
+
 
 
 def test_a_pushed_cache_names_no_path_of_the_machine_that_made_it(hub: Hub, advl: Command, tmp_path: Path) -> None:
