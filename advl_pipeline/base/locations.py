@@ -162,6 +162,15 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
+def is_server(url: str) -> bool:
+    """Return whether a text is the URL of a server, such as http://host:9000."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:
+        return False  # The port is no number, or a bracket is open.
+
+
 def hub_obstacle() -> str:
     """Return why the hub cannot be reached, or "" if it is worth trying.
 
@@ -173,7 +182,10 @@ def hub_obstacle() -> str:
         return "HF_HUB_OFFLINE is set"
     if "https" in getproxies():
         return ""
-    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if not is_server(endpoint):
+        return "HF_ENDPOINT is not the URL of a server, such as https://huggingface.co"
+    address = urlsplit(endpoint)
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
     try:
         with socket.create_connection((host, port), timeout=TIMEOUT_SECONDS):

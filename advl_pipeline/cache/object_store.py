@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from advl_pipeline.base.atomic import writing
 from advl_pipeline.base.errors import AdvlError, ConfigError, StorageError, again
-from advl_pipeline.base.locations import Url
+from advl_pipeline.base.locations import Url, is_server
 from advl_pipeline.base.packages import needs_extra
 from advl_pipeline.cache.config import DEFAULT_GB, disk_cache_folder
 from advl_pipeline.cache.disk_cache import DiskCache
@@ -67,6 +67,8 @@ _CONNECTIONS = 8
 _KEY_DIGITS = 32
 
 _LARGEST_PUT = 5 << 30
+
+_METADATA_BYTES = 1 << 28
 
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
@@ -112,9 +114,20 @@ class ObjectStore(Store):
         return ObjectStore, (self._url, self._disk_cache_gb)
 
     def get(self, name: str) -> bytes:
+        content = self._content(name, _METADATA_BYTES)
+        if content is None:
+            raise self.damaged("A metadata file is implausibly large.", name)
+        return content
+
+    def _content(self, name: str, max_bytes: int) -> bytes | None:
+        """Return the content of an object, or None if it is larger; the library reserves what the store states."""
         import obstore
 
-        return self._ask(name, lambda: bytes(obstore.get(self._store, self._key(name)).bytes()))
+        def request() -> bytes | None:
+            found = obstore.get(self._store, self._key(name))
+            return bytes(found.bytes()) if found.meta["size"] <= max_bytes else None
+
+        return self._ask(name, request)
 
     def stream(self, name: str) -> Iterator[Buffer]:
         """Yield an object's content in blocks; raises `MissingFile`."""
@@ -159,7 +172,7 @@ class ObjectStore(Store):
 
     def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if not self.create(name, body) and self.get(name) != body:
+        if not self.create(name, body) and self._content(name, memoryview(body).nbytes) != body:
             self._put(name, body, "overwrite")
         return entry_of(body)
 
@@ -263,6 +276,14 @@ class ObjectStore(Store):
             raise
         except (BaseError, OSError) as error:
             raise self._told(where, error) from None
+        except BaseException as error:
+            if type(error).__module__ != "pyo3_runtime":
+                raise
+            why = "its library panicked, and printed the reason above"
+            advice = f"check the settings of the store: {_CREDENTIALS[self._url.scheme]}"
+            raise StorageError(
+                "The object store cannot be used.", where=where, why=why, next_command=advice
+            ) from None
 
     def _told(self, where: str, error: Exception) -> AdvlError:
         """Translate an error of the library into one for the user."""
@@ -297,6 +318,25 @@ class ObjectStore(Store):
         )
 
 
+def _require_plain_settings(url: Url) -> None:
+    """Refuse settings of the environment at which the library would panic; no value is shown, it may be a secret.
+
+    Raises:
+        ConfigError: an endpoint is no URL of a server, or a setting has a control character, such as a line break.
+    """
+    settings = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GOOGLE_"))}
+    for name, value in sorted(settings.items()):
+        why = ""
+        if not value.isprintable():
+            why = "it has a line break or another control character"
+        elif name.startswith("AWS_ENDPOINT") and not is_server(value):
+            why = "it is not the URL of a server, such as http://host:9000"
+        if why:
+            what = f"The setting {name} of the environment cannot be used."
+            advice = again(f"correct {name}, then run the same command again")
+            raise ConfigError(what, where=str(url), why=why, next_command=advice)
+
+
 def _key_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_KEY_DIGITS]
 
@@ -305,6 +345,7 @@ def _open(url: Url) -> S3Store | GCSStore:
     with needs_extra("s3", where=str(url)):
         from obstore.exceptions import BaseError
         from obstore.store import GCSStore, S3Store
+    _require_plain_settings(url)
     options: dict[str, Any] = {
         # Plain HTTP is used only if AWS_ENDPOINT_URL begins with http://.
         "client_options": {

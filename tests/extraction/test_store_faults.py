@@ -6,22 +6,26 @@ Nothing that is read is ever other than what was written.
 from __future__ import annotations
 
 import os
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
 from unittest import mock
 
 import numpy as np
 import pytest
+from commands import complaint
 from objects import objects, upload
 from s3_faults import Fault, FaultyStore, serve_faults
-from s3_server import S3Server
+from s3_server import S3Server, client_environment
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.base.errors import StorageError
 from advl_pipeline.base.locations import Url
 from advl_pipeline.cache import object_store
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import verify_cache
 
 SMALL = {"num_images": 6}
@@ -93,6 +97,74 @@ def test_a_store_that_stays_ill_is_named(
             assert "AKID" not in str(caught.value)
         assert time.monotonic() - begin < 60
         assert not list((tmp_path / "disk-cache").rglob("text/tokens/values/c/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("AWS_ENDPOINT_URL", "store:9000", "not the URL of a server"),
+        ("AWS_ENDPOINT_URL", "http://host:99999", "not the URL of a server"),
+        ("AWS_ENDPOINT_URL_S3", "http://[::1", "not the URL of a server"),
+        ("AWS_ACCESS_KEY_ID", "key\nkey", "line break"),
+        ("AWS_SECRET_ACCESS_KEY", "secret\n", "line break"),
+    ],
+)
+def test_settings_at_which_the_library_would_panic_are_refused_and_not_shown(
+    name: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    code, message = complaint(capsys, "cache", "info", "s3://bucket/cache")
+    assert (code, f"The setting {name} of the environment" in message, why in message) == (2, True, True)
+    assert value not in message
+    assert len(message.splitlines()) < 8
+
+
+def test_a_panic_of_the_library_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "_require_plain_settings", lambda url: None)
+    for name, value in client_environment("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "no server")
+    with pytest.raises(StorageError, match="The object store cannot be used"):
+        open_store(Url("s3://bucket/cache")).list()
+
+
+class _Boasting(BaseHTTPRequestHandler):
+    """A store whose objects are said to have 10 TB."""
+
+    def do_GET(self) -> None:
+        names = "".join(
+            f"<Contents><Key>cache/{name}</Key><Size>10</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            "</Contents>"
+            for name in ("identity.json", "records/complete.json", "records/plan.json")
+        )
+        body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{names}</ListBucketResult>".encode()
+        is_list = "list-type" in self.path
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body) if is_list else 10**13))
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        self.wfile.write(body if is_list else b"{}")
+
+    def do_PUT(self) -> None:
+        self.send_error(412)
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+def test_an_object_that_is_said_to_have_terabytes_is_an_error_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Boasting) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        for name, value in client_environment(f"http://127.0.0.1:{server.server_address[1]}").items():
+            monkeypatch.setenv(name, value)
+        for word in ("info", "verify"):
+            code, message = complaint(capsys, "cache", word, "s3://bucket/cache")
+            assert code == 4, message
+            assert "implausibly large" in message
+        server.shutdown()
 
 
 def test_extraction_stops_with_a_message_and_resumes(folder: Path, url: Url, s3_server: S3Server) -> None:

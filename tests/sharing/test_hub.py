@@ -100,7 +100,6 @@ def test_of_two_pulls_into_one_folder_the_second_is_refused_and_changes_nothing(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("cache")] == ["cache"]
 
 
-
 def test_a_pushed_cache_names_no_path_of_the_machine_that_made_it(hub: Hub, advl: Command, tmp_path: Path) -> None:
     home = tmp_path / "home-of-anna"
     write_pictures(home / "pets" / "pictures")
