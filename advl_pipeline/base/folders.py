@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from advl_pipeline.base.errors import ConfigError, Suggestion, suggest_names
+from advl_pipeline.base.errors import ConfigError, NotAllowed, Suggestion, suggest_names
+from advl_pipeline.base.locations import read_regular
 
 FolderKind = Literal["cache", "corpus", "study", "run", "student"]
 
@@ -77,11 +78,11 @@ def folder_kind(folder: Path) -> FolderKind | None:
         try:
             if not path.is_file() or path.stat().st_size > _MAX_MARKER_BYTES:
                 continue
-            content: Any = json.loads(path.read_bytes())
+            content: Any = json.loads(read_regular(path))
         except (ValueError, RecursionError):
             # A damaged file of the right name still identifies the folder.
             return kind
-        except OSError:
+        except (OSError, NotAllowed):
             continue
         if isinstance(content, dict) and marker.key in content:
             return kind

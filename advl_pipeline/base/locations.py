@@ -9,7 +9,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
@@ -146,12 +146,17 @@ def status_of(path: Path) -> os.stat_result:
 def regular_file(path: Path, *, buffering: int = -1) -> BufferedReader:
     """Open a regular file for reading: opening a pipe could block, and reading a device may never end.
 
+    A file of no length is read as empty: of the kernel's files, which have none, some never end.
+
     Raises:
         NotAllowed: this user may not read the file.
         OSError: the path is not a regular file, or cannot be opened.
     """
-    if not stat.S_ISREG(status_of(path).st_mode):
+    status = status_of(path)
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
+    if not status.st_size:
+        return BufferedReader(BytesIO())
     with allowed(path):
         return path.open("rb", buffering)  # type: ignore[return-value]  # Never unbuffered.
 

@@ -135,7 +135,13 @@ class MappedArray:
             mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
     def _open(self, shard: int) -> tuple[mmap.mmap, Rows]:
-        if (opened := self._shards.get(shard)) is None:
+        opened = self._shards.get(shard)
+        if opened is not None and opened[0].size() != len(opened[0]):
+            # Reading beyond the end of a mapped file would end the process by a signal.
+            what = "A shard changed its length while the cache was open."
+            why = f"{opened[0].size()} bytes instead of {len(opened[0])}"
+            raise self._store.damaged(what, self.spec.shard_path(shard), why)
+        if opened is None:
             with self._store.opened(self.spec.shard_path(shard)) as descriptor:
                 opened = self.mapped(shard, descriptor)
             # An open map would keep disk space after the disk cache evicts the file.

@@ -60,6 +60,13 @@ _TRIES_OF_STALLED_ANSWERS = 3
 
 _LONGEST_PAUSE_SECONDS = 3.0
 
+ANSWER_SECONDS = 60.0
+"""Time for a metadata file, besides a second for each 100 kB. A shard has an hour, as the client's `timeout` says."""
+
+_SLOWEST_BYTES_PER_SECOND = 1e5
+
+_RETRY_ADVICE = "check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes"
+
 _STREAM_BYTES = 1 << 22
 
 _CONNECTIONS = 8
@@ -125,7 +132,18 @@ class ObjectStore(Store):
 
         def request() -> bytes | None:
             found = obstore.get(self._store, self._key(name))
-            return bytes(found.bytes()) if found.meta["size"] <= max_bytes else None
+            size = found.meta["size"]
+            if size > max_bytes:
+                return None
+            deadline = time.monotonic() + ANSWER_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
+            content = bytearray()
+            for block in found.stream(min_chunk_size=1):
+                content += block
+                if time.monotonic() > deadline:
+                    what = "The object store sends a file too slowly."
+                    why = f"{len(content):,} of {size:,} bytes came in {ANSWER_SECONDS:.0f} s and one for each 100 kB"
+                    raise StorageError(what, where=self.where(name), why=why, next_command=again(_RETRY_ADVICE))
+            return bytes(content)
 
         return self._ask(name, request)
 
@@ -307,7 +325,7 @@ class ObjectStore(Store):
             "The object store cannot be reached, or does not do what was asked.",
             where=where,
             why=cut_short[0] if cut_short else reason,
-            next_command=again("check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes"),
+            next_command=again(_RETRY_ADVICE),
         )
 
     def _no_bucket(self, where: str) -> StorageError:

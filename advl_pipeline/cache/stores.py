@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from advl_pipeline.base.atomic import sync_folder, write_text, writing
-from advl_pipeline.base.errors import CorruptCache, StorageError, again
+from advl_pipeline.base.errors import CorruptCache, NotAllowed, StorageError, again
 from advl_pipeline.base.folders import may_note, require_folder
-from advl_pipeline.base.locations import Location, Url, not_allowed
+from advl_pipeline.base.locations import Location, Url, not_allowed, read_regular
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.object_store import ObjectStore
@@ -61,9 +61,13 @@ def open_store(location: Location, disk_cache_gb: float = DEFAULT_GB) -> Store:
 class FolderStore(Store):
     """A cache in a folder that all processes share."""
 
+    location: Path
+
     def __init__(self, root: Path) -> None:
-        self.location = self.folder = self._root = root
-        self.locks = root / LOCKS
+        self.location = root
+        # A process may change its working folder while the cache is open.
+        self.folder = self._root = root.absolute()
+        self.locks = self._root / LOCKS
 
     def get(self, name: str) -> bytes:
         with self.opened(name) as descriptor:
@@ -80,7 +84,7 @@ class FolderStore(Store):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise MissingFile(
-                "A file of the cache is missing.", where=str(path), next_command=self.repair_command
+                "A file of the cache is missing.", where=self.where(name), next_command=self.repair_command
             ) from None
         except OSError as error:
             raise self._unreadable(path, error) from error
@@ -201,7 +205,7 @@ class FolderStore(Store):
             self._clear_the_way(self.locks / "lock")
 
     def require_place(self) -> None:
-        require_folder(self._root, "cache")
+        require_folder(self.location, "cache")
 
     def changed(self, files: Files) -> dict[str, Stamp]:
         verified = self._verified_stamps()
@@ -226,10 +230,10 @@ class FolderStore(Store):
     def _verified_stamps(self) -> dict[str, Stamp]:
         """Return the stamps that were noted for the current complete record."""
         try:
-            note = json.loads(verified_path(self._root).read_bytes())
+            note = json.loads(read_regular(verified_path(self._root)))
             is_of_this_record = note["record"] == hash_file(self._root / COMPLETE_RECORD).sha256
             return {name: tuple(stamp) for name, stamp in note["files"].items()} if is_of_this_record else {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, NotAllowed, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def reading(self, record: bytes, files: Files) -> Readable:

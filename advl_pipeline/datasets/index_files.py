@@ -118,6 +118,8 @@ def sealed_size(path: Path) -> int:
         ValueError: the content does not match the seal. OSError: the file cannot be read.
     """
     size = path.stat().st_size - SEAL_BYTES
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
     with path.open("rb") as file:
         if size <= 0 or _digest(file, size, path.name) != file.read():
             raise ValueError(f"{path} is not what was written")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -69,7 +68,7 @@ def read_file(path: Path, name: str) -> bytes:
     """
     try:
         with regular_file(path) as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            if status_of(path).st_size > MAX_BYTES:
                 raise Malformed(f"{name} is longer than {MAX_BYTES:,} bytes")
             content = file.read()
     except FileNotFoundError:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from advl_pipeline.base.array_archives import arrays_digest, read_array_archive
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise, again
 from advl_pipeline.base.folders import near_folder
+from advl_pipeline.base.locations import read_regular
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
@@ -50,6 +51,8 @@ def _undamaged(what: str, where: str, next_command: str) -> Iterator[None]:
     """Refuse a file of a run that is missing, or that training and evaluation would not have written."""
     try:
         yield
+    except PermissionError:
+        raise  # It is another user's, not damaged.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(what, where=where, why=why, next_command=next_command) from error
@@ -68,7 +71,7 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
         ConfigError: the document is missing or damaged; the message names the file.
     """
     with _undamaged("A file of a run cannot be read.", str(path), _ANEW):
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path))
         if not isinstance(document, kind):
             raise ValueError(f"it holds no {'list' if kind is list else 'object'}")
     return document
@@ -306,7 +309,7 @@ def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
     path = run / names.METRICS
     instead = again("start over by the same command with --no-resume", "--no-resume")
     records: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    lines = read_regular(path).split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines[:-1] if before is not None or not lines[-1] else lines, start=1):
         with _undamaged("A logged step is damaged.", f"{path}, line {number}", instead):
             record = json.loads(line)

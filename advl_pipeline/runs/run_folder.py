@@ -21,6 +21,7 @@ from advl_pipeline.base.atomic import make_folder, remove_left, write_text, writ
 from advl_pipeline.base.compute import AUTO, ComputeT
 from advl_pipeline.base.configuration import json_text
 from advl_pipeline.base.errors import Advice, IdentityMismatch, advise
+from advl_pipeline.base.locations import read_regular
 from advl_pipeline.base.packages import installed_versions
 from advl_pipeline.base.repositories import HUB
 from advl_pipeline.cache.identity import Difference, difference_table, differences
@@ -76,7 +77,7 @@ class RunFolder:
     def _recorded(self, name: str, *keys: str) -> Any:
         """Return a value of a document of the run; None if it is damaged, which `require_same_run` reports."""
         try:
-            value = json.loads((self.path / name).read_bytes())
+            value = json.loads(read_regular(self.path / name))
             for key in keys:
                 value = value[key]
         except (OSError, ValueError, TypeError, KeyError):
@@ -95,7 +96,7 @@ class RunFolder:
         if not self.identity.exists():
             return
         try:
-            recorded = dict(json.loads(self.identity.read_bytes()))
+            recorded = dict(json.loads(read_regular(self.identity)))
         except (ValueError, TypeError) as error:
             what = "The record of the run is damaged, so that nothing tells what it was trained on."
             where = str(self.identity)

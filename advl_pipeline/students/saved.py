@@ -17,6 +17,7 @@ from safetensors.torch import load_file as load_tensors
 from advl_pipeline.base.atomic import make_folder, write_text
 from advl_pipeline.base.configuration import build_config, json_text
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise
+from advl_pipeline.base.locations import read_regular
 from advl_pipeline.base.tensors import parameter_digest, save_tensors
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import LoraSettings, Student
@@ -100,7 +101,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         what, following = "There is no saved student here.", making_command(folder.name, folder) or ""
         raise WeightsUnavailable(what, where=str(folder), next_command=following)
     try:
-        description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        description: dict[str, Any] = json.loads(read_regular(file))
     except json.JSONDecodeError as error:
         what = "The description of the saved student is damaged."
         raise WeightsUnavailable(what, where=str(file), why=str(error)) from None

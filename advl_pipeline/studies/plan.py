@@ -31,8 +31,9 @@ from advl_pipeline.base.configuration import (
     json_text,
     options_without,
 )
-from advl_pipeline.base.errors import ConfigError, DatasetError, advise
+from advl_pipeline.base.errors import ConfigError, DatasetError, NotAllowed, advise
 from advl_pipeline.base.folders import MARKERS
+from advl_pipeline.base.locations import read_regular
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_location
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -330,9 +331,9 @@ def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
     """Yield the studies next to a run's folder that list its cell, by name, and whether each keeps its student."""
     outer = run.absolute().parent.parent
     for file in sorted([*outer.glob(f"{_STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        with suppress(OSError, NotAllowed, ValueError, TypeError, KeyError, AttributeError):
             # The commands of that study report a damaged record.
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = json.loads(read_regular(file))
             # An earlier version stored the cells by name.
             cells = record["cells"]
             if run.name in (cells if isinstance(cells, dict) else [cell["cell_id"] for cell in cells]):

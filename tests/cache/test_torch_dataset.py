@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from tiny_extraction import tiny_extract
 from torch.utils.data import DataLoader
 
-from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError, CorruptCache
 from advl_pipeline.cache.reader import UnknownUnit, open_cache
 from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
 from advl_pipeline.datasets.records import picture_unit_id, text_unit_id
@@ -125,3 +126,24 @@ def test_all_units_of_several_teachers(small_corpus: Any, tmp_path: Any) -> None
         CachedFeatures([small_corpus.caches[0]], "text", unit_ids=ids, rows=[{}, {}])
     with pytest.raises(UnknownUnit, match="not in the cache"):
         CachedFeatures([small_corpus.caches[0]], "text", unit_ids=[text_unit_id("of another corpus")])
+
+
+def test_a_shard_that_is_cut_while_the_cache_is_open_is_an_error_and_ends_no_process(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    data = CachedFeatures([tmp_path / "cache"], "text")
+    data[0]
+    for path in (tmp_path / "cache/text/tokens/values/c").rglob("*"):
+        if path.is_file():
+            os.truncate(path, 10)
+    with pytest.raises(CorruptCache, match="A shard changed its length while the cache was open"):
+        data[0]
+
+
+def test_a_cache_opened_by_a_relative_path_is_read_after_a_change_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    data = CachedFeatures(["cache"], "text")
+    monkeypatch.chdir("/")
+    assert repr(data[0]) == repr(CachedFeatures([tmp_path / "cache"], "text")[0])

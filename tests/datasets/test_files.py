@@ -220,6 +220,33 @@ def test_what_is_no_picture_is_refused_at_once_or_skipped_and_starts_no_program(
     assert not Path("started").exists()
 
 
+@pytest.mark.timeout(60)
+def test_files_that_never_end_are_read_by_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel's log is a regular file of no length; a pipe may stand in the place of any document or index."""
+    monkeypatch.chdir(tmp_path)
+    Path("log.jsonl").symlink_to("/proc/kmsg")
+    assert "The data hold no row." in printed(capsys, "datasets", "check", "log.jsonl", code=5)[1]
+    data = write_json_lines(Path("mine.jsonl"), [choice_row(number, split="train") for number in range(5)])
+    printed(capsys, "datasets", "check", data)
+    for path in [path for path in Path(".index").rglob("*") if path.is_file()]:
+        path.unlink()
+        os.mkfifo(path)
+    printed(capsys, "datasets", "check", data)
+    for name in ("study.json", "run.json"):
+        Path("runs").mkdir(exist_ok=True)
+        os.mkfifo(f"runs/{name}")
+        code, message = complaint(capsys, "report", "runs")
+        assert (code, "Traceback" in message) == (2, False), message
+        Path(f"runs/{name}").unlink()
+
+
+def test_a_hub_name_without_a_repository_is_not_the_working_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("hf:", "hf:@main", "hf::default"):
+        assert "The name of a hub dataset is empty." in printed(capsys, "datasets", "check", name, code=2)[1]
+
+
 def test_all_formats_are_opened_in_one_place() -> None:
     sources = [path for folder in ("advl_pipeline", "cli") for path in (ROOT / folder).rglob("*.py")]
     opening = [path.name for path in sources if re.search(r"Image\.open\(|image\.open\(", path.read_text("utf-8"))]

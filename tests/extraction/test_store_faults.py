@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args
@@ -129,7 +130,9 @@ def test_a_panic_of_the_library_is_an_error_in_words(monkeypatch: pytest.MonkeyP
 
 
 class _Boasting(BaseHTTPRequestHandler):
-    """A store whose objects are said to have 10 TB."""
+    """A store whose objects are said to have 10 TB, or drip."""
+
+    num_bytes = 10**13
 
     def do_GET(self) -> None:
         names = "".join(
@@ -140,11 +143,16 @@ class _Boasting(BaseHTTPRequestHandler):
         body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{names}</ListBucketResult>".encode()
         is_list = "list-type" in self.path
         self.send_response(200)
-        self.send_header("Content-Length", str(len(body) if is_list else 10**13))
+        self.send_header("Content-Length", str(len(body) if is_list else self.num_bytes))
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("ETag", '"1"')
         self.end_headers()
         self.wfile.write(body if is_list else b"{}")
+        if not is_list and self.num_bytes <= 1000:
+            with suppress(ConnectionError):  # The client ends it.
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
 
     def do_PUT(self) -> None:
         self.send_error(412)
@@ -165,6 +173,22 @@ def test_an_object_that_is_said_to_have_terabytes_is_an_error_and_ends_nothing(
             assert code == 4, message
             assert "implausibly large" in message
         server.shutdown()
+
+
+def test_a_metadata_file_that_drips_has_a_deadline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_Boasting, "num_bytes", 1000)
+    monkeypatch.setattr(object_store, "ANSWER_SECONDS", 0.3)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Boasting) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        for name, value in client_environment(f"http://127.0.0.1:{server.server_address[1]}").items():
+            monkeypatch.setenv(name, value)
+        code, message = complaint(capsys, "cache", "info", "s3://bucket/cache")
+        server.shutdown()
+    assert code == 7, message
+    assert "The object store sends a file too slowly." in message
 
 
 def test_extraction_stops_with_a_message_and_resumes(folder: Path, url: Url, s3_server: S3Server) -> None:

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.roots import HUB_PREFIX, is_safe_name
 
@@ -62,12 +62,18 @@ def hub_name(text: str, root: Path) -> HubName:
 
     Args:
         root: datasets folder.
+
+    Raises:
+        ConfigError: it names no repository and no folder.
     """
     text = text.removeprefix(HUB_PREFIX)
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return HubName(text, copy=Path(text))
     whole, _, revision = text.partition("@")
     path, _, configuration = whole.partition(":")
+    if not path:
+        advice = f"name a repository of the hub, such as {HUB_PREFIX}ORG/NAME, or a folder with a copy of one"
+        raise ConfigError("The name of a hub dataset is empty.", where=f"{HUB_PREFIX}{text}", next_command=advice)
     copies = [Path(path), *([root / path] if is_safe_name(path) else [])]
     return HubName(path, configuration, revision, next((folder for folder in copies if folder.is_dir()), None))
 
