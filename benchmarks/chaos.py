@@ -1,7 +1,7 @@
 """`make chaos`: byte-exact recovery of the next command after kills, stops, damage and duplicate starts.
 
 python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--finetunes N] [--stops N]
-    [--pairs N] [--threads N] [--flips N] [--changes N] [--seed S]
+    [--pairs N] [--threads N] [--flips N] [--changes N] [--replacements N] [--pulls N] [--seed S]
 """
 
 from __future__ import annotations
@@ -149,6 +149,17 @@ def changes(folder: Path) -> Attempt:
     return importlib.import_module("chaos_data").ChangingData(_made(folder / "changes")).change  # type: ignore[no-any-return]
 
 
+def replacements(folder: Path) -> Attempt:
+    """Replace pictures while they are encoded."""
+    chaos_data = importlib.import_module("chaos_data")
+    return chaos_data.ReplacedPictures(_made(folder / "replacements")).replace  # type: ignore[no-any-return]
+
+
+def pulls(folder: Path) -> Attempt:
+    """Pull a cache into one folder by two processes at once."""
+    return importlib.import_module("chaos_data").DoublePulls(_made(folder / "pulls")).pull  # type: ignore[no-any-return]
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -163,6 +174,12 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
     "pairs": (8, "finetunes begun twice at once trained once, to the same weights", pairs),
     "threads": (5, "pairs of finetunes in threads of one process ended with the weights of processes", threads),
     "flips": (24, "bits flipped in an index were found, or changed nothing that is read", flips),
+    "replacements": (
+        10,
+        "pictures replaced while they were encoded were refused, or stored as what they are",
+        replacements,
+    ),
+    "pulls": (10, "caches pulled into one folder twice at once came once, and whole", pulls),
     "changes": (10, "files overwritten while they were read gave one of their two states, or were refused", changes),
 }
 """Kind of attempt -> its number, the required outcome, and its preparation."""

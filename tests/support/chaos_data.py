@@ -1,22 +1,32 @@
-"""Flip bits of an index, and change data while they are being read."""
+"""Flip bits of an index, change data while they are being read, and pull into one folder twice."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import random
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+from hub_server import TOKEN, serve_hub
 from hub_twins import colour_samples, write_twin
 from own_rows import class_row, write_json_lines
-from real_processes import Running, start
+from PIL import Image
+from real_processes import Running, start, start_advl
+from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, InUse
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.records import image_unit_id
 from advl_pipeline.datasets.registry import open_dataset
 
 NUM_ROWS = 1_500
+NUM_PICTURES = 600
 
 
 def say_what_is_read(data: str, split: str, data_root: str) -> None:
@@ -117,3 +127,86 @@ class ChangingData:
         if (seen := ended(again, seed)) != self._expected[count % 2]:
             raise AssertionError(f"seed {seed}: afterwards something else is read: {seen}")
         return f"overwritten {count} times: {'refused' if code else 'one of the two states'}"
+
+
+def _bitmap(colour: tuple[int, int, int]) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (64, 48), colour).save(content, "BMP")
+    return content.getvalue()
+
+
+class ReplacedPictures:
+    """Pictures of one size that another program replaces, with their times kept, while they are encoded."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        rows = [class_row(number, split="train", image=f"{number}.bmp") for number in range(NUM_PICTURES)]
+        self._data = write_json_lines(folder / "mine.jsonl", rows)
+        self._states: list[list[bytes]] = []
+        self._colour_of: dict[str, tuple[int, ...]] = {}
+        for blue in (0, 255):
+            colours = [(number % 256, number // 256, blue) for number in range(NUM_PICTURES)]
+            self._states.append([_bitmap(colour) for colour in colours])
+            for content, colour in zip(self._states[-1], colours, strict=True):
+                boxes_R4 = np.zeros((0, 4), np.float32)
+                self._colour_of[image_unit_id(hashlib.sha256(content).digest(), boxes_R4)] = colour
+
+    def _put(self, number: int, state: int) -> None:
+        path = self._folder / f"{number}.bmp"
+        path.with_suffix(".new").write_bytes(self._states[state][number])
+        os.utime(path.with_suffix(".new"), (0, 0))
+        path.with_suffix(".new").replace(path)
+
+    def replace(self, seed: int) -> str:
+        """Replace pictures while they are encoded; what is stored is what its id says."""
+        generator = random.Random(seed)
+        for number in range(NUM_PICTURES):
+            self._put(number, 0)
+        output, count = self._folder / f"cache-{seed}", 0
+        words = ("prepare", "--size", "8", "--data", self._data, "--output", output)
+        running = start_advl(*words)
+        time.sleep(generator.uniform(0, 1))
+        while running.is_running():
+            count += 1
+            self._put(generator.randrange(NUM_PICTURES), generator.randrange(2))
+            time.sleep(generator.uniform(0, 0.4))
+        code, printed = running.wait(), running.messages()
+        if code == DatasetError.exit_code and "replaced while this command ran" in printed:
+            return f"{count} replaced: refused"
+        if code != 0:
+            raise AssertionError(f"seed {seed}: exit code {code}: {printed[-1000:]}")
+        store = open_cache(output).stores()["image"]
+        colours_N3 = store.global_features(list(store.ids))
+        for unit_id, colour_3 in zip(store.ids, colours_N3.tolist(), strict=True):
+            if self._colour_of[unit_id] != tuple(map(round, colour_3)):
+                raise AssertionError(f"seed {seed}: the picture of {unit_id} is stored as {colour_3}")
+        return f"{count} replaced: each as its id says"
+
+
+class DoublePulls:
+    """A hub with a cache, which two processes pull into one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        tiny_extract(folder / "data", folder / "cache")
+        self._files = tree_bytes(folder / "cache")
+        self._serving = ExitStack()  # As long as this object.
+        self._hub = self._serving.enter_context(serve_hub())
+        self._hub.repositories["datasets/lab/cache"] = dict(self._files)
+
+    def pull(self, seed: int) -> str:
+        """Begin two pulls at once; one of them makes the cache, and the other one is refused."""
+        output = self._folder / f"pulled-{seed}"
+        words = ("cache", "pull", "lab/cache", "--output", output)
+        environment = {"HF_ENDPOINT": self._hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        first = start_advl(*words, **environment)
+        time.sleep(random.Random(seed).uniform(0, 2))
+        both = (first, start_advl(*words, **environment))
+        codes = sorted(int(running.wait() or 0) for running in both)
+        if codes[0] != 0 or codes[1] not in (ConfigError.exit_code, InUse.exit_code):
+            raise AssertionError(
+                f"seed {seed}: exit codes {codes}: {[running.messages()[-500:] for running in both]}"
+            )
+        if tree_bytes(output) != self._files or output.with_name(f"{output.name}.partial").exists():
+            raise AssertionError(f"seed {seed}: the folder is not the cache alone")
+        return f"exit codes {codes}: identical"
