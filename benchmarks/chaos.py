@@ -1,7 +1,8 @@
 """`make chaos`: byte-exact recovery of the next command after kills, stops, damage and duplicate starts.
 
 python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--finetunes N] [--stops N]
-    [--pairs N] [--threads N] [--flips N] [--changes N] [--replacements N] [--pulls N] [--seed S]
+    [--pairs N] [--threads N] [--flips N] [--cells N] [--scores N] [--changes N] [--replacements N] [--pulls N]
+    [--seed S]
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import random
 import signal
 import sys
@@ -160,6 +162,24 @@ def pulls(folder: Path) -> Attempt:
     return importlib.import_module("chaos_data").DoublePulls(_made(folder / "pulls")).pull  # type: ignore[no-any-return]
 
 
+def cells(folder: Path) -> Attempt:
+    """Exchange what two cells of a study hold, and follow the advice of `advl report`."""
+    _, corpus, *_ = _finetune(folder)
+    study = importlib.import_module("chaos_scores").StudyOfTwoCells(corpus, folder / "cells")
+    study.run_alone()
+    return study.exchange  # type: ignore[no-any-return]
+
+
+def scores(folder: Path) -> Attempt:
+    """Kill an evaluation that replaces another one, at one call after another."""
+    _, corpus, *_ = _finetune(folder)
+    kill_evaluation = importlib.import_module("chaos_scores").kill_evaluation
+    run = folder / "scored"
+    corpus.run(run, method="plain", cache=(), num_steps=1)
+    numbers = itertools.count(1)
+    return lambda seed: kill_evaluation(corpus, run, call=next(numbers))
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -180,6 +200,8 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
         replacements,
     ),
     "pulls": (10, "caches pulled into one folder twice at once came once, and whole", pulls),
+    "cells": (10, "exchanges between cells of a study were refused, and mended by the commands advised", cells),
+    "scores": (9, "evaluations killed over another left one of both whole", scores),
     "changes": (10, "files overwritten while they were read gave one of their two states, or were refused", changes),
 }
 """Kind of attempt -> its number, the required outcome, and its preparation."""

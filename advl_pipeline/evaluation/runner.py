@@ -44,7 +44,7 @@ from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.evaluation.score_parts import TRUE_PICTURE, ScoredTask, score_parts
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
-from advl_pipeline.runs.names import evaluation_file, items_files, items_suffix
+from advl_pipeline.runs.names import evaluation_file, files_of_evaluation, items_suffix
 from advl_pipeline.runs.results import ITEMS_DIGEST, LETTERS, RUN_DIGEST, filed_as, moved_to, read_config, run_digest
 from advl_pipeline.students.interface import Student
 
@@ -195,16 +195,15 @@ def _write_scores(run: Path, filed: str, document: Mapping[str, Any], arrays: Ma
     The document commits both: until it is in its place, the former document names the former item scores.
     """
     digest = arrays_digest(arrays)
-    items = evaluation_file(run, filed, items_suffix(digest))
+    items, written = evaluation_file(run, filed, items_suffix(digest)), evaluation_file(run, filed, ".json")
     with process_lock(items.parent / LOCK, "this evaluation", wait=_say_who):
         with replacing_file(items) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        text = json_text({**document, ITEMS_DIGEST: digest}, sort_keys=True)
-        write_text(evaluation_file(run, filed, ".json"), text + "\n")
+        write_text(written, json_text({**document, ITEMS_DIGEST: digest}, sort_keys=True) + "\n")
         with writing(items.parent):
-            for former in items_files(run, filed):
-                if former != items:
-                    former.unlink()
+            for left in files_of_evaluation(run, filed):
+                if left not in (items, written):
+                    left.unlink()
 
 
 def _say_who(holder: str) -> None:

@@ -66,10 +66,10 @@ def items_suffix(items_digest: str | None) -> str:
     return ".npz" if items_digest is None else f".{items_digest[:16]}.npz"
 
 
-def items_files(run: Path, test_set: str) -> list[Path]:
-    """Return the files of item scores of a test set: of its document, and what stopped evaluations left."""
-    stem = evaluation_file(run, test_set, "").name
-    pattern = re.compile(re.escape(stem) + r"(\.[0-9a-f]{16})?\.npz(\.\d+\.partial)?")
+def files_of_evaluation(run: Path, test_set: str) -> list[Path]:
+    """Return the document and the item scores of a test set, former ones, and what killed evaluations left."""
+    stem = re.escape(evaluation_file(run, test_set, "").name)
+    pattern = re.compile(stem + r"(\.[0-9a-f]{16}\.npz|\.npz|\.json)(\.\d+\.partial)?")
     return sorted(path for path in (run / EVALUATION).iterdir() if pattern.fullmatch(path.name))
 
 
