@@ -18,7 +18,7 @@ from commands import complaint, printed
 from first_step import first_terms
 from interrupting import interrupted_at
 from live_teacher import teachers_run
-from own_rows import choice_row, write_json_lines
+from own_rows import COLOURS, choice_row, write_json_lines
 from PIL import Image
 from run_logs import load_json, metrics
 from safetensors.torch import load_file
@@ -174,7 +174,10 @@ def test_a_tenth_of_the_pictures_stands_in_for_val_unless_it_is_refused(
     monkeypatch.chdir(tmp_path)
     for number in range(30):
         Image.new("RGB", (16, 16), (8 * number, 90, 30)).save(f"{number}.png")
-    rows = [choice_row(number, split="train", image=f"{number % 30}.png") for number in range(60)]
+    rows = [
+        choice_row(number, split="train", image=f"{number % 30}.png", label=COLOURS[number % 5])
+        for number in range(60)
+    ]
     write_json_lines(Path("mine.jsonl"), rows)
     words = ("finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--method", "plain", "--batch-size", 8)
     words = (*words, "--student-option", *SMALL_WORDS, "--epochs", 4)
