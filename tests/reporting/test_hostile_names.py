@@ -130,6 +130,7 @@ def test_no_command_prints_what_commands_a_terminal(
         ("evaluate", (run, "--on", "test")),
         ("predict", (run, "--on", "test")),
         ("readout", (run, "--cache", cache)),
+        ("students words", (run, "--cache", cache, "--output", folder / f"words {ESCAPE}.csv")),
         ("score shift", (run, "--on", "test")),
         ("report", (run,)),
         ("export", (run, "--output", folder / f"exported {ESCAPE}")),
