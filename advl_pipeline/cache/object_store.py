@@ -131,13 +131,13 @@ class ObjectStore(Store):
         import obstore
 
         def request() -> bytes | None:
-            found = obstore.get(self._store, self._key(name))
-            size = found.meta["size"]
+            answer = obstore.get(self._store, self._key(name))
+            size = answer.meta["size"]
             if size > max_bytes:
                 return None
             deadline = time.monotonic() + ANSWER_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
             content = bytearray()
-            for block in found.stream(min_chunk_size=1):
+            for block in answer.stream(min_chunk_size=1):
                 content += block
                 if time.monotonic() > deadline:
                     what = "The object store sends a file too slowly."
