@@ -107,10 +107,10 @@ def test_the_command_again_does_nothing_though_files_were_moved_and_touched(
 
 
 def test_unreadable_picture_stops_or_is_quarantined(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/0-7.png").write_bytes(b"no picture")
     dataset = TinyDataset(tmp_path / "data")
     bad, good = dataset.image_units()[7:9]
-    # The record is of the bytes that were there; the file breaks afterwards.
-    bad.path.write_bytes(b"no picture")
     with pytest.raises(DatasetError) as caught:
         extract(tiny_config(tmp_path / "cache"), tiny_teacher(), dataset)
     assert bad.path.name in caught.value.where
