@@ -11,6 +11,7 @@ from advl_pipeline.base.configuration import Configuration, Output, option
 from advl_pipeline.base.locations import Location
 from advl_pipeline.base.outputs import ReplaceOptions
 from advl_pipeline.datasets.config import DataRootOptions
+from advl_pipeline.runs import names
 from advl_pipeline.students.options import PictureOptions, RegionOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
@@ -114,7 +115,7 @@ class WordsConfig(BesideCaches, ReplaceOptions):
 
     command: ClassVar[tuple[str, ...]] = ("advl", "students", "words")
     output: Path = option(
-        Path("words.csv"),
+        Path(names.WORDS),
         help="Table to write.",
         output=Output(makes="file", begins=rb"word,occurrences,score,class\n"),
     )
