@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from advl_pipeline.cache.reader import open_cache as open_cache
     from advl_pipeline.cache.torch_dataset import CachedFeatures as CachedFeatures
     from advl_pipeline.cache.torch_dataset import FeatureCollator as FeatureCollator
+    from advl_pipeline.datasets.pictures import picture_unit as picture_unit
     from advl_pipeline.datasets.records import picture_unit_id as picture_unit_id
     from advl_pipeline.datasets.records import text_unit_id as text_unit_id
     from advl_pipeline.distillation.projected import distance as distance
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from advl_pipeline.teachers.vision_backbone import ImageFeatures as ImageFeatures
     from advl_pipeline.teachers.vision_backbone import PixelSettings as PixelSettings
     from advl_pipeline.teachers.vision_backbone import VisionBackbone as VisionBackbone
+    from advl_pipeline.training.own_loop import HiddenStates as HiddenStates
+    from advl_pipeline.training.own_loop import LayerStates as LayerStates
+    from advl_pipeline.training.own_loop import RelationalDistillation as RelationalDistillation
     from advl_pipeline.training.run import FinetuneResult
 
 __version__ = "0.2.0"
@@ -41,12 +45,14 @@ __version__ = "0.2.0"
 _NAMES_OF = {
     "cache.reader": ("open_cache",),
     "cache.torch_dataset": ("CachedFeatures", "FeatureCollator"),
+    "datasets.pictures": ("picture_unit",),
     "datasets.records": ("picture_unit_id", "text_unit_id"),
     "distillation.projected": ("distance",),
     "teachers.image_tower": ("PixelImageTower",),
     "teachers.interface": ("Teacher",),
     "teachers.open_options": ("OpenOptions",),
     "teachers.vision_backbone": ("ImageFeatures", "PixelSettings", "VisionBackbone"),
+    "training.own_loop": ("HiddenStates", "LayerStates", "RelationalDistillation"),
 }
 """Module -> its public names for custom loops and teachers, imported on first use."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

@@ -122,6 +122,22 @@ def unit_of(path: Path, name: str, boxes: Sequence[Sequence[float]] = ()) -> Ima
     )
 
 
+def picture_unit(path: str | Path, boxes: Sequence[Sequence[float]] = ()) -> ImageUnit:
+    """Return the unit of a picture file: its id, and its size.
+
+    Args:
+        path: the file.
+        boxes: as for `picture_unit_id`.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    try:
+        return unit_of(Path(path), str(path), boxes)
+    except Malformed as error:
+        raise unreadable(path, error, what="The picture", next_command="give another picture") from None
+
+
 def as_file(picture: bytes | bytearray | Image.Image) -> bytes:
     """Return the file bytes of a picture in memory; a Pillow image becomes PNG."""
     if not isinstance(picture, Image.Image):

@@ -108,9 +108,10 @@ class Distiller(nn.Module):
                 summary, word = (teachers[name].get(kind) for kind in ("summary", "word"))
                 self.text[module_key(name)] = Projections(summary=(pooled_size, summary), word=(hidden_size, word))
         self.landmarks, self.region_landmarks = landmarks or {}, region_landmarks or {}
-        self.contrast_image = nn.Linear(hidden_size, CONTRAST_SIZE)
-        self.contrast_text = nn.Linear(pooled_size, CONTRAST_SIZE)
-        self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
+        if settings.adapt_objective == "contrastive":
+            self.contrast_image = nn.Linear(hidden_size, CONTRAST_SIZE)
+            self.contrast_text = nn.Linear(pooled_size, CONTRAST_SIZE)
+            self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
 
     @property
     def needs_relevance(self) -> bool:

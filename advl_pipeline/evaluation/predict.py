@@ -37,8 +37,7 @@ from advl_pipeline.base.compute import (
 from advl_pipeline.base.configuration import command_words
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise, leave_out
 from advl_pipeline.base.prefetch import Prefetcher, in_order
-from advl_pipeline.datasets.pictures import as_file, unit_of
-from advl_pipeline.datasets.problems import Malformed, unreadable
+from advl_pipeline.datasets.pictures import as_file, picture_unit
 from advl_pipeline.datasets.records import (
     MULTIPLE_CHOICE_TASKS,
     Candidate,
@@ -356,7 +355,4 @@ def _unit(picture: Picture, folder: Path) -> ImageUnit:
         write_bytes(path, as_file(picture))
     else:
         path = Path(picture)
-    try:
-        return unit_of(path, str(path))
-    except Malformed as error:
-        raise unreadable(path, error, what="The picture", next_command="give another picture") from None
+    return picture_unit(path)

@@ -166,8 +166,13 @@ def collate_batch(
         targets=targets,
         signal=signal,
         anchored_B=torch.tensor([example.example_id not in other_ids for example in examples]),
-        image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),
+        image_ids_B=picture_numbers(examples),
     )
+
+
+def picture_numbers(examples: Sequence[Example]) -> torch.Tensor:
+    """Return (B,) int64, equal where two examples show the same picture."""
+    return torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples])
 
 
 Sent = tuple[list[TrainingBatch], torch.cuda.Event | None]

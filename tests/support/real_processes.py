@@ -10,6 +10,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -96,6 +97,18 @@ def start(target: Callable[..., None], *arguments: Any, **environment: str) -> R
     process = _CONTEXT.Process(target=_run, args=(logs, environment, target, arguments))
     process.start()
     return Running(process=process, logs=logs)
+
+
+def side_by_side(target: Callable[..., None], *arguments: Any) -> tuple[Running, Running]:
+    """Call a function in two processes that find each other as those of a launcher do; wait for their end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    first, second = (start(target, *arguments, **place, RANK=rank, LOCAL_RANK=rank) for rank in "01")
+    first.wait()
+    second.wait()
+    return first, second
 
 
 def start_advl(*words: object, **environment: str) -> Running:

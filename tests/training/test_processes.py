@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import one_of_two
 import pytest
-from real_processes import Running, start, start_advl
+from real_processes import Running, side_by_side, start, start_advl
 from run_logs import load_json, metrics
 from safetensors.torch import load_file
 
@@ -34,18 +32,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "tokens": {"method": "plain", "cache": (), "student": "uniter-tiny", "batch_size": None, "accumulate": 3,
                "learning_rate": 1e-3, "recipe": {"optimiser": "sgd", "batch_size": 900, "clip_norm": 0.0}},
 }  # fmt: skip
-
-
-def side_by_side(target: Callable[..., None], *arguments: Any) -> tuple[Running, Running]:
-    """Call a function in two processes that find each other as those of a launcher do; wait for their end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    first, second = (start(target, *arguments, **place, RANK=rank, LOCAL_RANK=rank) for rank in "01")
-    first.wait()
-    second.wait()
-    return first, second
 
 
 def messages_of(*processes: Running) -> str:

@@ -144,18 +144,25 @@ def take_census(
     """
     for _, examples, batch in start.looked_at(dataset, positions, at_once=at_once):
         assert batch.signal is not None
-        words = batch.signal.words
-        assert words is not None
         with start.evaluating():
             states = start.states(batch.student)
             signal = start.control.signal(batch.signal, start.student, batch.student)
-        states_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
-        yield Census(
-            examples=examples,
-            batch=batch,
-            states=states,
-            signal=signal,
-            words=words,
-            states_NWH=states_NWH,
-            seen_NW=seen_NW,
-        )
+        yield census_of(examples, batch, states, signal)
+
+
+def census_of(
+    examples: Sequence[Example], batch: TrainingBatch, states: StudentOutput, signal: TeacherSignal
+) -> Census:
+    """Return the census of a batch, given the student's states and the signal that it follows."""
+    words = signal.words
+    assert words is not None
+    states_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+    return Census(
+        examples=examples,
+        batch=batch,
+        states=states,
+        signal=signal,
+        words=words,
+        states_NWH=states_NWH,
+        seen_NW=seen_NW,
+    )

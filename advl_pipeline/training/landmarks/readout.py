@@ -205,7 +205,7 @@ def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], s
     """
     chosen = sampled(dataset, positions, num_texts=MAX_TEXTS)
     start = StudentAtStart.without_heads(student, source)
-    collected = _Collected()
+    collected = CollectedNodes()
     most_at_once = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
     num_before = 0
     for census in take_census(start, dataset, chosen, at_once=EXAMPLES_AT_ONCE):
@@ -215,21 +215,16 @@ def take_readout(student: Student, dataset: Dataset, positions: Sequence[int], s
         num_before += len(census.examples)
         collected.add_words(census)
         collected.add_regions(census, most=max(1, most_at_once * len(census.examples) // num_at_once))
-    return Readout(
-        teachers=tuple(teacher.name for teacher in source.teachers),
-        words={name: ReadoutNodes.joined(parts) for name, parts in collected.words.items()},
-        texts={name: ReadoutNodes.joined(parts) for name, parts in collected.texts.items()},
-        regions={name: ReadoutNodes.joined(parts) for name, parts in collected.regions.items()},
-    )
+    return collected.readout(tuple(teacher.name for teacher in source.teachers))
 
 
-class _Collected:
+class CollectedNodes:
     """The words, texts and regions of the batches so far, by teacher."""
 
     def __init__(self) -> None:
-        self.words: dict[str, list[ReadoutNodes]] = defaultdict(list)
-        self.texts: dict[str, list[ReadoutNodes]] = defaultdict(list)
-        self.regions: dict[str, list[ReadoutNodes]] = defaultdict(list)
+        self._words: dict[str, list[ReadoutNodes]] = defaultdict(list)
+        self._texts: dict[str, list[ReadoutNodes]] = defaultdict(list)
+        self._regions: dict[str, list[ReadoutNodes]] = defaultdict(list)
         self._pictures: set[int] = set()
         self._generator = torch.Generator().manual_seed(0)
 
@@ -240,7 +235,7 @@ class _Collected:
             if text.words_NWD is None:
                 continue
             node_NW = census.meant(text)
-            self.words[name].append(
+            self._words[name].append(
                 ReadoutNodes(
                     states_XH=states_NWH[node_NW],
                     features_XD=text.words_NWD[node_NW],
@@ -252,7 +247,7 @@ class _Collected:
             unplaced_NW = unplaced_words(node_NW, words)
             states_TH = mean_of_words(states_NWH, unplaced_NW)
             is_text_T = torch.ones(len(states_TH), dtype=torch.bool, device=states_TH.device)
-            self.texts[name].append(
+            self._texts[name].append(
                 ReadoutNodes(
                     states_XH=states_TH,
                     features_XD=mean_of_words(text.words_NWD, unplaced_NW),
@@ -278,7 +273,7 @@ class _Collected:
             place_X = some_of(place_X, most, self._generator)
             picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
             every_X = torch.ones_like(place_X, dtype=torch.bool)
-            self.regions[name].append(
+            self._regions[name].append(
                 ReadoutNodes(
                     states_XH=states_BSH.flatten(0, 1).index_select(0, place_X),
                     features_XD=vision.regions_BSD.flatten(0, 1).index_select(0, place_X),
@@ -287,3 +282,12 @@ class _Collected:
                     group_X=picture_BS.flatten().index_select(0, place_X),
                 )
             )
+
+    def readout(self, teachers: tuple[str, ...]) -> Readout:
+        """Return the readout of the batches so far."""
+        return Readout(
+            teachers=teachers,
+            words={name: ReadoutNodes.joined(parts) for name, parts in self._words.items()},
+            texts={name: ReadoutNodes.joined(parts) for name, parts in self._texts.items()},
+            regions={name: ReadoutNodes.joined(parts) for name, parts in self._regions.items()},
+        )

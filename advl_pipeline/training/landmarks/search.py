@@ -22,10 +22,11 @@ from advl_pipeline.distillation.relational import (
     landmark_words,
     region_landmarks,
 )
-from advl_pipeline.distillation.signal import VisionSignal, teachers_by_pathway
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.signal import VisionSignal, Widths, teachers_by_pathway
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.training.batches import TrainingBatch
-from advl_pipeline.training.landmarks.census import StudentAtStart, sampled, take_census
+from advl_pipeline.training.landmarks.census import Census, StudentAtStart, sampled, take_census
 
 MAX_TEXTS = 8192
 """Maximum number of sampled texts: enough to meet each known word many times."""
@@ -67,32 +68,57 @@ def find_landmarks(start: StudentAtStart, dataset: Dataset, positions: Sequence[
     if not any(teachers.values()) and not settings.asks_itself:
         return FoundLandmarks()
     chosen = sampled(dataset, positions, num_texts=MAX_TEXTS)
-    sums = {name: LandmarkSums() for name in teachers["text"]}
-    below_fusion = settings.distill_layer == "unimodal"
-    words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
+    search = LandmarkSearch(settings, source.widths())
     at_once = max(1, TEXTS_AT_ONCE // len(dataset[positions[0]].candidates))
     for census in take_census(start, dataset, chosen, at_once=at_once):
-        states_NWH, words = census.states_NWH, census.words
-        followed = [(sums[name], census.signal.text[name]) for name in teachers["text"]]
-        seen = [(words_seen, None)] if regions or settings.asks_itself else []
+        search.add(census)
+    return search.landmarks()
+
+
+class LandmarkSearch:
+    """Accumulator of the landmarks of a student, over a census of its states at the start."""
+
+    def __init__(self, settings: DistillationSettings, widths: Mapping[str, Widths]) -> None:
+        """Args:
+        settings: of a method that distils relations.
+        widths: the feature widths of each teacher.
+        """
+        teachers = teachers_by_pathway(settings, widths)
+        below_fusion = settings.distill_layer == "unimodal"
+        self._asks_itself = settings.asks_itself
+        self._words = {name: LandmarkSums() for name in teachers["text"]}
+        self._words_seen = LandmarkSums()
+        self._regions = {name: _RegionRows() for name in teachers["vision"] if below_fusion}
+
+    def add(self, census: Census) -> None:
+        """Add the words and regions of a batch."""
+        states_NWH, words, signal = census.states_NWH, census.words, census.signal
+        followed = [(self._words[name], part) for name, part in signal.text.items() if name in self._words]
+        seen = [(self._words_seen, None)] if self._regions or self._asks_itself else []
         for gathered, part in (*seen, *followed):
             features_NWD = states_NWH if part is None else part.words_NWD
             if features_NWD is not None:
                 node_NW = census.meant(part)
                 is_known_X = landmark_words(words)[node_NW]
                 gathered.add(states_NWH[node_NW], features_NWD[node_NW], words.form_NW[node_NW], is_known_X)
-        for name, rows in regions.items():
-            rows.add(census.states, census.batch, census.signal.vision[name])
-    of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
-    names = words_seen.landmarks()
-    of_regions = (
-        {} if names is None else {name: search.landmarks(names.states_KH) for name, search in regions.items()}
-    )
-    return FoundLandmarks(
-        words={name: marks for name, marks in of_words.items() if marks is not None},
-        regions={name: marks for name, marks in of_regions.items() if marks is not None},
-        of_student=names if settings.asks_itself else None,
-    )
+        for name, rows in self._regions.items():
+            if name in signal.vision:
+                rows.add(census.states, census.batch, signal.vision[name])
+
+    def landmarks(self) -> FoundLandmarks:
+        """Return the landmarks of the batches so far."""
+        of_words = {name: of_teacher.landmarks() for name, of_teacher in self._words.items()}
+        names = self._words_seen.landmarks()
+        of_regions = (
+            {}
+            if names is None
+            else {name: search.landmarks(names.states_KH) for name, search in self._regions.items()}
+        )
+        return FoundLandmarks(
+            words={name: marks for name, marks in of_words.items() if marks is not None},
+            regions={name: marks for name, marks in of_regions.items() if marks is not None},
+            of_student=names if self._asks_itself else None,
+        )
 
 
 class _RegionRows:

@@ -66,21 +66,45 @@ def estimate_words(
     start = StudentAtStart.without_heads(student, SignalSource([], prior=prior))
     chosen = sampled(dataset, positions, num_texts=num_texts)
     at_once = max(1, TEXTS_AT_ONCE // len(dataset[positions[0]].candidates))
-    words, visual = _WordSums(), _VisualTokens(most_at_once=max(1, MAX_REGIONS * at_once // len(chosen)))
+    search = WordSearch(prior, most_at_once=max(1, MAX_REGIONS * at_once // len(chosen)))
     for census in take_census(start, dataset, chosen, at_once=at_once):
-        words.add(census)
-        visual.add(census)
-    if not words.of_form:
-        return WordEstimate(rows=(), why="no text of the inputs has a word with a meaning and a picture of its own")
-    forms, sums_FY = zip(*sorted(words.of_form.items()), strict=True)
-    count_F, nearer_F, states_FH = torch.split(torch.stack(sums_FY), [1, 1, student.hidden_size], 1)
-    result = familiarity(states_FH / count_F, torch.cat(visual.states), (nearer_F / count_F)[:, 0].numpy())
-    word_of = {form_of(word): word for word in prior.idf}
-    rows = [
-        WordRow(word=word_of[form], num_occurrences=int(number), score=float(score), word_class=word_class)
-        for form, number, score, word_class in zip(forms, count_F, result.score_F, result.classes(), strict=True)
-    ]
-    return WordEstimate(rows=tuple(rows), why=result.why)
+        search.add(census)
+    return search.estimate()
+
+
+class WordSearch:
+    """Accumulator of an estimate, over a census of the student's states at the start."""
+
+    def __init__(self, prior: WordPrior, *, most_at_once: int) -> None:
+        """Args:
+        prior: of the inputs' words.
+        most_at_once: maximum number of visual tokens that are taken of a batch.
+        """
+        self._prior = prior
+        self._words = _WordSums()
+        self._visual = _VisualTokens(most_at_once=most_at_once)
+
+    def add(self, census: Census) -> None:
+        """Add the words and visual tokens of a batch."""
+        self._words.add(census)
+        self._visual.add(census)
+
+    def estimate(self) -> WordEstimate:
+        """Return the estimate of the batches so far."""
+        if not self._words.of_form:
+            why = "no text of the inputs has a word with a meaning and a picture of its own"
+            return WordEstimate(rows=(), why=why)
+        forms, sums_FY = zip(*sorted(self._words.of_form.items()), strict=True)
+        sums_FY = torch.stack(sums_FY)
+        count_F, nearer_F, states_FH = torch.split(sums_FY, [1, 1, sums_FY.shape[1] - 2], 1)
+        visual_VH = torch.cat(self._visual.states)
+        result = familiarity(states_FH / count_F, visual_VH, (nearer_F / count_F)[:, 0].numpy())
+        word_of = {form_of(word): word for word in self._prior.idf}
+        rows = [
+            WordRow(word=word_of[form], num_occurrences=int(number), score=float(score), word_class=word_class)
+            for form, number, score, word_class in zip(forms, count_F, result.score_F, result.classes(), strict=True)
+        ]
+        return WordEstimate(rows=tuple(rows), why=result.why)
 
 
 class _WordSums:

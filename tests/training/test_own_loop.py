@@ -1,0 +1,194 @@
+"""The method in a loop of one's own has the losses of a run to the bit, and works in the loops that people have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from first_step import CPU, open_run
+from real_processes import side_by_side
+from small_corpus import SMALL_WORDS, SmallCorpus
+from tiny_reader import Loop, states_of, tokenised, train_in_step
+from torch.utils.checkpoint import checkpoint
+
+from advl_pipeline import HiddenStates, LayerStates, RelationalDistillation
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.cache.reader import UnknownUnit
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.students.interface import StudentBatch, StudentOutput
+from advl_pipeline.training import run
+from advl_pipeline.training.batches import received
+from advl_pipeline.training.landmarks.census import sampled
+from advl_pipeline.training.step import StepConditions
+
+
+def words_of(examples: list[Example]) -> list[str]:
+    texts = [candidate.text for example in examples for candidate in example.candidates]
+    return sorted({text[slice(*span)].lower() for text in texts for span in word_spans(text)})
+
+
+def own_states(
+    examples: list[Example], batch: StudentBatch, output: StudentOutput, relevance_NL: torch.Tensor | None = None
+) -> HiddenStates:
+    """Return what a student gives of some examples as a loop of one's own has it."""
+    first_B = batch.first_B
+    return HiddenStates(
+        texts=[candidate.text for example in examples for candidate in example.candidates],
+        states_NLH=output.text_states_NLH,
+        offsets_NL2=batch.char_spans_NL2,
+        mask_NL=batch.token_mask_NL,
+        relevance_NL=relevance_NL,
+        pictures=[example.image for example in examples],
+        visual_states_BRH=output.visual_states_NRH[first_B],
+        visual_mask_BR=batch.visual_mask_NR[first_B],
+        places_BR4=batch.places_BR4,
+        boxes_BR=batch.box_index_NR[first_B],
+    )
+
+
+@pytest.mark.parametrize(("student", "knows"), [("scenes-small", False), ("scenes-smolvlm", True)])
+def test_terms_are_those_of_a_run_to_the_bit(
+    student: str, knows: bool, small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Eight pictures have few regions of a name.
+    monkeypatch.setattr("advl_pipeline.distillation.relational._MIN_REGIONS", 1)
+    counts = dict.fromkeys(words_of(small_corpus.examples())[::2], 20) if knows else None
+    changes: dict[str, Any] = {"student": student}
+    if student == "scenes-small":
+        changes["student_option"] = SMALL_WORDS
+    if knows:
+        changes["known_words"] = tmp_path / "words.json"
+        changes["known_words"].write_text(json.dumps(counts), encoding="utf-8")
+    opened = open_run(small_corpus.config(tmp_path / "run", **changes))
+    model, inputs = opened.model.eval(), opened.inputs
+    dataset = inputs.adapt_dataset
+
+    def at_start() -> Iterator[HiddenStates]:
+        chosen = [dataset[position] for position in sampled(dataset, inputs.adapt, num_texts=8192)]
+        for first in range(0, len(chosen), 32):
+            examples = chosen[first : first + 32]
+            batch = model.student.collate(examples)
+            yield own_states(examples, batch, model.student.encode_unimodal(batch))
+
+    texts = [candidate.text for position in inputs.adapt for candidate in dataset[position].candidates]
+    distil = RelationalDistillation(small_corpus.caches, texts, at_start(), known_words=counts)
+    assert bool(opened.teaching.landmarks.words) is bool(opened.teaching.landmarks.regions) is knows
+    # A step further, so that the anchor has something to hold.
+    with torch.no_grad():
+        for value in model.student.parameters():
+            value.mul_(1.01)
+    by_id = {dataset[position].example_id: dataset[position] for position in inputs.adapt}
+    (batch,) = received(next(run._batch_maker(opened, "adapt")(range(1))), CPU)
+    examples = [by_id[name] for name in batch.example_ids]
+    theirs = model(batch, StepConditions(phase="adapt", generator=torch.Generator().manual_seed(1)))
+    relevance_NL = model.encode(batch.student, need_relevance=True).relevance_NL
+    apart = model.student.encode_unimodal(batch.student)
+    pretrained = model.references[0].encode_unimodal(batch.student)
+    ours = distil(
+        own_states(examples, batch.student, apart, relevance_NL), own_states(examples, batch.student, pretrained)
+    )
+    assert ours.raw.keys() == {"text", "vision", "drift"}
+    for name, value in ours.raw.items():
+        assert torch.equal(value, theirs.raw[name]), name
+        assert torch.equal(ours.weighted[name], theirs.weighted[name]), name
+        assert value > 0
+
+
+@pytest.fixture(scope="module")
+def texts(small_corpus: SmallCorpus) -> list[str]:
+    """Texts of the corpus, each once."""
+    return list({candidate.text: 0 for example in small_corpus.examples() for candidate in example.candidates})
+
+
+def near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys() != set()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_is_named_and_its_gradients_add_up_in_a_compiled_model(small_corpus: SmallCorpus, texts: Any) -> None:
+    loop = Loop(small_corpus.caches[0], texts)
+    loop.loss(texts[:8]).backward()
+    first = loop.gradients()
+    loop.loss(texts[8:16]).backward()
+    both = loop.gradients()
+    loop.model.zero_grad()
+    compiled = torch.compile(loop.model, backend="aot_eager")
+    loop.loss(texts[8:16], compiled).backward()
+    near({name: first[name] + value for name, value in loop.gradients().items()}, both)
+    loop.model.zero_grad()
+    # The layer keeps the states of a pass that is checkpointed.
+    states = checkpoint(loop.model, tokenised(texts[:8])["ids"], use_reentrant=False)
+    assert states.requires_grad
+    assert loop.layer.states.requires_grad
+    with loop.layer:
+        pass
+    before = loop.layer.states
+    loop.model(tokenised(texts[:8])["ids"])
+    assert loop.layer.states is before
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_two_processes_have_the_gradients_of_one(
+    knows: bool, small_corpus: SmallCorpus, texts: list[str], tmp_path: Path
+) -> None:
+    for running in side_by_side(train_in_step, small_corpus.caches[0], texts, knows, tmp_path / "gradients.pt"):
+        running.finish()
+    loop = Loop(small_corpus.caches[0], texts, knows=knows)
+    loop.loss(texts[:16]).backward()
+    near(torch.load(tmp_path / "gradients.pt"), loop.gradients())
+
+
+def share_of_texts(loop: Loop, texts: list[str]) -> float:
+    share = loop.distil.readout([states_of(loop.model, loop.layer, texts)])["minilm-l6"]["texts"]
+    assert share is not None
+    return share["share"]
+
+
+def test_the_student_learns_the_teacher_s_relations_and_not_those_of_shuffled_teachers(
+    small_corpus: SmallCorpus, texts: list[str]
+) -> None:
+    gained = {}
+    for shuffled in (False, True):
+        loop = Loop(small_corpus.caches[0], texts, shuffle_teachers=shuffled)
+        optimiser = torch.optim.AdamW(loop.model.parameters(), lr=1e-2)
+        before = share_of_texts(loop, texts)
+        for step in range(60):
+            optimiser.zero_grad()
+            loop.loss(texts[step % 4 :: 4]).backward()
+            optimiser.step()
+        gained[shuffled] = share_of_texts(loop, texts) - before
+    assert gained[False] > 0.4
+    assert gained[True] < 0.2
+
+
+def test_what_cannot_be_learned_from_is_refused(small_corpus: SmallCorpus, texts: list[str]) -> None:
+    loop = Loop(small_corpus.caches[0], texts)
+    states = loop.at_start(texts[:4])
+    with pytest.raises(ConfigError, match="no such layer") as refused:
+        LayerStates(loop.model, "layer.1")
+    assert "layers.1" in str(refused.value)
+    for given, why in (
+        (replace(states, states_NLH=states.states_NLH.detach()), "have no gradient"),
+        (replace(states, texts=["two  spaces", *texts[1:4]]), "not in the form"),
+        (replace(states, states_NLH=None), "Give the states"),
+        (replace(states, texts=[], pictures=[small_corpus.examples()[0].image] * 4), "Give the states"),
+        (
+            HiddenStates(pictures=[small_corpus.examples()[0].image], visual_states_BRH=torch.ones(1, 2, 3)),
+            "No teacher has features of pictures",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            loop.distil(given)
+    with pytest.raises(UnknownUnit):
+        loop.distil(replace(states, texts=["of another corpus", *texts[1:4]]))
+    with pytest.raises(UnknownUnit):
+        RelationalDistillation(small_corpus.caches[:1], ["of another corpus"])
+    with pytest.raises(ConfigError, match="one of each teacher"):
+        RelationalDistillation([small_corpus.caches[0]] * 2, texts)
