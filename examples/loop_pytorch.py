@@ -1,25 +1,59 @@
-"""Plain PyTorch: train a text encoder on a cached teacher. python examples/loop_pytorch.py CACHE TEXTS"""
+"""Plain PyTorch, with landmarks and an anchor: python examples/loop_pytorch.py CACHE TEXTS [shuffled]
 
+Half of the words count as known.
+"""
+
+import copy
 import sys
 from pathlib import Path
 
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn, optim, tensor
 
-from advl_pipeline import CachedFeatures, FeatureCollator, distance, text_unit_id
+import advl_pipeline as advl
 
-if __name__ == "__main__":  # Spawned workers import this file.
-    texts = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
-    rows = [{"bytes": torch.tensor([*text.encode()[:64].ljust(64)])} for text in texts]
-    data = CachedFeatures(sys.argv[1:2], "text", unit_ids=list(map(text_unit_id, texts)), rows=rows)
-    options = {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True}
-    loader = DataLoader(data, 32, shuffle=True, collate_fn=FeatureCollator(), **options)
-    ((teacher, features),) = data[0]["teachers"].items()
-    student = nn.Sequential(nn.Embedding(256, 16), nn.Flatten(), nn.Linear(1024, len(features["global"])))
-    optimiser = torch.optim.AdamW(student.parameters(), lr=3e-3)
-    for epoch in range(5):
-        for batch in loader:
-            loss = distance(student(batch["bytes"]), batch["teachers"][teacher]["global"], "cosine").mean()
-            optimiser.zero_grad(), loss.backward(), optimiser.step()
-        print(f"epoch {epoch}: loss {loss.item():.3f}")
+cache, file, *options = sys.argv[1:]
+texts = sorted(set(Path(file).read_text(encoding="utf-8").splitlines()))
+tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+tokenizer.train_from_iterator(map(str.lower, texts), trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"]))
+tokenizer.enable_padding()
+known_words = dict.fromkeys(sorted(tokenizer.get_vocab())[::2], 100)
+
+
+class Student(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(tokenizer.get_vocab_size(), 48)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(48, 4, 96, 0.0, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(48, 2)
+
+    def forward(self, ids):
+        states = self.embedding(ids)
+        for layer in self.layers:
+            states = layer(states)
+        return self.head(states.mean(1))
+
+
+def words(model, layer, texts):  # The logits of some texts, and the states of their words.
+    encoded = tokenizer.encode_batch([text.lower() for text in texts])
+    logits, offsets = model(tensor([row.ids for row in encoded])), tensor([row.offsets for row in encoded])
+    return logits, advl.HiddenStates(texts=texts, states_NLH=layer.states, offsets_NL2=offsets)
+
+
+student = Student()
+reference = copy.deepcopy(student).requires_grad_(False)
+layer, layer_at_start = advl.LayerStates(student, "layers.1"), advl.LayerStates(reference, "layers.1")
+batches = [texts[first::8] for first in range(8)]
+start = (words(reference, layer_at_start, batch)[1] for batch in batches)
+distil = advl.RelationalDistillation([cache], texts, start, known_words=known_words, shuffle_teachers=bool(options))
+print("before:", distil.readout(words(student, layer, batch)[1] for batch in batches))
+optimiser = optim.AdamW(student.parameters(), lr=3e-3)
+for epoch in range(6):
+    for batch in batches:
+        logits, states = words(student, layer, batch)
+        task = nn.functional.cross_entropy(logits, tensor([len(text) % 2 for text in batch]))
+        loss = task + distil(states, words(reference, layer_at_start, batch)[1]).total
+        optimiser.zero_grad(), loss.backward(), optimiser.step()
+    print(f"epoch {epoch}: loss {loss.item():.3f}")
+print("after:", distil.readout(words(student, layer, batch)[1] for batch in batches))

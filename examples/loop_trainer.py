@@ -1,28 +1,56 @@
-"""Hugging Face's Trainer: a mixin adds the teacher to any task's loss. python examples/loop_trainer.py CACHE TEXTS"""
+"""Hugging Face's Trainer, with any task's loss. python examples/loop_trainer.py CACHE TEXTS [shuffled]"""
 
 import sys
 from pathlib import Path
 
-from torch import nn, tensor
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from advl_pipeline import CachedFeatures, FeatureCollator, distance, text_unit_id
+import advl_pipeline as advl
+
+cache, file, *options = sys.argv[1:]
+texts = sorted(set(Path(file).read_text(encoding="utf-8").splitlines()))
+words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"]))
+tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+transformers.set_seed(0)
+config = transformers.BertConfig(vocab_size=len(tokenizer), hidden_size=48, num_hidden_layers=2)
+model = transformers.BertForSequenceClassification(config)
+
+layer = advl.LayerStates(model, "bert.encoder.layer.1")
+distil = advl.RelationalDistillation([cache], texts, shuffle_teachers=bool(options))
 
 
-class FollowsTeacher:
-    def compute_loss(self, model, inputs, return_outputs=False, **options):
-        ((_, features),) = inputs.pop("teachers").items()
-        loss, outputs = super().compute_loss(model, {**inputs, "output_hidden_states": True}, True, **options)
-        ours = model.projection(outputs.hidden_states[-1].mean(1))
-        loss = loss + 0.3 * distance(ours, features["global"], "cosine").mean()
+def collate(rows):
+    texts = [row["text"] for row in rows]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)
+    return {**batch, "labels": torch.tensor([len(text) % 2 for text in texts]), "texts": texts}
+
+
+def states(batch):
+    return advl.HiddenStates(texts=batch["texts"], states_NLH=layer.states, offsets_NL2=batch["offset_mapping"])
+
+
+class Distilling(transformers.Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **more):
+        about = {name: inputs.pop(name) for name in ("texts", "offset_mapping")}
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **more)
+        loss = loss + distil(states(about)).total
         return (loss, outputs) if return_outputs else loss
 
 
-texts = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
-rows = [{"input_ids": tensor([*text.encode()[:64].ljust(64)]), "labels": int(len(text) > 40)} for text in texts]
-data = CachedFeatures(sys.argv[1:2], "text", unit_ids=list(map(text_unit_id, texts)), rows=rows)
-model = BertForSequenceClassification(BertConfig(vocab_size=256, hidden_size=48, num_hidden_layers=2))
-model.projection = nn.Linear(48, len(next(iter(data[0]["teachers"].values()))["global"]))
-# By default the Trainer drops columns that forward() does not name, the teachers' features included.
-arguments = TrainingArguments("trained", remove_unused_columns=False, report_to="none", max_steps=20, logging_steps=5)
-type("Distiller", (FollowsTeacher, Trainer), {})(model, arguments, FeatureCollator(), data).train()
+def readout():
+    batch = collate(rows[:256])
+    model.eval()(batch["input_ids"].to(model.device))
+    return distil.readout([states(batch)])
+
+
+rows = [{"text": text} for text in texts]
+print("before:", readout())
+# By default the Trainer drops columns that forward() does not name.
+arguments = {"remove_unused_columns": False, "report_to": "none", "max_steps": 40, "logging_steps": 10}
+arguments |= {"learning_rate": 3e-3, "per_device_train_batch_size": 32, "save_strategy": "no"}
+Distilling(model, transformers.TrainingArguments("trained", **arguments), collate, rows).train()
+print("after:", readout())

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from own_rows import write_json_lines
 from PIL import Image
 from real_processes import run_script, start
+from tiny_chat_models import write_tiny
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import open_cache
@@ -76,24 +78,52 @@ def texts(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+LOOPS = {
+    "loop_pytorch.py": "torch",
+    "loop_accelerate.py": "accelerate",
+    "loop_trainer.py": "transformers",
+    "loop_lightning.py": "pytorch_lightning",
+    "loop_trl.py": "trl",
+}
+"""Loops of one's own, and the module that each needs."""
+
+
+def words_agreed(printed: str, when: str) -> float:
+    """Return how often the student picks the teacher's word, as a loop prints it."""
+    share = re.search(rf"^{when}: .*?'words': \{{'share': ([\d.]+)", printed, re.MULTILINE)
+    assert share is not None
+    return float(share[1])
+
+
 @pytest.mark.parametrize(
-    ("name", "module"),
-    [
-        ("loop_pytorch.py", "torch"),
-        pytest.param("loop_accelerate.py", "accelerate", marks=pytest.mark.slow),
-        pytest.param("loop_trainer.py", "transformers", marks=pytest.mark.slow),
-        pytest.param("loop_lightning.py", "pytorch_lightning", marks=pytest.mark.slow),
-    ],
+    "name", [name if name == "loop_pytorch.py" else pytest.param(name, marks=pytest.mark.slow) for name in LOOPS]
 )
-def test_a_loop_of_ones_own_learns_from_a_cache(
-    name: str, module: str, small_corpus: Any, texts: Path, tmp_path: Path
-) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
-    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 30
-    printed = run_example(EXAMPLES / name, small_corpus.caches[0], texts, folder=tmp_path)
+def test_a_loop_of_ones_own_learns_from_a_cache(name: str, small_corpus: Any, texts: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec(LOOPS[name]) is None:
+        pytest.skip(f"{LOOPS[name]} is not installed")
+    source = (EXAMPLES / name).read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 60
+    given: list[Path] = [texts]
+    if name == "loop_trl.py":
+        asked = [text.rpartition(" ? ") for text in texts.read_text(encoding="utf-8").splitlines()]
+        rows = [
+            {"image": "pictures/red.png", "question": f"{question} ?", "answer": answer}
+            for question, _, answer in asked
+        ]
+        write_tiny("smolvlm", tmp_path / "model")
+        given = [write_json_lines(tmp_path / "rows.jsonl", rows), tmp_path / "model"]
+    printed = run_example(EXAMPLES / name, small_corpus.caches[0], *given, folder=tmp_path)
     losses = [float(value) for value in re.findall(r"loss['\"=:]* *'?([\d.]+)", printed)]
     assert losses[-1] < losses[0]
+    if "RelationalDistillation" in source:
+        assert words_agreed(printed, "after") > words_agreed(printed, "before") + 0.2
+
+
+def test_a_loop_of_ones_own_learns_nothing_from_shuffled_teachers(
+    small_corpus: Any, texts: Path, tmp_path: Path
+) -> None:
+    printed = run_example(EXAMPLES / "loop_pytorch.py", small_corpus.caches[0], texts, "shuffled", folder=tmp_path)
+    assert words_agreed(printed, "after") < words_agreed(printed, "before") + 0.2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])

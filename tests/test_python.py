@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 import advl_pipeline as advl
 
@@ -33,16 +36,34 @@ def shown(path: Path, kind: str) -> Any:
         return {"bytes": path.read_bytes(), "path": path, "image": image.copy()}[kind]
 
 
+def own_loop() -> dict[str, Any]:
+    """Return what a person has who adds the method to a loop: a chat model of the pages' layers, and its batch."""
+    texts = ["Which colour is it? red", "Which colour is it? blue"]
+    words = Tokenizer(models.WordLevel({"Which": 0, "colour": 1, "red": 2, "blue": 3, "?": 4}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    config = LlamaConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=17, num_attention_heads=2
+    )
+    model = torch.nn.Module()
+    model.model = torch.nn.Module()
+    model.model.text_model = LlamaModel(config)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="?")
+    return {"model": model, "tokenizer": tokenizer, "texts": texts, "loss": torch.zeros(())}
+
+
 def test_the_code_of_the_pages_runs(here: Path) -> None:
-    write_json_lines(here / "mine.jsonl", [choice_row(number) for number in range(20)])
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    row = {"image": "pictures/red.png", "question": "Which colour is it?", "choices": ["red", "blue"], "label": 0}
+    write_json_lines(here / "mine.jsonl", [row | {"split": "train"}, *(choice_row(number) for number in range(20))])
+    namespace: dict[str, Any] = {"__name__": "__main__", **own_loop()}
     for page in ("README.md", "docs/python.md"):
         blocks = re.findall(
             r"^```python\n(.*?)^```$", (REPOSITORY / page).read_text("utf-8"), re.MULTILINE | re.DOTALL
         )
         code = "\n".join(blocks).replace('output="runs/mine"', 'num_steps=2, adapt_steps=2, output="runs/mine"')
         exec(compile(code, page, "exec"), namespace)
-    assert namespace["run"].summary["num_labelled"] == 15
+    assert namespace["loss"].requires_grad
+    assert namespace["terms"].raw.keys() == {"text"}
+    assert namespace["run"].summary["num_labelled"] == 16
     assert 0 <= namespace["scores"].sets["test"]["metrics"]["choice"] <= 100
     loaded, answer = namespace["loaded"], namespace["answer"]
     assert answer.text in answer.logits.keys() == {"red", "blue"}
