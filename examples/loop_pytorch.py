@@ -1,7 +1,4 @@
-"""Plain PyTorch, with landmarks and an anchor: python examples/loop_pytorch.py CACHE TEXTS [shuffled]
-
-Half of the words count as known.
-"""
+"""Plain PyTorch, with landmarks and an anchor: python examples/loop_pytorch.py CACHE TEXTS [shuffled]"""
 
 import copy
 import sys
@@ -18,7 +15,7 @@ tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
 tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 tokenizer.train_from_iterator(map(str.lower, texts), trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"]))
 tokenizer.enable_padding()
-known_words = dict.fromkeys(sorted(tokenizer.get_vocab())[::2], 100)
+known_words = dict.fromkeys(sorted(tokenizer.get_vocab())[::2], 100)  # As if pretraining had taught half of them.
 
 
 class Student(nn.Module):
@@ -41,19 +38,23 @@ def words(model, layer, texts):  # The logits of some texts, and the states of t
     return logits, advl.HiddenStates(texts=texts, states_NLH=layer.states, offsets_NL2=offsets)
 
 
+def states(model, layer):
+    return (words(model, layer, batch)[1] for batch in batches)
+
+
+batches = [texts[first::8] for first in range(8)]
 student = Student()
 reference = copy.deepcopy(student).requires_grad_(False)
 layer, layer_at_start = advl.LayerStates(student, "layers.1"), advl.LayerStates(reference, "layers.1")
-batches = [texts[first::8] for first in range(8)]
-start = (words(reference, layer_at_start, batch)[1] for batch in batches)
-distil = advl.RelationalDistillation([cache], texts, start, known_words=known_words, shuffle_teachers=bool(options))
-print("before:", distil.readout(words(student, layer, batch)[1] for batch in batches))
+given = {"known_words": known_words, "shuffle_teachers": bool(options)}
+distil = advl.RelationalDistillation([cache], texts, lambda: states(reference, layer_at_start), **given)
+print("before:", distil.readout(states(student, layer)))
 optimiser = optim.AdamW(student.parameters(), lr=3e-3)
 for epoch in range(6):
     for batch in batches:
-        logits, states = words(student, layer, batch)
+        logits, hidden = words(student, layer, batch)
         task = nn.functional.cross_entropy(logits, tensor([len(text) % 2 for text in batch]))
-        loss = task + distil(states, words(reference, layer_at_start, batch)[1]).total
+        loss = task + distil(hidden, words(reference, layer_at_start, batch)[1]).total
         optimiser.zero_grad(), loss.backward(), optimiser.step()
     print(f"epoch {epoch}: loss {loss.item():.3f}")
-print("after:", distil.readout(words(student, layer, batch)[1] for batch in batches))
+print("after:", distil.readout(states(student, layer)))

@@ -7,11 +7,12 @@ Shapes: B pictures, N texts, L text tokens, R visual tokens, H student width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +30,12 @@ from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.students.chat_model import states_of
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
+from advl_pipeline.students.known_words import read_known_words
 from advl_pipeline.training.batches import TrainingBatch, picture_numbers
 from advl_pipeline.training.landmarks.census import Census, census_of
 from advl_pipeline.training.landmarks.readout import CollectedNodes, Share
 from advl_pipeline.training.landmarks.search import FoundLandmarks, LandmarkSearch
+from advl_pipeline.training.landmarks.word_estimate import WordSearch
 from advl_pipeline.training.process_group import gather_rows
 from advl_pipeline.training.signals.controls import NO_CONTROL, Shuffled
 from advl_pipeline.training.signals.stored_signals import SignalSource
@@ -45,7 +48,9 @@ NO_PICTURE = ImageUnit(
 )
 
 REGIONS_OF_A_BATCH = 64
-"""Maximum number of regions that a readout takes from a batch."""
+"""Maximum number of regions that a readout and the estimate of words take from a batch."""
+
+Value = TypeVar("Value")
 
 
 class LayerStates:
@@ -133,9 +138,9 @@ class RelationalDistillation(nn.Module):
         self,
         caches: Sequence[TeacherCache | str | Path],
         texts: Sequence[str],
-        start: Iterable[HiddenStates] = (),
+        start: Callable[[], Iterable[HiddenStates]] | None = None,
         *,
-        known_words: Mapping[str, int] | None = None,
+        known_words: Mapping[str, int] | str | os.PathLike[str] | None = None,
         anchor_weight: float = 20.0,
         shuffle_teachers: bool = False,
         seed: int = 0,
@@ -143,10 +148,12 @@ class RelationalDistillation(nn.Module):
         """Args:
         caches: one per teacher, of texts, pictures or both.
         texts: the unlabelled texts, as they were extracted; they say which words are frequent.
-        start: states of the student before training, in evaluation mode, without labels: some thousand texts. They
-            become the landmarks. With several processes those of the first one do. Not read without known words.
-        known_words: lower-cased word -> its number in the pretraining texts. Known words are the landmarks and are
-            held by the anchor, the others move [default: all count as known, and are compared within the batch].
+        start: returns states of the student before training, of some thousand texts with their pictures, in
+            evaluation mode and without labels. They become the landmarks. With several processes those of the first
+            one do. Called without gradients, twice if words are estimated.
+        known_words: words that pretraining taught, lower-cased, with their numbers in its texts; or a file as for
+            `--known-words`. They are the landmarks and held by the anchor, the others move [default: estimated from
+            the states at the start; without these all words are compared within the batch].
         anchor_weight: weight of the anchor.
         shuffle_teachers: control: every unit has the features of another one.
         seed: of the control.
@@ -172,10 +179,19 @@ class RelationalDistillation(nn.Module):
                 if cache.keeps_some_texts and features.text is not None:
                     features = replace(features, word_means=word_means(features.text, by_id))
                 collected.append(features)
-        self._source = SignalSource(teachers, prior=fit_word_prior(texts), known=KnownWords(counts=known_words))
-        self._judge = replace(self._source, teachers=judges)
+        known = KnownWords()
+        if isinstance(known_words, Mapping):
+            known = KnownWords(counts=known_words)
+        elif known_words is not None:
+            known = read_known_words(Path(known_words))
         self._settings = DistillationSettings(adapt_objective="distil-only", anchor_weight=anchor_weight)
-        landmarks = self._find_landmarks(start) if self._source.knows_words else FoundLandmarks()
+        self._source = SignalSource(teachers, prior=fit_word_prior(texts), known=known)
+        if start is not None and not known.is_given:
+            self._source = replace(self._source, known=self._estimate_words(start()))
+        self._judge = replace(self._source, teachers=judges)
+        landmarks = FoundLandmarks()
+        if start is not None and self._source.known.is_given:
+            landmarks = self._find_landmarks(start())
         self._distiller = Distiller(
             self._settings,
             self._source.widths(),
@@ -186,6 +202,18 @@ class RelationalDistillation(nn.Module):
             region_landmarks=landmarks.regions,
         )
 
+    @property
+    def words(self) -> KnownWords:
+        """What is known of the words that pretraining taught."""
+        return self._source.known
+
+    @torch.no_grad()
+    def _estimate_words(self, start: Iterable[HiddenStates]) -> KnownWords:
+        search = WordSearch(self._source.prior, most_at_once=REGIONS_OF_A_BATCH)
+        for states in start:
+            search.add(self._census(states, self._source))
+        return _of_first_process(search.estimate().known_words())
+
     @torch.no_grad()
     def _find_landmarks(self, start: Iterable[HiddenStates]) -> FoundLandmarks:
         search, device = LandmarkSearch(self._settings, self._source.widths()), torch.device("cpu")
@@ -193,11 +221,7 @@ class RelationalDistillation(nn.Module):
             census = self._census(states, self._source)
             search.add(census)
             device = census.states_NWH.device
-        landmarks = [moved(search.landmarks(), torch.device("cpu"))]
-        if _shares_batches():
-            # Separate results would differ, since each process has batches of its own.
-            distributed.broadcast_object_list(landmarks, src=0)
-        return moved(landmarks[0], device)
+        return moved(_of_first_process(moved(search.landmarks(), torch.device("cpu"))), device)
 
     def forward(self, states: HiddenStates, reference: HiddenStates | None = None) -> LossTerms:
         """Return the terms of a batch: `total` is the loss, and `raw` has its terms without weights, by name.
@@ -293,6 +317,14 @@ class RelationalDistillation(nn.Module):
 
 def _shares_batches() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _of_first_process(value: Value) -> Value:
+    """Return the first process's value: separate ones would differ, since each process has batches of its own."""
+    values = [value]
+    if _shares_batches():
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _text_unit(text: str) -> TextUnit:

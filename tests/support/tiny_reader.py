@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,12 @@ class Loop:
         self.reference = TinyReader()
         self.model = copy.deepcopy(self.reference)
         self.layer, self.layer_at_start = LayerStates(self.model, LAYER), LayerStates(self.reference, LAYER)
-        starts = (self.at_start(texts[first : first + 8]) for first in range(0, len(texts), 8))
         known = known_half(texts) if knows else None
-        self.distil = RelationalDistillation([cache], texts, starts, known_words=known, **options)
+
+        def start() -> Iterator[HiddenStates]:
+            return (self.at_start(texts[first : first + 8]) for first in range(0, len(texts), 8))
+
+        self.distil = RelationalDistillation([cache], texts, start, known_words=known, **options)
         # A step further, so that the anchor has something to hold.
         with torch.no_grad():
             for value in self.model.parameters():

@@ -14,6 +14,7 @@ from first_step import CPU, open_run
 from real_processes import side_by_side
 from small_corpus import SMALL_WORDS, SmallCorpus
 from tiny_reader import Loop, states_of, tokenised, train_in_step
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from advl_pipeline import HiddenStates, LayerStates, RelationalDistillation
@@ -77,7 +78,7 @@ def test_terms_are_those_of_a_run_to_the_bit(
             yield own_states(examples, batch, model.student.encode_unimodal(batch))
 
     texts = [candidate.text for position in inputs.adapt for candidate in dataset[position].candidates]
-    distil = RelationalDistillation(small_corpus.caches, texts, at_start(), known_words=counts)
+    distil = RelationalDistillation(small_corpus.caches, texts, at_start, known_words=counts)
     assert bool(opened.teaching.landmarks.words) is bool(opened.teaching.landmarks.regions) is knows
     # A step further, so that the anchor has something to hold.
     with torch.no_grad():
@@ -192,3 +193,47 @@ def test_what_cannot_be_learned_from_is_refused(small_corpus: SmallCorpus, texts
         RelationalDistillation(small_corpus.caches[:1], ["of another corpus"])
     with pytest.raises(ConfigError, match="one of each teacher"):
         RelationalDistillation([small_corpus.caches[0]] * 2, texts)
+
+
+def test_words_that_pretraining_taught_are_estimated_from_the_states_at_the_start(
+    small_corpus: SmallCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the words lie where their pictures do, as after pretraining, and the others anywhere."""
+    monkeypatch.setattr("advl_pipeline.distillation.familiarity.MIN_WORDS", 8)
+    examples = small_corpus.examples()
+    words = words_of(examples)
+    vectors = {
+        word: torch.randn(64, generator=torch.Generator().manual_seed(place)) for place, word in enumerate(words)
+    }
+
+    def start() -> Iterator[HiddenStates]:
+        for first in range(4):
+            # Pictures next to each other are asked about in the same words.
+            part = examples[first::4]
+            texts = [candidate.text for example in part for candidate in example.candidates]
+            spoken = [[text[slice(*span)].lower() for span in word_spans(text)] for text in texts]
+            rows = [torch.stack([vectors[word] for word in text]) for text in spoken]
+            seen = [
+                sorted({w for text in spoken[at * 4 : at * 4 + 4] for w in text} & {*words[::2]})
+                for at in range(len(part))
+            ]
+            yield HiddenStates(
+                texts=texts,
+                states_NLH=pad_sequence(rows, batch_first=True),
+                offsets_NL2=tokenised(texts)["offsets"],
+                pictures=[example.image for example in part],
+                visual_states_BRH=pad_sequence(
+                    [torch.stack([vectors[w] for w in names for _ in range(4)]) for names in seen], batch_first=True
+                ),
+            )
+
+    distil = RelationalDistillation(
+        small_corpus.caches[:1], [c.text for example in examples for c in example.candidates], start
+    )
+    assert distil.words.classes is not None
+    classes = distil.words.classes
+    landmarks, moved = ({word for word in classes if classes[word] == kind} for kind in ("landmark", "moved"))
+    assert landmarks
+    assert landmarks <= {*words[::2]}
+    # Visual tokens are sampled, so a few known words are not found in them.
+    assert len(moved - {*words[::2]}) > len(moved & {*words[::2]})

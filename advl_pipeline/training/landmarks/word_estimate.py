@@ -94,8 +94,8 @@ class WordSearch:
         if not self._words.of_form:
             why = "no text of the inputs has a word with a meaning and a picture of its own"
             return WordEstimate(rows=(), why=why)
-        forms, sums_FY = zip(*sorted(self._words.of_form.items()), strict=True)
-        sums_FY = torch.stack(sums_FY)
+        forms = sorted(self._words.of_form)
+        sums_FY = torch.stack([self._words.of_form[form] for form in forms])
         count_F, nearer_F, states_FH = torch.split(sums_FY, [1, 1, sums_FY.shape[1] - 2], 1)
         visual_VH = torch.cat(self._visual.states)
         result = familiarity(states_FH / count_F, visual_VH, (nearer_F / count_F)[:, 0].numpy())
