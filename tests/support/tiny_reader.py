@@ -91,14 +91,14 @@ class Loop:
         return {name: value.grad.clone() for name, value in self.model.named_parameters() if value.grad is not None}
 
 
-def train_in_step(cache: Path, texts: Sequence[str], knows: bool, output: Path) -> None:
-    """Take the gradients of a batch of which each process has its share; the first one writes them."""
+def train_in_step(cache: Path, texts: Sequence[str], folder: Path) -> None:
+    """Take the gradients of a batch of which each process has its share, with landmarks and without them."""
     distributed.init_process_group("gloo")
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    loop = Loop(cache, texts, knows=knows)
     share = [*texts[:16]][rank * 16 // size : (rank + 1) * 16 // size]
-    wrapped = DistributedDataParallel(loop.model)
-    loop.loss(share, wrapped).backward()
-    if rank == 0:
-        torch.save(loop.gradients(), output)
+    for knows in (True, False):
+        loop = Loop(cache, texts, knows=knows)
+        loop.loss(share, DistributedDataParallel(loop.model)).backward()
+        if rank == 0:
+            torch.save(loop.gradients(), folder / f"{knows}.pt")
     distributed.destroy_process_group()
