@@ -98,7 +98,9 @@ def train_in_step(cache: Path, texts: Sequence[str], folder: Path) -> None:
     share = [*texts[:16]][rank * 16 // size : (rank + 1) * 16 // size]
     for knows in (True, False):
         loop = Loop(cache, texts, knows=knows)
-        loop.loss(share, DistributedDataParallel(loop.model)).backward()
+        # The wrapper sums gradients for as long as it exists.
+        wrapped = DistributedDataParallel(loop.model)
+        loop.loss(share, wrapped).backward()
         if rank == 0:
             torch.save(loop.gradients(), folder / f"{knows}.pt")
     distributed.destroy_process_group()
