@@ -56,3 +56,13 @@ def test_the_site_builds_with_every_page_and_names_links_that_lead_nowhere(tmp_p
     pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
     assert all((site / name / "index.html").is_file() for name in [*pages, "CONTRIBUTING"])
     assert "into a vision-language model while you finetune it" in (site / "index.html").read_text(encoding="utf-8")
+
+
+def test_every_table_of_the_pages_is_rendered_as_one() -> None:
+    markdown = pytest.importorskip("markdown", reason="the extra `site` is not installed")
+    folded = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        html = markdown.markdown(page.read_text(encoding="utf-8"), extensions=["tables", "fenced_code", "sane_lists"])
+        if re.search(r"\| *:?-{3,}", re.sub(r"<(pre|code)\b.*?</\1>", "", html, flags=re.DOTALL)):
+            folded.append(str(page.relative_to(ROOT)))
+    assert not folded
