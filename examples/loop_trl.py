@@ -54,7 +54,7 @@ class Distilling(SFTTrainer):
 
 print("before:", distil.readout([words(texts[:256])]))
 arguments = {"remove_unused_columns": False, "dataset_kwargs": {"skip_prepare_dataset": True}, "report_to": "none"}
-arguments |= {"max_steps": 20, "logging_steps": 5, "learning_rate": 3e-3, "save_strategy": "no", "bf16": False}
+arguments |= {"max_steps": 30, "logging_steps": 5, "learning_rate": 3e-3, "save_strategy": "no", "bf16": False}
 data = Dataset.from_list([conversation(row) for row in rows])
 Distilling(model, SFTConfig("trained", **arguments), collate, data, processing_class=processor).train()
 print("after:", distil.readout([words(texts[:256])]))

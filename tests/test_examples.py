@@ -88,11 +88,13 @@ LOOPS = {
 """Loops of one's own, and the module that each needs."""
 
 
-def words_agreed(printed: str, when: str) -> float:
-    """Return how often the student picks the teacher's word, as a loop prints it."""
-    share = re.search(rf"^{when}: .*?'words': \{{'share': ([\d.]+)", printed, re.MULTILINE)
-    assert share is not None
-    return float(share[1])
+def agreed(printed: str, when: str) -> float:
+    """Return how often the student picks the teacher's word for a text, or for a word if no word is known."""
+    shares = re.search(
+        rf"^{when}: .*?'words': \{{'share': ([\d.]+).*?'texts': (?:None|\{{'share': ([\d.]+))", printed, re.M
+    )
+    assert shares is not None
+    return float(shares[2] or shares[1])
 
 
 @pytest.mark.parametrize(
@@ -116,14 +118,14 @@ def test_a_loop_of_ones_own_learns_from_a_cache(name: str, small_corpus: Any, te
     losses = [float(value) for value in re.findall(r"loss['\"=:]* *'?([\d.]+)", printed)]
     assert losses[-1] < losses[0]
     if "RelationalDistillation" in source:
-        assert words_agreed(printed, "after") > words_agreed(printed, "before") + 0.2
+        assert agreed(printed, "after") > agreed(printed, "before") + 0.05
 
 
 def test_a_loop_of_ones_own_learns_nothing_from_shuffled_teachers(
     small_corpus: Any, texts: Path, tmp_path: Path
 ) -> None:
     printed = run_example(EXAMPLES / "loop_pytorch.py", small_corpus.caches[0], texts, "shuffled", folder=tmp_path)
-    assert words_agreed(printed, "after") < words_agreed(printed, "before") + 0.2
+    assert agreed(printed, "after") < agreed(printed, "before") + 0.2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
