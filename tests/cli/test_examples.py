@@ -78,6 +78,7 @@ NEEDS: Mapping[str, str] = {
     "aokvqa": "the hub; tests/test_public_sets_end_to_end.py and tests/studies run these on a twin of the set",
     "mmstar/val": "the hub, and a run of a chat model; tests/evaluation/test_letters.py asks twins of sets so",
     "--data-root photographs": "photographs of others; test_photographs.py builds a corpus of small ones",
+    "--data captions": "photographs of others; tests/test_examples.py makes the set of small ones",
     "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }
@@ -176,6 +177,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         Path("mine.toml").write_text(STUDY)
         write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
         advl(["finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--output", "runs/mine", *short[:6]])
+        advl(["extract", "--teacher", "efficientnet-lite2", "--data", "mine.jsonl", "--folds", 2])
         advl(["evaluate", "runs/mine", "--on", "test", "--probe", "none"])
         advl(["study", "mine.toml", "--output", "runs/studies/demo"])
     return folder

@@ -26,6 +26,7 @@ from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.build_model import fill_towers
 
 # VILLA is UNITER, and scenes-small-lm is scenes-small, but for how they are trained.
 SMALL = [
@@ -50,7 +51,10 @@ BOXES = [[10, 10, 60, 100], [70, 20, 150, 110], [5, 60, 40, 118]]
 @cache
 def student_of(name: str) -> Student:
     torch.manual_seed(0)
-    return build_student(name).eval()
+    student = build_student(name)
+    # Every cell of a tower with random weights depends on the whole picture.
+    fill_towers(student)
+    return student.eval()
 
 
 @pytest.fixture(params=SMALL)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from advl_cli.main import main
 from advl_pipeline.base.configuration import build_config
-from advl_pipeline.base.errors import AdvlError
+from advl_pipeline.base.errors import AdvlError, Interrupted
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.datasets.pictures import read_picture
@@ -258,6 +258,9 @@ def run_settings(settings: dict[str, Any]) -> None:
                 tiny_teacher(**settings.get("teacher", {})),
                 TinyDataset(Path(settings["folder"]), **settings.get("dataset", {})),
             )
+    except KeyboardInterrupt as stopped:
+        os.write(sys.stderr.fileno(), f"error: {stopped}\n".encode())
+        sys.exit(Interrupted.exit_code)
     except AdvlError as error:
         os.write(sys.stderr.fileno(), f"error: {error}\n".encode())
         sys.exit(error.exit_code)

@@ -115,7 +115,7 @@ def test_a_student_that_this_package_trained_on_crops_goes_on_with_them(
     assert advl(capsys, *finetune(root, first, "uniter-tiny"))[0] == 0
     code, _, err = advl(capsys, *finetune(root, second, "uniter-tiny", "--init", first))
     assert code == 0, err
-    assert "caution" not in err
+    assert PIXELS_CAVEAT not in err
 
 
 def test_texts_that_are_cut_are_counted_printed_and_logged(
