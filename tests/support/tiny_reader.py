@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -103,4 +104,7 @@ def train_in_step(cache: Path, texts: Sequence[str], folder: Path) -> None:
         loop.loss(share, wrapped).backward()
         if rank == 0:
             torch.save(loop.gradients(), folder / f"{knows}.pt")
+    # A wrapper that held the group last would wait, with Python's lock, for threads that may need this lock.
+    del loop, wrapped
+    gc.collect()
     distributed.destroy_process_group()
