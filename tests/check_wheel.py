@@ -1,10 +1,11 @@
 """Build the wheel and use it outside the tree: its help, and README's example of own data in a bare environment.
 
 The environment holds what the install line of README declares and nothing else, linked from this one, so that it
-takes a second to make. The example has twenty pictures and is what README says, word for word.
+takes a second to make. The example has twenty pictures and is what README says, but for the number of steps.
 
 With `--light` the wheel is installed with its core dependencies alone into an environment of its own, which is
-weighed. With `--fresh` the example runs in a clone with a new environment that pip fills, as a stranger would do it.
+weighed. With `--fresh` the example runs word for word in a clone with a new environment that pip fills, as a stranger
+would do it.
 """
 
 from __future__ import annotations
@@ -144,16 +145,22 @@ def write_data(folder: Path) -> None:
             file.write(json.dumps(row | fields | {"split": "train" if number < 14 else "test"}) + "\n")
 
 
-def walk(python: Path, folder: Path, lines: Iterable[str]) -> None:
+def shortened(text: str) -> str:
+    """Return README's commands, or its Python, with few steps of training."""
+    text = text.replace("advl finetune ", "advl finetune --num-steps 20 --adapt-steps 20 ")
+    return text.replace("advl.finetune(", "advl.finetune(num_steps=20, adapt_steps=20, ")
+
+
+def walk(python: Path, folder: Path, lines: Iterable[str], program: str) -> None:
     """Give README's commands and its Python in a folder with nothing but the data; print what each took."""
     write_data(folder)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ADVL_", "PYTHON"))}
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
     programs: list[list[str | Path]] = [["bash", "-ec", line] for line in lines]
-    for program in (*programs, [python, "-c", "\n".join(blocks("python"))]):
+    for words in (*programs, [python, "-c", program]):
         begun = time.monotonic()
-        run(program, cwd=folder, env=environment)
-        print(f"  {time.monotonic() - begun:5.1f} s  {str(program[-1]).strip().splitlines()[0][:100]}")
+        run(words, cwd=folder, env=environment)
+        print(f"  {time.monotonic() - begun:5.1f} s  {str(words[-1]).strip().splitlines()[0][:100]}")
     if not (folder / "runs" / "mine" / "report.html").is_file():
         sys.exit("README's commands left no page")
 
@@ -175,7 +182,7 @@ def check_fresh(scratch: Path) -> None:
     install, commands = install_line()
     run(["bash", "-ec", f"{python} -m {install}"], cwd=clone)
     print(f"  {time.monotonic() - begun:5.1f} s  {install}    ({megabytes(scratch / 'fresh'):.0f} MB)")
-    walk(python, scratch / "mine", commands)
+    walk(python, scratch / "mine", commands, "\n".join(blocks("python")))
 
 
 def check_light(wheel: Path, scratch: Path) -> None:
@@ -208,7 +215,7 @@ def main() -> None:
         if "extract" not in run([python, "-c", PROBE], cwd=scratch):
             sys.exit("the wheel's help lists no command extract")
         print("wheel: builds, installs and answers --help from outside the tree; README's example of own data:")
-        walk(python, scratch / "mine", commands)
+        walk(python, scratch / "mine", map(shortened, commands), shortened("\n".join(blocks("python"))))
 
 
 if __name__ == "__main__":
