@@ -2,15 +2,14 @@
 
 docs/method.md: L_V = D(P(v_img), g(I)) [+ mean over regions of D(P(v_r), g_r(I))]; L_T = D(P(h_cls), t) + mean over
 the selected words of D(P(h_j), t_j), with D(a, b) = mean over width of f(LN(a) - sg LN(b)). P is linear. For visual
-states it may be a projector from work on generative models (`build_projector`). There, image tokens at half to three
-quarters of the depth follow a vision expert by cosine, at a constant weight of 0.2 to 0.5.
+states it may be a projector from work on generative models (`build_projector`). There, image tokens at half the depth
+follow a vision expert by cosine, at a constant weight of 0.2 to 0.5.
 Shapes: N sequences, R visual tokens, S boxes, W words, X vectors of a sequence, H student width, D teacher width.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -27,39 +26,13 @@ Distance = Literal["mse", "l1", "cosine", "smooth-l1"]
 MLP_WIDTH = 2048
 
 
-class TokenNorm(nn.Module):
-    """BatchNorm1d over the counted vectors, with batch statistics in both training and evaluation."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, states: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        """Return (..., H) normalised; `counted` (...) is bool."""
-        share = (counted / counted.sum().clamp(min=1))[..., None]
-        leading = tuple(range(states.dim() - 1))
-        centred = states.float() - (states.float() * share).sum(leading)
-        variance = (centred.square() * share).sum(leading)
-        return centred * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
-
-
 def build_projector(kind: Projector, states: int, features: int) -> nn.Module:
-    """Return a map between two widths.
-
-    `mlp` is VIRAL's (three layers, SiLU, 2,048 wide, trained). `frozen` keeps its random weights, because BlindVLA
-    saw a trained projector collapse. `shared` serves several layers, as in ROCKET, where separate maps lost 17
-    points. `batch-norm` is Spatial Forcing's: two layers after a BatchNorm.
-    """
+    """Return a map between two widths; `mlp` is VIRAL's (three layers, SiLU, 2,048 wide)."""
     if kind == "linear":
         return nn.Linear(states, features)
-    if kind == "batch-norm":
-        inside, outside = nn.Linear(states, MLP_WIDTH), nn.Linear(MLP_WIDTH, features)
-        return nn.ModuleDict({"norm": TokenNorm(states), "mlp": nn.Sequential(inside, nn.GELU(), outside)})
     widths = [states, MLP_WIDTH, MLP_WIDTH, features]
     layers = [nn.Linear(*pair) for pair in itertools.pairwise(widths)]
-    mlp = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
-    return mlp.requires_grad_(kind != "frozen")
+    return nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
 
 class Projections(nn.ModuleDict):
@@ -92,14 +65,7 @@ class Projections(nn.ModuleDict):
             features: (N, D) or (N, X, D).
             mask_NX: bool, which vectors count; the mean is over these, and 0 for a row without any.
         """
-        map_of = self[kind]
-        if isinstance(map_of, nn.ModuleDict):
-            every = states.new_ones(states.shape[:-1], dtype=torch.bool)
-            counted = every if mask_NX is None else mask_NX
-            projected = map_of["mlp"](map_of["norm"](states, counted))
-        else:
-            projected = map_of(states)
-        each = distance(projected, features, distance_kind)
+        each = distance(self[kind](states), features, distance_kind)
         return each if mask_NX is None else masked_mean(each, mask_NX)
 
 
@@ -111,16 +77,7 @@ def projected_vision(
     target: VisionTarget,
     kind: Distance,
 ) -> torch.Tensor:
-    """Return (N,): the distance of the picture, of its regions, or their sum; `signal` is by sequence.
-
-    If the student gives several layers, the result is the mean over them, through one map.
-    """
-    if distilled.visual_layers:
-        of_layers = [
-            replace(distilled, visual_states_NRH=layer_NRH, visual_layers=()) for layer_NRH in distilled.visual_layers
-        ]
-        each = [projected_vision(projections, layer, batch, signal, target, kind) for layer in of_layers]
-        return torch.stack(each).mean(0)
+    """Return (N,): the distance of the picture, of its regions, or their sum; `signal` is by sequence."""
     loss_N = torch.zeros(batch.num_sequences, device=distilled.visual_states_NRH.device)
     if target in ("image", "both"):
         loss_N = loss_N + projections.loss("image", image_state(distilled, batch), signal.global_BD, kind)

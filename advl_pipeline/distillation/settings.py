@@ -10,7 +10,7 @@ from advl_pipeline.base.configuration import Configuration, option, rare_option
 Pathway = Literal["both", "vision", "text"]
 AdaptObjective = Literal["contrastive", "distil-only"]
 Selection = Literal["adaptive", "prior", "random", "all"]
-Projector = Literal["linear", "mlp", "frozen", "batch-norm", "shared"]
+Projector = Literal["linear", "mlp"]
 Weighting = Literal["ratio", "uniform", "oracle"]
 VisionTarget = Literal["image", "regions", "both"]
 """The resolved distillation target of a vision teacher."""
@@ -56,9 +56,7 @@ class DistillationOptions(Configuration):
     projector: Projector = rare_option(
         "linear",
         help="Projection from the student's visual states to the teacher's features, for a --distance other than "
-        "relational: linear; mlp, three layers; frozen, a random mlp that is not trained; batch-norm, two layers "
-        "after a normalisation; shared, one mlp for the layers of a chat model from half to three quarters of its "
-        "depth.",
+        "relational: linear; mlp, three layers.",
         needs=("teachers", "coordinates", "the vision pathway", "distillation"),
     )
     selection: Selection | None = rare_option(

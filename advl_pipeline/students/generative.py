@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -98,7 +97,6 @@ class GenerativeStudent(Student):
                 why=f"its language model has {num_layers}",
                 next_command=f"--student-option align_layer={middle} is the middle one",
             )
-        self.deep_layers: tuple[int, ...] = ()
         self._pictures: RecentlyUsed[Picture] = RecentlyUsed()
         self._answer_ids: dict[tuple[str, ...], list[list[int]]] = {}
         self._is_tried = False
@@ -275,19 +273,16 @@ class GenerativeStudent(Student):
         # Attention to the picture is spread over markers and sinks, so there is no relevance.
         assert isinstance(batch, ChatBatch)
         self.delta(perturbation)
-        layers = (self.align_layer, *self.deep_layers)
-        (states_BWH, *deep), answered = self._pass(batch, mask_visual, lambda states_BWH: states_BWH, layers)
+        states_BWH, answered = self._pass(batch, mask_visual, lambda states_BWH: states_BWH)
         output = StudentOutput(
             text_states_NLH=batch.of_sequences(states_BWH, batch.text_place_NL),
             visual_states_NRH=batch.of_sequences(states_BWH, batch.visual_place_NR),
             pooled_NP=batch.last_states(states_BWH),
             answered=answered,
-            visual_layers=tuple(batch.of_sequences(layer_BWH, batch.visual_place_NR) for layer_BWH in deep),
         )
         if mask_visual and self.is_recurrent:
             # The first pass contained only the text; the picture requires a second one.
-            seeing = self.encode(batch.without_answers())
-            output.visual_states_NRH, output.visual_layers = seeing.visual_states_NRH, seeing.visual_layers
+            output.visual_states_NRH = self.encode(batch.without_answers()).visual_states_NRH
         return output
 
     def encode_pooled(
@@ -295,7 +290,7 @@ class GenerativeStudent(Student):
     ) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
         self.delta(perturbation)
-        (pooled_NH,), answered = self._pass(batch, mask_visual, batch.last_states, (self.align_layer,))
+        pooled_NH, answered = self._pass(batch, mask_visual, batch.last_states)
         none = pooled_NH.new_zeros(batch.num_sequences, 0, self.hidden_size)
         return StudentOutput(text_states_NLH=none, visual_states_NRH=none, pooled_NP=pooled_NH, answered=answered)
 
@@ -309,10 +304,6 @@ class GenerativeStudent(Student):
     def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
         assert isinstance(batch, ChatBatch)
         return batch.of_sequences(self.embed(batch, self.shown(batch), mask_visual=True), batch.visual_place_NR)
-
-    def give_layers(self) -> None:
-        num_layers: int = self.decoder.config.num_hidden_layers
-        self.deep_layers = tuple(range((num_layers + 1) // 2, 3 * num_layers // 4 + 1))
 
     @torch.inference_mode()
     def generate(self, batch: StudentBatch) -> list[str]:
@@ -404,33 +395,25 @@ class GenerativeStudent(Student):
             )
 
     def _pass(
-        self,
-        batch: ChatBatch,
-        mask_visual: bool,
-        take: Callable[[torch.Tensor], torch.Tensor],
-        layers: Sequence[int],
-    ) -> tuple[list[torch.Tensor], Answered | None]:
-        """Run the model over a batch.
+        self, batch: ChatBatch, mask_visual: bool, take: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, Answered | None]:
+        """Run the model over a batch, and return what `take` selects from the states (B, W, H) of `align_layer`."""
+        kept: list[torch.Tensor] = []
 
-        Args:
-            take: selects the states to return from a layer's states (B, W, H).
-            layers: numbers of the layers, from 1.
-        """
-        kept: dict[int, torch.Tensor] = {}
-
-        def keep(number: int, _layer: Any, _inputs: Any, output: Any) -> None:
+        def keep(_layer: Any, _inputs: Any, output: Any) -> None:
             # Later passes, with more answers, have the same states.
-            if number not in kept:
-                kept[number] = take(states_of(output))
+            if not kept:
+                kept.append(take(states_of(output)))
 
-        decoder = self.decoder
-        with ExitStack() as hooks:
-            for number in layers:
-                # The last layer's states are the decoder's output, from which words are predicted.
-                layer = decoder if number == len(decoder.layers) else decoder.layers[number - 1]
-                hooks.callback(layer.register_forward_hook(partial(keep, number)).remove)
+        layers = self.decoder.layers
+        # The last layer's states are the decoder's output, from which words are predicted.
+        layer = self.decoder if self.align_layer == len(layers) else layers[self.align_layer - 1]
+        hook = layer.register_forward_hook(keep)
+        try:
             answered = self.answered(batch, mask_visual)
-        return [kept[number] for number in layers], answered
+        finally:
+            hook.remove()
+        return kept[0], answered
 
     def answered(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
         """Run the language model over the batch, and return the likelihoods of its answers, if any."""

@@ -128,8 +128,7 @@ class StudentOutput:
     `image_state_NH` is the student's whole-image token. It is None for a student without one; the mean of the visual
     states is used instead. `relevance_NL` is the attention mass from each text token to the visual tokens, detached,
     if the student can compute it. `answered` is set by a student that answers in words, if the batch contains
-    answers; no head is called then. `visual_layers` are visual states (N, R, H) at several depths, set after
-    `give_layers`. A student whose heads read more (`OutputHead`) subclasses the output.
+    answers; no head is called then. A student whose heads read more (`OutputHead`) subclasses the output.
     """
 
     text_states_NLH: torch.Tensor
@@ -138,7 +137,6 @@ class StudentOutput:
     image_state_NH: torch.Tensor | None = None
     relevance_NL: torch.Tensor | None = None
     answered: Answered | None = None
-    visual_layers: tuple[torch.Tensor, ...] = ()
 
     def class_logits(self, head: nn.Module) -> torch.Tensor:
         """Return class logits (N, K): those of a head, or the scores of answers in words."""
@@ -392,19 +390,6 @@ class Student(nn.Module, ABC):
         returns their states. Other students run a pass that hides the modalities from each other.
         """
         return self.encode(batch, mask_visual=True)
-
-    def give_layers(self) -> None:
-        """Return visual states at several depths from now on.
-
-        Raises:
-            ConfigError: the student has states at one depth only.
-        """
-        raise ConfigError(
-            f"{self.name} gives its image tokens at one depth, so no projector can be shared.",
-            where="--projector shared",
-            why="a chat model has them in every layer",
-            next_command="--projector mlp, or a chat model such as smolvlm-256m",
-        )
 
     def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
         """Return the picture's tokens before fusion with the text, (N, R, H)."""

@@ -131,8 +131,6 @@ def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, in
     The present student becomes the reference of the adapt step, which anchors known words.
     """
     settings, student = run.method.settings, start.student
-    if run.method.uses_teachers and settings.projector == "shared" and settings.distance != "relational":
-        student.give_layers()
     widths = start.control.widths(teaching.source.widths(), student) if teaching.source else {}
     with drawing(run.config.seed + 2):
         distiller = Distiller(

@@ -10,20 +10,13 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
-from first_step import first_terms
 from safetensors.torch import load_file
-from torch import nn
 
-from advl_pipeline.base.configuration import unused_options
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.projected import Projections, distance, projected_vision
 from advl_pipeline.distillation.settings import DistillationSettings, Projector
 from advl_pipeline.distillation.signal import Features, VisionSignal, standardise
 from advl_pipeline.students.interface import StudentOutput
-from advl_pipeline.students.registry import build_student
-from advl_pipeline.studies.config import read_study
-from advl_pipeline.studies.plan import build_plan
-from advl_pipeline.training.checks import facts_of_run
 
 KINDS = ("mse", "l1", "cosine", "smooth-l1")
 
@@ -103,11 +96,9 @@ def targets() -> VisionSignal:
     )
 
 
-def output(states_NRH: torch.Tensor, *layers: torch.Tensor) -> StudentOutput:
+def output(states_NRH: torch.Tensor) -> StudentOutput:
     nothing = torch.zeros(N, 1, H)
-    return StudentOutput(
-        text_states_NLH=nothing, visual_states_NRH=states_NRH, pooled_NP=nothing[:, 0], visual_layers=layers
-    )
+    return StudentOutput(text_states_NLH=nothing, visual_states_NRH=states_NRH, pooled_NP=nothing[:, 0])
 
 
 def expected_loss(project: Any, states_NRH: torch.Tensor, signal: VisionSignal) -> torch.Tensor:
@@ -131,33 +122,19 @@ def expected_loss(project: Any, states_NRH: torch.Tensor, signal: VisionSignal) 
 def test_image_tokens_follow_by_the_formula(kind: Projector) -> None:
     projections, signal = projections_of(kind), targets()
     given: Any = Batch()
-    states = [draw(N, R, H, seed=number) for number in (5, 6, 7)]
-    layers = states[1:] if kind == "shared" else []
-    found_N = projected_vision(projections, output(states[0], *layers), given, signal, "regions", "cosine")
-    map_of = projections["region"]
-    project: Any = map_of
-    if kind == "batch-norm":
-        assert isinstance(map_of, nn.ModuleDict)
-        norm, mlp = nn.BatchNorm1d(H, track_running_stats=False), map_of["mlp"]
-        # The statistics are of the tokens that count, which the loop asks about one by one.
-        counted_XH = states[0][signal.region_mask_BS]
-        rows = {tuple(row.tolist()): value for row, value in zip(counted_XH, norm(counted_XH), strict=True)}
-        project = lambda state: mlp(rows[tuple(state.tolist())])  # noqa: E731
-    if kind == "shared":
-        expected_N = sum(expected_loss(project, one, signal) for one in layers) / len(layers)
-    else:
-        expected_N = expected_loss(project, states[0], signal)
+    states_NRH = draw(N, R, H, seed=5)
+    found_N = projected_vision(projections, output(states_NRH), given, signal, "regions", "cosine")
+    expected_N = expected_loss(projections["region"], states_NRH, signal)
     torch.testing.assert_close(found_N, expected_N, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", get_args(Projector))
-def test_states_get_gradients_and_a_frozen_projector_none(kind: Projector) -> None:
+def test_states_and_projector_get_gradients(kind: Projector) -> None:
     projections, states_NRH = projections_of(kind), draw(N, R, H, seed=5).requires_grad_()
     given: Any = Batch()
     projected_vision(projections, output(states_NRH), given, targets(), "both", "cosine").sum().backward()
     assert float(states_NRH.grad.abs().sum()) > 0
-    learned = [parameter.grad is not None for parameter in projections.parameters()]
-    assert not any(learned) if kind == "frozen" else all(learned)
+    assert all(parameter.grad is not None for parameter in projections.parameters())
 
 
 FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "distill_layer": "fused"}
@@ -168,7 +145,7 @@ CHAT = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2}
 def test_at_weight_zero_a_run_is_plain_and_else_gradients_reach_the_image_tower(
     small_corpus: Any, tmp_path: Path
 ) -> None:
-    options = {**FIELD, "projector": "shared"}
+    options = {**FIELD, "projector": "mlp"}
     runs: dict[str, dict[str, Any]] = {
         "plain": {"method": "plain", "cache": ()},
         "at zero": {**options, "distill_weight": 0.0},
@@ -180,33 +157,3 @@ def test_at_weight_zero_a_run_is_plain_and_else_gradients_reach_the_image_tower(
     assert all(torch.equal(value, plain[name]) for name, value in at_zero.items())
     tower = [name for name in plain if "vision_model" in name]
     assert any(not torch.equal(taught[name], plain[name]) for name in tower)
-
-
-def test_a_shared_projector_follows_other_layers(small_corpus: Any, tmp_path: Path) -> None:
-    one, several = (
-        first_terms(small_corpus.config(tmp_path / kind, **CHAT, **FIELD, projector=kind))["finetune/raw/vision"]
-        for kind in ("mlp", "shared")
-    )
-    assert one != several
-
-
-def test_layers_lie_from_half_to_three_quarters_of_the_depth(small_corpus: Any) -> None:
-    student = build_student("smolvlm-tiny", overrides={"align_layer": 2})
-    student.give_layers()
-    dataset = small_corpus.dataset()
-    with torch.no_grad():
-        found = student.eval().encode(student.collate([dataset[0]]))
-    # Of three layers: half is the second, three quarters too.
-    assert [torch.equal(one, found.visual_states_NRH) for one in found.visual_layers] == [True]
-
-
-def test_the_recipes_of_the_field_are_a_study_that_plans(tmp_path: Path) -> None:
-    study = read_study(Path(__file__).parents[2] / "examples" / "generative.toml")
-    cells = {cell.method: cell for cell in build_plan(study, cells=tmp_path).cells}
-    projectors = {cell.finetune.distill.projector for name, cell in cells.items() if name.startswith("tokens-")}
-    assert projectors == set(get_args(Projector)) - {"linear"}
-    weights = [cell.finetune.distill.distill_weight for name, cell in cells.items() if name.startswith("tokens-")]
-    assert min(weights) >= 0.2
-    assert max(weights) <= 0.5
-    for cell in cells.values():
-        assert not unused_options(cell.finetune, facts_of_run(cell.finetune)) or not cell.teachers

@@ -116,7 +116,7 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
     assert "obeyed" in outcomes, f"--{name} is never obeyed"
 
 
-PROJECTED = {"projector": "frozen", "pathway": "vision", "distance": "cosine"}
+PROJECTED = {"projector": "mlp", "pathway": "vision", "distance": "cosine"}
 
 
 @pytest.mark.parametrize(

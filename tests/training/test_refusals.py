@@ -68,7 +68,6 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"adapt_on": ("inputs", OTHER)}, ("has no cache of them", "--dataset scenes-vcr --split train-shift")),
     ({**PLAIN, "student": "vilt-tiny", **ADVERSARIAL}, ("takes no adversarial",)),
     ({**PLAIN, "student": "lxmert-tiny", "gradient_checkpointing": True}, ("cannot recompute",)),
-    ({**FIELD, "projector": "shared"}, ("no projector can be shared", "--projector mlp")),
     ({"student": "smolvlm-tiny", "vision_target": "patches"}, ("no patches to be a target", "the dataset's boxes")),
     ({"student": "smolvlm-tiny", "student_option": ("align_layer=4",)}, ("has no layer 4",)),
     (
