@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from small_corpus import SMALL_WORDS, SmallCorpus
 from tiny_reader import Loop, states_of, tokenised, train_in_step
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
+from transformers import Trainer, TrainingArguments
 
 from advl_pipeline import HiddenStates, LayerStates, RelationalDistillation
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import UnknownUnit
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.runs.results import read_log
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 from advl_pipeline.training import run
+from advl_pipeline.training.batch_order import order_inputs
 from advl_pipeline.training.batches import received
 from advl_pipeline.training.landmarks.census import sampled
 from advl_pipeline.training.step import StepConditions
@@ -53,6 +57,21 @@ def own_states(
     )
 
 
+def distillation_of(opened: Any, caches: Sequence[Path], **options: Any) -> RelationalDistillation:
+    """Return the distillation of an opened run as a loop of one's own makes it."""
+    student, inputs, dataset = opened.model.student, opened.inputs, opened.inputs.adapt_dataset
+
+    def at_start() -> Iterator[HiddenStates]:
+        chosen = [dataset[position] for position in sampled(dataset, inputs.adapt, num_texts=8192)]
+        for first in range(0, len(chosen), 32):
+            examples = chosen[first : first + 32]
+            batch = student.collate(examples)
+            yield own_states(examples, batch, student.encode_unimodal(batch))
+
+    texts = [candidate.text for position in inputs.adapt for candidate in dataset[position].candidates]
+    return RelationalDistillation(caches, texts, at_start, **options)
+
+
 @pytest.mark.parametrize(("student", "knows"), [("scenes-small", False), ("scenes-smolvlm", True)])
 def test_terms_are_those_of_a_run_to_the_bit(
     student: str, knows: bool, small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -67,18 +86,8 @@ def test_terms_are_those_of_a_run_to_the_bit(
         changes["known_words"] = tmp_path / "words.json"
         changes["known_words"].write_text(json.dumps(counts), encoding="utf-8")
     opened = open_run(small_corpus.config(tmp_path / "run", **changes))
-    model, inputs = opened.model.eval(), opened.inputs
-    dataset = inputs.adapt_dataset
-
-    def at_start() -> Iterator[HiddenStates]:
-        chosen = [dataset[position] for position in sampled(dataset, inputs.adapt, num_texts=8192)]
-        for first in range(0, len(chosen), 32):
-            examples = chosen[first : first + 32]
-            batch = model.student.collate(examples)
-            yield own_states(examples, batch, model.student.encode_unimodal(batch))
-
-    texts = [candidate.text for position in inputs.adapt for candidate in dataset[position].candidates]
-    distil = RelationalDistillation(small_corpus.caches, texts, at_start, known_words=counts)
+    model, inputs, dataset = opened.model.eval(), opened.inputs, opened.inputs.adapt_dataset
+    distil = distillation_of(opened, small_corpus.caches, known_words=counts)
     assert bool(opened.teaching.landmarks.words) is bool(opened.teaching.landmarks.regions) is knows
     # A step further, so that the anchor has something to hold.
     with torch.no_grad():
@@ -99,6 +108,79 @@ def test_terms_are_those_of_a_run_to_the_bit(
         assert torch.equal(value, theirs.raw[name]), name
         assert torch.equal(ours.weighted[name], theirs.weighted[name]), name
         assert value > 0
+
+
+def test_a_trainer_s_loop_has_the_losses_of_every_step_of_finetune(small_corpus: SmallCorpus, tmp_path: Path) -> None:
+    counts = dict.fromkeys(words_of(small_corpus.examples())[::2], 20)
+    (tmp_path / "words.json").write_text(json.dumps(counts), encoding="utf-8")
+    changes: dict[str, Any] = {
+        "student": "scenes-smolvlm",
+        # The adapt step of a run has none.
+        "student_option": ("dropout=0",),
+        "known_words": tmp_path / "words.json",
+        "recipe": {
+            "loss": "softmax-choice",
+            "optimiser": "adamw",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "betas": [0.9, 0.98],
+            "eps": 1e-6,
+            "clip_norm": 0.5,
+            "adapt_lr_scale": 1.0,
+        },
+        "adapt_steps": 5,
+        "num_steps": 1,
+    }
+    small_corpus.run(tmp_path / "run", **changes)
+    expected = [record for record in read_log(tmp_path / "run") if record["phase"] == "adapt"]
+    opened = open_run(small_corpus.config(tmp_path / "again", **changes))
+    student, dataset, inputs = opened.model.student, opened.inputs.adapt_dataset, opened.inputs
+    distil = distillation_of(opened, small_corpus.caches, known_words=counts)
+    at_start = copy.deepcopy(student).eval().requires_grad_(False)
+    losses: list[dict[str, float]] = []
+
+    class Distilling(torch.nn.Module):
+        """The student with the loss, in the form that the Trainer expects."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = student
+
+        def forward(self, examples: list[Example], batch: StudentBatch) -> dict[str, torch.Tensor]:
+            before = own_states(examples, batch, at_start.encode_unimodal(batch))
+            terms = distil(own_states(examples, batch, self.student.encode_unimodal(batch)), before)
+            losses.append({name: value.item() for name, value in terms.raw.items()})
+            return {"loss": terms.total}
+
+    order = order_inputs(opened.run, inputs, rank=0)
+    rows = [inputs.adapt[at] for step in range(5) for batch in order.micro_batches(step) for at in batch]
+    arguments = TrainingArguments(
+        str(tmp_path / "trained"),
+        per_device_train_batch_size=opened.run.settings.batch_size,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        max_steps=5,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        adam_beta2=0.98,
+        adam_epsilon=1e-6,
+        max_grad_norm=0.5,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+    )
+    Trainer(
+        Distilling(),
+        arguments,
+        lambda examples: {"examples": examples, "batch": student.collate(examples)},
+        [dataset[position] for position in rows],
+    ).train()
+    assert len(losses) == len(expected) == 5
+    for ours, theirs in zip(losses, expected, strict=True):
+        for name in ("text", "vision", "drift"):
+            assert ours[name] == pytest.approx(theirs[f"raw/{name}"], abs=1e-5), name
+    assert losses[4]["text"] < losses[0]["text"]
 
 
 @pytest.fixture(scope="module")
