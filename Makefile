@@ -27,7 +27,7 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit numerics oldest wheel walk light figure site bench bench-gpu chaos rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit numerics oldest wheel walk light figure site bench bench-gpu chaos release rehearsal clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -171,6 +171,9 @@ bench-gpu: $(STAMP) ## Measure memory and speed of three teachers and three stud
 
 chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos
+
+release: $(STAMP) ## Run every check of a release and write docs/release.md (hours); CHECKS="build light" for some; uploads nothing
+	$(BIN)/python -m benchmarks.release $(CHECKS)
 
 rehearsal: $(STAMP) ## Run a user's commands on mirrors of VCR, VQA v2 and SNLI-VE at official sizes (hours, 2 GB)
 	$(BIN)/python -m benchmarks.rehearsal

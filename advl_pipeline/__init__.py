@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from advl_pipeline.training.own_loop import RelationalDistillation as RelationalDistillation
     from advl_pipeline.training.run import FinetuneResult
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _NAMES_OF = {
     "cache.reader": ("open_cache",),

@@ -4,12 +4,13 @@ The environment holds what the install line of README declares and nothing else,
 takes a second to make. The example has twenty pictures and is what README says, but for the number of steps.
 
 With `--light` the wheel is installed with its core dependencies alone into an environment of its own, which is
-weighed. With `--fresh` the example runs word for word in a clone with a new environment that pip fills, as a stranger
-would do it.
+weighed; with `--extras` it is installed with each extra. With `--fresh` the example runs word for word in a clone
+with a new environment that pip fills, as a stranger would do it; with `--tutorial` the tutorial does, from the wheel.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import itertools
 import json
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -125,15 +127,19 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
-def blocks(language: str) -> list[str]:
-    """Return the blocks of a language in README's section about your own data."""
-    section = (ROOT / "README.md").read_text("utf-8").partition("## Your own data\n")[2].partition("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def own_data() -> str:
+    """Return README's section about your own data."""
+    return (ROOT / "README.md").read_text("utf-8").partition("## Your own data\n")[2].partition("\n## ")[0]
+
+
+def blocks(language: str, text: str) -> list[str]:
+    """Return the blocks of a language in a text."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def write_data(folder: Path) -> None:
     """Write twenty questions about pictures, with the columns of README's row."""
-    (row,) = map(json.loads, blocks("json"))
+    (row,) = map(json.loads, blocks("json", own_data()))
     (folder / "pictures").mkdir(parents=True)
     with (folder / "mine.jsonl").open("w", encoding="utf-8") as file:
         for number in range(20):
@@ -151,25 +157,30 @@ def shortened(text: str) -> str:
     return text.replace("advl.finetune(", "advl.finetune(num_steps=20, adapt_steps=20, ")
 
 
-def walk(python: Path, folder: Path, lines: Iterable[str], program: str) -> None:
-    """Give README's commands and its Python in a folder with nothing but the data; print what each took."""
-    write_data(folder)
+Program = list[str | Path]
+
+
+def commands_of(lines: Iterable[str]) -> list[Program]:
+    return [["bash", "-ec", line] for line in lines]
+
+
+def walk(python: Path, folder: Path, programs: Iterable[Program]) -> None:
+    """Run a page's commands and its Python in a folder with nothing but the data; print what each took."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ADVL_", "PYTHON"))}
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
-    programs: list[list[str | Path]] = [["bash", "-ec", line] for line in lines]
-    for words in (*programs, [python, "-c", program]):
+    for words in programs:
         begun = time.monotonic()
         run(words, cwd=folder, env=environment)
         print(f"  {time.monotonic() - begun:5.1f} s  {str(words[-1]).strip().splitlines()[0][:100]}")
     if not (folder / "runs" / "mine" / "report.html").is_file():
-        sys.exit("README's commands left no page")
+        sys.exit("the commands left no page")
 
 
-def install_line() -> tuple[str, list[str]]:
-    """Return the install line of README, and the commands after it."""
-    install, *commands = re.sub(r"\\\n\s*", "", "".join(blocks("sh"))).strip().splitlines()
+def install_line(shell: Iterable[str]) -> tuple[str, list[str]]:
+    """Return the install line of a page's shell commands, and the commands after it."""
+    install, *commands = re.sub(r"\\\n\s*", "", "".join(shell)).strip().splitlines()
     if not install.startswith("pip install '.["):
-        sys.exit(f"README's first command does not install the project: {install}")
+        sys.exit(f"the first command does not install the project: {install}")
     return install, commands
 
 
@@ -179,10 +190,11 @@ def check_fresh(scratch: Path) -> None:
     run(["git", "clone", "--quiet", ROOT, clone])
     run([sys.executable, "-m", "venv", scratch / "fresh"])
     python = scratch / "fresh" / "bin" / "python"
-    install, commands = install_line()
+    install, commands = install_line(blocks("sh", own_data()))
     run(["bash", "-ec", f"{python} -m {install}"], cwd=clone)
     print(f"  {time.monotonic() - begun:5.1f} s  {install}    ({megabytes(scratch / 'fresh'):.0f} MB)")
-    walk(python, scratch / "mine", commands, "\n".join(blocks("python")))
+    write_data(scratch / "mine")
+    walk(python, scratch / "mine", [*commands_of(commands), [python, "-c", "\n".join(blocks("python", own_data()))]])
 
 
 def check_light(wheel: Path, scratch: Path) -> None:
@@ -197,25 +209,60 @@ def check_light(wheel: Path, scratch: Path) -> None:
         sys.exit("the core is too heavy")
 
 
+def check_extras(wheel: Path, scratch: Path) -> None:
+    """Install the wheel with each extra into a fresh environment, in which nothing may conflict."""
+    for extra in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]:
+        folder, begun = scratch / extra, time.monotonic()
+        python = new_environment(folder)
+        pip_install(python, f"{wheel.resolve()}[{extra}]")
+        run([sys.executable, "-m", "pip", "--python", python, "check"])
+        run([python.parent / "advl", "--help"], cwd=scratch)
+        print(f"[{extra}] {megabytes(folder):.0f} MB, {time.monotonic() - begun:.0f} s", flush=True)
+        # All of them together would fill a disk.
+        shutil.rmtree(folder)
+
+
+def check_tutorial(wheel: Path, scratch: Path) -> None:
+    """Walk the tutorial from its data to its page, in a fresh environment that pip fills from the wheel."""
+    page = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    install, commands = install_line(blocks("sh", page))
+    python, begun = new_environment(scratch / "fresh"), time.monotonic()
+    pip_install(python, re.sub(r"pip install '\.(\[[\w,]+\])'", rf"{wheel.resolve()}\1", install))
+    (scratch / "mine").mkdir()
+    walk(python, scratch / "mine", [[python, "-c", "\n".join(blocks("python", page))], *commands_of(commands)])
+    print(f"the tutorial's {len(commands)} commands run; {time.monotonic() - begun:.0f} s with the installation")
+
+
+def check_bare(wheel: Path, scratch: Path) -> None:
+    """Walk README's example with few steps, in an environment of what its install line declares."""
+    python = new_environment(scratch / "bare")
+    pip_install(python, "--no-deps", wheel)
+    install, commands = install_line(blocks("sh", own_data()))
+    extras = itertools.chain.from_iterable(names.split(",") for names in re.findall(r"\[([\w,]+)\]", install))
+    link_what_is_declared(python, extras)
+    if "extract" not in run([python, "-c", PROBE], cwd=scratch):
+        sys.exit("the wheel's help lists no command extract")
+    print("wheel: builds, installs and answers --help from outside the tree; README's example of own data:")
+    write_data(scratch / "mine")
+    program = shortened("\n".join(blocks("python", own_data())))
+    walk(python, scratch / "mine", [*commands_of(map(shortened, commands)), [python, "-c", program]])
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_mutually_exclusive_group()
+    for name in ("fresh", "light", "extras", "tutorial"):
+        modes.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="bare")
+    parser.add_argument("--wheel", type=Path, help="Check this wheel [default: build one].")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        if "--fresh" in sys.argv:
+        if options.mode == "fresh":
             check_fresh(scratch)
             return
-        wheel = build_wheel(scratch)
-        if "--light" in sys.argv:
-            check_light(wheel, scratch)
-            return
-        python = new_environment(scratch / "bare")
-        pip_install(python, "--no-deps", wheel)
-        install, commands = install_line()
-        extras = itertools.chain.from_iterable(names.split(",") for names in re.findall(r"\[([\w,]+)\]", install))
-        link_what_is_declared(python, extras)
-        if "extract" not in run([python, "-c", PROBE], cwd=scratch):
-            sys.exit("the wheel's help lists no command extract")
-        print("wheel: builds, installs and answers --help from outside the tree; README's example of own data:")
-        walk(python, scratch / "mine", map(shortened, commands), shortened("\n".join(blocks("python"))))
+        wheel = options.wheel or build_wheel(scratch)
+        checks = {"bare": check_bare, "light": check_light, "extras": check_extras, "tutorial": check_tutorial}
+        checks[options.mode](wheel, scratch)
 
 
 if __name__ == "__main__":

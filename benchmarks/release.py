@@ -1,0 +1,190 @@
+"""`make release`: run every check of a release, and write the results into one page, `docs/release.md`.
+
+python -m benchmarks.release [CHECK ...]
+
+Checks take hours, so they may be run one at a time: their records in `build/release` hold for the commit that was
+checked, and the page shows all of that commit. Nothing is uploaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import advl_pipeline
+from benchmarks.rows import describe_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = Path("build/release")
+PAGE = Path("docs/release.md")
+
+SOURCE = str(KEPT / "source")
+TOOLS = str(KEPT / "tools/bin/python")
+DISTRIBUTION = f"dist/advl_pipeline-{advl_pipeline.__version__}"
+WHEEL = f"{DISTRIBUTION}-py3-none-any.whl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Commands that must all succeed; `shows` matches the lines of their output that are the result."""
+
+    what: str
+    commands: tuple[tuple[str, ...], ...]
+    shows: str
+
+
+def _of_wheel(mode: str) -> tuple[tuple[str, ...], ...]:
+    return ((sys.executable, "tests/check_wheel.py", mode, "--wheel", WHEEL),)
+
+
+PASSED = r"\d+ passed.*"
+
+CHECKS: Mapping[str, Check] = {
+    "build": Check(
+        what="sdist and wheel of a clone; metadata and README's rendering",
+        commands=(
+            ("rm", "-rf", SOURCE, "dist"),
+            # What building leaves in a checkout would be taken for an installed package.
+            ("git", "clone", "--quiet", ".", SOURCE),
+            (sys.executable, "-m", "venv", "--clear", str(KEPT / "tools")),
+            (TOOLS, "-m", "pip", "install", "--quiet", "build", "twine", "readme-renderer[md]"),
+            (TOOLS, "-m", "build", "--outdir", "dist", SOURCE),
+            (TOOLS, "-m", "twine", "check", "--strict", WHEEL, f"{DISTRIBUTION}.tar.gz"),
+        ),
+        shows=r"Checking .*",
+    ),
+    "light": Check(what="the wheel alone", commands=_of_wheel("--light"), shows="light core.*"),
+    "extras": Check(what="the wheel with each extra", commands=_of_wheel("--extras"), shows=r"\[.*"),
+    "tutorial": Check(what="the tutorial, from the wheel", commands=_of_wheel("--tutorial"), shows="the tutorial.*"),
+    "test": Check(what="lint, types, tests, README's lines", commands=(("make", "test"),), shows=PASSED),
+    "oldest": Check(what="the oldest libraries of models", commands=(("make", "oldest"),), shows=PASSED),
+    "numerics": Check(
+        what="numbers with each of torch's kernels", commands=(("make", "numerics"),), shows=f"ATEN.*|{PASSED}"
+    ),
+    "chaos": Check(what="kills, stops and damage", commands=(("make", "chaos"),), shows=r"\d+ of \d+ .*"),
+    "bench": Check(
+        what="goals of [performance](performance.md)", commands=(("make", "bench"),), shows=r"\d+ goals: .*"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The result of a check of a commit."""
+
+    commit: str
+    passed: bool
+    result: str
+    minutes: float
+    machine: str
+
+
+def stated_versions() -> dict[str, str]:
+    """Return the version that each file states."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    stated = {"advl_pipeline": advl_pipeline.__version__, "pyproject.toml": str(project["version"])}
+    for name, pattern in (("CITATION.cff", r"^version: (.*)$"), ("CHANGELOG.md", r"^## (\S+)")):
+        match = re.search(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        stated[name] = "" if match is None else match[1]
+    return stated
+
+
+def commit_checked() -> str:
+    """Return the commit of the checkout; exit if it has changes, or if its files state several versions."""
+    versions = stated_versions()
+    if len(set(versions.values())) > 1:
+        sys.exit(f"the files state different versions: {versions}")
+    # `make bench` and this program write these two pages.
+    pages = (":!docs/performance.md", f":!{PAGE}")
+    status = subprocess.run(
+        ["git", "status", "--porcelain", "--", ".", *pages], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    if status.stdout:
+        sys.exit(f"commit these changes first:\n{status.stdout}")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return head.stdout.strip()
+
+
+def run_check(check: Check, log: Path, *, commit: str) -> Record:
+    """Run the commands of a check up to the first that fails, and keep what they print in a log."""
+    began, passed, printed = time.monotonic(), True, ""
+    machine = describe_machine(quick=False)
+    for command in check.commands:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        printed += done.stdout
+        passed = done.returncode == 0
+        if not passed:
+            break
+    log.write_text(printed, encoding="utf-8")
+    result = "; ".join(re.findall(rf"^(?:{check.shows})$", printed, re.MULTILINE))
+    minutes = (time.monotonic() - began) / 60
+    return Record(commit=commit, passed=passed, result=result, minutes=minutes, machine=machine)
+
+
+def kept_records(folder: Path, *, commit: str) -> dict[str, Record]:
+    """Return the records of a commit by the names of their checks."""
+    files = {name: folder / f"{name}.json" for name in CHECKS}
+    records = {
+        name: Record(**json.loads(file.read_text(encoding="utf-8"))) for name, file in files.items() if file.is_file()
+    }
+    return {name: record for name, record in records.items() if record.commit == commit}
+
+
+def render_page(records: Mapping[str, Record], *, version: str, commit: str) -> str:
+    """Return the page: whether the version may be released, and the result of each check."""
+    num_left = sum(not (name in records and records[name].passed) for name in CHECKS)
+    verdict = f"All {len(CHECKS)} checks passed."
+    if num_left:
+        verdict = f"**Not to be released**: {num_left} of {len(CHECKS)} checks did not pass, or were not run."
+    lines = [
+        f"# Release {version}",
+        "",
+        f"{verdict} `make release` wrote this page, for commit {commit[:12]}. It uploads nothing.",
+        "",
+        "| check | of what | | found | minutes | on |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, check in CHECKS.items():
+        record = records.get(name)
+        cells = ["not run", "", "", ""]
+        if record is not None:
+            outcome = "passed" if record.passed else "**failed**"
+            cells = [outcome, record.result.replace("|", "\\|"), f"{record.minutes:.0f}", record.machine]
+        lines.append("| " + " | ".join([name, check.what, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run checks and write the page; exit code 1 if any check of the commit is missing or failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"{', '.join(CHECKS)} [default: all].")
+    asked = parser.parse_args().checks or [*CHECKS]
+    if unknown := set(asked) - CHECKS.keys():
+        parser.error(f"no such check: {', '.join(sorted(unknown))}")
+    commit, folder = commit_checked(), ROOT / KEPT
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in asked:
+        record = run_check(CHECKS[name], folder / f"{name}.log", commit=commit)
+        (folder / f"{name}.json").write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+        outcome = record.result if record.passed else f"FAILED, see {KEPT / name}.log"
+        print(f"{name}: {outcome} ({record.minutes:.1f} min)", flush=True)
+        records = kept_records(folder, commit=commit)
+        page = render_page(records, version=advl_pipeline.__version__, commit=commit)
+        (ROOT / PAGE).write_text(page, encoding="utf-8")
+    return 0 if all(name in records and records[name].passed for name in CHECKS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

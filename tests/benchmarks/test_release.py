@@ -1,0 +1,61 @@
+"""A release states one version, and its page says what passed, what failed and what was not run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks import release
+from benchmarks.release import Check, kept_records, render_page, run_check
+
+
+def python(program: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", program)
+
+
+def test_every_file_states_the_same_version() -> None:
+    assert len(set(release.stated_versions().values())) == 1
+
+
+def test_the_page_releases_nothing_before_every_check_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = {
+        "good": Check(
+            what="tests", commands=(python("print('7 passed in 1 s')"), python("1")), shows=r"\d+ passed.*"
+        ),
+        "bad": Check(what="kills", commands=(python("exit('broken')"), python("print('7 left')")), shows=".*left"),
+        "left": Check(what="goals", commands=(python("1"),), shows=".*"),
+    }
+    monkeypatch.setattr(release, "CHECKS", checks)
+    records = {name: run_check(checks[name], tmp_path / f"{name}.log", commit="c0ffee") for name in ("good", "bad")}
+    assert "broken" in (tmp_path / "bad.log").read_text(encoding="utf-8")
+    for name, record in records.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
+    assert kept_records(tmp_path, commit="c0ffee") == records
+    assert kept_records(tmp_path, commit="another") == {}
+    page = render_page(records, version="0.3.0", commit="c0ffee")
+    assert "**Not to be released**: 2 of 3 checks" in page
+    good, bad, left = page.splitlines()[-3:]
+    assert good.startswith("| good | tests | passed | 7 passed in 1 s | 0 | ")
+    assert bad.startswith("| bad | kills | **failed** |  | 0 | ")
+    assert left == "| left | goals | not run |  |  |  |"
+    passed = dict.fromkeys(checks, records["good"])
+    assert "All 3 checks passed." in render_page(passed, version="0.3.0", commit="c0ffee")
+
+
+def test_what_no_commit_states_alike_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "new.md").write_text("new", encoding="utf-8")
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    stated = {"pyproject.toml": "0.3.0", "CITATION.cff": "0.3.0"}
+    monkeypatch.setattr(release, "stated_versions", lambda: stated)
+    with pytest.raises(SystemExit, match="commit these changes first"):
+        release.commit_checked()
+    stated["CITATION.cff"] = "0.2.0"
+    with pytest.raises(SystemExit, match="different versions"):
+        release.commit_checked()
