@@ -1,9 +1,11 @@
 """Familiarity: which words a student's pretraining taught, read off the student's states, without labels.
 
 A student can name what it sees by the words that pretraining grounded: their states lie where visual states lie.
-The score of word k is the mean of the `NUM_NEAREST` largest cosines of its mean state with the visual tokens of the
-inputs, with states of one modality each. A mixture of two normals divides the scores, and P(k) is the probability of
-the upper one. Landmarks have P >= 0.5, moved words P < 0.03, and the words in between are held: a known word that is
+The score of word k is the mean over its `NUM_NEAREST` best visual tokens v of cos(k, v) - r(v), with states of one
+modality each. r(v) is the mean of the `NUM_RIVALS` largest cosines of v with words: a visual token that is near to
+many words says little about any of them (the correction for hubs of Conneau et al. 2018, "Word translation without
+parallel data", on the visual side). A mixture of two normals divides the scores, and P(k) is the probability of the
+upper one. Landmarks have P >= 0.5, moved words P < 0.03, and the words in between are held: a known word that is
 moved costs more than an unknown one that is not.
 
 The division is trusted only if the student finds its landmarks in pictures: on average over their occurrences, their
@@ -29,7 +31,10 @@ MIN_WORDS = 40
 """Minimum number of words to divide; two normals have five parameters."""
 
 NUM_NEAREST = 4
-"""Number of visual tokens that a word is compared with: more than one, as some tokens are near to many words."""
+"""Number of visual tokens that a word is compared with."""
+
+NUM_RIVALS = 10
+"""Number of words that a visual token is nearest to, as in the source of the correction."""
 
 LANDMARK_FROM = 0.5
 """Words that are known with at least this probability are landmarks."""
@@ -91,7 +96,7 @@ def familiarity(states_FH: torch.Tensor, visual_VH: torch.Tensor, nearer_F: npt.
         visual_VH: states of visual tokens of the inputs.
         nearer_F: `peak_cosines` with the word's own picture, less that with another one; mean over its occurrences.
     """
-    score_F = nearest_cosines(states_FH, visual_VH)
+    score_F = nearness(states_FH, visual_VH)
 
     def untold(why: str) -> Familiarity:
         return Familiarity(score_F=score_F, why=why)
@@ -115,12 +120,13 @@ def p_above_zero(value_X: npt.NDArray[np.floating]) -> float:
     return float(stdtr(len(value_X) - 1, -value_X.mean() / error)) if error > 0 else 1.0
 
 
-def nearest_cosines(states_FH: torch.Tensor, visual_VH: torch.Tensor) -> npt.NDArray[np.float64]:
-    """Return (F,) the mean of the `NUM_NEAREST` largest cosines of each word with visual tokens; -1 without any."""
+def nearness(states_FH: torch.Tensor, visual_VH: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Return (F,) the score of each word, see above; zeros without visual tokens."""
     if not len(visual_VH):
-        return np.full(len(states_FH), -1.0)
+        return np.zeros(len(states_FH))
     cosine_FV = functional.normalize(states_FH.float(), dim=-1) @ functional.normalize(visual_VH.float(), dim=-1).T
-    nearest_FX = cosine_FV.topk(min(NUM_NEAREST, cosine_FV.shape[1]), dim=1).values
+    rivals_XV = cosine_FV.topk(min(NUM_RIVALS, cosine_FV.shape[0]), dim=0).values
+    nearest_FX = (cosine_FV - rivals_XV.mean(0)).topk(min(NUM_NEAREST, cosine_FV.shape[1]), dim=1).values
     return nearest_FX.double().mean(1).cpu().numpy()
 
 

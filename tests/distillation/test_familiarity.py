@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from advl_pipeline.distillation.familiarity import (
     MIN_WORDS,
     familiarity,
-    nearest_cosines,
+    nearness,
     peak_cosines,
     upper_of_two_normals,
 )
@@ -60,6 +60,18 @@ def test_words_near_all_pictures_alike_are_no_landmarks() -> None:
     assert "no nearer to their own pictures" in familiarity(words_FH, visual_VH, nearer_F).why
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_visual_token_near_many_words_makes_none_of_them_a_landmark(seed: int) -> None:
+    words_FH, visual_VH, nearer_F = planted(seed, near=3.0)
+    # Words that language puts together, and visual tokens that lie there.
+    common_H = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed + 100))
+    words_FH[-40:] += 3 * common_H
+    hubs_VH = common_H + 0.1 * torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(seed))
+    classes = familiarity(words_FH, torch.cat([visual_VH, hubs_VH]), nearer_F).classes()
+    assert classes[:NUM_KNOWN].count("landmark") >= 0.9 * NUM_KNOWN
+    assert classes[NUM_KNOWN:].count("landmark") == 0
+
+
 def test_few_words_and_equal_states_tell_nothing() -> None:
     words_FH, visual_VH, nearer_F = planted(0, near=3.0)
     few = slice(MIN_WORDS - 1)
@@ -87,4 +99,4 @@ def test_hidden_visual_tokens_and_missing_ones_are_not_near() -> None:
     mask_NR = torch.tensor([[True, False, True]])
     torch.testing.assert_close(peak_cosines(words_NWH, visual_NRH, mask_NR), torch.tensor([[1.0, 0.0, 1.0, 0.0]]))
     assert peak_cosines(words_NWH, visual_NRH[:, :0], mask_NR[:, :0]).tolist() == [[-1.0] * 4]
-    assert nearest_cosines(words_NWH[0], visual_NRH[0, :0]).tolist() == [-1.0] * 4
+    assert nearness(words_NWH[0], visual_NRH[0, :0]).tolist() == [0.0] * 4
