@@ -57,7 +57,7 @@ CHECKS: Mapping[str, Check] = {
             (sys.executable, "-m", "venv", "--clear", str(KEPT / "tools")),
             (TOOLS, "-m", "pip", "install", "--quiet", "build", "twine", "readme-renderer[md]"),
             (TOOLS, "-m", "build", "--outdir", "dist", SOURCE),
-            (TOOLS, "-m", "twine", "check", "--strict", WHEEL, f"{DISTRIBUTION}.tar.gz"),
+            (TOOLS, "-m", "twine", "--no-color", "check", "--strict", WHEEL, f"{DISTRIBUTION}.tar.gz"),
         ),
         shows=r"Checking .*",
     ),

@@ -1,4 +1,4 @@
-"""Cost of an extraction: bytes from its plan, seconds from two measured batches, and the payback of a cache."""
+"""Cost of an extraction: bytes from its plan, seconds from a measured batch, and the payback of a cache."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def estimates_of(plan: CachePlan, seconds: Mapping[str, float]) -> tuple[Estimat
 
 
 def measured_seconds(config: ExtractConfig, sources: Sequence[Source], plan: CachePlan) -> dict[str, float]:
-    """Estimate the encoding time of each modality from two batches of medium length."""
+    """Estimate the encoding time of each modality from a batch of medium length."""
     seconds = {}
     for source in sources:
-        placement, rates = plan.placements[source.modality], [0.0]
+        placement, rate = plan.placements[source.modality], 0.0
         batches = [
             batch
             for shard in range(placement.num_shards)
@@ -93,13 +93,15 @@ def measured_seconds(config: ExtractConfig, sources: Sequence[Source], plan: Cac
                 placement.units_of(shard), placement.lengths_N, batch_size=config.units_per_pass
             )
         ]
-        for batch in (batches[len(batches) // 3], batches[2 * len(batches) // 3]):
+        for batch in (batches[len(batches) // 2], batches[0]):
             if units := list(source.prepare(batch, skip_unreadable=True).units.values()):
+                # The first forward pass includes the warm-up.
+                source.tower.encode(units[:1]).on_cpu()
                 begin = time.perf_counter()
                 source.tower.encode(units).on_cpu()
-                rates.append((time.perf_counter() - begin) / len(units))
-        # The first forward pass includes the warm-up, so use the second.
-        seconds[source.modality] = rates[-1] * placement.num_units
+                rate = (time.perf_counter() - begin) / len(units)
+                break
+        seconds[source.modality] = rate * placement.num_units
     return seconds
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import advl
 from dataset_mirrors import write_vqa
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny_extraction import TinyDataset, tiny_config, tiny_extract
+from tiny_extraction import TinyDataset, TinyImageTower, TinyTextTower, tiny_config, tiny_extract
 
 from advl_cli.extract import when_it_pays
 from advl_pipeline.extraction import run
@@ -53,6 +54,21 @@ def test_a_dry_run_counts_a_sample_says_when_a_cache_pays_and_writes_nothing(
     assert text.num_units > 7
     size = sum(path.stat().st_size for path in cache.rglob("c/**/*") if path.is_file())
     assert size == pytest.approx(sum(item.num_bytes for item in result.estimates), rel=0.6)
+
+
+def test_a_dry_run_encodes_one_batch_of_each_modality_after_one_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    for tower in (TinyImageTower, TinyTextTower):
+
+        def encode(self: Any, units: Any, encode: Any = tower.encode) -> Any:
+            sizes.append(len(units))
+            return encode(self, units)
+
+        monkeypatch.setattr(tower, "encode", encode)
+    tiny_extract(tmp_path / "data", tmp_path / "cache", dry_run=True, batch_size=2)
+    assert sizes == [1, 2, 1, 2]
 
 
 def test_boxes_of_the_first_picture_spare_opening_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
