@@ -83,8 +83,10 @@ class PluginGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in known:
-            why = suggest_names(args[0], known, meant=near_name(args[0], known))
-            raise ConfigError(f"There is no command {args[0]!r}.", why=why)
+            raise ConfigError(
+                f"There is no command {args[0]!r}.",
+                why=suggest_names(args[0], known, meant=near_name(args[0], known)),
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

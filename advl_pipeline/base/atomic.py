@@ -27,8 +27,11 @@ def writing(path: Path | str, *failures: type[Exception]) -> Iterator[None]:
     except known as error:
         if isinstance(error, PermissionError):
             raise not_allowed(Path(error.filename or path), os.W_OK) from error
-        why = f"{reason_of(error)}; what was finished before is intact"
-        raise StorageError("A file could not be written.", where=str(path), why=why) from error
+        raise StorageError(
+            "A file could not be written.",
+            where=str(path),
+            why=f"{reason_of(error)}; what was finished before is intact",
+        ) from error
 
 
 def reason_of(error: Exception) -> str:
@@ -64,8 +67,11 @@ def require_no_folder(path: Path) -> None:
         ConfigError: `path` is a folder.
     """
     if path.is_dir():
-        advice = again("name a file in it, then run the same command again")
-        raise ConfigError("A file cannot replace a folder.", where=str(path), next_command=advice)
+        raise ConfigError(
+            "A file cannot replace a folder.",
+            where=str(path),
+            next_command=again("name a file in it, then run the same command again"),
+        )
 
 
 @contextmanager

@@ -211,18 +211,26 @@ def _check_place(path: Path, name: str, option: Option) -> None:
             raise name_too_long(str(path), where=flag_of(name)) from None
         return
     except ValueError:
-        why = f"it has a character that no path can have: {str(path)!r}"
-        raise ConfigError("A path cannot be used.", where=flag_of(name), why=why) from None
+        raise ConfigError(
+            "A path cannot be used.",
+            where=flag_of(name),
+            why=f"it has a character that no path can have: {str(path)!r}",
+        ) from None
     if option.output is None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        what = f"{flag_of(name)} names neither a file nor a folder."
-        raise ConfigError(what, where=str(path), why="it is a pipe or a device, which may never end")
+        raise ConfigError(
+            f"{flag_of(name)} names neither a file nor a folder.",
+            where=str(path),
+            why="it is a pipe or a device, which may never end",
+        )
 
 
 def _check_number(value: float, name: str, option: Option) -> None:
     shown = flag_of(name) if option.help else name
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
-        raise ConfigError(f"{shown} is too large a number.", why=why)
+        raise ConfigError(
+            f"{shown} is too large a number.",
+            why=f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held",
+        )
     if not option.allows(value):
         raise ConfigError(f"{shown} must be {option.bounds or 'a finite number'}.", why=f"got {value!r}")
 
@@ -330,8 +338,9 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
         if not name:
             raise unknown_name(f"Unknown key {key!r}.", key.replace("-", "_"), options, where=where)
         if name in entries:
-            why = f"{entries[name][0]} and {key} are the same"
-            raise ConfigError("An option is set twice.", where=where, why=why)
+            raise ConfigError(
+                "An option is set twice.", where=where, why=f"{entries[name][0]} and {key} are the same"
+            )
         entries[name] = key, value
     return entries
 

@@ -130,8 +130,12 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             why = f"it is not empty and has no {MARKERS[kind].file}, by which {MARKERS[kind].name} is known: {shown}"
     if why:
-        what = f"This folder cannot take {MARKERS[kind].name}."
-        raise ConfigError(what, where=str(folder), why=why, next_command=f"give another {option}")
+        raise ConfigError(
+            f"This folder cannot take {MARKERS[kind].name}.",
+            where=str(folder),
+            why=why,
+            next_command=f"give another {option}",
+        )
     require_outside(folder, option=option, home="study" if kind == "run" else None)
 
 

@@ -81,8 +81,9 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
         )
     parts = rest.rstrip("/").split("/")
     if scheme not in SCHEMES:
-        what = f"Caches cannot be in a {scheme}:// store."
-        raise ConfigError(what, where=f"{scheme}://{rest}", why="known: s3, gs, file")
+        raise ConfigError(
+            f"Caches cannot be in a {scheme}:// store.", where=f"{scheme}://{rest}", why="known: s3, gs, file"
+        )
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
         raise ConfigError("The URL of a cache names a bucket and a prefix in it.", where=f"{scheme}://{rest}")
     return Url(f"{scheme}://{'/'.join(parts)}")
@@ -91,8 +92,11 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
 def local_folder(location: Location, *, what: str) -> Path:
     """Return the path; raises `ConfigError` if it is a URL, which the option `what` does not accept."""
     if isinstance(location, Url):
-        advice = "copy it here first; a cache under a URL is the same files as in a folder"
-        raise ConfigError(f"{what} must be a path of this machine.", where=str(location), next_command=advice)
+        raise ConfigError(
+            f"{what} must be a path of this machine.",
+            where=str(location),
+            next_command="copy it here first; a cache under a URL is the same files as in a folder",
+        )
     return location
 
 

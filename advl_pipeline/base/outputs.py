@@ -133,8 +133,12 @@ def _require_writable(folder: Path, *, option: str) -> None:
         why = f"{above}: {os.strerror(number)}"
     else:
         return
-    elsewhere = advise(note=f"give another {option}", again=(option, "ELSEWHERE"), left_out=(option,))
-    raise StorageError("The output could not be written.", where=str(folder), why=why, next_command=elsewhere)
+    raise StorageError(
+        "The output could not be written.",
+        where=str(folder),
+        why=why,
+        next_command=advise(note=f"give another {option}", again=(option, "ELSEWHERE"), left_out=(option,)),
+    )
 
 
 def _paths(value: Any) -> Iterator[Path]:

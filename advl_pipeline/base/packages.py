@@ -176,8 +176,12 @@ def needs_extra(*extras: str, where: str = "") -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        what = f"This needs the extra {' and '.join(extras)}, which is not installed."
-        raise ConfigError(what, where=where, why=str(error), next_command=install_extra(*extras)) from None
+        raise ConfigError(
+            f"This needs the extra {' and '.join(extras)}, which is not installed.",
+            where=where,
+            why=str(error),
+            next_command=install_extra(*extras),
+        ) from None
 
 
 DISTRIBUTION = "advl-pipeline"

@@ -180,8 +180,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         config, why = {}, f"{type(error).__name__}: {error}"
     if why:
-        what = "The description of a model is damaged."
-        raise WeightsUnavailable(what, where=str(file), why=why, next_command="download it again")
+        raise WeightsUnavailable(
+            "The description of a model is damaged.", where=str(file), why=why, next_command="download it again"
+        )
     return dict(config)
 
 

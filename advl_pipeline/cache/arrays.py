@@ -138,9 +138,11 @@ class MappedArray:
         opened = self._shards.get(shard)
         if opened is not None and opened[0].size() != len(opened[0]):
             # Reading beyond the end of a mapped file would end the process by a signal.
-            what = "A shard changed its length while the cache was open."
-            why = f"{opened[0].size()} bytes instead of {len(opened[0])}"
-            raise self._store.damaged(what, self.spec.shard_path(shard), why)
+            raise self._store.damaged(
+                "A shard changed its length while the cache was open.",
+                self.spec.shard_path(shard),
+                f"{opened[0].size()} bytes instead of {len(opened[0])}",
+            )
         if opened is None:
             with self._store.opened(self.spec.shard_path(shard)) as descriptor:
                 opened = self.mapped(shard, descriptor)
@@ -153,8 +155,11 @@ class MappedArray:
         """Map an open shard file; return the map and its rows. Raises `CorruptCache`."""
         spec, size = self.spec, os.fstat(descriptor).st_size
         if size != spec.file_bytes(shard):
-            why = f"{size} bytes instead of {spec.file_bytes(shard)}"
-            raise self._store.damaged("A shard has the wrong length.", spec.shard_path(shard), why)
+            raise self._store.damaged(
+                "A shard has the wrong length.",
+                spec.shard_path(shard),
+                f"{size} bytes instead of {spec.file_bytes(shard)}",
+            )
         mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
             raise self._store.damaged("The index of a shard is damaged.", spec.shard_path(shard))

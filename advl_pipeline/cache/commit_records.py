@@ -176,13 +176,17 @@ def load_plan(store: Readable) -> PlanRecord:
     with known_fields(store, PLAN_RECORD):
         version = content.pop("schema_version")
         if version != SCHEMA_VERSION:
-            why = f"it is {version}, this program reads {SCHEMA_VERSION}"
-            raise CorruptCache("The cache has another format version.", where=str(store.location), why=why)
+            raise CorruptCache(
+                "The cache has another format version.",
+                where=str(store.location),
+                why=f"it is {version}, this program reads {SCHEMA_VERSION}",
+            )
         if content.pop("compression", "none") != "none":
             config = (content.get("provenance") or {}).get("config", {})
-            advice = extract_command(config, store.location, renew=True)
             raise IdentityMismatch(
-                "Compressed caches are not read any more.", where=str(store.location), next_command=advice
+                "Compressed caches are not read any more.",
+                where=str(store.location),
+                next_command=extract_command(config, store.location, renew=True),
             )
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
         plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})

@@ -140,9 +140,13 @@ class ObjectStore(Store):
             for block in answer.stream(min_chunk_size=1):
                 content += block
                 if time.monotonic() > deadline:
-                    what = "The object store sends a file too slowly."
-                    why = f"{len(content):,} of {size:,} bytes came in {ANSWER_SECONDS:.0f} s and one for each 100 kB"
-                    raise StorageError(what, where=self.where(name), why=why, next_command=again(_RETRY_ADVICE))
+                    raise StorageError(
+                        "The object store sends a file too slowly.",
+                        where=self.where(name),
+                        why=f"{len(content):,} of {size:,} bytes came in {ANSWER_SECONDS:.0f} s "
+                        "and one for each 100 kB",
+                        next_command=again(_RETRY_ADVICE),
+                    )
             return bytes(content)
 
         return self._ask(name, request)
@@ -226,8 +230,11 @@ class ObjectStore(Store):
     def require_place(self) -> None:
         names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
         if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
-            why = f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}"
-            raise self.refused("This place cannot take a teacher cache.", why, "give another --output")
+            raise self.refused(
+                "This place cannot take a teacher cache.",
+                f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
+                "give another --output",
+            )
 
     def reading(self, record: bytes, files: Files) -> Readable:
         require_sizes(self, self.list(), files)
@@ -285,9 +292,11 @@ class ObjectStore(Store):
 
         where = f"{self._url}/{name}".rstrip("/")
         if os.getpid() != self._process:
-            why = "the threads that speak to the store stayed in the process that forked, so it would wait forever"
-            advice = "start worker processes with the method `spawn`"
-            raise self.refused("A cache in an object store cannot be used in a forked process.", why, advice)
+            raise self.refused(
+                "A cache in an object store cannot be used in a forked process.",
+                "the threads that speak to the store stayed in the process that forked, so it would wait forever",
+                "start worker processes with the method `spawn`",
+            )
         try:
             yield
         except (AlreadyExistsError, PreconditionError):
@@ -297,10 +306,11 @@ class ObjectStore(Store):
         except BaseException as error:
             if type(error).__module__ != "pyo3_runtime":
                 raise
-            why = "its library panicked, and printed the reason above"
-            advice = f"check the settings of the store: {_CREDENTIALS[self._url.scheme]}"
             raise StorageError(
-                "The object store cannot be used.", where=where, why=why, next_command=advice
+                "The object store cannot be used.",
+                where=where,
+                why="its library panicked, and printed the reason above",
+                next_command=f"check the settings of the store: {_CREDENTIALS[self._url.scheme]}",
             ) from None
 
     def _told(self, where: str, error: Exception) -> AdvlError:
@@ -350,9 +360,12 @@ def _require_plain_settings(url: Url) -> None:
         elif name.startswith("AWS_ENDPOINT") and not is_server(value):
             why = "it is not the URL of a server, such as http://host:9000"
         if why:
-            what = f"The setting {name} of the environment cannot be used."
-            advice = again(f"correct {name}, then run the same command again")
-            raise ConfigError(what, where=str(url), why=why, next_command=advice)
+            raise ConfigError(
+                f"The setting {name} of the environment cannot be used.",
+                where=str(url),
+                why=why,
+                next_command=again(f"correct {name}, then run the same command again"),
+            )
 
 
 def _key_of(content: bytes) -> str:

@@ -47,8 +47,11 @@ def parse_part(text: str) -> ExtractionPart:
     numbers = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     part = ExtractionPart(int(numbers[1]), int(numbers[2])) if numbers else ExtractionPart(0, 0)
     if not 1 <= part.number <= part.count:
-        advice = "of four processes, give one --part 1/4, the next --part 2/4, and so on"
-        raise ConfigError(f"{text!r} is no part of a cache.", where="--part", next_command=advice)
+        raise ConfigError(
+            f"{text!r} is no part of a cache.",
+            where="--part",
+            next_command="of four processes, give one --part 1/4, the next --part 2/4, and so on",
+        )
     return part
 
 

@@ -121,9 +121,10 @@ def open_cache(
         record = store.get(COMPLETE_RECORD)
     except MissingFile:
         sizes = require_cache(store)
-        advice = recorded_command(store) if PROVENANCE_FILE in sizes else store.repair_command
         raise CorruptCache(
-            "The extraction of this cache was not finished.", where=str(store.location), next_command=advice
+            "The extraction of this cache was not finished.",
+            where=str(store.location),
+            next_command=recorded_command(store) if PROVENANCE_FILE in sizes else store.repair_command,
         ) from None
     complete = load_complete(store)
     files = store.reading(record, complete.files)
@@ -362,20 +363,24 @@ class FeatureStore:
             shard_end_Q = (start_Q // spec.shard_rows + 1) * spec.shard_rows
             outside = start_Q.min() < 0 or length_Q.min() < 0
             if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
-                where = self._files.where(f"{self.modality}/tokens")
-                raise CorruptCache("A unit's rows are outside its shard.", where=where)
+                raise CorruptCache(
+                    "A unit's rows are outside its shard.", where=self._files.where(f"{self.modality}/tokens")
+                )
         return start_Q, length_Q
 
     def _require_spans(self, rows_M2: Features) -> None:
         if not are_spans(rows_M2):
-            name = f"{self.modality}/tokens/char_spans"
-            raise self._files.damaged("The character spans of a cache are no spans.", name)
+            raise self._files.damaged(
+                "The character spans of a cache are no spans.", f"{self.modality}/tokens/char_spans"
+            )
 
     def _joined(self, name: str, positions_Q: Positions) -> Features:
         """Return the concatenated rows of units; a view for one unit."""
         if name not in self._tokens:
-            where = self._files.where(f"{self.modality}/tokens")
-            raise ConfigError(f"The {self.modality} tokens of this cache have no {name}.", where=where)
+            raise ConfigError(
+                f"The {self.modality} tokens of this cache have no {name}.",
+                where=self._files.where(f"{self.modality}/tokens"),
+            )
         array = self._tokens[name]
         parts = array.stretches(*self._bounds(positions_Q))
         if len(parts) == 1:

@@ -59,8 +59,11 @@ class ShardBuffer:
         slot, where = self._free_slot(unit), f"unit {unit} of shard {self.shard}"
         first, planned, num_rows = int(self._first_row_N[slot]), int(self._length_N[slot]), len(values_MD)
         if "values" in self.tokens and num_rows != planned:
-            why = f"{num_rows} rows, {planned} planned"
-            raise AdvlError("The teacher gave another number of tokens than it announced.", where=where, why=why)
+            raise AdvlError(
+                "The teacher gave another number of tokens than it announced.",
+                where=where,
+                why=f"{num_rows} rows, {planned} planned",
+            )
         if not (is_finite(global_D) and is_finite(values_MD)):
             raise AdvlError(
                 "The teacher gave features that are not finite numbers.",

@@ -118,9 +118,12 @@ def plan_cache(
         ):
             largest = max(map(spec.file_bytes, range(spec.num_shards)))
             if not spec.is_plausible() or (max_file_bytes or largest) < largest:
-                why = f"{shard_rows} rows of {spec.row_bytes} bytes"
-                advice = "leave --shard-rows out; shards of 64 to 256 MB serve best"
-                raise ConfigError("A shard would be too large.", where="--shard-rows", why=why, next_command=advice)
+                raise ConfigError(
+                    "A shard would be too large.",
+                    where="--shard-rows",
+                    why=f"{shard_rows} rows of {spec.row_bytes} bytes",
+                    next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
+                )
     num_counted = {name: len(lengths_n) for name, lengths_n in lengths.items()}
     return CachePlan(record=record, unit_ids=unit_ids, placements=placements, num_counted=num_counted)
 
@@ -147,8 +150,11 @@ def begin_cache(store: Store, plan: CachePlan, identity: Mapping[str, Any], *, o
     store.put_if_absent(PROVENANCE_FILE, [render_json(provenance)])
     provenance = read_metadata(store, PROVENANCE_FILE)
     if (begun := provenance.get("config", {}).get("shard_rows", shard_rows)) != shard_rows:
-        advice = again(f"give the same command with --shard-rows {begun}")
-        raise store.refused("This cache was begun with shards of another size.", f"--shard-rows {begun}", advice)
+        raise store.refused(
+            "This cache was begun with shards of another size.",
+            f"--shard-rows {begun}",
+            again(f"give the same command with --shard-rows {begun}"),
+        )
     files = {name: entry_of(store.get(name)) for name in (IDENTITY_FILE, PROVENANCE_FILE)}
     for name, placement in plan.placements.items():
         arrays: dict[str, Array] = {

@@ -235,8 +235,9 @@ def examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
     place = {name: index for index, name in enumerate(dataset.example_ids)}
     unknown = [name for name in names if name not in place]
     if unknown:
-        where = f"{dataset.name}, split {dataset.split}"
-        raise DatasetError("An example is not in this split.", where=where, why=repr(unknown[0]))
+        raise DatasetError(
+            "An example is not in this split.", where=f"{dataset.name}, split {dataset.split}", why=repr(unknown[0])
+        )
     return [dataset[place[name]] for name in names]
 
 

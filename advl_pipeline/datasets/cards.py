@@ -191,8 +191,11 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
     require_measures(card.measures, card.facets, where=str(path))
     of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
     if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):
-        what = "The card asks of files what is done for datasets of the hub alone."
-        raise ConfigError(what, where=f"{path} {done}", why=f"files is {card.files!r}")
+        raise ConfigError(
+            "The card asks of files what is done for datasets of the hub alone.",
+            where=f"{path} {done}",
+            why=f"files is {card.files!r}",
+        )
     return card
 
 

@@ -147,6 +147,10 @@ def dataset_card(name: str) -> Card:
         return load_card(name)
     dataset = known_dataset(name)
     if dataset is None:
-        known = dict.fromkeys([*dataset_names(), *card_names()])
-        raise unknown_name(f"There is no dataset {name!r}.", name, known, note=missing_data())
+        raise unknown_name(
+            f"There is no dataset {name!r}.",
+            name,
+            dict.fromkeys([*dataset_names(), *card_names()]),
+            note=missing_data(),
+        )
     return dataset.card

@@ -118,12 +118,13 @@ class Index:
             DatasetError: the labels may be off by one; the message has the line of the card.
         """
         if why := self.facts["miscounted"].get(split):
-            advice = (
-                "write a card (docs/adding-a-dataset.md) with the line first_label = 1, or first_label = 0 if they "
-                "count from 0; and give the card in place of the data"
+            raise DatasetError(
+                f"The labels of {self.dataset} may be off by one.",
+                where=f"split {split}",
+                why=why,
+                next_command="write a card (docs/adding-a-dataset.md) with the line first_label = 1, "
+                "or first_label = 0 if they count from 0; and give the card in place of the data",
             )
-            what = f"The labels of {self.dataset} may be off by one."
-            raise DatasetError(what, where=f"split {split}", why=why, next_command=advice)
 
     def where(self, row: int) -> str:
         """Return file and line of a row."""
@@ -166,8 +167,9 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         batch = IndexBuilder(source, dataset, folder, is_published).build()
         if _content_of(source, dataset, folder) != before:
             what, where = "The data changed while they were read.", ", ".join(map(str, source.files)) or dataset
-            advice = again("wait until they are written, then run the same command again")
-            raise DatasetError(what, where=where, next_command=advice)
+            raise DatasetError(
+                what, where=where, next_command=again("wait until they are written, then run the same command again")
+            )
         return batch
 
     return Index(

@@ -140,11 +140,17 @@ class IndexBuilder:
         if self._kind is not None:
             return self._batch()
         if self._problems:
-            problems = [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems]
-            advice = again("correct the row, or say more in a card, then run the same command again")
-            raise refuse(self._dataset, self._source.split, problems, next_command=advice)
-        where = ", ".join(map(str, self._source.files)) or self._dataset
-        raise DatasetError("The data hold no row.", where=where, next_command="put rows into it")
+            raise refuse(
+                self._dataset,
+                self._source.split,
+                [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems],
+                next_command=again("correct the row, or say more in a card, then run the same command again"),
+            )
+        raise DatasetError(
+            "The data hold no row.",
+            where=", ".join(map(str, self._source.files)) or self._dataset,
+            next_command="put rows into it",
+        )
 
     def _shaped_rows(self) -> Iterator[Row]:
         """Return the rows under our columns; options beside an answer are read before, to settle the card."""

@@ -83,8 +83,9 @@ class IndexedDataset:
         self.skipped: tuple[Problem, ...] = tuple(problems)
         """Malformed items that were left out; empty unless opened with on_error="skip"."""
         if not len(self._rows):
-            where = ", ".join(map(str, index.source.files)) or self.name
-            raise nothing_usable(self.name, split, problems, where=where)
+            raise nothing_usable(
+                self.name, split, problems, where=", ".join(map(str, index.source.files)) or self.name
+            )
 
     @property
     def _rows(self) -> npt.NDArray[np.int64]:
@@ -344,10 +345,12 @@ class IndexedDataset:
         names, codes = self._table.texts("label_name").to_pylist(), self._table.numbers("label")[self._rows]
         for code in np.unique(codes).tolist():
             if code >= 0 and names[code] not in self._class_of:
-                what = f"The split {self.split} of {self.name} has a label that is not one of the classes."
-                where = self._index.where(int(self._rows[np.flatnonzero(codes == code)[0]]))
                 why = unlike("label", names[code], f"one of {', '.join(self._classes)}; a card names all classes")
-                raise DatasetError(what, where=where, why=str(why))
+                raise DatasetError(
+                    f"The split {self.split} of {self.name} has a label that is not one of the classes.",
+                    where=self._index.where(int(self._rows[np.flatnonzero(codes == code)[0]])),
+                    why=str(why),
+                )
 
     def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, int, list[Problem]]:
         """Check every picture of the split.

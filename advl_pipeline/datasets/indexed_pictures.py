@@ -92,9 +92,12 @@ class IndexedPictures:
         except Malformed as error:
             problem = error
         if is_in_index and (not path.is_file() or self._files.facts(name).digest.hex() != path.name):
-            what = "A picture in the index of a dataset is not the one that was put there."
-            advice = advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=())
-            raise DatasetError(what, where=str(path), why="its name is the digest of its bytes", next_command=advice)
+            raise DatasetError(
+                "A picture in the index of a dataset is not the one that was put there.",
+                where=str(path),
+                why="its name is the digest of its bytes",
+                next_command=advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=()),
+            )
         if problem is not None:
             raise problem
         return facts
@@ -173,9 +176,9 @@ class IndexedPictures:
         try:
             yield
         except Malformed as error:
-            problems = [self._problem(image, error)]
-            command = self.command_for(image)
-            raise refuse(self._index.dataset, self._split, problems, next_command=command) from None
+            raise refuse(
+                self._index.dataset, self._split, [self._problem(image, error)], next_command=self.command_for(image)
+            ) from None
 
     def is_missing(self, image: int) -> bool:
         """Return whether a picture that lies beside the rows is not there."""

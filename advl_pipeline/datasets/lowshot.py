@@ -42,9 +42,11 @@ def require_shots(dataset: StratifiedDataset, shots: int) -> QuestionTable:
     """
     table = dataset.question_table()
     if not 0 < shots <= len(table.question_ids):
-        what = f"A subset of {shots} questions cannot be drawn."
-        why = f"the split holds {len(table.question_ids)} questions"
-        raise ConfigError(what, where=f"{dataset.name} {dataset.split}", why=why)
+        raise ConfigError(
+            f"A subset of {shots} questions cannot be drawn.",
+            where=f"{dataset.name} {dataset.split}",
+            why=f"the split holds {len(table.question_ids)} questions",
+        )
     return table
 
 

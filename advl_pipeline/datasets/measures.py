@@ -102,8 +102,11 @@ def require_measures(measures: Iterable[Measure], facets: Mapping[str, Facet], *
         except re.error as error:
             raise ConfigError(f"The pattern of the facet {name!r} is none.", where=where, why=str(error)) from None
         if name in OF_EVERY_ITEM or not has_groups:
-            why = "items have a facet of that name without a card" if has_groups else "its pattern has no group"
-            raise ConfigError(f"The facet {name!r} cannot be read.", where=where, why=why)
+            raise ConfigError(
+                f"The facet {name!r} cannot be read.",
+                where=where,
+                why="items have a facet of that name without a card" if has_groups else "its pattern has no group",
+            )
     for measure in measures:
         known = (*facets, *OF_EVERY_ITEM)
         unknown = next((facet for facet in measure.facets if facet not in known), None)
@@ -121,5 +124,6 @@ def require_measures(measures: Iterable[Measure], facets: Mapping[str, Facet], *
             f"`positive` is of no {measure.of}": not needs_answer and measure.positive,
         }
         if unmet := [reason for reason, holds in reasons.items() if holds]:
-            what = f"The measure {measure.name!r} of the card cannot be computed."
-            raise ConfigError(what, where=where, why=unmet[0])
+            raise ConfigError(
+                f"The measure {measure.name!r} of the card cannot be computed.", where=where, why=unmet[0]
+            )

@@ -128,8 +128,9 @@ def open_dataset(
     dataset = find_dataset(name, data_root)
     if options.get("answer_list", "train") != "train":
         if "answer_lists" not in dataset.card.facts:
-            why = f"{name} has no published answer list; VQA v2 and its reshuffles have"
-            raise ineffective("--answer-list", why=why)
+            raise ineffective(
+                "--answer-list", why=f"{name} has no published answer list; VQA v2 and its reshuffles have"
+            )
         if options.get("answers") is not None:
             raise ineffective("--answer-list", why="--answers gives the list of answers")
     if isinstance(answers := options.get("answers"), Path):

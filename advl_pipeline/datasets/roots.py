@@ -84,9 +84,12 @@ def require_there(path: Path, *, dataset: str) -> Path:
         DatasetMissing: it does not exist; the message names the next step.
     """
     if not path.exists():
-        why = "there is no such file or folder; the data root is $ADVL_DATA, or datasets/"
-        advice = advise(["advl", "datasets", "card", dataset], note="what to download and where to put it")
-        raise DatasetMissing(f"The dataset {dataset} is not there.", where=str(path), why=why, next_command=advice)
+        raise DatasetMissing(
+            f"The dataset {dataset} is not there.",
+            where=str(path),
+            why="there is no such file or folder; the data root is $ADVL_DATA, or datasets/",
+            next_command=advise(["advl", "datasets", "card", dataset], note="what to download and where to put it"),
+        )
     return path
 
 

@@ -93,8 +93,9 @@ def _csv(path: Path) -> Iterator[Numbered]:
             raise DatasetError("The header of the file cannot be read.", where=f"{path}:{number}", why=str(names))
         header = [name.strip() for name in names]
         if twice := sorted({name for name in header if header.count(name) > 1}):
-            what = "Two columns of the file have one name."
-            raise DatasetError(what, where=f"{path}:{number}", why=", ".join(twice))
+            raise DatasetError(
+                "Two columns of the file have one name.", where=f"{path}:{number}", why=", ".join(twice)
+            )
         for number, cells in rows:
             if isinstance(cells, Malformed):
                 yield number, cells
@@ -168,8 +169,9 @@ def require_sound(
     """
     for line, outcome in checked(records, check):
         if isinstance(outcome, Malformed):
-            where = f"{path}:{line}" if line else str(path)
-            raise DatasetError(f"{what} is malformed.", where=where, why=str(outcome))
+            raise DatasetError(
+                f"{what} is malformed.", where=f"{path}:{line}" if line else str(path), why=str(outcome)
+            )
         yield outcome
 
 
@@ -188,8 +190,11 @@ def parse_json_file(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Pa
     except OSError as error:
         raise unreadable(path, error, what=what) from None
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise DatasetError(f"{what} is malformed.", where=str(path), why=why) from None
+        raise DatasetError(
+            f"{what} is malformed.",
+            where=str(path),
+            why=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
+        ) from None
 
 
 def json_items(path: Path, key: str = "", *, what: str = DATASET_FILE) -> Iterator[tuple[int, Any]]:
@@ -281,6 +286,7 @@ def _next_mark(text: str, at: int, expected: str) -> tuple[str, int]:
     """Return the punctuation at an offset, which must be an expected one, and the offset of the text after it."""
     match = _MARK.match(text, at)
     if match is None or not match[1] or match[1][0] not in expected:
-        place = match.start(1) if match else at
-        raise json.JSONDecodeError(f"expected {' or '.join(map(repr, expected))}", text, place)
+        raise json.JSONDecodeError(
+            f"expected {' or '.join(map(repr, expected))}", text, match.start(1) if match else at
+        )
     return match[1][0], match.end()

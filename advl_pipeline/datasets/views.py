@@ -168,8 +168,9 @@ def refuse_two_subsets(shots: int | None, ids: object) -> None:
         ConfigError: both are requested.
     """
     if shots is not None and ids:
-        what = "A subset is drawn or listed, not both."
-        raise ConfigError(what, where="--shots and --ids", next_command=leave_out("--ids"))
+        raise ConfigError(
+            "A subset is drawn or listed, not both.", where="--shots and --ids", next_command=leave_out("--ids")
+        )
 
 
 def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
@@ -183,18 +184,23 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
     """
     name, split, ids = read_id_list(file)
     if (name, split) != (dataset.identity_name, dataset.split):
-        why = f"it is of {name} {split}, asked for is {dataset.identity_name} {dataset.split}"
-        raise DatasetError("The list of ids is of another split.", where=str(file), why=why)
+        raise DatasetError(
+            "The list of ids is of another split.",
+            where=str(file),
+            why=f"it is of {name} {split}, asked for is {dataset.identity_name} {dataset.split}",
+        )
     known = set(dataset.example_ids)
     example_ids: list[str] = []
     for listed_id in ids:
         _, colon, task = listed_id.rpartition(":")
         here = [name for name in (listed_id, *(f"{listed_id}:{each}" for each in dataset.tasks)) if name in known]
         if not here and not (colon and task not in dataset.tasks):
-            what = "The list of ids names an example that the split does not hold."
-            raise DatasetError(what, where=str(file), why=repr(listed_id))
+            raise DatasetError(
+                "The list of ids names an example that the split does not hold.", where=str(file), why=repr(listed_id)
+            )
         example_ids += here
     if not example_ids:
-        why = ", ".join(dataset.tasks)
-        raise DatasetError("The list of ids names no example of the tasks asked for.", where=str(file), why=why)
+        raise DatasetError(
+            "The list of ids names no example of the tasks asked for.", where=str(file), why=", ".join(dataset.tasks)
+        )
     return tuple(dict.fromkeys(example_ids))

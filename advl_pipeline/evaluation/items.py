@@ -79,10 +79,12 @@ def first_maximum(scores_nC: npt.NDArray[np.floating], names: Sequence[str]) -> 
     """
     bad = np.flatnonzero(np.isnan(scores_nC).any(axis=1))
     if bad.size:
-        what = f"The student's scores are not numbers for {bad.size} of {len(scores_nC)} items."
-        why = "NaN among its scores: the run has most likely diverged"
-        advice = "look at metrics.jsonl of the run; train again with a lower --learning-rate"
-        raise ConfigError(what, where=names[int(bad[0])], why=why, next_command=advice)
+        raise ConfigError(
+            f"The student's scores are not numbers for {bad.size} of {len(scores_nC)} items.",
+            where=names[int(bad[0])],
+            why="NaN among its scores: the run has most likely diverged",
+            next_command="look at metrics.jsonl of the run; train again with a lower --learning-rate",
+        )
     chosen: npt.NDArray[np.int64] = scores_nC.argmax(axis=1)
     return chosen
 
@@ -145,8 +147,9 @@ def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> lis
         DatasetError: no item has an answer among the classes.
     """
     if not any(example.soft_label for example in examples):
-        what = "The items have no answers that the run knows, so they cannot be scored."
-        raise _unscorable(what, examples[0].example_id)
+        raise _unscorable(
+            "The items have no answers that the run knows, so they cannot be scored.", examples[0].example_id
+        )
     return [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
 
 

@@ -120,8 +120,11 @@ def run_predict(config: PredictConfig) -> PredictResult:
     is_vcr = "vcr-q2a" in tasks
     untrained = set(tasks) - set(trained_on["task"] or tasks)
     if is_vcr and untrained:
-        why = f"the run was not trained on {', '.join(sorted(untrained))}"
-        raise ConfigError("A VCR submission needs both tasks.", where=str(config.run), why=why)
+        raise ConfigError(
+            "A VCR submission needs both tasks.",
+            where=str(config.run),
+            why=f"the run was not trained on {', '.join(sorted(untrained))}",
+        )
     finished = load_finished(config.run, config)
     finished.student.cut_texts()
     # A run trained on other tasks answers all of them with the shared heads.

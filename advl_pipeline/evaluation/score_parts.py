@@ -206,10 +206,11 @@ def _facets(example: Example, dataset: IndexedDataset, measures: Sequence[Measur
         # A distribution ignores examples without a group.
         needed = measure.facets if measure.of != "distribution" else ()
         if lacking := [name for name in needed if not facets[name]]:
-            what = f"The measure {measure.name!r} needs the facet {lacking[0]!r}, and an item has none."
-            where = f"{dataset.name}/{dataset.split}, {example.example_id}"
-            advice = advise(["advl", "datasets", "card", dataset.name], note="says where facets are from")
-            raise DatasetError(what, where=where, next_command=advice)
+            raise DatasetError(
+                f"The measure {measure.name!r} needs the facet {lacking[0]!r}, and an item has none.",
+                where=f"{dataset.name}/{dataset.split}, {example.example_id}",
+                next_command=advise(["advl", "datasets", "card", dataset.name], note="says where facets are from"),
+            )
     return facets
 
 

@@ -53,8 +53,10 @@ def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
     dataset = str(read_config(config.run)["dataset"])
     original_set = original_of(dataset, config.on)
     if original_set is None:
-        what = f"No card names a set to compare {config.on!r} with."
-        raise ConfigError(what, next_command=advise(["advl", "datasets", "card", dataset]))
+        raise ConfigError(
+            f"No card names a set to compare {config.on!r} with.",
+            next_command=advise(["advl", "datasets", "card", dataset]),
+        )
     original, shifted = (_items(config.run, name) for name in (original_set, config.on))
     drops = {}
     for metric in (name for name in original if name in shifted):
@@ -68,8 +70,11 @@ def _items(run: Path, name: str) -> dict[str, Any]:
     """Return the items of an evaluated set with their true pictures, by metric."""
     evaluation = read_evaluation(run, name)
     if evaluation is None:
-        advice = advise(["advl", "evaluate", str(run), "--on", name])
-        raise ConfigError(f"The run was not scored on the set {name}.", where=str(run), next_command=advice)
+        raise ConfigError(
+            f"The run was not scored on the set {name}.",
+            where=str(run),
+            next_command=advise(["advl", "evaluate", str(run), "--on", name]),
+        )
     by_metric: Any = evaluation.items[evaluation.items["view"] == ""].groupby("metric", sort=False)
     return dict(iter(by_metric))
 

@@ -168,8 +168,9 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
             ConfigError: fp16 is requested.
         """
         if self.mixed_precision == "fp16":
-            why = "features beyond the range of fp16 would be lost on the way"
-            raise no_fp16("Teachers compute in fp32 or bf16.", why)
+            raise no_fp16(
+                "Teachers compute in fp32 or bf16.", "features beyond the range of fp16 would be lost on the way"
+            )
         return "bf16" if self.mixed_precision == "bf16" else "fp32"
 
 

@@ -155,8 +155,11 @@ def take_or_make_plan(
     with suppress(Overtaken):
         estimates = make_plan(config, store, sources, identity)
     if not is_planned(config, store, identity):
-        why = "another process removed the cache"
-        raise Overtaken("The plan that was just written is not there.", where=str(store.location), why=why)
+        raise Overtaken(
+            "The plan that was just written is not there.",
+            where=str(store.location),
+            why="another process removed the cache",
+        )
     return estimates
 
 

@@ -207,8 +207,9 @@ def recover_provenance(store: Readable) -> dict[str, Any]:
     usable = [copy for copy in copies if isinstance(copy.get("config"), dict)]
     sound = [copy for copy in copies if entry_of(render_json(copy)) == recorded]
     if not sound + usable:
-        advice = "give the command that made it again"
-        raise store.refused("Nothing is left that says how this cache was made.", next_command=advice)
+        raise store.refused(
+            "Nothing is left that says how this cache was made.", next_command="give the command that made it again"
+        )
     return (sound + usable)[0]
 
 

@@ -54,8 +54,12 @@ def _undamaged(what: str, where: str, next_command: str) -> Iterator[None]:
     except PermissionError:
         raise  # It is another user's, not damaged.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(what, where=where, why=why, next_command=next_command) from error
+        raise ConfigError(
+            what,
+            where=where,
+            why=f"no {error}" if isinstance(error, KeyError) else str(error),
+            next_command=next_command,
+        ) from error
 
 
 _ANEW = "delete the run folder and give the command that made it again"
@@ -108,9 +112,12 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / names.CONFIG
     if not path.exists():
-        instead = advise(["advl", "finetune", "--help"])
-        what = "There is no finetuning run here."
-        raise ConfigError(what, where=str(run), why=near_folder(run, "run"), next_command=instead)
+        raise ConfigError(
+            "There is no finetuning run here.",
+            where=str(run),
+            why=near_folder(run, "run"),
+            next_command=advise(["advl", "finetune", "--help"]),
+        )
     config: dict[str, Any] = read_json(path)
     return config
 

@@ -98,14 +98,19 @@ class RunFolder:
         try:
             recorded = dict(json.loads(read_regular(self.identity)))
         except (ValueError, TypeError) as error:
-            what = "The record of the run is damaged, so that nothing tells what it was trained on."
-            where = str(self.identity)
-            raise IdentityMismatch(what, where=where, why=str(error), next_command=_ELSEWHERE) from None
+            raise IdentityMismatch(
+                "The record of the run is damaged, so that nothing tells what it was trained on.",
+                where=str(self.identity),
+                why=str(error),
+                next_command=_ELSEWHERE,
+            ) from None
         if recorded.get("schema") != identity.get("schema"):
-            what = "The run folder has a run of another version, which this version cannot resume."
-            instead = "choose another --output; a finished run can still be evaluated and predicted with"
-            why = f"it has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}"
-            raise IdentityMismatch(what, where=str(self.path), why=why, next_command=instead)
+            raise IdentityMismatch(
+                "The run folder has a run of another version, which this version cannot resume.",
+                where=str(self.path),
+                why=f"it has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}",
+                next_command="choose another --output; a finished run can still be evaluated and predicted with",
+            )
         if rows := differences(identity, recorded):
             # Familiar names first: a teacher's name before the settings of its layers.
             rows = tuple(sorted(rows, key=lambda row: (row[0].count("."), row[0])))

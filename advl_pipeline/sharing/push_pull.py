@@ -201,8 +201,9 @@ def run_pull(config: PullConfig) -> VerifyReport:
     for name in sorted(files):
         parts = PurePosixPath(name).parts
         if name.startswith("/") or "\\" in name or ".." in parts or parts[0] == ".cache":
-            where = f"{config.repository}: {name!r}"
-            raise ConfigError("A file of the repository would leave its folder.", where=where)
+            raise ConfigError(
+                "A file of the repository would leave its folder.", where=f"{config.repository}: {name!r}"
+            )
     kept = output.with_name(f"{output.name}.partial")
     # The user may have a cache of this name; a download is recognised by its subfolder.
     partial = kept / _DOWNLOAD

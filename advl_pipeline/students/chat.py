@@ -188,8 +188,7 @@ class Chat:
         is_shown_S = ids_S == self.image_token_id
         if is_shown_S.sum() != len(picture.runs):
             where, following = repr(candidate.text[:80]), "reword the text in the dataset's file"
-            what = "A text contains the token of the picture."
-            raise DatasetError(what, where=where, next_command=following)
+            raise DatasetError("A text contains the token of the picture.", where=where, next_command=following)
         is_prompt_S = offsets_S2[:, 0] < prompt_end
         end = ids_S.tolist().index(self.end_id, int(is_prompt_S.sum())) + 1 if is_answered else len(ids_S)
         spans_S2 = np.zeros_like(offsets_S2)

@@ -61,17 +61,20 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
     require_plain_network(settings, where="--init")
     kind, following = settings.pop("model_type", "an unnamed type"), "choose one of the types in docs/students.md"
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        why = "transformers has no image-text-to-text model of this type"
-        what = f"A model of the type {kind} is no chat model of transformers that reads pictures."
-        raise ConfigError(what, why=why, next_command=following)
+        raise ConfigError(
+            f"A model of the type {kind} is no chat model of transformers that reads pictures.",
+            why="transformers has no image-text-to-text model of this type",
+            next_command=following,
+        )
     processor = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "", None)
     if processor and processor.replace_image_token is ProcessorMixin.replace_image_token:
         raise unsupported_type(kind, NO_PICTURE_TOKENS)
     try:
         transformers_config = AutoConfig.for_model(kind, **settings)
     except (ValueError, TypeError) as error:
-        why = str(error).split("\n", maxsplit=1)[0]
-        raise ConfigError("transformers does not know the architecture.", why=why) from None
+        raise ConfigError(
+            "transformers does not know the architecture.", why=str(error).split("\n", maxsplit=1)[0]
+        ) from None
     transformers_config.get_text_config().attention_dropout = dropout
     return transformers_config
 
@@ -144,8 +147,11 @@ def require_same_likelihood(student: Any) -> None:
                 text_config.sliding_window = window
     if not is_same:
         kind, text_kind = student.model.config.model_type, text_config.model_type
-        what = f"The type {kind} over {text_kind} does not compute here what it does in transformers."
-        raise ConfigError(what, why=why, next_command="choose one of the types in docs/students.md")
+        raise ConfigError(
+            f"The type {kind} over {text_kind} does not compute here what it does in transformers.",
+            why=why,
+            next_command="choose one of the types in docs/students.md",
+        )
 
 
 def picture_inputs(model: Any) -> tuple[str, ...]:

@@ -87,8 +87,11 @@ class PictureReader:
         )
         if "text_replacement_offsets" not in read:
             kind = type(self._processor).__name__
-            following = "choose one of the types in docs/students.md"
-            raise ConfigError(f"The {kind} cannot be used.", why=NO_PICTURE_TOKENS, next_command=following)
+            raise ConfigError(
+                f"The {kind} cannot be used.",
+                why=NO_PICTURE_TOKENS,
+                next_command="choose one of the types in docs/students.md",
+            )
         return read
 
     @cached_property

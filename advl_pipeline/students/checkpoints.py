@@ -124,8 +124,9 @@ def read_checkpoint(path: Path) -> StateDict:
         content = dict(wrapped[0])
     raw = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if not raw:
-        held = f"top-level keys: {', '.join(map(str, content))}"
-        raise ConfigError("The checkpoint holds no tensors.", where=str(path), why=held)
+        raise ConfigError(
+            "The checkpoint holds no tensors.", where=str(path), why=f"top-level keys: {', '.join(map(str, content))}"
+        )
     state: StateDict = {}
     for name, value in raw.items():
         while name.startswith(WRAPPER_PREFIXES):
@@ -206,10 +207,11 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules, *, must_fit: bool 
     report = load_into(module, state, rules, source=path.name)
     if must_fit and not report.num_loaded:
         held, wanted = (", ".join(sorted(keys)[:3]) for keys in (state, module.state_dict()))
-        why = f"the file holds {held}, ...; the student has {wanted}, ..."
-        listing = advise(["advl", "students", "list"])
         raise ConfigError(
-            "No key of the checkpoint fits this student.", where=str(path), why=why, next_command=listing
+            "No key of the checkpoint fits this student.",
+            where=str(path),
+            why=f"the file holds {held}, ...; the student has {wanted}, ...",
+            next_command=advise(["advl", "students", "list"]),
         )
     return report
 
@@ -279,8 +281,9 @@ def _read(file: Path) -> dict[str, Any]:
             next_command="save its state_dict() alone, or as safetensors, on a machine where you trust the file",
         ) from None
     if not isinstance(content, Mapping):
-        what = "The checkpoint is not a mapping of names to tensors."
-        raise ConfigError(what, where=str(file), why=type(content).__name__)
+        raise ConfigError(
+            "The checkpoint is not a mapping of names to tensors.", where=str(file), why=type(content).__name__
+        )
     return dict(content)
 
 

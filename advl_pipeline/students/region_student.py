@@ -87,8 +87,12 @@ class RegionStudent(TextStudent):
     def region_source(self) -> RegionSource:
         """Return the source of regions; raises `ConfigError` if a detector's regions are required but not given."""
         if self.regions is None:
-            making = advise(["advl", "cache", "import", "--help"], note="makes a cache; then add --regions CACHE")
-            raise ConfigError(f"{self.name} sees a detector's regions, and none are given.", next_command=making)
+            raise ConfigError(
+                f"{self.name} sees a detector's regions, and none are given.",
+                next_command=advise(
+                    ["advl", "cache", "import", "--help"], note="makes a cache; then add --regions CACHE"
+                ),
+            )
         return self.regions
 
     def announce(self, examples: Sequence[Example]) -> None:

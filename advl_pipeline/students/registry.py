@@ -35,8 +35,9 @@ def require_student(name: str) -> None:
         ConfigError: the name is unknown.
     """
     if name not in student_names():
-        listing = advise(["advl", "students", "list"])
-        raise unknown_name(f"Unknown student {name!r}.", name, student_names(), next_command=listing)
+        raise unknown_name(
+            f"Unknown student {name!r}.", name, student_names(), next_command=advise(["advl", "students", "list"])
+        )
 
 
 def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Student:

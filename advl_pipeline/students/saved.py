@@ -103,8 +103,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(read_regular(file))
     except json.JSONDecodeError as error:
-        what = "The description of the saved student is damaged."
-        raise WeightsUnavailable(what, where=str(file), why=str(error)) from None
+        raise WeightsUnavailable(
+            "The description of the saved student is damaged.", where=str(file), why=str(error)
+        ) from None
     return description
 
 
@@ -145,12 +146,19 @@ def load_weights(student: Student, path: Path) -> None:
     try:
         student.load_state_dict(load_tensors(where))
     except (FileNotFoundError, SafetensorError) as error:
-        what = f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}."
-        raise WeightsUnavailable(what, where=str(where), why=str(error), next_command=remedy) from None
+        raise WeightsUnavailable(
+            f"The weights file is {'missing' if isinstance(error, FileNotFoundError) else 'damaged'}.",
+            where=str(where),
+            why=str(error),
+            next_command=remedy,
+        ) from None
     except RuntimeError as error:
-        following = f"use the version of ADVL that saved it, or {remedy}"
-        what = "The weights do not fit the student."
-        raise IdentityMismatch(what, where=str(where), why=str(error), next_command=following) from None
+        raise IdentityMismatch(
+            "The weights do not fit the student.",
+            where=str(where),
+            why=str(error),
+            next_command=f"use the version of ADVL that saved it, or {remedy}",
+        ) from None
     _require_described(student.state_dict(), description, where)
 
 
@@ -178,8 +186,9 @@ def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]
         why, following = f"{folder} holds the updates alone", f"put the weights back at {base}"
         raise WeightsUnavailable(what, where=str(base), why=why, next_command=following)
     if weights_digest(source) != description[BASE]["digest"]:
-        what = "The weights are not those that the run's low-rank updates belong to."
-        raise IdentityMismatch(what, where=str(base))
+        raise IdentityMismatch(
+            "The weights are not those that the run's low-rank updates belong to.", where=str(base)
+        )
     load_weights(student, source)
     _require_described(load_adapter(student, folder), description, folder / names.ADAPTER_WEIGHTS)
 

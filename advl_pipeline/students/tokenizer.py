@@ -121,8 +121,9 @@ class TextTokenizer:
             index: int | None = self._tokenizer.token_to_id(name)
             if index is not None:
                 return index
-        what = f"The tokenizer has none of the tokens {', '.join(names)}."
-        raise WeightsUnavailable(what, why="it is not of the BERT or RoBERTa kind")
+        raise WeightsUnavailable(
+            f"The tokenizer has none of the tokens {', '.join(names)}.", why="it is not of the BERT or RoBERTa kind"
+        )
 
 
 def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:

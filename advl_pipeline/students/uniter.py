@@ -152,10 +152,11 @@ def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     num_words = len(target) - NUM_PERSON_TOKENS
     if not num_words <= len(value) <= len(target) + 7:
-        why = f"its word table has {len(value):,} rows, the student's {num_words:,} and {NUM_PERSON_TOKENS} more"
-        following = "leave out --student-option vocab_size, and give the checkpoint's own --tokenizer"
-        what = "The checkpoint is of another vocabulary than the student."
-        raise ConfigError(what, why=why, next_command=following)
+        raise ConfigError(
+            "The checkpoint is of another vocabulary than the student.",
+            why=f"its word table has {len(value):,} rows, the student's {num_words:,} and {NUM_PERSON_TOKENS} more",
+            next_command="leave out --student-option vocab_size, and give the checkpoint's own --tokenizer",
+        )
     return grow_rows(value, target)
 
 

@@ -193,8 +193,7 @@ class StudyConfig(Configuration):
         variant = self.variants.get(name) or SHIPPED.get(name)
         if variant is None:
             what, advice = f"Unknown method {name!r}.", f"define it in the study file under [variants.{name}]"
-            known = {*self.variants, *SHIPPED}
-            raise unknown_name(what, name, known, where=self.source, next_command=advice)
+            raise unknown_name(what, name, {*self.variants, *SHIPPED}, where=self.source, next_command=advice)
         return variant
 
     def setting(self, name: str) -> Setting:
@@ -367,8 +366,12 @@ def _check(study: StudyConfig, where: str) -> None:
         variant, baseline = study.variant(method), study.baseline_of(method)
         tables.append((f"variants.{method}", {"method": variant.method} | dict(variant.training)))
         if baseline not in study.methods:
-            what = f"{method} is compared with {baseline!r}, which the study does not run."
-            raise unknown_name(what, baseline, study.methods, where=where)
+            raise unknown_name(
+                f"{method} is compared with {baseline!r}, which the study does not run.",
+                baseline,
+                study.methods,
+                where=where,
+            )
     for name, table in tables:
         _try(FinetuneConfig, {"dataset": "any", "output": "any"}, table, _SET_BY_THE_GRID, f"{where} [{name}]")
     _try(Setting, {"dataset": "any"}, study.with_regions, frozenset(), f"{where} [with-regions]")
@@ -408,9 +411,11 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
     """
     study = load_study(config.study)
     if config.regions and not study.with_regions:
-        remedy = 'add [with-regions] with student = "uniter-base" to the study file, or leave out --regions'
-        what = "This study has no student that takes regions of a detector."
-        raise ConfigError(what, where=study.source, next_command=remedy)
+        raise ConfigError(
+            "This study has no student that takes regions of a detector.",
+            where=study.source,
+            next_command='add [with-regions] with student = "uniter-base" to the study file, or leave out --regions',
+        )
     settings = []
     for setting in study.settings:
         if config.regions:

@@ -32,9 +32,11 @@ def execute_cell(cell: Cell) -> None:
     if is_gone or not names.is_finished(cell.run):
         recipe = cell.finetune.optimisation.recipe
         if file_digest(recipe) != cell.recipe_digest:
-            remedy = again("run the same command again: its cells then follow the current recipe")
-            what = "The recipe has changed since the study began."
-            raise ConfigError(what, where=recipe, next_command=remedy)
+            raise ConfigError(
+                "The recipe has changed since the study began.",
+                where=recipe,
+                next_command=again("run the same command again: its cells then follow the current recipe"),
+            )
         (cell.run / names.RESULT).unlink(missing_ok=True)
         run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)
         # Scores of a student that was trained on another machine may not be those of this one.

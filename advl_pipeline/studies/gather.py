@@ -199,9 +199,11 @@ def _about(cell: Cell) -> Row:
 def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple[Any, Path]) -> None:
     """Refuse two runs that were scored on different contents of a test set; raise `ConfigError`."""
     if content[0] != first[0]:
-        what = f"Two runs were scored on different contents of {test_set}, so they cannot be compared."
-        remedy = "delete evaluation/ of the run with the old files and run the study command again"
-        raise ConfigError(what, where=f"{first[1]} and {content[1]}", next_command=remedy)
+        raise ConfigError(
+            f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
+            where=f"{first[1]} and {content[1]}",
+            next_command="delete evaluation/ of the run with the old files and run the study command again",
+        )
 
 
 def _sizes(
@@ -265,8 +267,11 @@ def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.
     wanted = plan.study.setting(cell.setting).metrics
     if not plan.of_runs and (lacking := [metric for metric in wanted if metric not in stored]):
         file = names.evaluation_file(cell.run, test_set, ".npz")
-        remedy = advise(["advl", "evaluate", str(cell.run), "--on", test_set])
-        raise ConfigError(f"A run has no item scores of {lacking[0]}.", where=str(file), next_command=remedy)
+        raise ConfigError(
+            f"A run has no item scores of {lacking[0]}.",
+            where=str(file),
+            next_command=advise(["advl", "evaluate", str(cell.run), "--on", test_set]),
+        )
     if (count := cell.evaluate.num_questions) is not None:
         # Another study with this cell may have requested more questions.
         name_of = question_namer(cell.finetune.dataset, test_set)

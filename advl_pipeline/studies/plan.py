@@ -155,9 +155,11 @@ def build_plan(
         needs |= extractions
         config = replace(config, cache=tuple(extractions))
         if config.distill.reads_labels and variant.role != "control":
-            what = f"{method} weighs by labels (--weighting oracle) and is not marked as a control."
-            role = f'role = "control" under [variants.{method}]'
-            raise ConfigError(what, where=study.source, next_command=role)
+            raise ConfigError(
+                f"{method} weighs by labels (--weighting oracle) and is not marked as a control.",
+                where=study.source,
+                next_command=f'role = "control" under [variants.{method}]',
+            )
         options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
         if (content := dataset_digests.get(trained_on(config))) is not None:
             options["dataset_digest"] = content
@@ -207,8 +209,11 @@ def _teachers(study: StudyConfig, setting: Setting, method: str) -> tuple[str, .
         return ()
     named = setting.teachers if variant.teachers is None else variant.teachers
     if not named:
-        what = f"{method} needs a teacher and the setting {setting.name} names none."
-        raise ConfigError(what, where=study.source, next_command='add teachers = ["minilm-l6"] to the study file')
+        raise ConfigError(
+            f"{method} needs a teacher and the setting {setting.name} names none.",
+            where=study.source,
+            next_command='add teachers = ["minilm-l6"] to the study file',
+        )
     return tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in named)
 
 
@@ -248,8 +253,9 @@ def _extractions(
         num_seen = seen if split == (config.dataset, config.split) else None
         subset = {} if num_seen is None else {"shots": num_seen, "seed": [config.seed]}
         if subset and "seed" in study.extraction:
-            where = f"{study.source} [extraction]"
-            raise ConfigError("'seed' is set by the grid and cannot be overridden here.", where=where)
+            raise ConfigError(
+                "'seed' is set by the grid and cannot be overridden here.", where=f"{study.source} [extraction]"
+            )
         usual = default_output(teacher, *split, part=part_name(num_seen, [config.seed]))
         path = caches / usual.relative_to(usual.parts[0])
         decided = {"teacher": teacher, "dataset": split[0], "split": split[1], "output": path}
@@ -364,8 +370,9 @@ def read_study_folder(folder: Path) -> Plan:
     except (ConfigError, TypeError, KeyError, AttributeError) as error:
         words = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
         what, why = "The record of the study is damaged, or of an earlier version.", str(error).partition("\n")[0]
-        remedy = advise(words, note="it runs nothing that is finished")
-        raise ConfigError(what, where=str(path), why=why, next_command=remedy) from error
+        raise ConfigError(
+            what, where=str(path), why=why, next_command=advise(words, note="it runs nothing that is finished")
+        ) from error
     place = cells_folder(folder)
     cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in plan.cells)
     return replace(plan, cells=tuple(cells))
@@ -391,8 +398,11 @@ def input_digests(draft: Plan) -> dict[str, str]:
     """
     for path, student in missing_inits(draft.study).items():
         published = f"put the published weights there, or --init hf:ORG/MODEL (see advl students show {student})"
-        what = "The pretrained student does not exist: there is no *.safetensors file and no checkpoint."
-        raise ConfigError(what, where=str(path), next_command=making_command(student, path) or published)
+        raise ConfigError(
+            "The pretrained student does not exist: there is no *.safetensors file and no checkpoint.",
+            where=str(path),
+            next_command=making_command(student, path) or published,
+        )
     digests: dict[str, str] = {}
     for config in (cell.finetune for cell in draft.cells):
         if config.init is not None and str(config.init) not in digests and not is_on_hub(config.init):

@@ -130,8 +130,12 @@ def _require_places(plan: Plan) -> None:
     for cell in plan.cells:
         if os.path.lexists(cell.run) and not cell.run.is_dir():
             what, why = "The folder of a cell cannot be made.", "a file is in its place"
-            remedy = again("move it away, then run the same command again")
-            raise ConfigError(what, where=str(cell.run), why=why, next_command=remedy)
+            raise ConfigError(
+                what,
+                where=str(cell.run),
+                why=why,
+                next_command=again("move it away, then run the same command again"),
+            )
 
 
 def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
@@ -161,10 +165,12 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
             continue
         if then is not None and then != now:
             old = f"{shlex.quote(str(path.parents[2]))}/*/evaluation/{shlex.quote(path.name)}"
-            what = f"The test set {test_set} has changed since runs were scored on it."
-            why = f"its content was {then[:12]} and is {now[:12]}, so old scores would be next to new ones"
-            remedy = again(f"rm {old}   (the old scores), then run the same command again")
-            raise ConfigError(what, where=str(path), why=why, next_command=remedy)
+            raise ConfigError(
+                f"The test set {test_set} has changed since runs were scored on it.",
+                where=str(path),
+                why=f"its content was {then[:12]} and is {now[:12]}, so old scores would be next to new ones",
+                next_command=again(f"rm {old}   (the old scores), then run the same command again"),
+            )
 
 
 def _run_cells(plan: Plan, workers: int, execute: CellExecutor) -> None:

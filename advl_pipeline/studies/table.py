@@ -211,11 +211,13 @@ def _require_same_items(values: pd.DataFrame, reference: pd.DataFrame, runs: pd.
         return
     run = runs[wrong.to_numpy()].iloc[0] if wrong.any() else runs.iloc[0]
     odd = sorted(set(values.columns[is_scored.loc[run["seed"]]]) ^ set(reference["item"]))
-    what = (
-        f"Two runs were scored on different items of {run['test_set']}, such as {odd[0]!r}, so they cannot be paired."
+    raise ConfigError(
+        f"Two runs were scored on different items of {run['test_set']}, such as {odd[0]!r}.",
+        where=f"{reference['run'].iloc[0]} and {run['run']}",
+        next_command=advise(
+            ["advl", "evaluate", "RUN", "--on", run["test_set"]], note="score both on the same files"
+        ),
     )
-    remedy = advise(["advl", "evaluate", "RUN", "--on", run["test_set"]], note="score both on the same files")
-    raise ConfigError(what, where=f"{reference['run'].iloc[0]} and {run['run']}", next_command=remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -219,6 +219,9 @@ def open_squares(size: str) -> Teacher:
         ConfigError: the text is not a number of pixels.
     """
     if not size.isdecimal() or not 0 < int(size) <= MAX_SIZE:
-        what = f"The side of stored pictures is not a number from 1 to {MAX_SIZE}."
-        raise ConfigError(what, where="--teacher", why=f"got {size!r}")
+        raise ConfigError(
+            f"The side of stored pictures is not a number from 1 to {MAX_SIZE}.",
+            where="--teacher",
+            why=f"got {size!r}",
+        )
     return Teacher(name=f"{PICTURES}{int(size)}", image=SquarePictures(int(size)))

@@ -146,8 +146,11 @@ def load_dense(recipe: SentenceRecipe) -> None:
             named = {name.removeprefix("linear."): value.float() for name, value in state.items()}
             layer.get_submodule("0").load_state_dict(named)
         except Exception as error:  # Both libraries raise whatever their dependencies do.
-            what = "The weights of a sentence encoder's layer are missing or damaged."
-            raise WeightsUnavailable(what, where=str(folder), why=first_line(error)) from None
+            raise WeightsUnavailable(
+                "The weights of a sentence encoder's layer are missing or damaged.",
+                where=str(folder),
+                why=first_line(error),
+            ) from None
 
 
 def _unsupported(folder: Path, why: str) -> ConfigError:

@@ -59,8 +59,9 @@ def open_timm(
     import timm
 
     if not timm.is_model(architecture.split(".", 1)[0]):
-        what = f"timm has no model {architecture!r}."
-        raise unknown_name(what, architecture, timm.list_models(), where="--teacher")
+        raise unknown_name(
+            f"timm has no model {architecture!r}.", architecture, timm.list_models(), where="--teacher"
+        )
     commit = ""
     if options.random_seed is not None:
         with drawing(options.random_seed):
@@ -114,8 +115,11 @@ def _load_file(model: Any, weights: Path, options: OpenOptions, renamed: TensorN
         [weights] if weights.is_file() else [path for path in weights.glob("*") if path.suffix in TENSOR_FILES]
     )
     if len(candidates) != 1:
-        why = f"a timm network needs one file of tensors, found {len(candidates)}"
-        raise options.bad_weights("are not where --weights says", weights, why)
+        raise options.bad_weights(
+            "are not where --weights says",
+            weights,
+            f"a timm network needs one file of tensors, found {len(candidates)}",
+        )
     (path,) = candidates
     require_downloaded(path, what=f"weights of teacher {options.name!r}")
     with _named(path, options):
@@ -129,8 +133,11 @@ def _named(path: Path, options: OpenOptions) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, UnpicklingError, SafetensorError) as error:
-        why = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        raise options.bad_weights("are damaged or belong to another network", path, why) from None
+        raise options.bad_weights(
+            "are damaged or belong to another network",
+            path,
+            " ".join(line.strip() for line in str(error).strip().splitlines()[:2]),
+        ) from None
 
 
 class TimmBackbone(VisionBackbone):

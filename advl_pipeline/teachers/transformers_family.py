@@ -96,10 +96,13 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
         raise _of_timm(repository, settings, options)
     config = load_part(transformers.AutoConfig.from_pretrained, folder, options, trust_remote_code=False)
     if model_type and config.model_type != model_type:
-        why = f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}"
         opens = f"--teacher hf:local/{folder.name} --weights {folder}"
-        following = f"give a folder of {repository} by --weights; what this folder holds is opened by {opens}"
-        raise options.bad_weights("are those of another family", folder, why, next_command=following)
+        raise options.bad_weights(
+            "are those of another family",
+            folder,
+            f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}",
+            next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by {opens}",
+        )
     _require_teacher_type(config, folder)
     commit = folder.name if options.weights is None else ""
     place = {"device": options.torch_device, "dtype": options.torch_dtype}
@@ -152,10 +155,12 @@ def _require_teacher_type(config: Any, folder: Path) -> None:
     sees_only = kind in IMAGE_PROCESSOR_MAPPING_NAMES and kind not in TOKENIZER_MAPPING_NAMES
     if kind in {*PAIR_TYPES, *VISION_TYPES} or (getattr(config, "vocab_size", None) and not sees_only):
         return
-    why = "supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES]))
-    listing = advise(["advl", "teachers", "list"])
-    what = f"Models of type {kind!r} cannot be teachers."
-    raise ConfigError(what, where=str(folder), why=why, next_command=listing)
+    raise ConfigError(
+        f"Models of type {kind!r} cannot be teachers.",
+        where=str(folder),
+        why="supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES])),
+        next_command=advise(["advl", "teachers", "list"]),
+    )
 
 
 def _of_timm(repository: str, settings: Mapping[str, Any], options: OpenOptions) -> ConfigError:
@@ -314,9 +319,12 @@ def _pixel_settings(folder: Path, options: OpenOptions) -> PixelSettings:
         return ConfigError("The preprocessing of this vision model is not supported.", where=str(folder), why=why)
 
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
-        why = f"it has none of {' and '.join(_PROCESSOR_FILES)}, which say how pictures are scaled"
-        following = f"--weights FOLDER that holds the {_PROCESSOR_FILES[0]} of the model that it was finetuned from"
-        raise options.bad_weights("come without an image processor", folder, why, next_command=following)
+        raise options.bad_weights(
+            "come without an image processor",
+            folder,
+            f"it has none of {' and '.join(_PROCESSOR_FILES)}, which say how pictures are scaled",
+            next_command=f"--weights FOLDER that holds the {_PROCESSOR_FILES[0]} of the model it was finetuned from",
+        )
     processor = load_part(transformers.AutoImageProcessor.from_pretrained, folder, options)
     if abs(getattr(processor, "rescale_factor", 0.0) * 255 - 1) > 1e-6:
         raise unsupported("intensities are not scaled to [0, 1]")

@@ -46,8 +46,11 @@ def transformers_folder(repository: str, options: OpenOptions) -> Path:
     if options.weights is None:
         return fetch_teacher(repository, options, weights=())
     if not (options.weights / "config.json").is_file():
-        why = "a transformers model is a folder with config.json, weights, and tokenizer or processor files"
-        raise options.bad_weights("are not where --weights says", options.weights, why)
+        raise options.bad_weights(
+            "are not where --weights says",
+            options.weights,
+            "a transformers model is a folder with config.json, weights, and tokenizer or processor files",
+        )
     require_downloaded(options.weights, what=f"weights of teacher {options.name!r}")
     return options.weights
 
@@ -77,8 +80,11 @@ def load_part(load: Callable[..., Any], folder: Path, options: OpenOptions, **se
     except ImportError as error:
         raise _needs_package(folder, options, first_line(error)) from None
     except (ValueError, KeyError) as error:
-        what = f"Teacher {options.name!r} cannot be opened by the installed transformers."
-        raise ConfigError(what, where=str(folder), why=first_line(error)) from None
+        raise ConfigError(
+            f"Teacher {options.name!r} cannot be opened by the installed transformers.",
+            where=str(folder),
+            why=first_line(error),
+        ) from None
     except Exception as error:  # The library of tokenizers raises nothing narrower.
         raise options.bad_weights("are damaged or belong to another network", folder, first_line(error)) from None
 
@@ -105,8 +111,11 @@ def load_tokenizer(folder: Path, options: OpenOptions, *, num_states: int) -> An
     why = lacks_vocabulary(tokenizer, folder)
     if not why and num_states / 10 < num_pieces <= num_states:
         return tokenizer
-    why = why or f"its tokenizer has {num_pieces} pieces, and the network has states for {num_states}"
-    raise options.bad_weights("hold no tokenizer of this network", folder, why)
+    raise options.bad_weights(
+        "hold no tokenizer of this network",
+        folder,
+        why or f"its tokenizer has {num_pieces} pieces, and the network has states for {num_states}",
+    )
 
 
 def load_model(
@@ -141,8 +150,9 @@ def load_model(
         )
         missing = sorted(name for name in loaded["missing_keys"] if keep_pooler or not name.startswith(_POOLER))
         if missing:
-            why = f"{len(missing)} tensors, such as {', '.join(missing[:3])}"
-            raise options.bad_weights("lack weights of the network", folder, why)
+            raise options.bad_weights(
+                "lack weights of the network", folder, f"{len(missing)} tensors, such as {', '.join(missing[:3])}"
+            )
     if not keep_pooler and getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model

@@ -94,8 +94,11 @@ class TokenOrder:
         num_batches = len(self._epoch(0))
         self.accumulate = max(self.world_size, min(self.accumulate, num_batches))
         if num_batches < self.world_size:
-            why = f"{len(self.sizes)} examples make {num_batches} micro-batches of {self.max_tokens} tokens"
-            raise ConfigError("There are fewer micro-batches than processes.", why=why, next_command=BY_EXAMPLES)
+            raise ConfigError(
+                "There are fewer micro-batches than processes.",
+                why=f"{len(self.sizes)} examples make {num_batches} micro-batches of {self.max_tokens} tokens",
+                next_command=BY_EXAMPLES,
+            )
 
     def micro_batches(self, step: int) -> list[Positions]:
         """Return the positions of this rank's examples by micro-batch."""
@@ -186,8 +189,11 @@ def token_batches(
                 batch = batch + group
                 continue
             if not batch:
-                why = f"{multiple} of {longest} tokens, at most {max_tokens} tokens"
-                raise ConfigError("Sequences are longer than a batch may be.", why=why, next_command=BY_EXAMPLES)
+                raise ConfigError(
+                    "Sequences are longer than a batch may be.",
+                    why=f"{multiple} of {longest} tokens, at most {max_tokens} tokens",
+                    next_command=BY_EXAMPLES,
+                )
             batches.append(batch)
             batch = group
         batches.append(batch)
@@ -209,15 +215,20 @@ def order_examples(
     shares = {"accumulate": settings.accumulate, "seed": run.config.seed, "rank": rank, "world_size": world_size}
     if settings.batch_unit == "examples":
         if settings.batch_size < world_size:
-            instead = f"--batch-size {world_size} or more, or fewer processes"
-            raise ConfigError("A step has fewer examples than there are processes.", next_command=instead)
+            raise ConfigError(
+                "A step has fewer examples than there are processes.",
+                next_command=f"--batch-size {world_size} or more, or fewer processes",
+            )
         return indices, ExampleOrder(len(indices), batch_size=settings.batch_size, **shares)
     sizes = count_tokens(student, dataset, indices)
     bound = settings.max_text_tokens
     kept = [row for row, (text, _) in enumerate(sizes) if not bound or text <= bound]
     if not kept:
-        why = f"at most {bound} tokens, the shortest has {min(sizes)[0]}"
-        raise ConfigError("Every text is longer than the recipe trains on.", why=why, next_command=BY_EXAMPLES)
+        raise ConfigError(
+            "Every text is longer than the recipe trains on.",
+            why=f"at most {bound} tokens, the shortest has {min(sizes)[0]}",
+            next_command=BY_EXAMPLES,
+        )
     order = TokenOrder([sum(sizes[row]) for row in kept], max_tokens=settings.batch_size, **shares)
     return [indices[row] for row in kept], order
 

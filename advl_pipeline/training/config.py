@@ -407,9 +407,11 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
         ConfigError: the options are damaged, or one was removed and has a value that is no longer supported.
     """
     if lacking := sorted({"student", "distance"} - stored.keys()):
-        remedy = "delete the run folder and give the command that made it again"
         raise ConfigError(
-            "The options of a run are damaged.", where=where, why=f"no {lacking[0]}", next_command=remedy
+            "The options of a run are damaged.",
+            where=where,
+            why=f"no {lacking[0]}",
+            next_command="delete the run folder and give the command that made it again",
         )
     gone = {**_GONE, "label_order": label_order_of(stored["student"])}
     if stored["distance"] == "relational":

@@ -56,8 +56,12 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     try:
         heads.load_state_dict(load_file(folder / names.HEADS_WEIGHTS))
     except RuntimeError as error:
-        what = "The task heads of this run are of another shape than its student has now."
-        raise IdentityMismatch(what, where=str(folder), why=str(error), next_command=_TRAIN_AGAIN) from None
+        raise IdentityMismatch(
+            "The task heads of this run are of another shape than its student has now.",
+            where=str(folder),
+            why=str(error),
+            next_command=_TRAIN_AGAIN,
+        ) from None
     return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}
 
 

@@ -69,8 +69,9 @@ class LayerStates:
         """
         modules = dict(model.named_modules())
         if layer not in modules:
-            what = "The model has no such layer."
-            raise ConfigError(what, where=layer, why=suggest_names(layer, filter(None, modules)))
+            raise ConfigError(
+                "The model has no such layer.", where=layer, why=suggest_names(layer, filter(None, modules))
+            )
         self._layer = layer
         self._states_NLH: torch.Tensor | None = None
         self._hook = modules[layer].register_forward_hook(self._keep)
@@ -297,8 +298,10 @@ class RelationalDistillation(nn.Module):
         ]
         teachers = [teacher for teacher in teachers if teacher.image or teacher.text]
         if not teachers:
-            what = f"No teacher has features of {'pictures' if states.pictures else 'texts'}."
-            raise ConfigError(what, where=", ".join(teacher.name for teacher in source.teachers))
+            raise ConfigError(
+                f"No teacher has features of {'pictures' if states.pictures else 'texts'}.",
+                where=", ".join(teacher.name for teacher in source.teachers),
+            )
         signal = replace(source, teachers=teachers).signal(
             examples, batch, with_confidence=False, places="patches" if states.boxes_BR is None else "regions"
         )

@@ -54,9 +54,11 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     """
     for name, kind in _SHARDED.items():
         if os.environ.get(name, "false").lower() in ("true", "1"):
-            instead = "accelerate config without it; --lora-rank and --gradient-checkpointing save memory"
-            what = f"A student is not sharded over processes by {kind}."
-            raise ConfigError(what, where=name, next_command=instead)
+            raise ConfigError(
+                f"A student is not sharded over processes by {kind}.",
+                where=name,
+                next_command="accelerate config without it; --lora-rank and --gradient-checkpointing save memory",
+            )
     if "LOCAL_RANK" not in os.environ and torch.device(device).index is not None:
         torch.accelerator.set_device_index(torch.device(device).index)
     accelerator = Accelerator(

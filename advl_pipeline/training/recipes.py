@@ -61,8 +61,11 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
     sources = {} if base is None else dict(base.sources)
     needed = ("optimiser", "learning_rate", "weight_decay", "loss")
     if missing := [key for key in needed if key not in {**values, **table}]:
-        why = f"{student} has no published recipe for {task} that would give it"
-        raise ConfigError(f"The recipe lacks {', '.join(missing)}.", where=str(path), why=why)
+        raise ConfigError(
+            f"The recipe lacks {', '.join(missing)}.",
+            where=str(path),
+            why=f"{student} has no published recipe for {task} that would give it",
+        )
     sources |= dict.fromkeys(table, str(path))
     return _build(student, task, size, {**values, **table}, sources, where=str(path))
 
@@ -237,8 +240,10 @@ def resolve_settings(
     values = {key: value for key, (value, _) in decided.items()}
     sources = {key: source for key, (_, source) in decided.items()}
     if values["schedule"] == "steps" and not values["milestones"]:
-        instead = "put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]"
-        raise ConfigError("The schedule of steps needs milestones.", next_command=instead)
+        raise ConfigError(
+            "The schedule of steps needs milestones.",
+            next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
+        )
     return TrainingSettings(note=chosen.note, sources=sources, **values)
 
 
@@ -261,9 +266,11 @@ def _length(
     (num_steps, source), (batch_size, _) = decided["num_steps"], decided["batch_size"]
     if decided["batch_unit"][0] == "tokens":
         if asked is not None:
-            what = "An epoch has no fixed number of steps where batches count tokens."
-            instead = "--num-steps, or --batch-size, which counts examples"
-            raise ConfigError(what, where="--epochs", next_command=instead)
+            raise ConfigError(
+                "An epoch has no fixed number of steps where batches count tokens.",
+                where="--epochs",
+                next_command="--num-steps, or --batch-size, which counts examples",
+            )
         return decided["num_steps"], (None, source)
     if asked is not None or source == OURS:
         num_steps = steps_of_epochs(asked, num_labelled=num_labelled, batch_size=batch_size, usual=usual)

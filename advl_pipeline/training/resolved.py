@@ -81,9 +81,11 @@ def resolve_run(
     method = resolve_method(config)
     num_together = settings.batch_size // (settings.accumulate * world_size)
     if method.settings.weight_shuffle and settings.batch_unit == "examples" and num_together < 2:
-        what = "Weights cannot be given to other instances where a micro-batch has one."
-        instead = "--accumulate with fewer micro-batches, or --batch-size with more examples"
-        raise ConfigError(what, where="--weight-shuffle", next_command=instead)
+        raise ConfigError(
+            "Weights cannot be given to other instances where a micro-batch has one.",
+            where="--weight-shuffle",
+            next_command="--accumulate with fewer micro-batches, or --batch-size with more examples",
+        )
     return Run(
         config=config,
         chosen=chosen,
@@ -133,16 +135,21 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
     if defaults["teachers"] and not config.cache:
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", config.dataset, "--split", config.split]
         cache = ["--cache", f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"]
-        instead = advise(words, note="then the same command with its cache", again=cache)
-        raise ConfigError(f"Method {config.method} needs a teacher cache.", next_command=instead)
+        raise ConfigError(
+            f"Method {config.method} needs a teacher cache.",
+            next_command=advise(words, note="then the same command with its cache", again=cache),
+        )
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
     learns_answers = two_steps and (defaults["teachers"] or config.adapt.asks_itself)
     if two_steps and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
-        why = f"adapt-objective is {objective}, which learns from teachers alone"
-        raise ConfigError(f"The adapt step of {config.method} has nothing to learn.", why=why)
+        raise ConfigError(
+            f"The adapt step of {config.method} has nothing to learn.",
+            why=f"adapt-objective is {objective}, which learns from teachers alone",
+        )
     if config.adapt.answer_weight and not learns_answers:
-        why = f"{config.method} has no teacher" if two_steps else "there is no adapt step"
-        raise ineffective("--answer-weight", why=why)
+        raise ineffective(
+            "--answer-weight", why=f"{config.method} has no teacher" if two_steps else "there is no adapt step"
+        )
     names = {field.name for field in dataclasses.fields(DistillationSettings)}
     options = {name: value for name, value in option_values(config).items() if name in names}
     decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}

@@ -161,10 +161,9 @@ def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None
                 values[name] = numbers[0]
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
-        named = ", ".join(f"{name} = {value}" for name, value in sorted(bad.items()))
         raise place.error(
             f"the loss term {_list(sorted(bad))}",
-            named,
+            ", ".join(f"{name} = {value}" for name, value in sorted(bad.items())),
             suspects_cache=bool(place.config.cache) and len(bad) < len(values) and "task" not in bad,
         )
 

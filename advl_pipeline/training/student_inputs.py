@@ -95,9 +95,13 @@ def read_inputs(
     is_published = init is not None and not (init / DESCRIPTION_FILE).is_file()
     if is_published and isinstance(student, RegionStudent) and student.config.regions is None:
         # A student that this package saved was trained on the inputs that it now gets.
-        why = "its weights learned from features of a detector, and no --regions is given"
-        instead = "--regions CACHE of such features; --student vilt, which sees pixels; or --regions pixels for crops"
-        raise ConfigError(f"{student.name} would see noise.", where=str(init), why=why, next_command=instead)
+        raise ConfigError(
+            f"{student.name} would see noise.",
+            where=str(init),
+            why="its weights learned from features of a detector, and no --regions is given",
+            next_command="--regions CACHE of such features; --student vilt, which sees pixels; "
+            "or --regions pixels for crops",
+        )
     each = len(dataset[positions[0]].candidates)
     wanted = max(1, SAMPLED_TEXTS // each)
     stride = max(1, len(positions) // wanted)
@@ -198,10 +202,13 @@ class CachedRegions(_OfCaches, RegionSource):
             return Regions(
                 features_RF=features_RF, positions_R7=positions_R7, box_index_R=box_index_R, whole_first=has_whole
             )
-        why = f"it is not in {', '.join(str(cache.path) for cache in self._caches)}"
         words = "advl cache import FILE --name NAME --dataset NAME --split SPLIT".split()
-        instead = advise(words, note="of its split, then add --regions CACHE")
-        raise DatasetError("A picture has no region features.", where=str(unit.path), why=why, next_command=instead)
+        raise DatasetError(
+            "A picture has no region features.",
+            where=str(unit.path),
+            why=f"it is not in {', '.join(str(cache.path) for cache in self._caches)}",
+            next_command=advise(words, note="of its split, then add --regions CACHE"),
+        )
 
 
 def regions_of_run(trained_on: Mapping[str, Any]) -> list[Location]:
@@ -230,9 +237,11 @@ def use_region_caches(student: Student, caches: Sequence[TeacherCache]) -> list[
         require_trustworthy(cache)
         assert cache.image is not None
         if cache.image.token_dim != student.config.feature_size:
-            why = f"{cache.image.token_dim} in the cache, feature_size = {student.config.feature_size}"
-            what = "The region features have another width than the student expects."
-            raise ConfigError(what, where=str(cache.path), why=why)
+            raise ConfigError(
+                "The region features have another width than the student expects.",
+                where=str(cache.path),
+                why=f"{cache.image.token_dim} in the cache, feature_size = {student.config.feature_size}",
+            )
     if caches:
         student.regions = CachedRegions(caches, student.config.feature_size)
     student.region_source()
@@ -329,8 +338,10 @@ def picture_side(student: str | None, options: Sequence[str], *, dataset: str, d
         ConfigError: the student or a setting is missing or unknown, or the student does not squeeze pictures.
     """
     if student is None:
-        instead = "add --student NAME, such as vilt, or --size PIXELS"
-        raise ConfigError("The size of the stored pictures is not set.", next_command=instead)
+        raise ConfigError(
+            "The size of the stored pictures is not set.",
+            next_command="add --student NAME, such as vilt, or --size PIXELS",
+        )
     tasks = find_dataset(dataset, data_root).tasks
     chosen = choose_recipe(student, head_name(tasks[0]) if tasks else "", "auto")
     given = student_options({"student_option": list(options)})
@@ -338,7 +349,8 @@ def picture_side(student: str | None, options: Sequence[str], *, dataset: str, d
     with torch.device("meta"):
         built = build_student(student, overrides=overrides)
     if not isinstance(built, PixelStudent):
-        what = f"{student} reads no squeezed pictures, so that there is nothing to store for it."
-        instead = advise(["advl", "students", "list"], note="choose a student over pixels, such as vilt")
-        raise ConfigError(what, next_command=instead)
+        raise ConfigError(
+            f"{student} reads no squeezed pictures, so that there is nothing to store for it.",
+            next_command=advise(["advl", "students", "list"], note="choose a student over pixels, such as vilt"),
+        )
     return built.config.image_size

@@ -56,8 +56,9 @@ def collate_targets(
         return TaskTargets(is_choice=False, label_B=None, scores_BK=scores, known_B=known_B)
     labels = [example.label if is_known else 0 for example, is_known in zip(examples, known, strict=True)]
     if None in labels:
-        where = examples[labels.index(None)].example_id
-        raise DatasetError("An example has no label; this split cannot be trained on.", where=where)
+        raise DatasetError(
+            "An example has no label; this split cannot be trained on.", where=examples[labels.index(None)].example_id
+        )
     return TaskTargets(
         is_choice=examples[0].task in MULTIPLE_CHOICE_TASKS,
         label_B=torch.tensor(labels),
@@ -110,8 +111,10 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
             next_command=f"--recipe FILE.toml with the line loss = {allowed[0]!r}",
         )
     if kind == "two-way-choice" and not hasattr(head, "two_way"):
-        what = "This student's head gives one logit per candidate, and two-way-choice needs two."
-        raise ConfigError(what, next_command="--recipe FILE.toml with the line loss = 'sigmoid-choice'")
+        raise ConfigError(
+            "This student's head gives one logit per candidate, and two-way-choice needs two.",
+            next_command="--recipe FILE.toml with the line loss = 'sigmoid-choice'",
+        )
 
 
 def score_task(

@@ -130,14 +130,19 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     heads.to(device)
     if options.move_pictures:
         if not isinstance(student, PixelStudent):
-            what = f"{config.student} sees what is in a box, wherever that lies: moved pictures teach it nothing."
-            raise ConfigError(what, where="--move-pictures", next_command="--move-pictures 0")
+            raise ConfigError(
+                f"{config.student} sees what is in a box, wherever that lies: moved pictures teach it nothing.",
+                where="--move-pictures",
+                next_command="--move-pictures 0",
+            )
         student.pictures = MovedPictures(student.config.image_size)
     captions = [dataset[position] for position in range(len(dataset))]
     if several := next((caption for caption in captions if len(caption.candidates) > 1), None):
-        what = "Only captions are pretrained on: one text per picture that says what it shows."
-        instead = "--dataset with captions, such as scenes-captions"
-        raise ConfigError(what, where=several.example_id, next_command=instead)
+        raise ConfigError(
+            "Only captions are pretrained on: one text per picture that says what it shows.",
+            where=several.example_id,
+            next_command="--dataset with captions, such as scenes-captions",
+        )
     tagged = [position for position, caption in enumerate(captions) if caption.candidates[0].tags]
     if not tagged:
         what, why = "No caption says which box it names.", "the pretraining aligns phrases with boxes"
@@ -263,9 +268,14 @@ def _train(
             losses = {name: float(value.detach()) for name, value in terms.items()}
             values = {**losses, "gradient": float(norm)}
             if bad := [name for name, value in values.items() if not math.isfinite(value)]:
-                what = f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite."
-                why = "its last checkpoint is kept" if (output / names.CHECKPOINT).exists() else "nothing was written"
-                raise NotFinite(what, where=str(output), why=why, next_command="lower --learning-rate")
+                raise NotFinite(
+                    f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite.",
+                    where=str(output),
+                    why="its last checkpoint is kept"
+                    if (output / names.CHECKPOINT).exists()
+                    else "nothing was written",
+                    next_command="lower --learning-rate",
+                )
             optimizer.step()
             bar.update(1)
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()}, refresh=False)

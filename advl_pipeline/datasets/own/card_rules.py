@@ -51,11 +51,12 @@ def shaped(rows: Iterable[Row], card: Card, *, dataset: str) -> Iterator[Row]:
         for name in [theirs] if isinstance(theirs, str) else theirs:
             # The card has a typo, and the rows are not at fault.
             if seen and name not in seen:
-                where = f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}"
-                why = f"column {name!r}, which the card gives as {ours!r}, is missing; {suggest_names(name, seen)}"
-                advice = again("correct or remove the line of the card, then run the same command again")
-                what = "The card names a column that no row has."
-                raise DatasetError(what, where=where, why=why, next_command=advice)
+                raise DatasetError(
+                    "The card names a column that no row has.",
+                    where=f"{dataset} {f'[{ours}]' if ours in of_facets else f'[columns] {ours}'}",
+                    why=f"column {name!r}, which the card gives as {ours!r}, is missing; {suggest_names(name, seen)}",
+                    next_command=again("correct or remove the line of the card, then run the same command again"),
+                )
 
 
 def _items_of(row: Row, card: Card, seen: set[str]) -> Iterator[Row]:

@@ -149,8 +149,9 @@ def _loaded(files: Any, card: Card, root: Path) -> list[_Loaded]:
         ours.pop("", None)
         if split is not None:
             if split not in ours and len(ours) != 1:
-                why = f"it has {', '.join(map(str, ours))}"
-                raise DatasetError(f"The dataset has no split {split!r}.", where=str(name), why=why)
+                raise DatasetError(
+                    f"The dataset has no split {split!r}.", where=str(name), why=f"it has {', '.join(map(str, ours))}"
+                )
             ours = {split: ours.get(split, next(iter(ours.values())))}
         all_loaded.append(loaded._replace(parts=ours))
     return all_loaded
@@ -392,8 +393,9 @@ def _rows(
     except DatasetError:
         raise
     except Exception as error:  # As on opening: the network fails, or a column differs from its description.
-        where = f"{file}, after row {number}"
-        raise unfetched("The rows of the dataset cannot be read on.", where=where, error=error) from None
+        raise unfetched(
+            "The rows of the dataset cannot be read on.", where=f"{file}, after row {number}", error=error
+        ) from None
 
 
 def _bytes_of(value: Any, column: str, folders: Sequence[Path] | None) -> Any:

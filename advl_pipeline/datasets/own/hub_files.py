@@ -72,8 +72,11 @@ def hub_name(text: str, root: Path) -> HubName:
     whole, _, revision = text.partition("@")
     path, _, configuration = whole.partition(":")
     if not path:
-        advice = f"name a repository of the hub, such as {HUB_PREFIX}ORG/NAME, or a folder with a copy of one"
-        raise ConfigError("The name of a hub dataset is empty.", where=f"{HUB_PREFIX}{text}", next_command=advice)
+        raise ConfigError(
+            "The name of a hub dataset is empty.",
+            where=f"{HUB_PREFIX}{text}",
+            next_command=f"give a repository, such as {HUB_PREFIX}ORG/NAME, or a folder with a copy of one",
+        )
     copies = [Path(path), *([root / path] if is_safe_name(path) else [])]
     return HubName(path, configuration, revision, next((folder for folder in copies if folder.is_dir()), None))
 
@@ -228,8 +231,11 @@ def require_own_files(name: HubName, builder: Any, files: Iterable[str]) -> None
     """
     kinds = {cls.__name__.lower() for cls in type(builder).__mro__}
     if not kinds & {*_KINDS}:
-        why = f"the library opens them as {builder.info.builder_name}; read are {', '.join(_KINDS[:-1])}"
-        raise DatasetError("The files of the dataset are of a kind that is not read.", where=str(name), why=why)
+        raise DatasetError(
+            "The files of the dataset are of a kind that is not read.",
+            where=str(name),
+            why=f"the library opens them as {builder.info.builder_name}; read are {', '.join(_KINDS[:-1])}",
+        )
     for file in files:
         if not (lies_inside(Path(file), name.copy) if name.copy else file.startswith(f"hf://datasets/{name.path}@")):
             raise _outside(name, file, "it would be read as data")
@@ -319,8 +325,9 @@ def _require_shallow(file: IO[bytes], where: str) -> None:
             is_deep = _depth(file.read()) > _MOST_DEPTH
             break
     if is_deep:
-        why = f"more than {_MOST_DEPTH} lists are nested"
-        raise DatasetError("A file of the dataset is nested too deep.", where=where, why=why)
+        raise DatasetError(
+            "A file of the dataset is nested too deep.", where=where, why=f"more than {_MOST_DEPTH} lists are nested"
+        )
 
 
 def _depth(content: bytes) -> int:

@@ -73,8 +73,11 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
     if not lines:
         raise _refused("The data hold no row.", "data", "a run needs one at least")
     if len(kinds) > 1:
-        why = "give all as names, which are relative to one folder, or all as paths, bytes or images, which are kept"
-        raise _refused("Some pictures are names, others are in memory.", ", ".join(kinds.values()), why)
+        raise _refused(
+            "Some pictures are names, others are in memory.",
+            ", ".join(kinds.values()),
+            "give all as names, which are relative to one folder, or all as paths, bytes or images, which are kept",
+        )
     folder = str((pictures or Path()).absolute()) if True in kinds else PICTURES_FOLDER
     labels = "".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n"

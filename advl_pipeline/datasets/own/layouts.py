@@ -238,10 +238,11 @@ def settled(read: Callable[[], Iterable[Row]], card: Card, *, dataset: str) -> C
             f'for an open {evidence.label}, task = "answers"',
         ]
     )
-    what = "The rows do not say how options and answers belong together."
-    where = f"{dataset}, columns {', '.join(evidence.options)} and {evidence.label}"
     raise DatasetError(
-        what, where=where, why="; ".join(doubts), next_command=f"{advice}; and give the card in place of the data"
+        "The rows do not say how options and answers belong together.",
+        where=f"{dataset}, columns {', '.join(evidence.options)} and {evidence.label}",
+        why="; ".join(doubts),
+        next_command=f"{advice}; and give the card in place of the data",
     )
 
 

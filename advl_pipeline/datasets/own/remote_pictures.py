@@ -141,8 +141,11 @@ class HeldPictures:
                 column = pq.ParquetFile(file, pre_buffer=True).read_row_group(held.group, columns=[held.column])[0]
                 pictures = column.to_pylist()
         except Exception as error:  # The network and the formats raise many types of errors.
-            where = f"{held.file}, row group {held.group}"
-            raise unfetched("Pictures of the dataset cannot be fetched.", where=where, error=error) from None
+            raise unfetched(
+                "Pictures of the dataset cannot be fetched.",
+                where=f"{held.file}, row group {held.group}",
+                error=error,
+            ) from None
         digests = []
         for value in pictures:
             contents = [(picture or {}).get("bytes") for picture in (value if isinstance(value, list) else [value])]
@@ -162,9 +165,12 @@ def require_space(needed: float, where: str, folder: Path) -> None:
     home = next(ancestor for ancestor in (folder.absolute(), *folder.absolute().parents) if ancestor.is_dir())
     free = shutil.disk_usage(home).free
     if needed > free:
-        why = f"it takes {needed / 1e9:,.1f} GB, and {home} has {free / 1e9:,.1f} GB free"
-        advice = again(
-            "set ADVL_DATA to a folder on a larger disk, take fewer questions by --shots, or the first rows alone by "
-            "num_rows = 20000 in a card, then run the same command again"
+        raise DatasetError(
+            "The dataset does not fit on the disk.",
+            where=where,
+            why=f"it takes {needed / 1e9:,.1f} GB, and {home} has {free / 1e9:,.1f} GB free",
+            next_command=again(
+                "set ADVL_DATA to a folder on a larger disk, take fewer questions by --shots, "
+                "or the first rows alone by num_rows = 20000 in a card, then run the same command again"
+            ),
         )
-        raise DatasetError("The dataset does not fit on the disk.", where=where, why=why, next_command=advice)

@@ -61,8 +61,12 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     if not path.exists():
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""
-        why = f"no file or folder of that name{near}"
-        raise DatasetMissing("There are no such data.", where=name, why=why, next_command=KNOWN_NAMES)
+        raise DatasetMissing(
+            "There are no such data.",
+            where=name,
+            why=f"no file or folder of that name{near}",
+            next_command=KNOWN_NAMES,
+        )
     if path.is_dir():
         if pictures := _pictures_of_folder(path):
             return _picture_source(pictures, path), path
@@ -76,8 +80,11 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         return hub_source(card.files, card, root=root), home
     tables = [(home / file, split) for split, files in by_split(card.files).items() for file in files]
     if outside := [file for files in by_split(card.files).values() for file in files if not is_safe_name(file)]:
-        why = f"got {outside[0]!r}; a card names files next to it or below"
-        raise ConfigError("The card names a file outside its folder.", where=f"{path} files", why=why)
+        raise ConfigError(
+            "The card names a file outside its folder.",
+            where=f"{path} files",
+            why=f"got {outside[0]!r}; a card names files next to it or below",
+        )
     return _table_source(tables, card, home / card.pictures if card.pictures else data_root or home), home
 
 
@@ -94,8 +101,11 @@ def _read_by_plugin(plugin: EntryPoint, root: Path) -> RowSource:
     except Exception as error:
         raise plugin_error(plugin, "dataset", error) from error
     if not isinstance(source, RowSource):
-        why = f"it returned {type(source).__name__}, not a RowSource (docs/adding-a-dataset.md)"
-        raise ConfigError(f"The reader {plugin.name!r} is not one.", where=plugin.value, why=why)
+        raise ConfigError(
+            f"The reader {plugin.name!r} is not one.",
+            where=plugin.value,
+            why=f"it returned {type(source).__name__}, not a RowSource (docs/adding-a-dataset.md)",
+        )
     return source
 
 
@@ -130,9 +140,12 @@ def _tables_of_folder(folder: Path) -> list[Table]:
     else:
         return [(path, path.stem) for path in files]
     note = "reads what the library `datasets` wrote; or call the files train.jsonl and val.jsonl, or write a card"
-    advice = advise(["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"], note=note)
-    what = "The folder does not say which file is which split."
-    raise DatasetError(what, where=str(folder), why=why, next_command=advice)
+    raise DatasetError(
+        "The folder does not say which file is which split.",
+        where=str(folder),
+        why=why,
+        next_command=advise(["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"], note=note),
+    )
 
 
 def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSource:
@@ -141,12 +154,18 @@ def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSou
     ordered = sorted(tables, key=lambda table: (table[1] or "train") != "train")
     for path, _ in ordered:
         if path.suffix not in TABLE_SUFFIXES:
-            why = f"its name ends in {path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}"
-            advice = "write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md"
-            raise DatasetError("The file is of no known format.", where=str(path), why=why, next_command=advice)
+            raise DatasetError(
+                "The file is of no known format.",
+                where=str(path),
+                why=f"its name ends in {path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}",
+                next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",
+            )
         if not path.exists():
-            advice = again("put it there, or name another one in the card, then run the same command again")
-            raise DatasetMissing("A file of the data is missing.", where=str(path), next_command=advice)
+            raise DatasetMissing(
+                "A file of the data is missing.",
+                where=str(path),
+                next_command=again("put it there, or name another one in the card, then run the same command again"),
+            )
         if not path.is_file():
             raise unreadable(path, OSError("it is no regular file"), what="A file of the data")
     splits = [split for _, split in ordered]

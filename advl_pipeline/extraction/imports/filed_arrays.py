@@ -42,8 +42,9 @@ def filed_arrays(folder: Path, units: Iterable[ImageUnit]) -> Callable[[ImageUni
     for unit in units:
         filed = _filed_name(unit.path, files, alike)
         if filed is None:
-            why = f"picture {unit.path.name}"
-            raise DatasetError("There are no features for a picture.", where=str(folder), why=why)
+            raise DatasetError(
+                "There are no features for a picture.", where=str(folder), why=f"picture {unit.path.name}"
+            )
         claim(pictures, filed, unit.path)
         file_of[unit.path] = files[filed]
     return lambda unit: FoundFeatures(values=_read_values(file_of[unit.path]))
@@ -79,12 +80,18 @@ def _read_values(path: Path) -> npt.NDArray[np.float32]:
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
     if values.ndim not in (1, 2) or values.shape[-1] == 0 or values.dtype.kind not in "fiu":
-        why = f"{values.dtype} of shape {values.shape}"
-        raise DatasetError("Features must be numbers of shape (rows, width) or (width,).", where=str(path), why=why)
+        raise DatasetError(
+            "Features must be numbers of shape (rows, width) or (width,).",
+            where=str(path),
+            why=f"{values.dtype} of shape {values.shape}",
+        )
     with np.errstate(over="ignore"):
         features: npt.NDArray[np.float32] = values.astype(np.float32)
     if not np.isfinite(features).all():
-        why = "some are NaN or infinite, or beyond the range of float32"
-        advice = again("make them again with the program that wrote them, then run the same command again")
-        raise DatasetError("Features must be finite numbers.", where=str(path), why=why, next_command=advice)
+        raise DatasetError(
+            "Features must be finite numbers.",
+            where=str(path),
+            why="some are NaN or infinite, or beyond the range of float32",
+            next_command=again("make them again with the program that wrote them, then run the same command again"),
+        )
     return features

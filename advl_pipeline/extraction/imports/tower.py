@@ -195,8 +195,11 @@ class RegionFiles:
             if name_of(first.path, by, vcr_prefix=before) in reader
         )
         if (naming := next(ways, None)) is None:
-            why = f"{first.path.name} is not found in any way that files name pictures: {', '.join(NAMINGS)}"
-            raise DatasetError("A picture has no region features.", where=str(path), why=why)
+            raise DatasetError(
+                "A picture has no region features.",
+                where=str(path),
+                why=f"{first.path.name} is not found in any way that files name pictures: {', '.join(NAMINGS)}",
+            )
         self._naming = naming
 
     def regions(self, unit: ImageUnit) -> FoundFeatures:
@@ -216,8 +219,11 @@ class RegionFiles:
         if not self._is_ground_truth:
             return entry
         if len(entry.values) != len(unit.boxes_R4):
-            why = f"{len(entry.values)} regions, the picture has {len(unit.boxes_R4)} boxes"
-            raise DatasetError("Features of ground-truth boxes do not fit the dataset's boxes.", where=name, why=why)
+            raise DatasetError(
+                "Features of ground-truth boxes do not fit the dataset's boxes.",
+                where=name,
+                why=f"{len(entry.values)} regions, the picture has {len(unit.boxes_R4)} boxes",
+            )
         return replace(entry, regions={**entry.regions, "box_index": np.arange(len(entry.values), dtype=np.int32)})
 
 
@@ -297,5 +303,8 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
         # The nbb_*.json files next to UNITER's LMDB are counts, not features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
             return RegionFeatures(path, per_picture_entries(path, suffix))
-    why = "expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json or .npy files"
-    raise DatasetError("There are no region features in a known format.", where=str(path), why=why)
+    raise DatasetError(
+        "There are no region features in a known format.",
+        where=str(path),
+        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz, .json or .npy files",
+    )

@@ -121,8 +121,12 @@ def _why_no_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
 
 def _require_bridge(landmarks: Mapping[str, Landmarks], dataset: Dataset, option: str) -> None:
     if why := _why_no_bridge(landmarks, dataset):
-        what = "There is no bridge from the teacher to answers."
-        raise ConfigError(what, where=option, why=why, next_command=f"leave out {option}")
+        raise ConfigError(
+            "There is no bridge from the teacher to answers.",
+            where=option,
+            why=why,
+            next_command=f"leave out {option}",
+        )
 
 
 def bridge_confidence(
@@ -163,10 +167,12 @@ def oracle(
     """
     _require_bridge(landmarks, dataset, "--weighting oracle")
     if unlabelled := [position for position in positions if dataset[position].label is None]:
-        what = "Weights by labels need the label of every input of the adapt step."
-        why = f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}"
-        instead = "--adapt-on inputs, or subset, of a split with labels"
-        raise ConfigError(what, where="--weighting oracle", why=why, next_command=instead)
+        raise ConfigError(
+            "Weights by labels need the label of every input of the adapt step.",
+            where="--weighting oracle",
+            why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
+            next_command="--adapt-on inputs, or subset, of a split with labels",
+        )
     confidence = bridge_confidence(start, landmarks, dataset, positions)
     ids = [dataset[position].example_id for position in positions]
     return dict(zip(ids, (confidence.outranked_N == 1).astype(float).tolist(), strict=True))

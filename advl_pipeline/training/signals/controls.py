@@ -136,9 +136,11 @@ class MovedCells(Control):
             return teacher
         grid = teacher.image_places
         if not isinstance(grid, TeacherGrid):
-            what = "This teacher's cache has no grid whose cells could be moved."
-            instead = "--teacher-control shuffle, or extract again with --image-tokens grid"
-            raise ConfigError(what, where=teacher.name, next_command=instead)
+            raise ConfigError(
+                "This teacher's cache has no grid whose cells could be moved.",
+                where=teacher.name,
+                next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
+            )
         cells = np.arange(grid.rows * grid.columns).reshape(grid.rows, grid.columns)
         half = np.roll(cells, (grid.rows // 2, grid.columns // 2), axis=(0, 1)).reshape(-1)
 

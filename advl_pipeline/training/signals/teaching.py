@@ -261,21 +261,31 @@ def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind 
     if teacher.image_places is None:
         if wanted == "auto":
             return None
-        what = "This teacher's cache has no features of regions or of grid cells, so none can be a target."
-        raise ConfigError(what, where=teacher.name, next_command=PICTURE_ALONE)
+        raise ConfigError(
+            "This teacher's cache has no features of regions or of grid cells, so none can be a target.",
+            where=teacher.name,
+            next_command=PICTURE_ALONE,
+        )
     if teacher.image_places == "boxes":
         kind: PlaceKind = "regions"
         why = "its cache holds features of the dataset's boxes"
     elif student.places is None:
-        what = f"A teacher's grid cannot be laid over what {student.name} sees, which gives no `places_BR4`."
-        instead = "--vision-target image; to give the positions of visual tokens: docs/adding-a-student.md, rule 4"
-        raise ConfigError(what, where=teacher.name, next_command=instead)
+        raise ConfigError(
+            f"A teacher's grid cannot be laid over what {student.name} sees, which gives no `places_BR4`.",
+            where=teacher.name,
+            next_command="--vision-target image; "
+            "to give the positions of visual tokens: docs/adding-a-student.md, rule 4",
+        )
     else:
         kind = student.places
         why = f"the visual tokens of {student.name} are {kind}"
     if wanted not in (kind, "auto", "both"):
-        what = f"There are no {wanted} to be a target."
-        raise ConfigError(what, where=teacher.name, why=why, next_command=f"--vision-target {kind}")
+        raise ConfigError(
+            f"There are no {wanted} to be a target.",
+            where=teacher.name,
+            why=why,
+            next_command=f"--vision-target {kind}",
+        )
     return kind
 
 

@@ -165,9 +165,11 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     if config.photographs is None:
         vocabulary = load_vocabulary(config.descriptions)
     elif config.descriptions is None:
-        what = "--photographs needs --descriptions, a file that names and describes the kind of each class folder."
         example = "ours of Caltech-101 is data/scenes/generator/caltech101.toml of the checkout"
-        raise ConfigError(what, next_command=again(f"give the file too; {example}"))
+        raise ConfigError(
+            "--photographs needs --descriptions, a file that names and describes the kind of each class folder.",
+            next_command=again(f"give the file too; {example}"),
+        )
     else:
         vocabulary, attribution = load_photograph_vocabulary(
             config.photographs, config.descriptions, unseen=bool(config.num_unseen)
@@ -199,9 +201,11 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     except OSError as error:
         raise StorageError("The built-in corpus cannot be written.", where=str(root), why=str(error)) from None
     except BrokenProcessPool as error:
-        what = "A process that draws the built-in corpus was killed."
-        remedy = again("run the same command again, with fewer --workers if memory is short")
-        raise Interrupted(what, why=str(error), next_command=remedy) from None
+        raise Interrupted(
+            "A process that draws the built-in corpus was killed.",
+            why=str(error),
+            next_command=again("run the same command again, with fewer --workers if memory is short"),
+        ) from None
     there = record["settings"]
     different = [
         f"{name}: there {there.get(name, 'not recorded')}, wanted {wanted.get(name)}"
