@@ -44,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     )
     click.echo(
         f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'prior':>7} {'majority':>9} {'chance':>7}  "
-        "points more or less when the picture is"
+        "delta with the picture"
     )
     for name, document in result.sets.items():
         for metric, value in document["metrics"].items():

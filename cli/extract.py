@@ -100,11 +100,10 @@ def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
 
 def when_it_pays(payback: Payback) -> str:
     """Return in words how much training makes a cache cheaper than running its teacher in every step."""
-    pays = "never" if payback.epochs is None else f"from epoch {payback.epochs} on, over all student runs"
+    epoch = "never" if payback.epochs is None else f"epoch {payback.epochs}, counted over all student runs"
     return (
-        f"a cache is cheaper than the teacher in every step: {pays}; once {payback.once:.1f} s, then "
-        f"{payback.cached:.2f} s an epoch at {payback.bytes_per_second / 1e6:,.0f} MB/s, "
-        f"instead of {payback.live:.1f} s"
+        f"break-even: {epoch} (cache {payback.once:.1f} s once + {payback.cached:.2f} s an epoch; "
+        f"live teacher {payback.live:.1f} s an epoch)"
     )
 
 

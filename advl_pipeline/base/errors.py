@@ -98,14 +98,14 @@ def ineffective(*flags: str, why: str) -> ConfigError:
         flags: the options.
         why: a clause.
     """
-    what = f"{' and '.join(flags)} would change nothing here."
+    what = f"{' and '.join(flags)} has no effect here."
     return ConfigError(what, where=flags[0], why=why, next_command=leave_out(*flags))
 
 
 def name_too_long(name: str, *, where: str = "") -> ConfigError:
     """Return the error for a name that no file can have."""
     why = f"it has {len(name):,} characters: {name[:40]}..."
-    return ConfigError("A name is longer than a file may have.", where=where, why=why)
+    return ConfigError("A file name is too long.", where=where, why=why)
 
 
 class IdentityMismatch(AdvlError):

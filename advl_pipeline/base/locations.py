@@ -62,19 +62,19 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
     if isinstance(text, Url):
         return text
     if "\0" in os.fspath(text):
-        raise ConfigError("No path has the character \\0.", where=repr(os.fspath(text)))
+        raise ConfigError("A path cannot contain the character \\0.", where=repr(os.fspath(text)))
     matched = _URL.match(os.fspath(text))
     if matched is None:
         return Path(text)
     scheme, rest = matched[1].lower(), matched[2]
     if scheme == "file":
         if not rest.startswith("/"):
-            raise ConfigError("A file:// URL names a folder by its absolute path.", where=f"file://{rest}")
+            raise ConfigError("A file:// URL needs an absolute path.", where=f"file://{rest}")
         return Path(unquote(rest))
     if "@" in rest or "?" in rest or "#" in rest:
         # Not shown: it may contain a secret.
         raise ConfigError(
-            "The URL of a cache is only scheme, bucket and prefix.",
+            "The URL of a cache is SCHEME://BUCKET/PREFIX, without credentials or parameters.",
             where=f"{scheme}://...",
             why="credentials come from the environment, never from the URL",
             next_command="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS",
@@ -85,7 +85,7 @@ def parse_location(text: str | os.PathLike[str]) -> Location:
             f"Caches cannot be in a {scheme}:// store.", where=f"{scheme}://{rest}", why="known: s3, gs, file"
         )
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
-        raise ConfigError("The URL of a cache names a bucket and a prefix in it.", where=f"{scheme}://{rest}")
+        raise ConfigError("The URL of a cache needs a bucket and a prefix.", where=f"{scheme}://{rest}")
     return Url(f"{scheme}://{'/'.join(parts)}")
 
 
@@ -121,7 +121,7 @@ def not_allowed(path: Path, needs: int = os.R_OK) -> NotAllowed:
     if status.st_uid == os.getuid():
         advice = advise(["chmod", "u+rwX", str(closed)], again=())
     mode = stat.S_IMODE(status.st_mode)
-    what = "A file or a folder may not be used by this user."
+    what = "This user has no permission for a file or folder."
     return NotAllowed(
         what, where=str(path), why=f"{closed} belongs to {owner} (mode {mode:04o})", next_command=advice
     )

@@ -78,7 +78,7 @@ def _require_notes(cache: Path, *, option: str) -> None:
         note = cache_note(cache, ending)
         if not may_note(note) and not note.is_dir():
             raise ConfigError(
-                "A foreign file is in the place of a note next to the cache.",
+                "ADVL keeps a note of this name next to the cache, and the file there is not ADVL's.",
                 where=str(note),
                 why="it is a link" if note.is_symlink() else "it does not begin as this command's files do",
                 next_command=f"move it away, or give another {option}",

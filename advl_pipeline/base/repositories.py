@@ -205,10 +205,10 @@ def require_plain_network(config: Mapping[str, Any], *, where: Path | str) -> No
     if networks:
         role = networks[-1]
         raise ConfigError(
-            "The network of this repository is code of its own, which ADVL does not run.",
+            "The model needs code from its repository, and ADVL does not run code from repositories.",
             where=str(where),
             why=f"its config.json names {classes[role]} for {role}; transformers' {kind} may be another network",
-            next_command="name a repository without code of its own",
+            next_command="give a repository whose model is a class of transformers",
         )
     if "quantization_config" in config:
         raise ConfigError(

@@ -202,7 +202,7 @@ def look_up(
     slot_Q[slot_Q == len(prefix_U)] = len(prefix_U) - 1
     unit_Q = unit_U[slot_Q]
     if unit_Q.min() < 0 or unit_Q.max() >= len(unit_ids_N16):
-        raise CorruptCache("The index of the cache points outside it.")
+        raise CorruptCache("The index of the cache points past its end.")
     same_Q = (unit_ids_N16[unit_Q] == wanted_Q16).all(axis=1)
     for query in np.flatnonzero(~same_Q & (prefix_U[slot_Q] == prefix_Q)):
         # Ids that share 64 bits are next to one another.

@@ -191,7 +191,7 @@ def load_plan(store: Readable) -> PlanRecord:
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
         plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})
         if not plan.is_plausible():
-            raise store.damaged("The plan of the cache is impossible.", PLAN_RECORD)
+            raise store.damaged("The plan of the cache is inconsistent.", PLAN_RECORD)
         return plan
 
 

@@ -106,7 +106,7 @@ def require_identity(
     rows = differences(expected, actual, partial=partial)
     if rows:
         raise IdentityMismatch(
-            f"The cache was made under other settings ({len(rows)} differ).",
+            f"The cache was made with other settings ({len(rows)} differ).",
             where=where,
             why="\n" + difference_table(rows),
             next_command=next_command,

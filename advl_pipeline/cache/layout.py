@@ -310,7 +310,7 @@ def place(lengths_N: npt.NDArray[np.int32], *, shard_rows: int) -> ShardPlan:
     """
     lengths_N = np.ascontiguousarray(lengths_N, dtype=np.int32)
     if len(lengths_N) == 0:
-        raise ConfigError("There are no units to place.")
+        raise ConfigError("There are no units to store.")
     if int(lengths_N.min()) < 0:
         raise ConfigError("A unit cannot have a negative number of tokens.")
     longest = int(lengths_N.argmax())

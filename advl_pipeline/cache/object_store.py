@@ -222,8 +222,8 @@ class ObjectStore(Store):
         self.delete(name)
         if not is_refused:
             raise self.refused(
-                "The object store does not go by conditions on writes, so processes cannot share the work safely.",
-                "it accepted a second write of an object that had to be new (If-None-Match)",
+                "The object store ignores If-None-Match, so several processes could overwrite each other.",
+                "it accepted a second write of an object that had to be new",
                 "extract into a folder, then copy it there",
             )
 
@@ -231,7 +231,7 @@ class ObjectStore(Store):
         names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
         if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
             raise self.refused(
-                "This place cannot take a teacher cache.",
+                "A teacher cache cannot be written here.",
                 f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
                 "give another --output",
             )

@@ -48,7 +48,7 @@ def parse_part(text: str) -> ExtractionPart:
     part = ExtractionPart(int(numbers[1]), int(numbers[2])) if numbers else ExtractionPart(0, 0)
     if not 1 <= part.number <= part.count:
         raise ConfigError(
-            f"{text!r} is no part of a cache.",
+            f"--part must be I/N with I from 1 to N, not {text!r}.",
             where="--part",
             next_command="of four processes, give one --part 1/4, the next --part 2/4, and so on",
         )

@@ -133,7 +133,7 @@ def open_cache(
     identity = read_metadata(files, IDENTITY_FILE)
     plan = load_plan(files)
     if digest(identity) != plan.identity_sha256:
-        raise CorruptCache("The identity is not the one that the cache was planned for.", where=str(files.location))
+        raise CorruptCache("The identity of the cache does not match its plan.", where=str(files.location))
     if expect is not None:
         require_identity(
             expect,
@@ -371,7 +371,7 @@ class FeatureStore:
     def _require_spans(self, rows_M2: Features) -> None:
         if not are_spans(rows_M2):
             raise self._files.damaged(
-                "The character spans of a cache are no spans.", f"{self.modality}/tokens/char_spans"
+                "The character spans of the cache are invalid.", f"{self.modality}/tokens/char_spans"
             )
 
     def _joined(self, name: str, positions_Q: Positions) -> Features:
@@ -391,7 +391,7 @@ class FeatureStore:
         # Open the array only if its metadata is byte for byte what the plan implies.
         raw = get_recorded(self._files, spec.metadata_path, self._entries)
         if raw != spec.metadata():
-            raise self._files.damaged("An array is not what the plan of the cache says.", spec.metadata_path)
+            raise self._files.damaged("An array does not match the plan of the cache.", spec.metadata_path)
         return MappedArray(self._files, spec)
 
 

@@ -60,13 +60,13 @@ class ShardBuffer:
         first, planned, num_rows = int(self._first_row_N[slot]), int(self._length_N[slot]), len(values_MD)
         if "values" in self.tokens and num_rows != planned:
             raise AdvlError(
-                "The teacher gave another number of tokens than it announced.",
+                "The teacher returned a different number of tokens than it announced.",
                 where=where,
                 why=f"{num_rows} rows, {planned} planned",
             )
         if not (is_finite(global_D) and is_finite(values_MD)):
             raise AdvlError(
-                "The teacher gave features that are not finite numbers.",
+                "The teacher returned features that are NaN or infinite.",
                 where=where,
                 next_command="try --mixed-precision no",
             )
@@ -83,7 +83,7 @@ class ShardBuffer:
                 self.tokens["values"][rows] = values_MD if self._stored == "uint8" else self._narrow(values_MD)
             for name in self.tokens.keys() - {"values", "scales"}:
                 if name not in per_token or per_token[name].shape != self.tokens[name][rows].shape:
-                    raise AdvlError(f"The teacher did not give {name} for each token.", where=where)
+                    raise AdvlError(f"The teacher did not return {name} for each token.", where=where)
                 self.tokens[name][rows] = per_token[name]
         # Last: a unit that could not be stored leaves its shard unfilled.
         self._filled_N[slot] = True

@@ -134,7 +134,7 @@ class Store(Readable):
         """Write a record; raises `Overtaken` if a different one exists."""
         entry = self.put_if_absent(name, [content])
         if entry != entry_of(content):
-            raise Overtaken("Another process has written what this one was writing.", where=self.where(name))
+            raise Overtaken("Another process has already written this record.", where=self.where(name))
         return entry
 
     @abstractmethod
@@ -237,7 +237,7 @@ def safe_path(root: Path, relative: str) -> Path:
         CorruptCache: the name leads out of the cache, by `..` or by a symbolic link.
     """
     if not is_inside(relative):
-        raise CorruptCache("A file name leaves the cache.", where=relative)
+        raise CorruptCache("A file name points outside the cache.", where=relative)
     path = root / relative
     if any(place.is_symlink() for place in (path, *path.parents[: relative.count("/")])):
         raise CorruptCache("A file of the cache is a link to elsewhere.", where=str(path))
@@ -269,7 +269,7 @@ def get_recorded(store: Readable, name: str, files: Files) -> bytes:
     """Read a small file and check it against the commit record; raises `CorruptCache`."""
     raw = store.get(name)
     if entry_of(raw) != files.get(name):
-        raise store.damaged("A file of the cache is not what its commit record says.", name)
+        raise store.damaged("A file of the cache does not match its commit record.", name)
     return raw
 
 

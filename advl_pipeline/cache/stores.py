@@ -245,7 +245,7 @@ class FolderStore(Store):
             return not_allowed(path)
         if error.errno in (errno.EMFILE, errno.ENFILE):
             return StorageError(
-                "More files cannot be opened.",
+                "Too many files are open.",
                 where=str(path),
                 why=f"{error.strerror}; each shard that was read stays mapped",
                 next_command=again("ulimit -n 65536, then run the same command again"),

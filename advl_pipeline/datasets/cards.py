@@ -174,8 +174,13 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
     card = build_config(Card, keys, {"name": path.stem, "facts": facts}, where=str(path))
     for name in chain(card.columns, card.constants, *card.items, card.needs):
         if name not in COLUMNS:
-            what, note = f"Unknown column {name!r} in the card.", "; the form is our column = theirs"
-            raise unknown_name(what, name, COLUMNS, where=f"{path} [columns]", note=note)
+            raise unknown_name(
+                f"Unknown column {name!r} in the card.",
+                name,
+                COLUMNS,
+                where=f"{path} [columns]",
+                note="; the form is our column = theirs",
+            )
     if len(set(card.labels)) != len(card.labels):
         raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
     asked = {"files": card.files} | ({"join.files": card.join.files} if card.join else {})
@@ -186,13 +191,16 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
         if is_too_many or not texts or not all(isinstance(text, str) and text for text in texts):
             of_files = "a file, hf:NAME, or a table split -> file or list of files"
             expected = of_files if key == "files" else "hf:NAME, or a table split -> hf:NAME"
-            what, why = "The card does not say which files hold the data.", f"got {files!r}; expected {expected}"
-            raise ConfigError(what, where=f"{path} {key}", why=why)
+            raise ConfigError(
+                "The card does not say which files hold the data.",
+                where=f"{path} {key}",
+                why=f"got {files!r}; expected {expected}",
+            )
     require_measures(card.measures, card.facets, where=str(path))
     of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}
     if not card.is_of_hub and (done := next(filter(of_hub.get, of_hub), None)):
         raise ConfigError(
-            "The card asks of files what is done for datasets of the hub alone.",
+            "This key of a card is for datasets of the hub, and the card names files.",
             where=f"{path} {done}",
             why=f"files is {card.files!r}",
         )

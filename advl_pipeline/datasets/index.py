@@ -166,9 +166,10 @@ def open_index(source: RowSource, *, dataset: str, folder: Path, is_published: b
         remove_drafts(folder)
         batch = IndexBuilder(source, dataset, folder, is_published).build()
         if _content_of(source, dataset, folder) != before:
-            what, where = "The data changed while they were read.", ", ".join(map(str, source.files)) or dataset
             raise DatasetError(
-                what, where=where, next_command=again("wait until they are written, then run the same command again")
+                "The data changed while they were read.",
+                where=", ".join(map(str, source.files)) or dataset,
+                next_command=again("wait until they are written, then run the same command again"),
             )
         return batch
 

@@ -147,7 +147,7 @@ class IndexBuilder:
                 next_command=again("correct the row, or say more in a card, then run the same command again"),
             )
         raise DatasetError(
-            "The data hold no row.",
+            "The dataset has no rows.",
             where=", ".join(map(str, self._source.files)) or self._dataset,
             next_command="put rows into it",
         )

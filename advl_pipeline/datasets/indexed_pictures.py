@@ -93,7 +93,7 @@ class IndexedPictures:
             problem = error
         if is_in_index and (not path.is_file() or self._files.facts(name).digest.hex() != path.name):
             raise DatasetError(
-                "A picture in the index of a dataset is not the one that was put there.",
+                "A picture in the index of the dataset has changed since it was stored.",
                 where=str(path),
                 why="its name is the digest of its bytes",
                 next_command=advise(["rm", "-r", str(self._index.folder)], note="it is built again", again=()),

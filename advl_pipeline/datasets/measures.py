@@ -100,7 +100,9 @@ def require_measures(measures: Iterable[Measure], facets: Mapping[str, Facet], *
         try:
             has_groups = not facet.pattern or re.compile(facet.pattern).groups
         except re.error as error:
-            raise ConfigError(f"The pattern of the facet {name!r} is none.", where=where, why=str(error)) from None
+            raise ConfigError(
+                f"The pattern of the facet {name!r} is no valid regular expression.", where=where, why=str(error)
+            ) from None
         if name in OF_EVERY_ITEM or not has_groups:
             raise ConfigError(
                 f"The facet {name!r} cannot be read.",

@@ -67,8 +67,9 @@ def find_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
     """
     if dataset := known_dataset(name) or read_rows(name, data_root):
         return dataset
-    what, note = f"There is no dataset {name!r}.", missing_data()
-    raise unknown_name(what, name, dataset_names(), note=note, next_command=KNOWN_NAMES)
+    raise unknown_name(
+        f"There is no dataset {name!r}.", name, dataset_names(), note=missing_data(), next_command=KNOWN_NAMES
+    )
 
 
 def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root: Path | None = None) -> None:

@@ -142,7 +142,7 @@ def refused_paths(cache: Location, paths: Mapping[str, Any], command: Sequence[s
         command: command line that passes the paths.
     """
     return ConfigError(
-        "The cache's record names paths, and only paths that you give are opened.",
+        "The cache names paths that are opened only if you give them yourself.",
         where=f"{cache}/records/provenance.json",
         why="; ".join(f"{name}: {path}" for name, path in paths.items()),
         next_command=advise(command),

@@ -112,8 +112,11 @@ class Concatenated(_View):
         named = zip(self._prefixes, parts, strict=True)
         self.example_ids: Sequence[str] = [prefix + name for prefix, part in named for name in part.example_ids]
         if len(set(self.example_ids)) < len(self.example_ids):
-            what, advice = "Splits that hold the same items cannot be joined.", "name splits without a common item"
-            raise DatasetError(what, where=f"{self.name}, split {self.split}", next_command=advice)
+            raise DatasetError(
+                "Splits that hold the same items cannot be joined.",
+                where=f"{self.name}, split {self.split}",
+                next_command="name splits without a common item",
+            )
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -169,7 +172,7 @@ def refuse_two_subsets(shots: int | None, ids: object) -> None:
     """
     if shots is not None and ids:
         raise ConfigError(
-            "A subset is drawn or listed, not both.", where="--shots and --ids", next_command=leave_out("--ids")
+            "--shots and --ids exclude each other.", where="--shots and --ids", next_command=leave_out("--ids")
         )
 
 
@@ -185,7 +188,7 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
     name, split, ids = read_id_list(file)
     if (name, split) != (dataset.identity_name, dataset.split):
         raise DatasetError(
-            "The list of ids is of another split.",
+            "The list of ids belongs to another split.",
             where=str(file),
             why=f"it is of {name} {split}, asked for is {dataset.identity_name} {dataset.split}",
         )
@@ -201,6 +204,6 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
         example_ids += here
     if not example_ids:
         raise DatasetError(
-            "The list of ids names no example of the tasks asked for.", where=str(file), why=", ".join(dataset.tasks)
+            "The list of ids names no example of the requested tasks.", where=str(file), why=", ".join(dataset.tasks)
         )
     return tuple(dict.fromkeys(example_ids))

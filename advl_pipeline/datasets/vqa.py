@@ -115,12 +115,11 @@ def vocabulary_of(parts: Sequence[Part], *, min_occurrences: int, where: str) ->
     )
     vocabulary = build_vocabulary(counts, min_occurrences=min_occurrences)
     if not vocabulary:
-        what, advice = "The annotations give no answer vocabulary.", "give a list of answers: --answers FILE (JSON)"
         raise DatasetError(
-            what,
+            "The annotations give no answer vocabulary.",
             where=where,
             why=f"no answer is the most common one of {min_occurrences} questions or more",
-            next_command=advice,
+            next_command="give a list of answers: --answers FILE (JSON)",
         )
     return vocabulary
 

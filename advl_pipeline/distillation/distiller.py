@@ -91,7 +91,7 @@ class Distiller(nn.Module):
         for name in self.teachers["text"]:
             if settings.distance == "relational" and "word" not in teachers[name]:
                 raise ConfigError(
-                    "This teacher's cache has no features of words, so no words can be related.",
+                    "The distance compares words, and this teacher's cache has no features of words.",
                     where=name,
                     why="it was made with global features alone",
                     next_command="--distance mse, or extract with token features",

@@ -80,9 +80,9 @@ def first_maximum(scores_nC: npt.NDArray[np.floating], names: Sequence[str]) -> 
     bad = np.flatnonzero(np.isnan(scores_nC).any(axis=1))
     if bad.size:
         raise ConfigError(
-            f"The student's scores are not numbers for {bad.size} of {len(scores_nC)} items.",
+            f"The student's scores are NaN for {bad.size} of {len(scores_nC)} items.",
             where=names[int(bad[0])],
-            why="NaN among its scores: the run has most likely diverged",
+            why="the run has most likely diverged",
             next_command="look at metrics.jsonl of the run; train again with a lower --learning-rate",
         )
     chosen: npt.NDArray[np.int64] = scores_nC.argmax(axis=1)
@@ -148,7 +148,8 @@ def score_soft_labels(examples: Sequence[Example], chosen: Sequence[int]) -> lis
     """
     if not any(example.soft_label for example in examples):
         raise _unscorable(
-            "The items have no answers that the run knows, so they cannot be scored.", examples[0].example_id
+            "The items cannot be scored: none of their answers is in the run's list of answers.",
+            examples[0].example_id,
         )
     return [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
 

@@ -298,14 +298,19 @@ class AnsweringRun:
         """
         chooses = self.task in MULTIPLE_CHOICE_TASKS
         if chooses and (isinstance(choices, str) or len(set(choices)) < 2):
-            what, why = "The run chooses among choices, and there are not two different ones.", f"got {choices!r}"
-            advice = "give two choices or more: answer(picture, question, choices)"
-            raise ConfigError(what, where=str(self.path), why=why, next_command=advice)
+            raise ConfigError(
+                "`choices` needs at least two distinct texts.",
+                where=str(self.path),
+                why=f"got {choices!r}",
+                next_command="give two choices or more: answer(picture, question, choices)",
+            )
         if choices and not chooses:
-            what = "The run answers with the classes that it learned, not with choices."
-            why = f"it knows {', '.join(self.answers[:5])}{', ...' if len(self.answers) > 5 else ''}"
-            advice = "leave out choices: answer(picture, question)"
-            raise ConfigError(what, where=str(self.path), why=why, next_command=advice)
+            raise ConfigError(
+                "This run takes no `choices`: it answers from the classes that it learned.",
+                where=str(self.path),
+                why=f"it knows {', '.join(self.answers[:5])}{', ...' if len(self.answers) > 5 else ''}",
+                next_command="leave out choices: answer(picture, question)",
+            )
         candidates = [compose([question], choice, 0) for choice in choices] or [compose([], question, 0)]
         with tempfile.TemporaryDirectory() as folder:
             example = Example(
@@ -339,9 +344,12 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
     finished.student.cut_texts()
     heads = read_json(path / names.HEADS)
     if len(heads) != 1:
-        what = "The run learned several tasks, so it is not plain which of them a question is of."
-        advice = "score it with `evaluate`, or train a run of one task"
-        raise ConfigError(what, where=str(path), why=", ".join(sorted(heads)), next_command=advice)
+        raise ConfigError(
+            "`open_run` needs a run of one kind of task, and this run learned several.",
+            where=str(path),
+            why=", ".join(sorted(heads)),
+            next_command="score it with `evaluate`, or train a run of one task",
+        )
     ((name, facts),) = heads.items()
     # All choice tasks share one head, whichever of them the run learned.
     task: Task = "choice" if name == head_name("choice") else facts["task"]

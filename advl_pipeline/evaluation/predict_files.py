@@ -121,7 +121,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
     untrained = set(tasks) - set(trained_on["task"] or tasks)
     if is_vcr and untrained:
         raise ConfigError(
-            "A VCR submission needs both tasks.",
+            "A VCR submission needs a run of both tasks, answers and rationales.",
             where=str(config.run),
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )

@@ -42,9 +42,10 @@ def run_readout(config: ReadoutConfig) -> dict[str, Any]:
         choosing = [position for position in positions if dataset[position].task in MULTIPLE_CHOICE_TASKS]
         naming = naming_gate(name_questions(StudentAtStart.without_heads(student, source), dataset, choosing))
         if naming is None:
-            name, split = dataset.name, dataset.split
+            name = dataset.name
+            split = dataset.split
             raise ConfigError(
-                "Too few labelled questions ask for a name that the student's pretraining taught.",
+                "--oracle needs more labelled questions about names that the student's pretraining taught.",
                 where="--oracle",
                 why=f"of the {len(positions)} examples of {name}/{split} that were read; such questions are of "
                 "multiple choice, and each candidate points at boxes of its picture",

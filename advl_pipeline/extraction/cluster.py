@@ -135,7 +135,7 @@ def run_task(
     try:
         if not Path(folder).is_dir():
             raise ClusterError(
-                "A Ray worker does not see the folder that the command was given in.",
+                "A Ray worker cannot see the folder in which the command was started.",
                 where=f"{folder} on {socket.gethostname()}",
                 next_command="give it in a folder that all nodes share",
             )

@@ -156,7 +156,7 @@ def take_or_make_plan(
         estimates = make_plan(config, store, sources, identity)
     if not is_planned(config, store, identity):
         raise Overtaken(
-            "The plan that was just written is not there.",
+            "The plan that was just written has disappeared.",
             where=str(store.location),
             why="another process removed the cache",
         )

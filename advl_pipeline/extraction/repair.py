@@ -184,7 +184,7 @@ def require_own_records(store: Readable) -> None:
                 config = read_metadata(store, ROOT_METADATA)["attributes"]["advl"]["provenance"]["config"]
                 command = extract_command(config, store.location, renew=True, note=f"or {advice}")
             raise IdentityMismatch(
-                "The records of this cache are those of another one.",
+                "The records in this folder belong to another cache.",
                 where=store.where(PLAN_RECORD),
                 why=f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have",
                 next_command=command or advice,

@@ -128,7 +128,7 @@ class TextSource:
             progress(total * len(part) // counted)
         if why := unknown_texts(num_unknown, counted):
             raise WeightsUnavailable(
-                "The teacher cannot read these texts: its features would say nothing of them.",
+                "The teacher's tokenizer does not know these texts, so their features would be meaningless.",
                 where=type(self.tower).__name__,
                 why=why,
                 next_command=advise(["advl", "teachers", "list"], note="take a teacher of the texts' language"),
@@ -216,7 +216,7 @@ def units_to_encode(
     pictures = dataset.image_units() if "image" in towers and modality != "text" else ()
     texts = dataset.text_units() if "text" in towers and modality != "image" else ()
     if not texts and config.select_texts is not None:
-        raise ConfigError("There are no text tokens to select from.", where="--select-texts")
+        raise ConfigError("--select-texts needs texts, and no text is extracted.", where="--select-texts")
     if not pictures and not texts:
         raise DatasetError(
             "There is nothing to extract.",
@@ -341,7 +341,7 @@ def require_class_names(dataset: Dataset) -> None:
                 dataset.label_names(task)
     except DatasetError as error:
         raise DatasetError(
-            "Confidences need the classes of the task, and what names them is missing.",
+            "Confidences need the list of classes, which is missing.",
             where=error.where,
             why=error.why or error.what,
             next_command=again("leave confidences to a run", "--no-confidence"),

@@ -64,8 +64,11 @@ def run_report(config: ReportConfig) -> tuple[Path, StudyResult]:
     require_outputs(config)
     studies = [folder for folder in config.run if (folder / MARKERS["study"].file).exists()]
     if studies and len(config.run) > 1:
-        what, remedy = "A study is reported by itself.", advise(["advl", "report", str(studies[0])])
-        raise ConfigError(what, where=str(studies[0]), next_command=remedy)
+        raise ConfigError(
+            "A study is reported by itself.",
+            where=str(studies[0]),
+            next_command=advise(["advl", "report", str(studies[0])]),
+        )
     if not studies:
         folders_of_runs(config.run)
     # Imported only after every refusal that does not need them.

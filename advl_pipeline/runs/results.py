@@ -255,8 +255,12 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         if items_digest is not None and not re.fullmatch("[0-9a-f]{64}", items_digest):
             raise ValueError(f"its {ITEMS_DIGEST} is no SHA-256")
     if names.is_finished(run) and not is_of_run(run, summary):
-        what, why = "The evaluation is of another run.", f"its {RUN_DIGEST} is not that of the files of this run"
-        raise IdentityMismatch(what, where=str(summary_path), why=why, next_command=again_by)
+        raise IdentityMismatch(
+            "The evaluation is of another run.",
+            where=str(summary_path),
+            why=f"its {RUN_DIGEST} is not that of the files of this run",
+            next_command=again_by,
+        )
     arrays_path = evaluation_file(run, test_set, names.items_suffix(items_digest))
     with _undamaged("The item scores of a run cannot be read.", str(arrays_path), again_by):
         arrays = read_array_archive(arrays_path)

@@ -73,7 +73,7 @@ def open_repository(name: str, *, kind: str, private: bool) -> ModelInfo | Datas
     files = _files_of(info)
     if files - {*OF_THE_HUB} and TAG not in (info.tags or ()):
         raise ConfigError(
-            "The repository holds something else, which a push would remove.",
+            "The repository holds other files, which a push would remove.",
             where=name,
             why=f"it has {len(files)} files, and no card with the tag {TAG!r}",
             next_command="give the name of another repository; it is made where it does not exist",
@@ -211,7 +211,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
     is_ours = kept.is_dir() and all(path in (partial, lock) and not path.is_symlink() for path in kept.iterdir())
     if os.path.lexists(kept) and (kept.is_symlink() or not is_ours):
         raise ConfigError(
-            "There is something else in the place of the download.",
+            "The folder for the download holds something else.",
             where=str(kept),
             next_command="move it away, or give another --output",
         )
@@ -268,7 +268,9 @@ def _api(name: str) -> Any:
 
 
 def _refused(name: str, why: str, next_command: str) -> StorageError:
-    return StorageError("The hub refuses, or cannot be reached.", where=name, why=why, next_command=next_command)
+    return StorageError(
+        "The hub refused the request or could not be reached.", where=name, why=why, next_command=next_command
+    )
 
 
 @contextmanager
@@ -282,6 +284,6 @@ def _hub_errors(name: str) -> Iterator[None]:
         why, following = refusal(error, name)
         if isinstance(error, HFValidationError):
             raise ConfigError(
-                "That is no name of a repository.", where=name, why=why, next_command=following
+                "The name of the repository is not valid.", where=name, why=why, next_command=following
             ) from None
         raise _refused(name, why, following) from None

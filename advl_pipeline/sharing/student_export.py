@@ -147,7 +147,9 @@ def transformers_model(form: Mapping[str, Any], student: Any, head: nn.Module, t
     try:
         model.load_state_dict({key: value.float() for key, value in weights.items()})
     except RuntimeError as error:
-        raise ConfigError(f"{student.name} does not fill its model of transformers.", why=str(error)) from None
+        raise ConfigError(
+            f"The weights of {student.name} do not fill its class of transformers.", why=str(error)
+        ) from None
     return model.eval()
 
 

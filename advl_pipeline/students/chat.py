@@ -71,7 +71,7 @@ class Chat:
         except ValueError:
             raise self._unfit("its template does not show question and answer once each") from None
         if before != same or not self._between.startswith(self._asked):
-            raise self._unfit("its template does not begin an answer as it asks for one")
+            raise self._unfit("its generation prompt is not what its template writes before an answer")
         if before.count(processor.image_token) != 1:
             raise self._unfit(
                 f"its template does not show a picture as one {processor.image_token} before a question"
@@ -187,8 +187,11 @@ class Chat:
         """
         is_shown_S = ids_S == self.image_token_id
         if is_shown_S.sum() != len(picture.runs):
-            where, following = repr(candidate.text[:80]), "reword the text in the dataset's file"
-            raise DatasetError("A text contains the token of the picture.", where=where, next_command=following)
+            raise DatasetError(
+                "A text contains the token of the picture.",
+                where=repr(candidate.text[:80]),
+                next_command="reword the text in the dataset's file",
+            )
         is_prompt_S = offsets_S2[:, 0] < prompt_end
         end = ids_S.tolist().index(self.end_id, int(is_prompt_S.sum())) + 1 if is_answered else len(ids_S)
         spans_S2 = np.zeros_like(offsets_S2)

@@ -146,9 +146,10 @@ def require_same_likelihood(student: Any) -> None:
             if window is not None:
                 text_config.sliding_window = window
     if not is_same:
-        kind, text_kind = student.model.config.model_type, text_config.model_type
+        kind = student.model.config.model_type
+        text_kind = text_config.model_type
         raise ConfigError(
-            f"The type {kind} over {text_kind} does not compute here what it does in transformers.",
+            f"The type {kind} over {text_kind} is not supported: its outputs differ from those in transformers.",
             why=why,
             next_command="choose one of the types in docs/students.md",
         )

@@ -141,7 +141,7 @@ class PictureReader:
         rows, columns = _tile_grid(text)
         edge = most * int(self._pictures.max_image_size["longest_edge"])
         raise ConfigError(
-            f"A picture becomes {rows} x {columns} tiles; the model names {most} x {most}.",
+            f"A picture becomes {rows} x {columns} tiles; the model has tokens for at most {most} x {most}.",
             where=str(unit.path),
             next_command=f"--student-option longest_edge={edge}",
         )

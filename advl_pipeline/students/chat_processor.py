@@ -83,9 +83,8 @@ def _set_pictures(pictures: Any, config: GenerativeConfig) -> None:
             )
     if is_counted and size.get("shortest_edge", 0) > size.get("longest_edge", 0):
         raise ConfigError(
-            "Pictures cannot be scaled to what is asked.",
+            f"min_pixels={size['shortest_edge']} is larger than max_pixels={size['longest_edge']}.",
             where=where,
-            why=f"at least {size['shortest_edge']} pixels and at most {size['longest_edge']}",
             next_command=f"--student-option min_pixels={size['longest_edge']}",
         )
     if given:

@@ -135,7 +135,7 @@ def read_checkpoint(path: Path) -> StateDict:
             name = pattern.sub(replacement, name)
         state[name] = value.float() if value.is_floating_point() else value
     if len(state) != len(raw):
-        raise ConfigError("Two keys of the checkpoint get the same name once unwrapped.", where=str(path))
+        raise ConfigError("Two keys of the checkpoint are the same without their prefixes.", where=str(path))
     return state
 
 
@@ -235,7 +235,9 @@ def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     table, wanted = value.reshape(-1, value.shape[-1]), target.reshape(-1, target.shape[-1])
     side, new_side = (math.isqrt(len(rows) - 1) for rows in (table, wanted))
     if side**2 + 1 != len(table) or new_side**2 + 1 != len(wanted):
-        raise ConfigError("A position table is of no square grid.", why=f"{len(table)} rows for {len(wanted)}")
+        raise ConfigError(
+            "The position embeddings do not form a square grid.", why=f"{len(table)} rows for {len(wanted)}"
+        )
     grid_1HSS = table[1:].T.reshape(1, table.shape[1], side, side)
     fitted_1HSS = nn.functional.interpolate(grid_1HSS, size=(new_side, new_side), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], fitted_1HSS.flatten(2)[0].T]).reshape(target.shape)

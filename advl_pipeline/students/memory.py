@@ -40,8 +40,11 @@ def enable_gradient_checkpointing(student: Student) -> int:
     kinds = (RecomputableLayer, GradientCheckpointingLayer)
     layers: list[Any] = [part for part in student.modules() if isinstance(part, kinds)]
     if not layers:
-        why, following = "none of them is transformers' GradientCheckpointingLayer", "use --accumulate"
-        raise ConfigError(f"{student.name} cannot recompute its layers.", why=why, next_command=following)
+        raise ConfigError(
+            f"{student.name} cannot recompute its layers.",
+            why="none of them is transformers' GradientCheckpointingLayer",
+            next_command="use --accumulate",
+        )
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
@@ -136,7 +139,7 @@ def load_adapter(student: Student, folder: Path) -> dict[str, torch.Tensor]:
     add_lora(student, LoraSettings(rank=config["r"], alpha=config["lora_alpha"], targets=targets, excluded=excluded))
     tensors = adapter_tensors(student)
     if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in tensors.items()}:
-        raise IdentityMismatch("The low-rank updates are of another student.", where=str(folder))
+        raise IdentityMismatch("The low-rank updates belong to another student.", where=str(folder))
     with torch.no_grad():
         for name, value in tensors.items():
             value.copy_(saved[name])

@@ -98,8 +98,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     file = folder / DESCRIPTION_FILE
     if not file.is_file():
-        what, following = "There is no saved student here.", making_command(folder.name, folder) or ""
-        raise WeightsUnavailable(what, where=str(folder), next_command=following)
+        raise WeightsUnavailable(
+            "There is no saved student here.",
+            where=str(folder),
+            next_command=making_command(folder.name, folder) or "",
+        )
     try:
         description: dict[str, Any] = json.loads(read_regular(file))
     except json.JSONDecodeError as error:
@@ -172,8 +175,12 @@ def _described(folder: Path, name: str) -> dict[str, Any]:
     description = read_description(folder)
     if description["student"] != name:
         other = description["student"]
-        what, why = "These weights belong to another student.", f"asked for {name}, found {other}"
-        raise IdentityMismatch(what, where=str(folder), why=why, next_command=f"--student {other}")
+        raise IdentityMismatch(
+            "These weights belong to another student.",
+            where=str(folder),
+            why=f"asked for {name}, found {other}",
+            next_command=f"--student {other}",
+        )
     return description
 
 
@@ -182,9 +189,12 @@ def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]
     base = Path(description[BASE]["weights"])
     source = located(base)
     if not weight_files(source):
-        what = "The weights that the run's low-rank updates belong to are not there."
-        why, following = f"{folder} holds the updates alone", f"put the weights back at {base}"
-        raise WeightsUnavailable(what, where=str(base), why=why, next_command=following)
+        raise WeightsUnavailable(
+            "The weights that the run's low-rank updates belong to are not there.",
+            where=str(base),
+            why=f"{folder} holds the updates alone",
+            next_command=f"put the weights back at {base}",
+        )
     if weights_digest(source) != description[BASE]["digest"]:
         raise IdentityMismatch(
             "The weights are not those that the run's low-rank updates belong to.", where=str(base)

@@ -190,9 +190,9 @@ class TextStudent(Student):
             usual = self.presets.get(self.name, {}).get("tokenizer", type(self.config)().tokenizer)
             files = "" if usual == EMBEDDED_TOKENIZER else "FOLDER that holds tokenizer.json or vocab.txt of "
             raise ConfigError(
-                "The tokenizer is of another vocabulary than the student's word table.",
+                "The vocabularies of the tokenizer and of the student differ.",
                 where=self.config.tokenizer,
-                why=f"it has {tokenizer.vocab_size:,} tokens, the word table of {self.name} has "
+                why=f"the tokenizer has {tokenizer.vocab_size:,} tokens, the word embedding of {self.name} has "
                 f"{self.config.vocab_size:,} rows: every word would be read as another one",
                 next_command=f"--tokenizer {files}{usual}",
             )

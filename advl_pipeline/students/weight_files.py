@@ -139,7 +139,7 @@ def require_run_files(folder: Path, *only: str) -> None:
     compared = only or recorded.keys() | present
     if changed := sorted(name for name in compared if recorded.get(name) != present.get(name)):
         raise IdentityMismatch(
-            "The files of the run are not those that it was finished with.",
+            "Files of the run have changed since it was finished.",
             where=str(folder / changed[0]),
             why=f"{names.RESULT} records other content of {', '.join(changed)}",
             next_command="copy the run again from where it was made, or train it again",

@@ -192,8 +192,13 @@ class StudyConfig(Configuration):
         """
         variant = self.variants.get(name) or SHIPPED.get(name)
         if variant is None:
-            what, advice = f"Unknown method {name!r}.", f"define it in the study file under [variants.{name}]"
-            raise unknown_name(what, name, {*self.variants, *SHIPPED}, where=self.source, next_command=advice)
+            raise unknown_name(
+                f"Unknown method {name!r}.",
+                name,
+                {*self.variants, *SHIPPED},
+                where=self.source,
+                next_command=f"define it in the study file under [variants.{name}]",
+            )
         return variant
 
     def setting(self, name: str) -> Setting:
@@ -277,8 +282,13 @@ def load_study(name_or_file: str) -> StudyConfig:
     """
     shipped, path = shipped_studies(), Path(name_or_file)
     if name_or_file not in shipped and path.suffix != ".toml" and not path.exists():
-        what, listing = f"No study {name_or_file!r}.", advise(["advl", "study", "--list"])
-        raise unknown_name(what, name_or_file, shipped, note=missing_data(), next_command=listing)
+        raise unknown_name(
+            f"No study {name_or_file!r}.",
+            name_or_file,
+            shipped,
+            note=missing_data(),
+            next_command=advise(["advl", "study", "--list"]),
+        )
     if name_or_file in shipped:
         read_data_file(shipped[name_or_file])
     return read_study(shipped.get(name_or_file, path))
@@ -360,7 +370,9 @@ def _check(study: StudyConfig, where: str) -> None:
     tables += [("settings.training", setting.training) for setting in study.settings]
     for shots, table in study.at_shots.items():
         if shots not in map(shots_label, study.shots):
-            raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
+            raise ConfigError(
+                f"[at-shots.{shots}] has no effect: the study has no runs of {shots} shots.", where=where
+            )
         tables.append((f"at-shots.{shots}", table))
     for method in study.methods:
         variant, baseline = study.variant(method), study.baseline_of(method)
@@ -386,7 +398,7 @@ def _check(study: StudyConfig, where: str) -> None:
     cards = [card_of(published_name(name)) for name in teachers]
     reads_texts = any(card is None or "text" in card.modalities for card in cards)
     if options.get("select_texts") is not None and not reads_texts:
-        raise ConfigError("select_texts would change nothing: no teacher of the study reads texts.", where=place)
+        raise ConfigError("select_texts has no effect: no teacher of the study reads texts.", where=place)
     for name, path in _table(weights, "weights", place).items():
         if name not in teachers:
             raise unknown_name(f"weights names no teacher of the study: {name!r}.", name, teachers, where=place)

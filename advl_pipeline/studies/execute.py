@@ -35,7 +35,7 @@ def execute_cell(cell: Cell) -> None:
             raise ConfigError(
                 "The recipe has changed since the study began.",
                 where=recipe,
-                next_command=again("run the same command again: its cells then follow the current recipe"),
+                next_command=again("run the same command again: its runs then follow the current recipe"),
             )
         (cell.run / names.RESULT).unlink(missing_ok=True)
         run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)

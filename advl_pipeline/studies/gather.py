@@ -156,7 +156,7 @@ def _require_run_of_cell(plan: Plan, cell: Cell) -> None:
             actual[name] = recorded.get("content_digest") if isinstance(recorded, Mapping) else recorded
     if rows := differences(expected, actual):
         raise IdentityMismatch(
-            f"The run in the place of a cell is another one ({len(rows)} settings differ).",
+            f"The folder of a run holds a run with other settings ({len(rows)} differ).",
             where=f"{cell.run} ({cell.title})",
             why="\n" + difference_table(rows),
             next_command=advise(

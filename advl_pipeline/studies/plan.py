@@ -360,8 +360,12 @@ def read_study_folder(folder: Path) -> Plan:
     """
     path = folder / STUDY_FILE
     if not path.exists():
-        what, remedy = "This folder holds no study.", advise(["advl", "study", "NAME", "--output", "FOLDER"])
-        raise ConfigError(what, where=str(folder), why=f"it has no {STUDY_FILE}", next_command=remedy)
+        raise ConfigError(
+            "This folder holds no study.",
+            where=str(folder),
+            why=f"it has no {STUDY_FILE}",
+            next_command=advise(["advl", "study", "NAME", "--output", "FOLDER"]),
+        )
     document = read_json(path)
     try:
         for setting in document["study"]["settings"]:
@@ -369,9 +373,11 @@ def read_study_folder(folder: Path) -> Plan:
         plan = build_config(Plan, document, where=str(path))
     except (ConfigError, TypeError, KeyError, AttributeError) as error:
         words = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]
-        what, why = "The record of the study is damaged, or of an earlier version.", str(error).partition("\n")[0]
         raise ConfigError(
-            what, where=str(path), why=why, next_command=advise(words, note="it runs nothing that is finished")
+            "The record of the study is damaged, or of an earlier version.",
+            where=str(path),
+            why=str(error).partition("\n")[0],
+            next_command=advise(words, note="it runs nothing that is finished"),
         ) from error
     place = cells_folder(folder)
     cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in plan.cells)

@@ -129,11 +129,10 @@ def _require_places(plan: Plan) -> None:
     """Refuse a file in the place of a cell's folder; raises `ConfigError`."""
     for cell in plan.cells:
         if os.path.lexists(cell.run) and not cell.run.is_dir():
-            what, why = "The folder of a cell cannot be made.", "a file is in its place"
             raise ConfigError(
-                what,
+                "The folder of a run cannot be created.",
                 where=str(cell.run),
-                why=why,
+                why="a file is in its place",
                 next_command=again("move it away, then run the same command again"),
             )
 
@@ -234,9 +233,11 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
         for future in as_completed(cell_of):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
-                remedy = again("run the same command with fewer --workers; finished cells are kept")
-                what, why = "A worker of the study died.", "the system may have ended it for want of memory"
-                raise AdvlError(what, why=why, next_command=remedy) from None
+                raise AdvlError(
+                    "A worker of the study died.",
+                    why="the system may have ended it for want of memory",
+                    next_command=again("run the same command with fewer --workers; finished runs are kept"),
+                ) from None
             if error is not None:
                 raise error
             yield cell_of[future]

@@ -77,7 +77,7 @@ def open_timm(
     except (ValueError, AttributeError) as error:
         # Some timm networks return several maps, or tokens that are not a grid.
         raise ConfigError(
-            f"Features of {architecture} cannot be taken.",
+            f"Features of {architecture} cannot be extracted.",
             where="--teacher",
             why=str(error),
             next_command="take a network whose last features are one map, or patch tokens of a square picture",
@@ -187,9 +187,9 @@ def timm_pixel_settings(model: nn.Module) -> PixelSettings:
     squash = mode == "squash" and config["crop_pct"] == 1.0
     if mode != "center" and not squash:
         raise ConfigError(
-            "This network's own preprocessing is not made here.",
+            "The preprocessing of this network is not supported.",
             where="--teacher",
-            why=f"its crop_mode is {mode}, crop_pct {config['crop_pct']:g}; made are center, and squash at 1",
+            why=f"its crop_mode is {mode}, crop_pct {config['crop_pct']:g}; supported are center, and squash at 1",
             next_command=advise(["advl", "teachers", "list"], note="take weights of another training of the network"),
         )
     return PixelSettings(

@@ -165,7 +165,7 @@ def _require_teacher_type(config: Any, folder: Path) -> None:
 
 def _of_timm(repository: str, settings: Mapping[str, Any], options: OpenOptions) -> ConfigError:
     """Return the error for a repository of timm, with the name that opens it."""
-    what = "The repository is one of timm, and not of transformers."
+    what = "The repository holds a model of timm, not of transformers."
     name = repository.partition("@")[0]
     organisation, _, model = name.partition("/")
     if organisation == "timm" and options.weights is None:

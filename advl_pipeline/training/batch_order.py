@@ -190,7 +190,7 @@ def token_batches(
                 continue
             if not batch:
                 raise ConfigError(
-                    "Sequences are longer than a batch may be.",
+                    "Sequences exceed the recipe's limit of tokens in a batch.",
                     why=f"{multiple} of {longest} tokens, at most {max_tokens} tokens",
                     next_command=BY_EXAMPLES,
                 )
@@ -246,7 +246,7 @@ def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> 
         ConfigError: the student cannot count them. DatasetError: the student cannot process a text or picture.
     """
     if not isinstance(student, TextStudent):
-        raise ConfigError(f"{student.name} has no batches by tokens.", next_command=BY_EXAMPLES)
+        raise ConfigError(f"The batches of {student.name} cannot be counted in tokens.", next_command=BY_EXAMPLES)
     sizes = []
     starts = range(0, len(indices), CHUNK_SIZE)
     for start in tqdm(starts, desc="count tokens", unit="chunk", leave=False, disable=not sys.stderr.isatty()):

@@ -168,7 +168,7 @@ def student_options(config: Mapping[str, Any]) -> dict[str, Any]:
     for text in config.get("student_option") or ():
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ConfigError("A student's option is not KEY=VALUE.", why=f"got {text!r}")
+            raise ConfigError("--student-option must be KEY=VALUE.", why=f"got {text!r}")
         name = key.replace("-", "_")
         try:
             settings[name] = parse_toml(f"value = {value}")["value"]

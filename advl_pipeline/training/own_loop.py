@@ -334,7 +334,7 @@ def _text_unit(text: str) -> TextUnit:
     unit = text_unit(text)
     if unit.text != text:
         raise ConfigError(
-            "A text is not in the form in which it was extracted, so its characters would not be found.",
+            "The text must have the form in which it was extracted.",
             where=repr(text),
             why="white space is collapsed, and characters are composed (NFC)",
             next_command=f"give {unit.text!r}",
@@ -366,7 +366,7 @@ def _output(states: HiddenStates) -> StudentOutput:
     """Return the states as a student gives them; what is missing has no tokens."""
     text_NLH, visual_BRH = states.states_NLH, states.visual_states_BRH
     if (text_NLH is None) is bool(states.texts) or (visual_BRH is None) is bool(states.pictures):
-        raise ConfigError("Give the states of the texts, and of the pictures, of a batch that has them.")
+        raise ConfigError("A batch with texts needs their hidden states, and a batch with pictures needs theirs.")
     if text_NLH is None:
         assert visual_BRH is not None
         text_NLH = visual_BRH.new_zeros(len(visual_BRH), 1, visual_BRH.shape[2])

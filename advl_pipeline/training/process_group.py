@@ -55,7 +55,7 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     for name, kind in _SHARDED.items():
         if os.environ.get(name, "false").lower() in ("true", "1"):
             raise ConfigError(
-                f"A student is not sharded over processes by {kind}.",
+                f"Sharding a student over processes by {kind} is not supported.",
                 where=name,
                 next_command="accelerate config without it; --lora-rank and --gradient-checkpointing save memory",
             )
@@ -74,8 +74,8 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
         return accelerator
     announcement = f"{announced} processes are announced" if announced > 1 else "several processes were asked for"
     raise ConfigError(
-        "The processes are not in step: each would train a model of its own into the same folder.",
-        why=f"{announcement}, and this one knows of {accelerator.num_processes}",
+        "Each process would train a separate model into the same folder: the processes are not connected.",
+        why=f"{announcement}, and this process is connected to {accelerator.num_processes - 1} others",
         next_command="start them by torchrun --nproc-per-node 2 -m advl_cli, on CPUs as on GPUs",
     )
 

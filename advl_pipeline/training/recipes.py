@@ -101,7 +101,7 @@ def _build(student: str, task: str, size: str, values: dict[str, Any], sources: 
 
 
 def _wrong_names(why: str, where: str) -> ConfigError:
-    return ConfigError("A recipe's names of parameters are wrong.", where=where, why=why)
+    return ConfigError("The parameter patterns of the recipe are invalid.", where=where, why=why)
 
 
 AUTO, NONE = "auto", "none"
@@ -241,7 +241,7 @@ def resolve_settings(
     sources = {key: source for key, (_, source) in decided.items()}
     if values["schedule"] == "steps" and not values["milestones"]:
         raise ConfigError(
-            "The schedule of steps needs milestones.",
+            "The schedule 'steps' needs milestones.",
             next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
         )
     return TrainingSettings(note=chosen.note, sources=sources, **values)

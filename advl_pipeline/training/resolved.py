@@ -82,7 +82,7 @@ def resolve_run(
     num_together = settings.batch_size // (settings.accumulate * world_size)
     if method.settings.weight_shuffle and settings.batch_unit == "examples" and num_together < 2:
         raise ConfigError(
-            "Weights cannot be given to other instances where a micro-batch has one.",
+            "--weight-shuffle needs at least two examples in a micro-batch.",
             where="--weight-shuffle",
             next_command="--accumulate with fewer micro-batches, or --batch-size with more examples",
         )
@@ -210,7 +210,7 @@ def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
     )
     if seen := [(why, remedy) for sees, why, remedy in (shown if uses_teachers else shown[:1]) if sees]:
         raise ConfigError(
-            "These options would teach a student from pictures that is to see none.",
+            "--hide-picture excludes options by which a student learns from pictures.",
             where="--hide-picture",
             why="; ".join(reason for reason, _ in seen),
             next_command=f"add {' '.join(remedy for _, remedy in seen)}, or leave out --hide-picture",

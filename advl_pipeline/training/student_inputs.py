@@ -96,9 +96,9 @@ def read_inputs(
     if is_published and isinstance(student, RegionStudent) and student.config.regions is None:
         # A student that this package saved was trained on the inputs that it now gets.
         raise ConfigError(
-            f"{student.name} would see noise.",
+            f"{student.name} needs the features of a detector.",
             where=str(init),
-            why="its weights learned from features of a detector, and no --regions is given",
+            why="its weights were trained on them, and no --regions is given",
             next_command="--regions CACHE of such features; --student vilt, which sees pixels; "
             "or --regions pixels for crops",
         )

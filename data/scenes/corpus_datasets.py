@@ -69,8 +69,11 @@ def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
 def _open(form: Format, card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
     corpus = resolve_data_root(data_root) / paths.FOLDER
     if not corpus.is_dir():
-        what, remedy = "The built-in corpus has not been built.", advise(["advl", "scenes", "build"])
-        raise DatasetMissing(what, where=str(corpus), next_command=remedy)
+        raise DatasetMissing(
+            "The built-in corpus has not been built.",
+            where=str(corpus),
+            next_command=advise(["advl", "scenes", "build"]),
+        )
     return form.open(card, split, data_root, options)
 
 

@@ -103,9 +103,11 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     with drawing(config.seed):
         student: Any = build_student(config.student)
         if not hasattr(student, "word_table"):
-            remedy = advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"])
-            what, why = f"Student {student.name} brings its own pretraining.", "it has no `word_table`"
-            raise ConfigError(what, why=why, next_command=remedy)
+            raise ConfigError(
+                f"Student {student.name} brings its own pretraining.",
+                why="it has no `word_table`",
+                next_command=advise(["advl", "finetune", "--student", student.name, "--init", "CHECKPOINT"]),
+            )
         towers = fill_towers(student)
         heads = PretrainHeads(student)
     asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
@@ -116,9 +118,12 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     if (output / DESCRIPTION_FILE).exists():
         rows = differences(origin, read_description(output)["origin"])
         if rows:
-            what = f"The folder holds a student that was pretrained otherwise ({len(rows)} settings differ)."
-            why, instead = f"\n{difference_table(rows)}", "choose another --output, or remove the folder"
-            raise IdentityMismatch(what, where=str(output), why=why, next_command=instead)
+            raise IdentityMismatch(
+                f"The folder holds a student that was pretrained with other settings ({len(rows)} differ).",
+                where=str(output),
+                why=f"\n{difference_table(rows)}",
+                next_command="choose another --output, or remove the folder",
+            )
         # A missing file means that an earlier call was stopped while it wrote them.
         if all((output / name).exists() for name in (WEIGHTS_FILE, names.HEADS, KNOWN_WORDS_FILE)):
             # An older version may have built the student differently from the same settings.
@@ -145,9 +150,12 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
         )
     tagged = [position for position, caption in enumerate(captions) if caption.candidates[0].tags]
     if not tagged:
-        what, why = "No caption says which box it names.", "the pretraining aligns phrases with boxes"
-        where, remedy = f"{config.dataset}, split {config.split}", advise(["advl", "scenes", "build"])
-        raise ConfigError(what, where=where, why=why, next_command=remedy)
+        raise ConfigError(
+            "No caption says which box it names.",
+            where=f"{config.dataset}, split {config.split}",
+            why="the pretraining aligns phrases with boxes",
+            next_command=advise(["advl", "scenes", "build"]),
+        )
     try:
         with process_lock(output / LOCK, "this student"):
 

@@ -142,7 +142,7 @@ def test_metadata_of_arrays_is_exact(cache_path: Path, change: dict[str, Any]) -
         raw = (cache_path / name).read_bytes()
         assert open_cache(cache_path).text is not None
         forge(cache_path, {name: render_json(json.loads(raw) | change)})
-        with pytest.raises(CorruptCache, match="not what the plan"):
+        with pytest.raises(CorruptCache, match="does not match the plan"):
             open_cache(cache_path)
         assert name in verify_cache(cache_path).findings
         forge(cache_path, {name: raw})

@@ -191,7 +191,7 @@ HOSTILE = {
 
 EARLY = [
     *MISTAKEN,
-    *((words, 2, f"error: {flag} would change nothing") for words, flag in UNUSED),
+    *((words, 2, f"error: {flag} has no effect") for words, flag in UNUSED),
     *PIPES,
     *(
         (command.format(f"hostile/{name}.toml"), 2, f"hostile/{name}.toml")
@@ -220,7 +220,7 @@ LATE = [
     (
         f"cache import features {DATA} --name mine --ground-truth-regions mine.jsonl",
         2,
-        "error: --ground-truth-regions would change nothing",
+        "error: --ground-truth-regions has no effect",
     ),
 ]
 """What is told once torch is there."""

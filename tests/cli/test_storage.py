@@ -119,7 +119,7 @@ def test_what_belongs_to_another_user_is_told_as_that_by_every_command_and_none_
         running.finish()
         for name, (code, messages) in json.loads(running.printed()).items():
             error = messages.partition("error: ")[2]
-            assert (code, error.partition("\n")[0]) == (7, "A file or a folder may not be used by this user."), name
+            assert (code, error.partition("\n")[0]) == (7, "This user has no permission for a file or folder."), name
             assert f"{folder}/closed belongs to {folder.owner()} (mode {CLOSED_MODE:04o})" in error, (name, error)
             (advice,) = re.findall("next: .*", error)
             asked = "next:  ask root for access or for a copy, then run the same command again"

@@ -167,7 +167,7 @@ def test_a_reader_that_checks_its_rows_itself(tmp_path: Path, monkeypatch: pytes
 def test_an_entry_point_that_is_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "broken", "no_reader")
     error = refusal("broken", data_root=tmp_path)
-    assert ("'broken' is not one" in error.what, "returned int" in error.why) == (True, True)
+    assert ("'broken' is no dataset reader" in error.what, "returned int" in error.why) == (True, True)
 
 
 def mine(split: str, root: Path | None, options: spec.ReadOptions) -> IndexedDataset:

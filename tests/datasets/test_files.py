@@ -227,7 +227,7 @@ def test_files_that_never_end_are_read_by_no_command(
     """The kernel's log is a regular file of no length; a pipe may stand in the place of any document or index."""
     monkeypatch.chdir(tmp_path)
     Path("log.jsonl").symlink_to("/proc/kmsg")
-    assert "The data hold no row." in printed(capsys, "datasets", "check", "log.jsonl", code=5)[1]
+    assert "The dataset has no rows." in printed(capsys, "datasets", "check", "log.jsonl", code=5)[1]
     data = write_json_lines(Path("mine.jsonl"), [choice_row(number, split="train") for number in range(5)])
     printed(capsys, "datasets", "check", data)
     for path in [path for path in Path(".index").rglob("*") if path.is_file()]:

@@ -250,7 +250,7 @@ def test_a_set_that_is_not_here_says_what_would_be_fetched(
     _, out, _ = advl(capsys, "datasets", "card", "gqa")
     assert 'train = "hf:lmms-lab/GQA:train_balanced_instructions@' in out
     _, err = printed(capsys, "extract", "--teacher", "minilm-l6", "--data", "aokvqa", "--data-root", tmp_path, code=5)
-    assert "The dataset cannot be had from the hub." in err
+    assert "The dataset could not be downloaded from the hub." in err
     assert not any(tmp_path.iterdir())
 
 

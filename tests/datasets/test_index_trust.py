@@ -185,7 +185,7 @@ def test_pictures_that_were_exchanged_in_the_index_are_found(
     words = ("extract", "--teacher", "efficientnet-lite0", "--data", data, "--split", "test", "--data-root", tmp_path)
     code, message = complaint(capsys, *words, "--on-error", "skip", "--output", tmp_path / "cache")
     assert code == 5
-    assert "A picture in the index of a dataset is not the one that was put there." in message
+    assert "A picture in the index of the dataset has changed since it was stored." in message
     command = message.partition("next:")[2].strip().partition(" && ")[0].partition("   (")[0]
     assert command.startswith("rm -r ")
     subprocess.run(shlex.split(command), check=True)

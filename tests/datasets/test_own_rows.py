@@ -52,7 +52,7 @@ GOOD = json.dumps(class_row(0)).encode()
 UNREADABLE = [
     ("data.xlsx", b"x", "", "ends in '.xlsx'; known: .jsonl"),
     ("data.parquet", b"PAR1", "", "not readable Parquet"),
-    ("data.jsonl", b"\n", "", "hold no row"),
+    ("data.jsonl", b"\n", "", "has no rows"),
     ("data.jsonl", b"\xef\xbb\xbf" + GOOD + b"\n\n" + GOOD[:-3] + b"\n", ":3", "the line is cut off"),
     ("data.csv", b'image,"text"x,label\nred.png,x,1\n', ":1", "The header of the file cannot be read."),
     ("data.csv", b"image,image,text,label\n", ":1", "Two columns"),
@@ -124,7 +124,7 @@ JOINED = OF_THE_HUB + "join = {{key = 'a', on = 'a', columns = [], files = {}}}"
         (f"{OF_A_FILE}format = 'vcr'", "Unknown key 'format'"),
         (f"{OF_A_FILE}labels = ['a', 'a']", "named twice"),
         (f"{OF_A_FILE}min_answer_count = 0", "must be at least 1"),
-        (f"{OF_A_FILE}num_rows = 3", "what is done for datasets of the hub alone"),
+        (f"{OF_A_FILE}num_rows = 3", "is for datasets of the hub"),
         (f"{OF_A_FILE}[columns]\nimages = 'x'", "Unknown column 'images'"),
         (f"{OF_THE_HUB}[[items]]\npicture = 'a'", "Unknown column 'picture'"),
         (f"{OF_THE_HUB}[join]\nkey = 'a'", "missing"),

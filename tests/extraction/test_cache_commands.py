@@ -95,7 +95,7 @@ def test_no_path_of_a_record_is_opened_or_written_to(
         assert opened[0].output == cache
     else:
         assert (code, opened) == (2, [])
-        assert "only paths that you give are opened" in said
+        assert "opened only if you give them" in said
         assert f"advl cache repair {cache} --" in said.partition("next:")[2]
     assert tree_bytes(tmp_path / "mine") | {"run.json": (tmp_path / "run.json").read_bytes()} == before
     assert not (tmp_path / "kept").exists()

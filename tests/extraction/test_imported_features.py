@@ -286,7 +286,7 @@ def test_each_picture_gets_its_own_arrays(tmp_path: Path, monkeypatch: pytest.Mo
     assert found("dogs/0", "data/cats/0.png") == [1.0, 0.0]
     for names, said in {
         ("0",): "Two pictures go by one name",
-        ("a/0", "b/0"): "Several features",
+        ("a/0", "b/0"): "Several files of features",
         ("dogs/0", "dogs/1"): "Two pictures go by one name",
     }.items():
         with pytest.raises(DatasetError, match=said):

@@ -56,7 +56,7 @@ def test_a_grid_that_is_averaged_and_every_part_of_the_time_are_said(
     shutil.copytree(cache, "elsewhere")
     code, message = complaint(capsys, "cache", "verify", "elsewhere", "--recompute", 2)
     assert code == 2
-    assert "only paths that you give are opened" in message
+    assert "opened only if you give them" in message
 
 
 def test_a_cache_of_other_own_data_is_called_by_its_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

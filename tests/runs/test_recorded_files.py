@@ -78,7 +78,7 @@ def test_a_changed_file_is_named_by_every_command_that_reads_the_run(
     for command in COMMANDS:
         code, _, message = advl(capsys, *words(command, run))
         assert code == 3, message
-        assert "not those that it was finished with" in message
+        assert "changed since it was finished" in message
         assert name in message
     assert not (run / "evaluation").exists()
     assert not (run / "predictions").exists()

@@ -150,7 +150,7 @@ def test_a_push_removes_nothing_that_no_push_put_there(
     hub.repositories = {"datasets/lab/b": dict(theirs), "models/lab/b": dict(theirs)}
     for words in (("cache", "push", small_corpus.caches[0], "lab/b"),
                   ("export", run, "--output", tmp_path / "out", "--push-to-hub", "lab/b")):  # fmt: skip
-        assert "holds something else" in advl(*words, code=2)[1]
+        assert "holds other files" in advl(*words, code=2)[1]
     assert hub.repositories == {"datasets/lab/b": theirs, "models/lab/b": theirs}
     assert not list(tmp_path.iterdir())
 
@@ -180,7 +180,7 @@ def test_a_cache_of_the_user_where_a_download_is_kept_stays(
     shutil.copytree(small_corpus.caches[1], tmp_path / "cache.partial")
     before, asked = tree_bytes(tmp_path), len(hub.asked)
     _, message = advl("cache", "pull", "lab/minilm", "--output", tmp_path / "cache", code=2)
-    assert "in the place of the download" in message
+    assert "for the download" in message
     assert not [line for line in hub.asked[asked:] if "/resolve/" in line]
     assert tree_bytes(tmp_path) == before
     (tmp_path / "linked.partial").symlink_to(tmp_path / "cache.partial")
@@ -213,7 +213,7 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
         ({"POST /api/repos/create": 403}, TOKEN, "may not do that (HTTP 403)"),
         ({"POST /api/datasets/lab/b/commit": 404}, TOKEN, "not there, or private and not yours (HTTP 404)"),
         ({"POST /api/repos/create": 400}, TOKEN, "answers HTTP 400"),
-        (None, TOKEN, "cannot be reached"),
+        (None, TOKEN, "could not be reached"),
     ],
 )
 def test_a_hub_that_refuses_is_one_message(
@@ -246,7 +246,10 @@ def test_what_the_hub_does_not_take_is_not_written_here(hub: Hub, advl: Command,
 
 def test_a_name_that_is_none_is_refused(hub: Hub, advl: Command, small_corpus: Any, tmp_path: Path) -> None:
     assert "is named ORG/NAME" in advl("cache", "push", small_corpus.caches[0], "minilm", code=2)[1]
-    assert "no name of a repository" in advl("cache", "pull", "a/b--c", "--output", tmp_path / "x", code=2)[1]
+    assert (
+        "name of the repository is not valid"
+        in advl("cache", "pull", "a/b--c", "--output", tmp_path / "x", code=2)[1]
+    )
 
 
 def test_a_card_says_what_the_pages_of_the_hub_read() -> None:

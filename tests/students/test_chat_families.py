@@ -287,7 +287,7 @@ def test_a_type_that_nobody_proved_is_tried_and_refused_where_it_differs(
     fits.require_inputs()
     assert fits.training
     write_tiny("gemma3", tmp_path / "differs")
-    with pytest.raises(ConfigError, match="The type gemma3 over gemma3_text does not compute here") as refused:
+    with pytest.raises(ConfigError, match="The type gemma3 over gemma3_text is not supported") as refused:
         build_student("chat", weights=tmp_path / "differs").require_inputs()
     assert "log-likelihood" in refused.value.why
 
@@ -305,7 +305,7 @@ def test_a_listed_type_over_another_language_model_is_tried_beyond_its_window(
     assert student.model.config.text_config.sliding_window == 4096
     wrong = dataclasses.replace(tried, blocks="everywhere")
     monkeypatch.setattr(generative, "family_facts", lambda *_: wrong)
-    with pytest.raises(ConfigError, match="The type paligemma over gemma2 does not compute here"):
+    with pytest.raises(ConfigError, match="The type paligemma over gemma2 is not supported"):
         build_student("chat", weights=tmp_path).require_inputs()
 
 
@@ -335,7 +335,7 @@ MLLAMA = {
     ("settings", "said"),
     [
         ({"model_type": "llama"}, "the type llama is no chat model"),
-        ({"model_type": "minicpmv", "auto_map": {"AutoModel": "x.py"}}, "code of its own"),
+        ({"model_type": "minicpmv", "auto_map": {"AutoModel": "x.py"}}, "code from its repository"),
         ({"model_type": "qwen2_5_vl", "auto_map": {"AutoModelForCausalLM": "x.Net"}}, "names x.Net for Auto"),
         ({"model_type": "qwen2_5_vl", "quantization_config": {}}, "quantised"),
         (BLIP_2, "the type blip-2 cannot be a student"),

@@ -172,7 +172,7 @@ PLAIN, LONG = "What is it?", " ".join(["word"] * 600)
 
 REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, ...], str, type[AdvlError], str, str]] = {
     "a layer": ("smolvlm-tiny", {"align_layer": 4}, (), PLAIN, ConfigError, "has no layer 4", "model has 3"),
-    "bounds": ("qwen3-vl-tiny", {"max_pixels": 512}, (), PLAIN, ConfigError, "cannot be scaled", "min_pixels=512"),
+    "bounds": ("qwen3-vl-tiny", {"max_pixels": 512}, (), PLAIN, ConfigError, "than max_pixels", "min_pixels=512"),
     "a setting": ("smolvlm-tiny", {"max_pixels": 9}, (), PLAIN, ConfigError, "no setting max_pixels", "leave out"),
     "mark": ("smolvlm-tiny", {}, (64, 64), "What is <image>?", DatasetError, "token of the picture", "reword"),
     "tiles": (

@@ -50,7 +50,7 @@ def test_every_item_once_and_no_batch_over_the_bound(lengths: list[int], bucket_
 
 
 def test_a_group_that_cannot_fit_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="longer than a batch"):
+    with pytest.raises(ConfigError, match="limit of tokens"):
         token_batches([500] * 8, max_tokens=1000, bucket_size=8, seed=0)
 
 

@@ -181,8 +181,8 @@ def link(first: Path, second: Path) -> None:
 
 
 EXCHANGES: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], None], int, str]] = {
-    "folders": (("",), exchange, 3, "is another one"),
-    "a link": (("",), link, 3, "is another one"),
+    "folders": (("",), exchange, 3, "with other settings"),
+    "a link": (("",), link, 3, "with other settings"),
     "evaluations": (("evaluation",), exchange, 3, "evaluation is of another run"),
     "documents": (("evaluation/test.json",), exchange, 3, "evaluation is of another run"),
     "items": (("evaluation/test.npz",), exchange, 2, "the mean of item/q2a is"),
@@ -232,7 +232,7 @@ def test_a_file_in_the_place_of_a_cell_is_named_before_anything_runs(
     run = first.runs / first.cells[0]["run"]
     shutil.rmtree(run)
     run.write_text("notes")
-    with pytest.raises(ConfigError, match="cannot be made") as refusal:
+    with pytest.raises(ConfigError, match="cannot be created") as refusal:
         run_trial(tmp_path, executor=refuse, num_seeds=1, **TINY)
     assert refusal.value.where == str(run)
     assert gather_study(first.folder).num_finished == 1

@@ -38,8 +38,8 @@ from advl_pipeline.teachers.teacher_check import run_check_teacher
     [
         ("roberta-base", {}, ConfigError, "roberta-b"),
         ("timm:resnet-18", {}, ConfigError, "resnet18"),
-        ("random:timm:pit_ti_224", {}, ConfigError, r"Features of \w+ cannot be taken"),
-        ("random:timm:crossvit_tiny_240", {}, ConfigError, r"Features of \w+ cannot be taken"),
+        ("random:timm:pit_ti_224", {}, ConfigError, r"Features of \w+ cannot be extracted"),
+        ("random:timm:crossvit_tiny_240", {}, ConfigError, r"Features of \w+ cannot be extracted"),
         ("random:efficientnet-lite0", {"device": "abacus"}, ConfigError, "abacus"),
         ("random:efficientnet-lite0@x", {}, ConfigError, "no number"),
         ("roberta-b", {"weights": Path("nowhere")}, WeightsUnavailable, r"nowhere\n.*config\.json"),

@@ -358,11 +358,11 @@ TIMM = "timm/vit_large_patch16_224.augreg_in21k_ft_in1k"
 UNREADABLE: dict[str, tuple[Callable[[], Files], Sequence[str]]] = {
     "a class of its own": (
         lambda: changed(bert("x"), auto_map=OWN_CODE),
-        ["code of its own", "modeling_qwen.Qwen2ForCausalLM for AutoModelForCausalLM"],
+        ["code from its repository", "modeling_qwen.Qwen2ForCausalLM for AutoModelForCausalLM"],
     ),
     "a type of its own": (
         lambda: changed(bert("x"), model_type="new", auto_map={"AutoModel": "lab/code--modeling.NewModel"}),
-        ["code of its own", "lab/code--modeling.NewModel for AutoModel"],
+        ["code from its repository", "lab/code--modeling.NewModel for AutoModel"],
     ),
     "quantised": (lambda: changed(bert("x"), quantization_config={"quant_method": "awq"}), ["are quantised"]),
     "SAM": (lambda: changed(bert("x"), model_type="sam"), ["type 'sam' cannot be teachers", "dinov2"]),

@@ -151,7 +151,7 @@ def test_pixels_equal_timms_own_transform(name: str) -> None:
         assert_near(ours, transform(picture), roundings=8)
     for changes in ({"crop_mode": "squash", "crop_pct": 0.9}, {"crop_mode": "border"}):
         model.pretrained_cfg = {**model.pretrained_cfg, **changes}
-        with pytest.raises(ConfigError, match="own preprocessing is not made"):
+        with pytest.raises(ConfigError, match="preprocessing of this network is not supported"):
             timm_pixel_settings(model)
 
 

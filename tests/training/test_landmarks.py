@@ -348,7 +348,7 @@ def test_inputs_without_labels_or_without_a_bridge_are_refused(
     with pytest.raises(ConfigError, match="no bridge") as refused:
         run_finetune(small_corpus.config(tmp_path / "run", **options), is_control=True)
     assert refused.value.where == "--weighting oracle"
-    with pytest.raises(ConfigError, match="need the label of every input") as refused:
+    with pytest.raises(ConfigError, match="needs the label of every input") as refused:
         run_finetune(small_corpus.config(tmp_path / "run", known_words=known, **options), is_control=True)
     assert "1 have none" in str(refused.value.why)
 

@@ -116,9 +116,12 @@ def test_a_list_of_ids_is_extracted_and_trained_on(mirror: Path, capsys: pytest.
     assert finetune("runs/task", *one_task) == 3
     capsys.readouterr()
     assert finetune("runs/both", "--ids", "mine.json", "--shots", 3, "--cache", cache) == 2
-    assert "drawn or listed, not both" in capsys.readouterr().err
+    assert "exclude each other" in capsys.readouterr().err
     listed = json.loads(Path("mine.json").read_text())
-    for changed, why in (({"split": "val"}, "of another split"), ({"example_ids": ["train-99:vcr-q2a"]}, "train-99")):
+    for changed, why in (
+        ({"split": "val"}, "belongs to another split"),
+        ({"example_ids": ["train-99:vcr-q2a"]}, "train-99"),
+    ):
         Path("mine.json").write_text(json.dumps(listed | changed))
         assert call(*EXTRACT, "--ids", "mine.json", "--output", "caches/new") == 5
         assert why in capsys.readouterr().err
@@ -174,7 +177,7 @@ def test_val_without_train_is_refused_before_anything_is_encoded(
         file.unlink()
     assert extract("--split", "val") == 5
     printed = capsys.readouterr().err
-    assert "what names them is missing" in printed
+    assert "list of classes, which is missing" in printed
     assert "train2014" in printed
     assert "--no-confidence" in printed
     assert not Path("caches").exists()

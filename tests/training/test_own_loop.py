@@ -257,9 +257,9 @@ def test_what_cannot_be_learned_from_is_refused(small_corpus: SmallCorpus, texts
     assert "layers.1" in str(refused.value)
     for given, why in (
         (replace(states, states_NLH=states.states_NLH.detach()), "have no gradient"),
-        (replace(states, texts=["two  spaces", *texts[1:4]]), "not in the form"),
-        (replace(states, states_NLH=None), "Give the states"),
-        (replace(states, texts=[], pictures=[small_corpus.examples()[0].image] * 4), "Give the states"),
+        (replace(states, texts=["two  spaces", *texts[1:4]]), "the form in which it was extracted"),
+        (replace(states, states_NLH=None), "needs? their"),
+        (replace(states, texts=[], pictures=[small_corpus.examples()[0].image] * 4), "needs? their"),
         (
             HiddenStates(pictures=[small_corpus.examples()[0].image], visual_states_BRH=torch.ones(1, 2, 3)),
             "No teacher has features of pictures",

@@ -1,4 +1,4 @@
-"""Two processes compute what one does on the same batch; processes that are not in step are refused."""
+"""Two processes compute what one does on the same batch; processes that are not connected are refused."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def test_one_process_that_fails_ends_the_other_in_seconds(small_corpus: Any, tmp
 @pytest.mark.parametrize(
     ("environment", "phrases"),
     [
-        (LAUNCHER_OF_ONE, ("not in step", "torchrun --nproc-per-node 2")),
-        ({"ACCELERATE_USE_FSDP": "true"}, ("not sharded over processes by FSDP",)),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, ("not sharded over processes by DeepSpeed",)),
+        (LAUNCHER_OF_ONE, ("not connected", "torchrun --nproc-per-node 2")),
+        ({"ACCELERATE_USE_FSDP": "true"}, ("over processes by FSDP is not",)),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, ("over processes by DeepSpeed is not",)),
     ],
 )
 def test_launchers_that_leave_a_process_alone_or_shard_models_are_refused(

@@ -177,7 +177,7 @@ def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:
 def test_a_wrong_pattern_or_scale_is_refused_by_name(key: str, value: str, named: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(f"{key} = {value}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="names of parameters") as wrong:
+    with pytest.raises(ConfigError, match="parameter patterns") as wrong:
         settle("uniter-base", "vcr", recipe=str(file))
     assert wrong.value.where == str(file)
     assert wrong.value.why.startswith(f"{key} {named}")

@@ -31,7 +31,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"task": ("vcr-q2b",)}, ("vcr-q2b",)),
     ({"recipe": str(MISSING)}, ("missing",)),
     ({"student_option": ("num_layer=3",)}, ("num_layer",)),
-    ({"weight_shuffle": True, "accumulate": 4}, ("a micro-batch has one",)),
+    ({"weight_shuffle": True, "accumulate": 4}, ("at least two examples in a micro-batch",)),
     ({"log_with": "neptune"}, ("no tracker 'neptune'",)),
     ({**PLAIN, "student_option": ("num_layers",)}, ("KEY=VALUE", "'num_layers'")),
     *(
@@ -50,16 +50,19 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (OWN_ANSWERS, ("no bridge", "--answers-of student")),
     ({"teacher_control": "own-tokens", "pathway": "text"}, ("none is distilled", "--pathway text")),
     ({"teacher_control": "own-tokens", "cache": (TEXT,)}, ("no cache is of a vision teacher",)),
-    ({"teacher_control": "shift-grid"}, ("no grid whose cells",)),
-    ({"teacher_control": "shift-grid", "cache": (TEXT,)}, ("no teacher has a grid of several cells",)),
+    ({"teacher_control": "shift-grid"}, ("moves the patches of a grid",)),
+    ({"teacher_control": "shift-grid", "cache": (TEXT,)}, ("no teacher has a grid of several patches",)),
     ({"teacher_control": "shift-grid", "cache": (TEXT,), "vision_target": "image"}, ("no loss reads",)),
-    ({"hide_picture": True, "method": "plain-two-step"}, ("see none", "contrast", "--steps one")),
-    ({**HIDDEN, "adapt_objective": "contrastive"}, ("see none", "contrast", "--adapt-objective distil-only")),
-    ({**HIDDEN, "pathway": "vision"}, ("see none", "visual states", "--pathway text")),
-    ({"hide_picture": True, "method": "naive-kd"}, ("see none", "visual states", "--pathway text")),
-    ({**HIDDEN, "selection": "adaptive"}, ("see none", "words", "--selection prior")),
-    ({**HIDDEN, "confidence": "zero-shot"}, ("see none", "weighs", "--confidence probe")),
-    ({"hide_picture": True}, ("see none", "add --pathway text --selection prior,")),
+    ({"hide_picture": True, "method": "plain-two-step"}, ("--hide-picture excludes", "contrast", "--steps one")),
+    (
+        {**HIDDEN, "adapt_objective": "contrastive"},
+        ("--hide-picture excludes", "contrast", "--adapt-objective distil-only"),
+    ),
+    ({**HIDDEN, "pathway": "vision"}, ("--hide-picture excludes", "visual states", "--pathway text")),
+    ({"hide_picture": True, "method": "naive-kd"}, ("--hide-picture excludes", "visual states", "--pathway text")),
+    ({**HIDDEN, "selection": "adaptive"}, ("--hide-picture excludes", "words", "--selection prior")),
+    ({**HIDDEN, "confidence": "zero-shot"}, ("--hide-picture excludes", "weighs", "--confidence probe")),
+    ({"hide_picture": True}, ("--hide-picture excludes", "add --pathway text --selection prior,")),
     *(
         ({"adapt_on": on}, ("each named once", on[-1] if on else "nothing"))
         for on in ((), ("inputs", "subset"), (OTHER, OTHER), ("everything",), ("inputs", "train-shift"))
@@ -68,7 +71,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"adapt_on": ("inputs", OTHER)}, ("has no cache of them", "--dataset scenes-vcr --split train-shift")),
     ({**PLAIN, "student": "vilt-tiny", **ADVERSARIAL}, ("takes no adversarial",)),
     ({**PLAIN, "student": "lxmert-tiny", "gradient_checkpointing": True}, ("cannot recompute",)),
-    ({"student": "smolvlm-tiny", "vision_target": "patches"}, ("no patches to be a target", "the dataset's boxes")),
+    (
+        {"student": "smolvlm-tiny", "vision_target": "patches"},
+        ("no features of patches to distil", "the dataset's boxes"),
+    ),
     ({"student": "smolvlm-tiny", "student_option": ("align_layer=4",)}, ("has no layer 4",)),
     (
         {
@@ -118,7 +124,7 @@ def test_batches_that_cannot_be_filled_are_refused_before_teachers_are_opened(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(run_module, "open_teaching")
-    with pytest.raises(ConfigError, match="no batches by tokens") as refused:
+    with pytest.raises(ConfigError, match="cannot be counted in tokens") as refused:
         small_corpus.run(
             tmp_path / "run",
             student="scenes-smolvlm",

@@ -108,11 +108,11 @@ class Silent(torch.nn.Module):
 @pytest.mark.parametrize(
     ("name", "kind", "wanted", "message"),
     [
-        ("scenes-small", "boxes", "patches", "There are no patches"),
-        ("scenes-small", "grid", "patches", "There are no patches"),
-        ("vilt-tiny", "grid", "regions", "There are no regions"),
-        ("silent", "grid", "auto", "cannot be laid over what silent sees"),
-        ("silent", "grid", "both", "cannot be laid over what silent sees"),
+        ("scenes-small", "boxes", "patches", "no features of patches"),
+        ("scenes-small", "grid", "patches", "no features of patches"),
+        ("vilt-tiny", "grid", "regions", "no features of regions"),
+        ("silent", "grid", "auto", "cannot be aligned with silent"),
+        ("silent", "grid", "both", "cannot be aligned with silent"),
         ("silent", "boxes", "regions", "None of the student's regions has a target"),
         ("silent", "boxes", "both", "None of the student's regions has a target"),
     ],

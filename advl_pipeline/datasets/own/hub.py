@@ -167,8 +167,12 @@ def _load(name: HubName, card: Card, root: Path) -> _Loaded:
         load_builder = datasets.load_dataset_builder
     except (ImportError, AttributeError):
         # A folder `datasets` in the working folder, the default for downloads, imports as an empty package.
-        what, why = "Datasets of the hub need the library `datasets`.", "it is not installed"
-        raise DatasetMissing(what, where=str(name), why=why, next_command=install_extra("hub")) from None
+        raise DatasetMissing(
+            "Datasets of the hub need the library `datasets`.",
+            where=str(name),
+            why="it is not installed",
+            next_command=install_extra("hub"),
+        ) from None
     path = str(name.copy.absolute() if name.copy else name.path)
     is_saved = (Path(path) / _SAVED).is_file()
     try:
@@ -269,7 +273,9 @@ def _refused(name: HubName, root: Path, obstacle: str, error: Exception | None =
         ),
     }
     why, following = next(entry for mark, entry in advice.items() if mark in reason)
-    return DatasetMissing("The dataset cannot be had from the hub.", where=str(name), why=why, next_command=following)
+    return DatasetMissing(
+        "The dataset could not be downloaded from the hub.", where=str(name), why=why, next_command=following
+    )
 
 
 def library_source(

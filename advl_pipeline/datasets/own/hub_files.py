@@ -232,9 +232,9 @@ def require_own_files(name: HubName, builder: Any, files: Iterable[str]) -> None
     kinds = {cls.__name__.lower() for cls in type(builder).__mro__}
     if not kinds & {*_KINDS}:
         raise DatasetError(
-            "The files of the dataset are of a kind that is not read.",
+            "The file format of the dataset is not supported.",
             where=str(name),
-            why=f"the library opens them as {builder.info.builder_name}; read are {', '.join(_KINDS[:-1])}",
+            why=f"the library opens them as {builder.info.builder_name}; supported are {', '.join(_KINDS[:-1])}",
         )
     for file in files:
         if not (lies_inside(Path(file), name.copy) if name.copy else file.startswith(f"hf://datasets/{name.path}@")):

@@ -64,14 +64,15 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
                 try:
                     json.dumps(kept[column])
                 except (TypeError, ValueError) as error:
-                    what, where = "A value of a row cannot be kept.", f"{place}, column {column!r}"
-                    raise _refused(what, where, str(error)) from None
+                    raise _refused(
+                        "A value of a row cannot be kept.", f"{place}, column {column!r}", str(error)
+                    ) from None
         if picture is not None:
             kept["image"] = hashlib.sha256(picture).hexdigest()
             keep(home / PICTURES_FOLDER / kept["image"], picture)
         lines.append(json.dumps(kept, ensure_ascii=False, sort_keys=True) + "\n")
     if not lines:
-        raise _refused("The data hold no row.", "data", "a run needs one at least")
+        raise _refused("The dataset has no rows.", "data", "a run needs one at least")
     if len(kinds) > 1:
         raise _refused(
             "Some pictures are names, others are in memory.",

@@ -62,9 +62,9 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""
         raise DatasetMissing(
-            "There are no such data.",
+            "There is no dataset, file or folder of this name.",
             where=name,
-            why=f"no file or folder of that name{near}",
+            why=f"neither a known dataset nor a path{near}",
             next_command=KNOWN_NAMES,
         )
     if path.is_dir():
@@ -102,7 +102,7 @@ def _read_by_plugin(plugin: EntryPoint, root: Path) -> RowSource:
         raise plugin_error(plugin, "dataset", error) from error
     if not isinstance(source, RowSource):
         raise ConfigError(
-            f"The reader {plugin.name!r} is not one.",
+            f"The plug-in {plugin.name!r} is no dataset reader.",
             where=plugin.value,
             why=f"it returned {type(source).__name__}, not a RowSource (docs/adding-a-dataset.md)",
         )
@@ -155,7 +155,7 @@ def _table_source(tables: Sequence[Table], card: Card, pictures: Path) -> RowSou
     for path, _ in ordered:
         if path.suffix not in TABLE_SUFFIXES:
             raise DatasetError(
-                "The file is of no known format.",
+                "The file format is not supported.",
                 where=str(path),
                 why=f"its name ends in {path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}",
                 next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",

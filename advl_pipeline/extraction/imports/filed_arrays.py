@@ -62,7 +62,7 @@ def _filed_name(picture: Path, files: Collection[str], alike: Mapping[str, Seque
     candidates = alike.get(picture.name) or alike.get(picture.stem) or []
     if len(candidates) > 1:
         raise DatasetError(
-            "Several features go by a picture's name, and none by its folder.",
+            "Several files of features have this picture's name, and none is in its folder.",
             where=str(picture),
             why=" and ".join(candidates[:2]),
             next_command="file features as the pictures are: cats/0.npy for cats/0.png",

@@ -168,7 +168,7 @@ def oracle(
     _require_bridge(landmarks, dataset, "--weighting oracle")
     if unlabelled := [position for position in positions if dataset[position].label is None]:
         raise ConfigError(
-            "Weights by labels need the label of every input of the adapt step.",
+            "--weighting oracle needs the label of every input of the adapt stage.",
             where="--weighting oracle",
             why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
             next_command="--adapt-on inputs, or subset, of a split with labels",

@@ -121,10 +121,10 @@ class MovedCells(Control):
     def require(self, teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
         """Refuse grids that no loss reads, and teachers without a grid."""
         if config.distill.vision_target == "image" or config.distill.pathway == "text":
-            raise ineffective("--teacher-control", why="no loss reads the cells of a grid")
+            raise ineffective("--teacher-control", why="no loss reads the patches of a grid")
         grids = [teacher.image_places for teacher in teachers if isinstance(teacher.image_places, TeacherGrid)]
         if not any(grid.rows * grid.columns > 1 for grid in grids):
-            raise ineffective("--teacher-control", why="no teacher has a grid of several cells")
+            raise ineffective("--teacher-control", why="no teacher has a grid of several patches")
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
         """Move the cells of each picture.
@@ -137,7 +137,7 @@ class MovedCells(Control):
         grid = teacher.image_places
         if not isinstance(grid, TeacherGrid):
             raise ConfigError(
-                "This teacher's cache has no grid whose cells could be moved.",
+                "The control moves the patches of a grid, and this teacher's cache has no grid.",
                 where=teacher.name,
                 next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
             )
@@ -166,7 +166,9 @@ class OwnTokens(Control):
         is_text = config.distill.pathway == "text"
         if is_text or not any(teacher.image for teacher in teachers):
             missing = "--pathway text" if is_text else "no cache is of a vision teacher"
-            raise ineffective("--teacher-control", why=f"none is distilled, whose place tokens could take: {missing}")
+            raise ineffective(
+                "--teacher-control", why=f"it replaces a vision teacher, and none is distilled: {missing}"
+            )
 
     def widths(self, widths: Mapping[str, Widths], student: Student) -> dict[str, Widths]:
         """Return the student's width for every vision teacher."""

@@ -262,7 +262,7 @@ def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind 
         if wanted == "auto":
             return None
         raise ConfigError(
-            "This teacher's cache has no features of regions or of grid cells, so none can be a target.",
+            "The teacher's cache has no features of regions or patches to distil.",
             where=teacher.name,
             next_command=PICTURE_ALONE,
         )
@@ -271,7 +271,7 @@ def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind 
         why = "its cache holds features of the dataset's boxes"
     elif student.places is None:
         raise ConfigError(
-            f"A teacher's grid cannot be laid over what {student.name} sees, which gives no `places_BR4`.",
+            f"A teacher's grid cannot be aligned with {student.name}, which gives no `places_BR4`.",
             where=teacher.name,
             next_command="--vision-target image; "
             "to give the positions of visual tokens: docs/adding-a-student.md, rule 4",
@@ -281,7 +281,7 @@ def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind 
         why = f"the visual tokens of {student.name} are {kind}"
     if wanted not in (kind, "auto", "both"):
         raise ConfigError(
-            f"There are no {wanted} to be a target.",
+            f"The teacher has no features of {wanted} to distil.",
             where=teacher.name,
             why=why,
             next_command=f"--vision-target {kind}",

@@ -55,8 +55,12 @@ def require_package(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        what, remedy = "A package of the built-in corpus is not installed.", install_extra("train", "demo")
-        raise DatasetError(what, where=module, why=str(error), next_command=remedy) from None
+        raise DatasetError(
+            "A package of the built-in corpus is not installed.",
+            where=module,
+            why=str(error),
+            next_command=install_extra("train", "demo"),
+        ) from None
 
 
 def offered_styles(kind: Kind, styles: Sequence[Style], *, is_photographed: bool = False) -> tuple[Style, ...]:

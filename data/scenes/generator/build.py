@@ -213,9 +213,14 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
         if there.get(name) != wanted.get(name)
     ]
     if different:
-        remedy = again("run the same command again with --replace, or choose another --data-root", "--replace")
-        what, why = "There is a corpus of other settings.", "; ".join(different)
-        raise ConfigError(what, where=str(folder), why=why, next_command=remedy)
+        raise ConfigError(
+            "There is a corpus of other settings.",
+            where=str(folder),
+            why="; ".join(different),
+            next_command=again(
+                "run the same command again with --replace, or choose another --data-root", "--replace"
+            ),
+        )
     return ScenesResult(folder=folder, built=built, digest=record["digest"], counts=record["counts"])
 
 
@@ -232,8 +237,13 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        what, remedy = "The record of the built-in corpus is damaged.", "run the same command again with --replace"
-        raise DatasetError(what, where=str(path), why=str(error), next_command=again(remedy, "--replace")) from None
+        remedy = "run the same command again with --replace"
+        raise DatasetError(
+            "The record of the built-in corpus is damaged.",
+            where=str(path),
+            why=str(error),
+            next_command=again(remedy, "--replace"),
+        ) from None
 
 
 def folder_digest(folder: Path) -> str:

@@ -75,7 +75,7 @@ def test_every_small_student_is_pretrained_by_all_objectives(
     usual = (3e-3, 0.25) if name == "scenes-vilt" else (1e-3, None)
     assert (made["learning_rate"], made.get("move_pictures")) == usual
     assert run_pretrain(config).reused
-    with pytest.raises(IdentityMismatch, match="pretrained otherwise"):
+    with pytest.raises(IdentityMismatch, match="pretrained with other settings"):
         run_pretrain(settings(small_corpus, folder, student=name, seed=1))
 
 
