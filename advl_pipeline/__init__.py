@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from advl_pipeline.cache.reader import open_cache as open_cache
     from advl_pipeline.cache.torch_dataset import CachedFeatures as CachedFeatures
     from advl_pipeline.cache.torch_dataset import FeatureCollator as FeatureCollator
+    from advl_pipeline.confidence.match_probe import MatchProbe as MatchProbe
     from advl_pipeline.datasets.pictures import picture_unit as picture_unit
     from advl_pipeline.datasets.records import picture_unit_id as picture_unit_id
     from advl_pipeline.datasets.records import text_unit_id as text_unit_id
@@ -45,6 +46,7 @@ __version__ = "0.3.0"
 _NAMES_OF = {
     "cache.reader": ("open_cache",),
     "cache.torch_dataset": ("CachedFeatures", "FeatureCollator"),
+    "confidence.match_probe": ("MatchProbe",),
     "datasets.pictures": ("picture_unit",),
     "datasets.records": ("picture_unit_id", "text_unit_id"),
     "distillation.projected": ("distance",),

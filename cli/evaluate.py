@@ -117,10 +117,12 @@ def predict(config: PredictConfig) -> Iterator[Any]:
 
 @config_command(ReadoutConfig, "readout", arguments=("student",))
 def readout(config: ReadoutConfig) -> Iterator[Any]:
-    """Measure, without labels and in seconds, how well a student's words and regions agree with its teachers'.
+    """Measure in seconds whether a student agrees with its teachers, and whether they know what it lacks.
 
-    The teacher picks, among four words that pretraining taught, the one most similar to a word that it did not teach.
-    The readout is how often the student picks the same one. Chance is 25 percent.
+    Without labels: the teacher picks, among four words that pretraining taught, the one most similar to a word that
+    it did not teach. The readout is how often the student picks the same one. Chance is 25 percent.
+
+    With at least 50 labelled questions: probes tell what a teacher adds to the student's own vectors.
 
     \b
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
@@ -139,6 +141,8 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
             if numbers is not None:
                 share, chance = 100 * numbers["share"], 100 * numbers["chance"]
                 click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
+    for teacher_gate in result["gates"]:
+        click.echo(teacher_gate.line())
     if (gate := result["naming"]) is not None:
         click.echo(
             f"name questions by cosine: {gate.as_it_is:.1f} % of {gate.num_asked} (chance {gate.chance:.0f} %)"

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
+from advl_pipeline.students.options import OWN_DATA_STUDENT
 
 from .advice import running, what_follows
 from .flags import config_command, print_own_data
@@ -25,6 +27,8 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
 
     The same command resumes an interrupted run. To share the work, run several processes with different --part.
 
+    For your own data with at least 50 labels it ends with what the teacher adds to the student of `advl finetune`.
+
     \b
     advl extract --teacher minilm-l6 --dataset vcr --split train
     advl extract --teacher efficientnet-lite0 --dataset vcr --dry-run
@@ -37,8 +41,19 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(config)
-    yield result
+    gates = None
+    if config.confidence and result.encoded_units and not result.shards_left:
+        from advl_pipeline.evaluation.gate import gate_by_default
+
+        gates = gate_by_default(result.path, dataset=config.dataset, data_root=config.data_root, device=config.device)
+    yield vars(result) | {"gates": gates}
     say_extraction(result, config)
+    if isinstance(gates, AdvlError):
+        click.echo(f"what the teacher adds to {OWN_DATA_STUDENT} is not measured: {gates.what}")
+        click.echo(f"  next:  {running().next_command(gates)}")
+    else:
+        for gate in gates or ():
+            click.echo(gate.line())
 
 
 def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:

@@ -33,7 +33,7 @@ COMMANDS = {
         "extract",
         "Decode a split's pictures once, for faster training and evaluation.",
     ),
-    "readout": ("evaluate", "Measure, without labels, how well a student agrees with its teachers."),
+    "readout": ("evaluate", "Measure how well a student agrees with its teachers, and what they would add."),
     "report": ("study", "Turn a study, or runs, into one self-contained HTML page or a table."),
     "score": ("evaluate", "Score prediction files by the official rules, without a model."),
     "students": ("students", "List students, show one, check a checkpoint."),

@@ -1,6 +1,7 @@
-"""`run_readout`: does a student, without labels, place words and regions as its teachers do?
+"""`run_readout`: does a student place words and regions as its teachers do, and do they add to what it holds?
 
-The gate before a study: a teacher can only help a student that learns to place words as the teacher does.
+A teacher can only help a student that learns to place words as the teacher does, and lacks what the teacher knows.
+The first is asked without labels, the second (`gate.py`) with the labels at hand.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 from advl_pipeline.base.errors import ConfigError, leave_out
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.evaluation.config import ReadoutConfig
+from advl_pipeline.evaluation.gate import take_gates
 from advl_pipeline.evaluation.opened_student import open_student
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.naming import name_questions, naming_gate
@@ -23,7 +25,8 @@ def run_readout(config: ReadoutConfig) -> dict[str, Any]:
 
     Returns:
         placement: the readout by teacher (see `Readout.shares`); naming: the gate of names, None if not requested;
-        words: a line about the words that pretraining taught if they are estimated, else None.
+        words: a line about the words that pretraining taught if they are estimated, else None; gates: what each
+        teacher adds to the student's own vectors (`take_gates`).
 
     Raises:
         ConfigError: no cache, caches of different splits, or no name questions for `--oracle`.
@@ -55,4 +58,5 @@ def run_readout(config: ReadoutConfig) -> dict[str, Any]:
         "placement": take_readout(student, dataset, positions, source).shares(),
         "naming": naming,
         "words": None if estimate is None else estimate.line(),
+        "gates": take_gates(opened),
     }

@@ -94,7 +94,11 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do with malformed items and unreadable pictures."
     )
-    confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="provenance")
+    confidence: bool = option(
+        True,
+        help="Also estimate confidences on labelled splits, and what the teacher adds to the default student.",
+        identity="provenance",
+    )
     folds: int = rare_option(
         5,
         help="Folds of the cross-fitted confidence.",
