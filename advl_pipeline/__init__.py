@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from advl_pipeline.datasets.records import picture_unit_id as picture_unit_id
     from advl_pipeline.datasets.records import text_unit_id as text_unit_id
     from advl_pipeline.distillation.projected import distance as distance
+    from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy as snli_ve_accuracy
+    from advl_pipeline.evaluation.official_metrics import vqa_accuracy as vqa_accuracy
     from advl_pipeline.evaluation.predict import AnsweringRun
     from advl_pipeline.evaluation.predict_files import PredictResult
     from advl_pipeline.evaluation.runner import EvaluateResult
@@ -50,13 +52,14 @@ _NAMES_OF = {
     "datasets.pictures": ("picture_unit",),
     "datasets.records": ("picture_unit_id", "text_unit_id"),
     "distillation.projected": ("distance",),
+    "evaluation.official_metrics": ("snli_ve_accuracy", "vqa_accuracy"),
     "teachers.image_tower": ("PixelImageTower",),
     "teachers.interface": ("Teacher",),
     "teachers.open_options": ("OpenOptions",),
     "teachers.vision_backbone": ("ImageFeatures", "PixelSettings", "VisionBackbone"),
     "training.own_loop": ("HiddenStates", "LayerStates", "RelationalDistillation"),
 }
-"""Module -> its public names for custom loops and teachers, imported on first use."""
+"""Module -> its public names for custom loops, teachers and scores, imported on first use."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 __all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "predict", *_MODULE_OF]

@@ -1,4 +1,4 @@
-"""`advl evaluate`, `predict`, `readout` and `score`: evaluate runs and prediction files."""
+"""`advl evaluate`, `predict`, `readout` and `score`: evaluate runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from advl_pipeline.evaluation.config import (
     PredictConfig,
     ReadoutConfig,
     ScoreShiftConfig,
-    ScoreSnliVeConfig,
-    ScoreVcrConfig,
-    ScoreVqaConfig,
 )
 
 from .advice import what_follows
@@ -157,63 +154,13 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
 
 @click.group("score", cls=PluginGroup)
 def score() -> None:
-    """Score prediction files by the official rules, without a model.
+    """Compare scores of a run.
+
+    Files of other programs are scored by examples/score_files.py of the repository.
 
     \b
-    advl score vqa --questions Q.json --annotations A.json --results R.json
-    advl score vcr --annotations val.jsonl --answers answers.npy --rationales rationales.npy
-    advl score snli-ve --annotations snli_ve_test.jsonl --results predictions.csv
+    advl score shift runs/vcr-advl --on rule-singular
     """
-
-
-@config_command(ScoreVqaConfig, "vqa", group=score)
-def vqa(config: ScoreVqaConfig) -> Iterator[Any]:
-    """Score VQA: overall, per answer type and per question type, as the official evaluator does.
-
-    \b
-    advl score vqa --questions v2_OpenEnded_mscoco_val2014_questions.json \\
-        --annotations v2_mscoco_val2014_annotations.json --results results.json --mode 2021
-    """
-    from advl_pipeline.evaluation.scoring import run_score_vqa
-
-    result = run_score_vqa(config)
-    yield result
-    click.echo(f"VQA accuracy, mode {result['mode']}, {result['num_items']} questions: {result['overall']:.2f}")
-    for name, value in (*result["per_answer_type"].items(), *result["per_question_type"].items()):
-        click.echo(f"  {name:<32} {value:6.2f}")
-
-
-@config_command(ScoreVcrConfig, "vcr", group=score)
-def vcr(config: ScoreVcrConfig) -> Iterator[Any]:
-    """Score VCR: Q->A, QA->R given the right answer, and Q->AR.
-
-    \b
-    advl score vcr --annotations val.jsonl --answers answers.npy --rationales rationales.npy
-    """
-    from advl_pipeline.evaluation.scoring import run_score_vcr
-
-    result = run_score_vcr(config)
-    yield result
-    click.echo(f"VCR accuracy, {result['num_items']} questions")
-    for name in ("q2a", "qa2r", "q2ar"):
-        click.echo(f"  {name:<5} {result[name]:6.2f}")
-
-
-@config_command(ScoreSnliVeConfig, "snli-ve", group=score)
-def snli_ve(config: ScoreSnliVeConfig) -> Iterator[Any]:
-    """Score SNLI-VE: accuracy and confusion matrix.
-
-    \b
-    advl score snli-ve --annotations snli_ve_test.jsonl --results predictions.csv
-    """
-    from advl_pipeline.evaluation.scoring import run_score_snli_ve
-
-    result = run_score_snli_ve(config)
-    yield result
-    click.echo(f"SNLI-VE accuracy, {result['num_items']} pairs: {result['accuracy']:.2f}")
-    click.echo("  true \\ called   " + " ".join(f"{name:>13}" for name in result["label_names"]))
-    for name, row in zip(result["label_names"], result["confusion"], strict=True):
-        click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
 
 
 @config_command(ScoreShiftConfig, "shift", group=score, arguments=("run",))

@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     "readout": ("evaluate", "Measure how well a student agrees with its teachers, and what they would add."),
     "report": ("study", "Turn a study, or runs, into one self-contained HTML page or a table."),
-    "score": ("evaluate", "Score prediction files by the official rules, without a model."),
+    "score": ("evaluate", "Compare scores of a run."),
     "students": ("students", "List students, show one, check a checkpoint."),
     "study": ("study", "Run a grid of methods, shots, seeds and test sets from one TOML file."),
     "teachers": ("teachers", "List teachers, show one, install its weights, check them."),

@@ -76,8 +76,8 @@ def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
 def report(config: ReportConfig) -> Iterator[Any]:
     """Write a study, or runs, as one self-contained HTML page or a table.
 
-    RUN is a study folder, or one or more folders of evaluated runs, which become one table by the options in which
-    they differ. The page needs no network and works on a phone, in print, light and dark.
+    RUN is a study folder, or one or more folders of evaluated runs, which become one table with a row for each. The
+    page needs no network and works on a phone, in print, light and dark.
 
     \b
     advl report runs/studies/demo

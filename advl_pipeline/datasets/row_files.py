@@ -152,26 +152,18 @@ def checked(
         yield line, outcome
 
 
-DATASET_FILE = "A file of the dataset"
-"""Default subject of the message that refuses a file."""
+_MALFORMED = "A file of the dataset is malformed."
 
 
-def require_sound(
-    path: Path, records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed], *, what: str = DATASET_FILE
-) -> Iterator[Parsed]:
+def require_sound(path: Path, records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed]) -> Iterator[Parsed]:
     """Apply a function to the records of a file; yield the results.
-
-    Args:
-        what: subject of the message that refuses the file.
 
     Raises:
         DatasetError: a record is malformed; the message names its line.
     """
     for line, outcome in checked(records, check):
         if isinstance(outcome, Malformed):
-            raise DatasetError(
-                f"{what} is malformed.", where=f"{path}:{line}" if line else str(path), why=str(outcome)
-            )
+            raise DatasetError(_MALFORMED, where=f"{path}:{line}" if line else str(path), why=str(outcome))
         yield outcome
 
 
@@ -197,15 +189,13 @@ def parse_json_file(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Pa
         ) from None
 
 
-def json_items(path: Path, key: str = "", *, what: str = DATASET_FILE) -> Iterator[tuple[int, Any]]:
+def json_items(path: Path, key: str) -> Iterator[tuple[int, Any]]:
     """Yield the lines and the items of a long list in a JSON document, one at a time.
 
     A 350 MB annotation file would become 4 GB of dictionaries.
 
     Args:
-        key: the list is the value of this key of a top-level object. A top-level list is accepted too, and without
-            a key it is the only accepted form.
-        what: subject of the message that refuses the document.
+        key: the list is the value of this key of a top-level object. A top-level list is accepted too.
 
     Raises:
         DatasetError: the file is not UTF-8, not JSON, truncated, or lacks the list; the message names the line.
@@ -229,7 +219,7 @@ def json_items(path: Path, key: str = "", *, what: str = DATASET_FILE) -> Iterat
         line, why = error.lineno, error.msg if error.msg.startswith(_NO_LIST) else f"not JSON: {error.msg}"
         if error.msg.startswith("Unterminated string") or not text[error.pos :].strip():
             line, why = text.count("\n") + 1, "the file is cut off" if text.strip() else "the file is empty"
-    raise DatasetError(f"{what} is malformed.", where=f"{path}:{line}" if line else str(path), why=why)
+    raise DatasetError(_MALFORMED, where=f"{path}:{line}" if line else str(path), why=why)
 
 
 _NO_LIST = "no list"
@@ -242,7 +232,7 @@ _MARK = re.compile(r"[ \t\n\r]*([\[{,:][ \t\n\r]*|[\]}]|)")
 def _document(text: str, key: str) -> Iterator[tuple[int, Any]]:
     """Yield the offsets and items of the list of a document."""
     try:
-        mark, at = _next_mark(text, 0, "[{" if key else "[")
+        mark, at = _next_mark(text, 0, "[{")
     except json.JSONDecodeError as error:
         _DECODE(text, error.pos)  # Raises if the text is not JSON at all.
         raise json.JSONDecodeError(f"{_NO_LIST}: {error.msg}", text, error.pos) from None

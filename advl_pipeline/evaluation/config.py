@@ -122,44 +122,6 @@ class WordsConfig(BesideCaches, ReplaceOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreVqaConfig(Configuration):
-    """Configuration of `advl score vqa`."""
-
-    questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.", such_as="questions.json")
-    annotations: Path = option(help="Annotations file for these questions.", such_as="annotations.json")
-    results: Path = option(
-        help="JSON list of {question_id, answer} for exactly the annotated questions.", such_as="results.json"
-    )
-    mode: Literal["2021", "2017", "vqa-vs"] = option(
-        "2021", help="Evaluator: the current official one, the older one, or VQA-VS's min(k/3, 1)."
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreVcrConfig(Configuration):
-    """Configuration of `advl score vcr`."""
-
-    annotations: Path = option(help="Annotations with labels, such as val.jsonl.", such_as="val.jsonl")
-    answers: Path = option(
-        help="Scores of the answers: .npy of shape items x 4, or CSV with annot_id first.", such_as="answers.npy"
-    )
-    rationales: Path = option(
-        help="Scores of the rationales given the correct answer, in the same form.",
-        such_as="rationales.npy",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreSnliVeConfig(Configuration):
-    """Configuration of `advl score snli-ve`."""
-
-    annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.", such_as="snli_ve_test.jsonl")
-    results: Path = option(
-        help="Predictions: JSON list, JSONL or CSV with pairID and label.", such_as="predictions.csv"
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreShiftConfig(Configuration):
     """Configuration of `advl score shift`."""
 

@@ -19,7 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.datasets.vqa_answers import GroundTruth, clean_answer, normalise_answer, strip_punctuation
+from advl_pipeline.datasets.vqa_answers import (
+    GroundTruth,
+    clean_answer,
+    normalise_answer,
+    parse_annotation,
+    strip_punctuation,
+)
 
 VqaMode = Literal["2021", "2017", "vqa-vs"]
 
@@ -49,21 +55,21 @@ def question_accuracy(prediction: str, truth: GroundTruth, mode: VqaMode = "2021
 
 
 def vqa_accuracy(
-    truths: Iterable[tuple[int, GroundTruth]], predictions: Mapping[int, str], mode: VqaMode = "2021"
+    annotations: Iterable[Mapping[str, Any]], predictions: Mapping[int, str], mode: VqaMode = "2021"
 ) -> dict[str, Any]:
     """Score VQA: accuracies in percent, rounded to two decimals as the official program does.
 
     Args:
-        truths: (question id, ground truth) pairs in the order of the annotations.
+        annotations: items of the official annotation file, in its order.
         predictions: question id -> answer, for exactly the annotated questions.
 
     Raises:
-        DatasetError: there is nothing to score.
+        DatasetError: there is nothing to score. ValueError: an annotation is malformed.
     """
     per_question: dict[int, float] = {}
     by_answer_type: dict[str, list[float]] = {}
     by_question_type: dict[str, list[float]] = {}
-    for question_id, truth in truths:
+    for question_id, _, truth in map(parse_annotation, annotations):
         accuracy = question_accuracy(predictions[question_id], truth, mode)
         per_question[question_id] = accuracy
         by_answer_type.setdefault(truth.answer_type, []).append(accuracy)

@@ -2,7 +2,7 @@
 
 VCR: CSV of `annot_id`, 4 answer scores and, given each of the 4 answers, 4 rationale scores (1 + 20 columns).
 VQA: JSON list of {question_id, answer} for all questions of the split (EvalAI).
-SNLI-VE: CSV of pairID and label, for `advl score snli-ve`, since there is no server.
+SNLI-VE: CSV of pairID and label, for `examples/score_files.py`, since there is no server.
 Own data: CSV of id, index and prediction.
 
 Shapes: N questions, A answers that rationales are conditioned on, C choices, K classes.

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import pytest
 import torch
 from commands import exit_code, printed
@@ -173,7 +172,6 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
             advl(["finetune", "--dataset", name, "--output", f"runs/{run}", "--student", student, *short])
         shutil.copytree("runs/vilt", "runs/advl-100-0")
         advl(["evaluate", "runs/vcr-advl", "--on", "val", "--on", "rule-singular", "--probe", "none"])
-        _write_predictions()
         Path("mine.toml").write_text(STUDY)
         write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
         advl(["finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--output", "runs/mine", *short[:6]])
@@ -218,20 +216,6 @@ def _write_mirrors(root: Path) -> None:
         write_snli_ve(root, name=name, count=12)
     write_butd_tsv(Path("butd"), sorted((root / "vqa-v2" / "train2014").iterdir()))
     shutil.move("butd/features.tsv", "train36.tsv")
-
-
-def _write_predictions() -> None:
-    """Write the files that `advl score` takes, under the names of the examples."""
-    advl(["predict", "runs/vqa-advl", "--on", "val", "--output", "results.json"])
-    shutil.copy("results.json", "R.json")
-    advl(["predict", "runs/ve", "--on", "test", "--output", "predictions.csv"])
-    shutil.copy("datasets/snli-ve/snli_ve_test.jsonl", "snli_ve_test.jsonl")
-    for short, name in (("Q", "v2_OpenEnded_mscoco_val2014_questions"), ("A", "v2_mscoco_val2014_annotations")):
-        for target in (f"{short}.json", f"{name}.json"):
-            shutil.copy(f"datasets/vqa-v2/{name}.json", target)
-    shutil.copy("datasets/vcr/val.jsonl", "val.jsonl")
-    for name in ("answers", "rationales"):
-        np.save(f"{name}.npy", np.random.default_rng(0).standard_normal((8, 4)))
 
 
 @pytest.mark.slow

@@ -22,8 +22,6 @@ from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
-from advl_pipeline.evaluation.scoring import run_score_snli_ve, run_score_vcr, run_score_vqa
 from advl_pipeline.extraction.imports.tower import open_regions
 
 Changes = list[tuple[dict[str, Any], str]]
@@ -456,28 +454,3 @@ def test_damaged_region_features(form: str, name: str, damage: Callable[[bytes],
             return
         assert np.isfinite(regions.values).all()
         assert regions.regions["boxes"].shape == (len(regions.values), 6)
-
-
-@pytest.fixture(scope="module")
-def scorers() -> list[Callable[[Path], object]]:
-    """Score a file as answers to VQA, as scores of VCR's choices, as labels of SNLI-VE."""
-    vqa, vcr = ASSETS / "vqa_eval", ASSETS / "vcr" / "val.jsonl"
-    questions = vqa / "v2_OpenEnded_mscoco_synthetic_questions.json"
-    annotations = vqa / "v2_mscoco_synthetic_annotations.json"
-    return [
-        lambda file: run_score_vqa(ScoreVqaConfig(questions=questions, annotations=annotations, results=file)),
-        lambda file: run_score_vcr(ScoreVcrConfig(annotations=vcr, answers=file, rationales=file)),
-        lambda file: run_score_snli_ve(ScoreSnliVeConfig(annotations=file, results=file)),
-    ]
-
-
-@fuzz
-@given(value=anything, suffix=st.sampled_from([".json", ".jsonl", ".csv", ".npy"]))
-def test_any_prediction_file(scorers: list[Callable[[Path], object]], value: Any, suffix: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"predictions{suffix}"
-        file.write_text(json.dumps(value))
-        for score in scorers:
-            with pytest.raises(DatasetError) as caught:
-                score(file)
-            assert str(file) in caught.value.where or "nothing to score" in caught.value.what

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import printed
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp, write_vqa_vs
+
+EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "score_files.py"))
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +52,15 @@ CASES = [
 VQA_FILES = {
     "val": (
         "2021",
-        "vqa-v2/v2_OpenEnded_mscoco_val2014_questions.json",
         "vqa-v2/v2_mscoco_val2014_annotations.json",
     ),
     "vqa-cp-v2/test": (
         "2021",
-        "vqa-cp-v2/vqacp_v2_test_questions.json",
         "vqa-cp-v2/vqacp_v2_test_annotations.json",
     ),
-    "vqa-vs/test": ("vqa-vs", "vqa-vs/IID-Test/IID-Test-Ques.json", "vqa-vs/IID-Test/IID-Test-Ans.json"),
+    "vqa-vs/test": ("vqa-vs", "vqa-vs/IID-Test/IID-Test-Ans.json"),
 }
-"""A labelled set that a run on VQA v2 is scored on: its evaluator, and the files that `advl score vqa` takes."""
+"""A labelled set that a run on VQA v2 is scored on: its evaluator and its annotations."""
 
 
 @pytest.mark.slow
@@ -108,18 +110,16 @@ def test_the_whole_way(
     elif name == "snli-ve":
         predicted = advl(capsys, "predict", run, "--on", "val")
         annotations = root / "snli-ve" / "snli_ve_dev.jsonl"
-        arguments = ["--annotations", annotations, "--results", predicted["path"]]
-        scored = advl(capsys, "score", "snli-ve", *arguments)
+        scored = EXAMPLE["score_snli_ve"](annotations, predicted["path"])
         assert scored["accuracy"] == pytest.approx(documents["val"]["metrics"]["snli_ve"])
         confusion = documents["val"]["confusion"]
         order = [confusion["label_names"].index(label) for label in scored["label_names"]]
         assert scored["confusion"] == [[confusion["counts"][true][called] for called in order] for true in order]
     else:
-        for test_set, (mode, questions, annotations) in VQA_FILES.items():
+        for test_set, (mode, annotations) in VQA_FILES.items():
             (document,) = advl(capsys, "evaluate", run, "--on", test_set, "--probe", "none")["sets"].values()
             predicted = advl(capsys, "predict", run, "--on", test_set)
-            arguments = ["--questions", root / questions, "--annotations", root / annotations, "--mode", mode]
-            scored = advl(capsys, "score", "vqa", *arguments, "--results", predicted["path"])
+            scored = EXAMPLE["score_vqa"](root / annotations, predicted["path"], mode)
             assert document["vqa_mode"] == scored["mode"] == mode
             assert round(document["metrics"]["vqa"], 2) == scored["overall"]
             assert scored["per_answer_type"] == {
@@ -140,12 +140,11 @@ def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder:
     label_of = {
         record["annot_id"]: record["answer_label"] for record in map(json.loads, annotations.read_text().splitlines())
     }
-    for part, prefix in (("answers", "answer"), ("rationales", "rationale_conditioned_on_a{}")):
-        with (folder / f"{part}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["annot_id", *range(4)])
-            for row in rows:
-                stem = prefix.format(label_of[row["annot_id"]])
-                writer.writerow([row["annot_id"], *(row[f"{stem}_{choice}"] for choice in range(4))])
-    files = ["--answers", folder / "answers.csv", "--rationales", folder / "rationales.csv"]
-    return advl(capsys, "score", "vcr", "--annotations", annotations, *files)
+    files = [folder / "answers.npy", folder / "rationales.npy"]
+    for file, prefix in zip(files, ("answer", "rationale_conditioned_on_a{}"), strict=True):
+        stems = [prefix.format(label_of[row["annot_id"]]) for row in rows]
+        np.save(
+            file,
+            [[float(row[f"{stem}_{choice}"]) for choice in range(4)] for row, stem in zip(rows, stems, strict=True)],
+        )
+    return EXAMPLE["score_vcr"](annotations, *files)
