@@ -81,7 +81,7 @@ def nothing_yet(result: StudyResult) -> str:
     """Say what is missing in a report without an answer."""
     study = result.study
     if result.of_runs:
-        return study.question or "The table has the scores."
+        return "The table has the scores of each run. A study (advl study) compares runs made alike."
     focus, baseline = (wording.method_label(study, name) for name in (study.focus, study.baseline))
     return f"There is no answer yet: no seed of {focus} and of {baseline} has finished the same size."
 

@@ -65,7 +65,7 @@ def gather_study(folder: Path) -> StudyResult:
 
 
 def gather_runs(*folders: Path) -> StudyResult:
-    """Read run folders, or folders of runs, into one table by their differences.
+    """Read run folders, or folders of runs, into one table with a row for each run.
 
     Raises:
         ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on different items.
