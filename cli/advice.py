@@ -15,7 +15,7 @@ import click
 from advl_pipeline.base.configuration import flag_of
 from advl_pipeline.base.errors import Advice, AdvlError, ConfigError, Suggestion, advise, again, suggest_names
 
-SAME_EVERYWHERE = frozenset({"data_root", "text_style", "on_error", "device", "disk_cache_gb"})
+SAME_EVERYWHERE = frozenset({"data_root", "text_style", "on_error", "device"})
 """Options with the same meaning in every command; an advised command keeps the user's values for them."""
 
 ELSEWHERE = {

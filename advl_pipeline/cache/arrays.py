@@ -54,17 +54,15 @@ class MappedArray:
         return self._open(shard)[1]
 
     def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        """Return rows [first, first + length) per pair, each within a shard: views, or copies from a disk cache."""
+        """Return rows [first, first + length) per pair, each within a shard, as views."""
         shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
         shards, firsts, afters = shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist()
         stretches: dict[int, Rows] = {}
         current, rows = -1, None
-        # Shard by shard, so that at most one file of a disk cache is open at once.
         for place in np.argsort(shard_Q, kind="stable").tolist():
             if rows is None or shards[place] != current:
                 current, rows = shards[place], self.shard(shards[place])
-            stretch = rows[firsts[place] : afters[place]]
-            stretches[place] = stretch.copy() if self._store.is_disk_cache else stretch
+            stretches[place] = rows[firsts[place] : afters[place]]
         return [stretches[place] for place in range(len(stretches))]
 
     def padded(self, first_Q: Positions, length_Q: Positions) -> Rows:
@@ -90,8 +88,8 @@ class MappedArray:
         return gathered
 
     def whole(self) -> Rows:
-        """Return all rows: a view if the array has one shard and is not in a disk cache, else a copy."""
-        if self.spec.num_shards == 1 and not self._store.is_disk_cache:
+        """Return all rows: a view if the array has one shard, else a copy."""
+        if self.spec.num_shards == 1:
             return self.shard(0)[: len(self)]
         return np.concatenate(
             [self.shard(shard)[: self.spec.valid_rows(shard)] for shard in range(self.spec.num_shards)]
@@ -146,9 +144,7 @@ class MappedArray:
         if opened is None:
             with self._store.opened(self.spec.shard_path(shard)) as descriptor:
                 opened = self.mapped(shard, descriptor)
-            # An open map would keep disk space after the disk cache evicts the file.
-            if not self._store.is_disk_cache:
-                self._shards[shard] = opened
+            self._shards[shard] = opened
         return opened
 
     def mapped(self, shard: int, descriptor: int) -> tuple[mmap.mmap, Rows]:

@@ -1,39 +1,22 @@
-"""Configurations of the commands that need only a cache, and of the disk cache for remote caches."""
+"""Configurations of the commands that need only a cache, and the folder for remote caches."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
+from advl_pipeline.base.configuration import Configuration, Output, option
 from advl_pipeline.base.locations import Location, user_cache
 
 ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
 
-DEFAULT_GB = 50.0
-"""Default size limit of the disk cache."""
-
 
 def disk_cache_folder() -> Path:
-    """Return the folder that remote caches are read through."""
+    """Return the folder that keeps what is read of remote caches."""
     folder = os.environ.get(ENVIRONMENT_VARIABLE)
     return Path(folder) if folder else user_cache()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskCacheOptions(Configuration):
-    """Location and size of the disk cache for remote caches."""
-
-    title: ClassVar[str] = "Remote caches"
-
-    disk_cache_gb: float = rare_option(
-        DEFAULT_GB,
-        help=f"Size limit of the disk cache for remote caches, ${ENVIRONMENT_VARIABLE}.",
-        above=0,
-        identity="none",
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

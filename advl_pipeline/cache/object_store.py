@@ -9,7 +9,6 @@ if it is identical byte for byte, and otherwise replaced.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import secrets
@@ -25,7 +24,7 @@ from advl_pipeline.base.atomic import writing
 from advl_pipeline.base.errors import AdvlError, ConfigError, StorageError, again
 from advl_pipeline.base.locations import Url, is_server
 from advl_pipeline.base.packages import needs_extra
-from advl_pipeline.cache.config import DEFAULT_GB, disk_cache_folder
+from advl_pipeline.cache.config import disk_cache_folder
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.store import (
     IDENTITY_FILE,
@@ -85,8 +84,6 @@ _CREDENTIALS = {
 _CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "an answer stopped coming"}
 """Marks of an incomplete body in the library's messages, and their meaning."""
 
-_log = logging.getLogger(__name__)
-
 Answer = TypeVar("Answer")
 
 
@@ -100,9 +97,6 @@ class ObjectStore(Store):
     Credentials, region and endpoint come from the environment (`AWS_*`, `GOOGLE_*`) or from the machine's role. They
     are never part of a URL, a record or a message.
 
-    Args:
-        disk_cache_gb: size limit of the disk cache through which a complete cache is read.
-
     Raises:
         ConfigError: the extra `s3` is not installed, or the environment's settings are invalid.
         StorageError: the store refuses a call or cannot be reached; any call may raise it, within seconds.
@@ -110,15 +104,14 @@ class ObjectStore(Store):
 
     max_file_bytes = _LARGEST_PUT
 
-    def __init__(self, url: Url, disk_cache_gb: float = DEFAULT_GB) -> None:
+    def __init__(self, url: Url) -> None:
         self.location = self._url = url
-        self._disk_cache_gb = disk_cache_gb
         self.locks = disk_cache_folder() / "locks" / _key_of(str(url).encode())
         self._store = _open(url)
         self._process = os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectStore, (self._url, self._disk_cache_gb)
+        return ObjectStore, (self._url,)
 
     def get(self, name: str) -> bytes:
         content = self._content(name, _METADATA_BYTES)
@@ -238,18 +231,7 @@ class ObjectStore(Store):
 
     def reading(self, record: bytes, files: Files) -> Readable:
         require_sizes(self, self.list(), files)
-        max_bytes = int(self._disk_cache_gb * 1e9)
-        num_bytes = sum(entry.num_bytes for entry in files.values())
-        if num_bytes > max_bytes:
-            _log.warning(
-                "%s has %.1f GB, the disk cache may hold %.1f: shards will be fetched again and again.",
-                self.location,
-                num_bytes / 1e9,
-                self._disk_cache_gb,
-            )
-        cached = DiskCache(
-            self.location, self.stream, disk_cache_folder(), files, key=_key_of(record), max_bytes=max_bytes
-        )
+        cached = DiskCache(self.location, self.stream, disk_cache_folder(), files, key=_key_of(record))
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
         return cached

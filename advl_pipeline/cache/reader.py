@@ -9,7 +9,6 @@ import os
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,6 @@ from advl_pipeline.cache.commit_records import (
     load_complete,
     load_plan,
 )
-from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.identity import PROVENANCE_FILE, digest, recorded_command, require_identity
 from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.quantise import from_int8
@@ -58,7 +56,6 @@ class TeacherCache:
     provenance: dict[str, Any]
     image: FeatureStore | None
     text: FeatureStore | None
-    disk_cache_gb: float = DEFAULT_GB
 
     @property
     def teacher_name(self) -> str:
@@ -86,7 +83,7 @@ class TeacherCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory maps cannot be pickled, so a spawned worker opens the cache itself.
-        return partial(open_cache, disk_cache_gb=self.disk_cache_gb), (self.path,)
+        return open_cache, (self.path,)
 
 
 MOST_OPEN_FILES = 1 << 16
@@ -95,15 +92,12 @@ MOST_OPEN_FILES = 1 << 16
 def open_cache(
     path: str | os.PathLike[str],
     expect: Mapping[str, Any] | None = None,
-    *,
-    disk_cache_gb: float = DEFAULT_GB,
 ) -> TeacherCache:
     """Open a complete cache. Shards are mapped when first read.
 
     Args:
         path: the cache's folder, or its URL (s3://, gs://, file://).
         expect: settings that the cache's identity must have; others may have any value.
-        disk_cache_gb: size limit of the disk cache for remote caches on this machine.
 
     Raises:
         ConfigError: there is no cache.
@@ -116,7 +110,7 @@ def open_cache(
     wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    store = open_store(parse_location(path), disk_cache_gb)
+    store = open_store(parse_location(path))
     try:
         record = store.get(COMPLETE_RECORD)
     except MissingFile:
@@ -145,7 +139,6 @@ def open_cache(
     stores = {name: FeatureStore(files, name, plan, complete) for name in plan.modalities}
     return TeacherCache(
         path=files.location,
-        disk_cache_gb=disk_cache_gb,
         identity=identity,
         provenance=read_metadata(files, PROVENANCE_FILE),
         image=stores.get("image"),

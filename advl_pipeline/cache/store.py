@@ -63,7 +63,7 @@ class Readable(ABC):
     location: Location
     """The cache's location as the user gave it."""
     is_disk_cache = False
-    """Whether files are copies of remote ones, which are hashed when opened and may be evicted."""
+    """Whether files are copies of remote ones, which are hashed when opened."""
 
     @abstractmethod
     def get(self, name: str) -> bytes:

@@ -20,7 +20,6 @@ from advl_pipeline.base.errors import CorruptCache, NotAllowed, StorageError, ag
 from advl_pipeline.base.folders import may_note, require_folder
 from advl_pipeline.base.locations import Location, Url, not_allowed, read_regular
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
-from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import (
     LOCKS,
@@ -48,14 +47,9 @@ _SMALL_FILE_BYTES = 1 << 28
 _TEMPORARY = f"{WORK_FOLDER}/tmp"
 
 
-def open_store(location: Location, disk_cache_gb: float = DEFAULT_GB) -> Store:
-    """Return the store at a location without a request to it.
-
-    Args:
-        location: folder or URL.
-        disk_cache_gb: size limit of the disk cache for remote files.
-    """
-    return ObjectStore(location, disk_cache_gb) if isinstance(location, Url) else FolderStore(location)
+def open_store(location: Location) -> Store:
+    """Return the store at a location, a folder or a URL, without a request to it."""
+    return ObjectStore(location) if isinstance(location, Url) else FolderStore(location)
 
 
 class FolderStore(Store):

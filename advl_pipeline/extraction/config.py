@@ -12,7 +12,6 @@ from advl_pipeline.base.compute import MOST_WORKERS, ComputeConfig, no_fp16
 from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location
-from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.cache.parts import WHOLE, ExtractionPart, parse_part
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import DATASET_HELP, dataset_label
@@ -31,7 +30,7 @@ _PICTURE_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
+class ExtractConfig(DataRootOptions, ComputeConfig):
     """Configuration of `advl extract`."""
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.", such_as="minilm-l6")
@@ -224,7 +223,7 @@ class RecomputeOptions(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RepairConfig(RecomputeOptions, DiskCacheOptions):
+class RepairConfig(RecomputeOptions):
     """Configuration of `advl cache repair`."""
 
 

@@ -85,7 +85,7 @@ def resumed_config(config: ExtractConfig) -> ExtractConfig:
         left_open.append("revision")
     if not left_open:
         return config
-    store = open_store(location_of(config), config.disk_cache_gb)
+    store = open_store(location_of(config))
     if PROVENANCE_FILE not in store.list("records"):
         return config
     begun = read_metadata(store, PROVENANCE_FILE).get("config", {})

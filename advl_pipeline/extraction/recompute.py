@@ -76,7 +76,9 @@ _GONE: Mapping[str, Any] = {
     "text_units": "question",
     "select_tokens": None,
     # Compressed caches were refused before.
-    **dict.fromkeys(("compression", "disk_cache", "progress_file", "region_naming", "region_split"), ANY),
+    **dict.fromkeys(
+        ("compression", "disk_cache", "disk_cache_gb", "progress_file", "region_naming", "region_split"), ANY
+    ),
 }
 """Options of earlier versions; see `options_of_now`."""
 

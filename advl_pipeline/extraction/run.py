@@ -357,12 +357,12 @@ def _complete_cache(
         # Another part's process completed the cache at the same time, and removed the work in progress.
         if not writer.is_complete():
             raise
-    return open_cache(store.location, identity, disk_cache_gb=config.disk_cache_gb)
+    return open_cache(store.location, identity)
 
 
 def store_of(config: ExtractConfig) -> Store:
     """Return the store that a cache is written to."""
-    return open_store(location_of(config), config.disk_cache_gb)
+    return open_store(location_of(config))
 
 
 def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:

@@ -20,7 +20,6 @@ from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.toml import read_toml
-from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.identity import difference_table, differences, extract_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import IDENTITY_FILE
@@ -133,9 +132,7 @@ def open_parts(
     """
     opened = _at_hand(config) if is_early else config
     caches = open_caches(opened)
-    region_caches = open_region_caches(
-        opened.regions, splits_read(config), data_root=config.data_root, disk_cache_gb=config.disk_cache_gb
-    )
+    region_caches = open_region_caches(opened.regions, splits_read(config), data_root=config.data_root)
     # A cache of a part of the split limits the inputs of every method, so that methods are comparable.
     inputs = open_run_inputs(config, caches)
     validation: Validation | str = "the run is scored once it is trained"
@@ -332,7 +329,6 @@ def open_region_caches(
     splits: Sequence[tuple[str, str]],
     *,
     data_root: Path | None = None,
-    disk_cache_gb: float = DEFAULT_GB,
 ) -> list[TeacherCache]:
     """Open the caches named by the region options; none for crops.
 
@@ -361,7 +357,7 @@ def open_region_caches(
                 why="these are no files of a cache" if are_there else "there is nothing here",
                 next_command=advise(words, note=f"then give --regions {shlex.quote(str(usual))}"),
             )
-        cache = open_cache(place, disk_cache_gb=disk_cache_gb)
+        cache = open_cache(place)
         if cache.image is None or not cache.image.has_regions:
             raise _other_option("no regions of a detector", cache, "--cache")
         caches.append(cache)
@@ -374,7 +370,7 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     Raises:
         ConfigError: a cache contains pictures or regions instead of a teacher's features.
     """
-    caches = [open_cache(path, disk_cache_gb=config.disk_cache_gb) for path in config.cache]
+    caches = [open_cache(path) for path in config.cache]
     for cache in caches:
         if cache.teacher_name.startswith(PICTURES):
             raise _other_option("pictures, and no teacher's features", cache, "--pictures")

@@ -27,7 +27,6 @@ from advl_pipeline.base.configuration import (
 )
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.locations import Location
-from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptOptions, DistillationOptions
 from advl_pipeline.students.options import PictureOptions, StudentOptions, default_student
@@ -259,7 +258,7 @@ TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid", "own-
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherOptions(DiskCacheOptions):
+class TeacherOptions(Configuration):
     """Options that select the teachers of a run and the weights of their confidence."""
 
     title: ClassVar[str] = "Teachers"
@@ -389,7 +388,9 @@ _GONE: Mapping[str, Any] = {
     "lora_target": [],
     **dict.fromkeys(("batch_tokens", "optimiser", "weight_decay", "schedule", "clip_norm", "warmup_fraction")),
     **dict.fromkeys(("adversarial", "task_loss")),
-    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache", "val_examples"), ANY),
+    **dict.fromkeys(
+        ("dry_run", "step_ms", "disk_mb_s", "verify_caches", "disk_cache", "disk_cache_gb", "val_examples"), ANY
+    ),
 }
 """Options of earlier versions, with the values that match the present behaviour; `ANY` if the option changed no
 result. Only coordinate distances read `projection_start` and `target_check`."""

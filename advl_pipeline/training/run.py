@@ -205,7 +205,7 @@ def _open(asked: _Asked) -> _Opened:
     student = build_finetune_student(run)
     teachers = [cache.teacher_name for cache in asked.caches]
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
-    stored = use_stored_pictures(student, config.pictures, splits_read(config), disk_cache_gb=config.disk_cache_gb)
+    stored = use_stored_pictures(student, config.pictures, splits_read(config))
     stored += use_region_caches(student, asked.region_caches)
     # Without a teacher, but with the regions, because a batch of tokens counts them.
     labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)

@@ -20,7 +20,6 @@ from advl_pipeline.base.errors import ConfigError, DatasetError, advise, ineffec
 from advl_pipeline.base.folders import default_cache
 from advl_pipeline.base.locations import Location, parse_location
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
-from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.cache.reader import TeacherCache, open_cache
@@ -284,8 +283,6 @@ def use_stored_pictures(
     student: Student,
     given: Sequence[Location],
     splits: Sequence[tuple[str, str]],
-    *,
-    disk_cache_gb: float = DEFAULT_GB,
 ) -> list[str]:
     """Let a student read stored pictures, and return a line about each place that they come from.
 
@@ -293,7 +290,6 @@ def use_stored_pictures(
         student: whose source of pictures is replaced if there are any.
         given: caches of pictures; None or empty for the default place of `advl prepare`.
         splits: dataset and split of the data to read.
-        disk_cache_gb: local disk space for remote caches.
 
     Raises:
         ConfigError: pictures are given to a student that reads none. IdentityMismatch: they have another size.
@@ -308,7 +304,7 @@ def use_stored_pictures(
         default_cache(f"{PICTURES}{size}", dataset_label(dataset), split) for dataset, split in dict.fromkeys(splits)
     ]
     places = given or [place for place in usual if (place / COMPLETE_RECORD).is_file()]
-    caches = [open_cache(place, disk_cache_gb=disk_cache_gb) for place in places]
+    caches = [open_cache(place) for place in places]
     for cache in caches:
         expected = {"teacher": {"image": SquarePictures(size).describe()}}
         words = ["advl", "prepare", "--dataset", splits[0][0], "--split", splits[0][1], "--size", str(size)]

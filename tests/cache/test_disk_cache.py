@@ -1,10 +1,11 @@
-"""Files of a remote cache that several readers fetch at once, within a bound, and those that are fetched ahead."""
+"""Files of a remote cache that several readers fetch at once, are kept, and are fetched ahead."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -42,17 +43,16 @@ class Objects:
         yield b"damaged" if name in self.bad else CONTENT[100:]
 
 
-def reader(folder: Path, objects: Objects, *, num_files: int = 40) -> DiskCache:
+def reader(folder: Path, objects: Objects) -> DiskCache:
     entry = FileEntry(num_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
     location = parse_location("s3://bucket/cache")
-    return DiskCache(
-        location,
-        objects.stream,
-        folder,
-        dict.fromkeys(NAMES, entry),
-        key="a-cache",
-        max_bytes=num_files * len(CONTENT),
-    )
+    return DiskCache(location, objects.stream, folder, dict.fromkeys(NAMES, entry), key="a-cache")
+
+
+def leave_free(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """Let the disk have this much free space."""
+    usage = shutil.disk_usage("/")._replace(free=num_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
 def read(files: DiskCache, name: str = NAMES[0]) -> bytes:
@@ -75,29 +75,28 @@ def test_many_readers_fetch_a_file_once(tmp_path: Path) -> None:
         assert kept(folder) == NAMES[:1]
 
 
-def test_the_oldest_goes_and_whoever_reads_it_goes_on(tmp_path: Path) -> None:
-    objects = Objects()
-    first, second = (reader(tmp_path, objects, num_files=2) for _ in range(2))
-    with first.opened(NAMES[0]) as descriptor:
-        assert [read(second, name) for name in NAMES[1:3]] == [CONTENT] * 2
-        assert kept(tmp_path) == NAMES[1:3]
-        assert os.pread(descriptor, len(CONTENT) + 1, 0) == CONTENT
-    read(second, NAMES[1])
-    assert read(first) == CONTENT
-    assert kept(tmp_path) == NAMES[:2]
-    with pytest.raises(StorageError, match="too small"):
-        read(reader(tmp_path / "none", objects, num_files=0))
+def test_a_file_without_room_is_refused_with_sizes_and_fetched_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = reader(tmp_path, Objects())
+    assert read(files) == CONTENT
+    leave_free(monkeypatch, len(CONTENT) - 1)
+    assert read(files) == CONTENT
+    with pytest.raises(StorageError, match="no room") as refused:
+        read(files, NAMES[1])
+    assert "the cache has 0.00 GB" in refused.value.why
+    assert "ADVL_DISK_CACHE" in str(refused.value.next_command)
+    assert kept(tmp_path) == NAMES[:1]
+    leave_free(monkeypatch, len(CONTENT))
+    assert read(files, NAMES[1]) == CONTENT
 
 
-def test_what_a_killed_process_left_goes_and_what_comes_in_stays(tmp_path: Path) -> None:
-    objects, folder = Objects(), tmp_path / "reading/a-cache"
-    parts = [folder / f"{name}.77.partial" for name in NAMES[:2]]
-    for part in parts:
-        part.parent.mkdir(parents=True)
-        part.write_bytes(CONTENT)
-    with process_lock(folder / f"{NAMES[0]}.lock", "this file"):
-        assert read(reader(tmp_path, objects, num_files=2), NAMES[2]) == CONTENT
-        assert [part.exists() for part in parts] == [True, False]
+def test_what_a_killed_process_left_is_overwritten(tmp_path: Path) -> None:
+    part = tmp_path / "reading/a-cache" / f"{NAMES[0]}.partial"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT + b"more")
+    assert read(reader(tmp_path, Objects())) == CONTENT
+    assert kept(tmp_path) == NAMES[:1]
 
 
 @pytest.mark.parametrize("damage", ["unreadable", "folder", "cannot go"])
@@ -145,16 +144,17 @@ def test_a_few_are_fetched_ahead_at_once_in_the_order_of_need(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("cause", ["damage", "no room"])
-def test_what_goes_wrong_ahead_ends_it_and_is_left_to_whoever_reads(tmp_path: Path, cause: str) -> None:
+def test_what_goes_wrong_ahead_ends_it_and_is_left_to_whoever_reads(
+    tmp_path: Path, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objects = Objects()
-    objects.bad |= set(NAMES) if cause == "damage" else set()
-    files = reader(tmp_path, objects, num_files=40 if cause == "damage" else 1)
+    objects.bad |= set(NAMES)
+    if cause == "no room":
+        leave_free(monkeypatch, 0)
+    files = reader(tmp_path, objects)
     for names in (NAMES[:1], NAMES[1:2], NAMES[2:]):
         files.fetch_ahead(names)
         wait_for_fetches()
-    assert objects.asked == NAMES[:1]
-    if cause == "damage":
-        with pytest.raises(CorruptCache, match="instead of 5000"):
-            read(files)
-    else:
-        assert read(files, NAMES[3]) == CONTENT
+    assert objects.asked == (NAMES[:1] if cause == "damage" else [])
+    with pytest.raises(CorruptCache if cause == "damage" else StorageError):
+        read(files)

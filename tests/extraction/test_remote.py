@@ -75,12 +75,11 @@ def test_same_bytes_as_in_a_folder(url: Url, estimated: Path, tmp_path: Path) ->
         open_cache(url)
 
 
-def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_cache_reads_as_its_folder(url: Url, tmp_path: Path) -> None:
     tiny_extract(tmp_path / "data", tmp_path / "folder", dtype="int8")
     content = tree_bytes(tmp_path / "folder")
     upload(url, content)
-    bound = sum(map(len, content.values())) * 9 // 10
-    remote, local = open_cache(url, disk_cache_gb=bound / 1e9), open_cache(tmp_path / "folder")
+    remote, local = open_cache(url), open_cache(tmp_path / "folder")
     for name, store in local.stores().items():
         ids, there = list(store.ids), remote.stores()[name]
         np.testing.assert_array_equal(there.global_features(ids), store.global_features(ids))
@@ -91,11 +90,6 @@ def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path, monkeypatch
             np.testing.assert_array_equal(there.token_features(batch)[0], store.token_features(batch)[0])
             for here, found in zip(store.stored_tokens(batch), there.stored_tokens(batch), strict=True):
                 np.testing.assert_array_equal(found, here)
-        kept = [path for path in (tmp_path / "disk-cache/reading").rglob("*") if path.suffix != ".lock"]
-        assert sum(path.stat().st_size for path in kept if path.is_file()) <= bound
-    monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "none"))
-    with pytest.raises(StorageError, match="too small"):
-        open_cache(url, disk_cache_gb=1e-8)
 
 
 def test_shards_are_fetched_before_they_are_read(finished: Url, tmp_path: Path) -> None:
@@ -315,12 +309,12 @@ def test_many_wounds_at_once_are_mended_by_the_command(
         spoil(finished, name, content)
     with pytest.raises(CorruptCache, match="advl cache repair s3://"):
         open_cache(finished)
-    found = json.loads(printed(capsys, "cache", "repair", finished, "--json", "--disk-cache-gb", 1)[0])
+    found = json.loads(printed(capsys, "cache", "repair", finished, "--json")[0])
     assert (found["path"], found["is_identical"]) == (finished, True)
     assert {path for path, _ in found["findings"]} >= {"text/stray", "text/global/c/0/0", one, two, *removed}
     assert objects(finished) == expected
     (config,) = opened
-    assert (config.output, config.disk_cache_gb, config.teacher) == (finished, 1.0, "tiny")
+    assert (config.output, config.teacher) == (finished, "tiny")
     assert mend(estimated, finished).findings == ()
     with pytest.raises(ConfigError, match="no cache"):
         run_repair(RepairConfig(cache=Url(f"{finished}-of-nothing")))

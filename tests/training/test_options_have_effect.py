@@ -32,7 +32,7 @@ FIELDS = {name: option.field for name, option in declared(FinetuneConfig).items(
 
 BY_DESIGN = {
     **dict.fromkeys(("data_root", "output"), "where things lie"),
-    **dict.fromkeys(("num_workers", "disk_cache_gb", "pictures"), "how fast things are read"),
+    **dict.fromkeys(("num_workers", "pictures"), "how fast things are read"),
     **dict.fromkeys(("checkpoint_every", "resume", "log_with"), "what is kept on the way"),
     "deterministic": "in which order a GPU adds up",
     "dataset": "the data themselves",
