@@ -27,7 +27,7 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test lint format types unit numerics oldest wheel walk light figure site bench bench-gpu chaos release rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster on-scenes scenes-inputs vcr-lowshot study test quick lint format types unit numerics oldest wheel walk light figure site bench bench-gpu chaos release rehearsal clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -121,9 +121,15 @@ format: $(STAMP) ## Apply the style
 types: $(STAMP) ## Check types (mypy strict)
 	nice $(BIN)/mypy
 
+quick: $(STAMP) ## Run what is not slow in a folder of tests, for a minute at most: make quick DIR=cache
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(TEST_WORKERS) --dist loadfile \
+		-m 'not slow and not cluster' --session-timeout 60 tests/$(DIR)
+
 # Distribute by file, so that the shared fixtures of a file are made once.
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	@# A test of ten seconds that it names and that is not marked slow takes them from the minute of `make quick`.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		--durations 40 --durations-min 10
 
 # Tests that compare numbers within a tolerance.
 NUMERIC_TESTS = $(shell grep -rlE 'assert_near|testing\.assert_(close|allclose)' tests --include='test_*.py')
