@@ -49,6 +49,10 @@ def test_a_cache_and_a_run_of_an_earlier_version_are_used_as_those_of_this_one(
     printed(capsys, "finetune", *STUDENT, "--num-steps", "2", "--adapt-steps", "1", "--output", "runs/new")
     out, _ = printed(capsys, "evaluate", "runs/done", "--on", "test", "--json")
     assert json.loads(out)
+    # Heads were named after the benchmark that they were published for.
+    assert json.loads(Path("runs/done/heads.json").read_text(encoding="utf-8")).keys() == {"vcr"}
+    again = ("--init", "runs/done", "--num-steps", "1", "--adapt-steps", "1", "--output", "runs/again")
+    assert "head choice: checkpoint" in printed(capsys, "finetune", *STUDENT, *again)[1]
     code, message = complaint(
         capsys, "finetune", *STUDENT, "--num-steps", "4", "--adapt-steps", "2", "--output", "runs/done"
     )

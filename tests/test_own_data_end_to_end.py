@@ -109,6 +109,30 @@ def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callabl
     assert "longer than 64 tokens and are cut" in message
 
 
+@pytest.mark.parametrize(("make", "kind"), [(choice_row, "choice"), (class_row, "classes"), (answer_row, "answers")])
+def test_a_run_on_own_rows_names_the_kind_of_task_and_no_benchmark(
+    make: Callable[[int], dict[str, object]], kind: str, advl: Callable[..., tuple[str, str]]
+) -> None:
+    write_json_lines(Path("mine.jsonl"), [make(number) for number in range(20)])
+    plain = (
+        "finetune",
+        "--data",
+        "mine.jsonl",
+        "--student",
+        "uniter-tiny",
+        "--method",
+        "plain",
+        "--regions",
+        "pixels",
+    )
+    said = "".join(advl(*plain, "--output", "runs/mine", *SHORT[:2], "--batch-size", 4))
+    assert f"recipe uniter {kind} base" in said
+    assert f"head {kind}: fresh" in said
+    assert not re.findall(r"(?i).*(?:vcr|vqa|snli).*", said)
+    scored = "".join(advl("evaluate", "runs/mine", "--on", "test"))
+    assert not re.findall(r"(?i).*(?:vcr|vqa|snli).*", scored)
+
+
 def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple[str, str]]) -> None:
     write_json_lines(Path("mine.jsonl"), [class_row(number) for number in range(20)])
     Path("options.toml").write_text('data = "mine.jsonl"\nteacher = "minilm-l6"\n', encoding="utf-8")

@@ -181,7 +181,7 @@ def probe_data(
     task = examples[0].task
     choice = task in MULTIPLE_CHOICE_TASKS
     features_NCF = probe_features(caches, examples, view)
-    if head_name(task) == "vqa":
+    if head_name(task) == "answers":
         num_classes = len(dataset.label_names(task))
         triples = [(row, index, score) for row, example in enumerate(examples) for index, score in example.soft_label]
         rows, columns, scores = (list(part) for part in zip(*triples, strict=True)) if triples else ([], [], [])

@@ -102,11 +102,11 @@ class IndexedDataset:
     def _candidates(self, row: int, variant: RowVariant) -> tuple[Candidate, ...]:
         """Return the candidates of an example."""
         texts, picture = self._table.lists("texts", row), self._index.picture(self._number("image", row))
-        if variant.role not in ("choice", "rationale"):
+        if variant.kind not in ("choice", "rationale"):
             return self._reading.word(picture, [], texts)
         rationales_start = 1 + self._number("num_choices", row)
         context, choices = texts[:1], texts[1:rationales_start]
-        if variant.role == "rationale":
+        if variant.kind == "rationale":
             answer = self._number("label", row) if variant.conditioned_on is None else variant.conditioned_on
             context, choices = [texts[0], choices[answer]], texts[rationales_start:]
         return self._reading.word(picture, context, choices)
@@ -116,12 +116,12 @@ class IndexedDataset:
         label = self._number("label", row)
         if label < 0:
             return None, ()
-        if variant.role == "choice":
+        if variant.kind == "choice":
             return label, ()
-        if variant.role == "rationale":
+        if variant.kind == "rationale":
             rationale = self._number("rationale_label", row)
             return (rationale if variant.conditioned_on in (None, label) and rationale >= 0 else None), ()
-        if variant.role == "classes":
+        if variant.kind == "classes":
             return self._class_of[self._table.text("label_name", label)], ()
         target = soft_target(self._reading.scores(self._people(row)), self._class_of)
         # A question without an answer among the classes has an empty target and no label.

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.datasets.own.remote_pictures import HeldPictures
-from advl_pipeline.datasets.records import Candidate, Task, compose
+from advl_pipeline.datasets.records import TASKS, Candidate, Task, TaskKind, compose
 from advl_pipeline.datasets.rows import PictureFacts
-
-_ROLES: Mapping[Task, Task] = {"vcr-q2a": "choice", "vcr-qa2r": "rationale", "vqa": "answers", "snli-ve": "classes"}
-"""Kind of each benchmark task; tasks of your own data are kinds already."""
 
 Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
 """Function that words the candidates of an example: (picture, context, choices) -> one candidate per choice."""
@@ -26,9 +23,9 @@ class RowVariant:
     conditioned_on: int | None = None
 
     @property
-    def role(self) -> Task:
+    def kind(self) -> TaskKind:
         """Kind of the task: pick a choice, pick a rationale, classify the text, or answer the question."""
-        return _ROLES.get(self.task, self.task)
+        return TASKS[self.task].kind
 
 
 def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:

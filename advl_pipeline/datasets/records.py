@@ -20,13 +20,65 @@ import numpy.typing as npt
 from advl_pipeline.base.locations import regular_file
 from advl_pipeline.datasets.problems import Malformed, Problem, shown, written_number
 
-Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
-"""Tasks of the benchmarks, and the kinds of task that your own data can have (`own/`)."""
+TaskKind = Literal["choice", "rationale", "classes", "answers", "captions"]
+"""Kinds of task: they decide the head, the loss and the layout. Your own data have a kind as their task."""
 
-MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r", "choice", "rationale"})
-"""Tasks whose label is an index into the candidates. The others have one candidate and a list of classes."""
+Task = Literal[TaskKind, "vcr-q2a", "vcr-qa2r", "vqa", "snli-ve"]
+"""Kinds, and the tasks of published benchmarks."""
 
-_HEADS: Mapping[str, str] = {**dict.fromkeys(MULTIPLE_CHOICE_TASKS, "vcr"), "answers": "vqa", "classes": "snli-ve"}
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskFacts:
+    """Facts about a task.
+
+    `metric` names its score in files ("" if it is not scored), `title` on pages, and `items` what is scored.
+    `instruction` is what a chat model is asked after the question.
+    """
+
+    kind: TaskKind
+    metric: str = ""
+    title: str = ""
+    items: str = "questions"
+    instruction: str = ""
+
+
+TASKS: Mapping[str, TaskFacts] = {
+    "vcr-q2a": TaskFacts(kind="choice", metric="q2a", title="Q→A accuracy"),
+    "vcr-qa2r": TaskFacts(kind="rationale", metric="qa2r", title="QA→R accuracy", items="rationales"),
+    "vqa": TaskFacts(kind="answers", metric="vqa", title="VQA accuracy", instruction="Answer briefly."),
+    "snli-ve": TaskFacts(
+        kind="classes",
+        metric="snli_ve",
+        title="SNLI-VE accuracy",
+        items="hypotheses",
+        instruction="Is this entailment, neutral or contradiction?",
+    ),
+    "choice": TaskFacts(kind="choice", metric="choice", title="choice accuracy"),
+    "rationale": TaskFacts(kind="rationale", metric="rationale", title="rationale accuracy", items="rationales"),
+    "classes": TaskFacts(kind="classes", metric="classes", title="class accuracy", items="items"),
+    "answers": TaskFacts(kind="answers", metric="answers", title="answer accuracy"),
+    "captions": TaskFacts(kind="captions"),
+}
+"""Facts about each task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointMetric:
+    """The metric of two tasks of a question: both must be right."""
+
+    tasks: tuple[Task, Task]
+    metric: str
+    title: str
+
+
+JOINT_METRICS = (
+    JointMetric(tasks=("vcr-q2a", "vcr-qa2r"), metric="q2ar", title="Q→AR accuracy"),
+    JointMetric(tasks=("choice", "rationale"), metric="joint", title="choice and rationale accuracy"),
+)
+"""The joint metrics of pairs of tasks."""
+
+PUBLISHED_FOR: Mapping[str, str] = {"answers": "vqa", "classes": "snli-ve", "choice": "vcr"}
+"""Head -> the benchmark that recipes and earlier run folders name it after; most families were finetuned on VQA."""
 
 _TAG = re.compile(r"\[([^\[\]|]*)\|([0-9]+)\]")
 """Words that refer to a box: in "Why is [the dog|0] running?" the words "the dog" refer to box 0."""
@@ -36,12 +88,16 @@ UNIT_ID_LENGTH = 32
 
 
 def head_name(task: str) -> str:
-    """Return the head of a task, named after the benchmark that it was published for.
+    """Return the head of a task, which is its kind, except that rationales share the head of choices.
 
-    All multiple-choice tasks share "vcr", as both VCR tasks do in UNITER. Open answers with soft labels use "vqa",
-    classes use "snli-ve". The head also determines the text layout and the published recipe.
+    The head also determines the text layout and the published recipe.
     """
-    return _HEADS.get(task, task)
+    kind = TASKS[task].kind
+    return "choice" if kind == "rationale" else kind
+
+
+MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset(task for task in TASKS if head_name(task) == "choice")
+"""Tasks whose label is an index into the candidates. The others have one candidate and a list of classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

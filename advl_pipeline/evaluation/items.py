@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,40 +19,17 @@ import numpy.typing as npt
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Ties
-from advl_pipeline.datasets.records import Example, Task
+from advl_pipeline.datasets.records import JOINT_METRICS, TASKS, Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES
 from advl_pipeline.evaluation.measures import Items, group_share
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 
-METRIC_OF_TASK: Mapping[str, str] = {
-    "vcr-q2a": "q2a",
-    "vcr-qa2r": "qa2r",
-    "vqa": "vqa",
-    "snli-ve": "snli_ve",
-    "choice": "choice",
-    "rationale": "rationale",
-    "classes": "classes",
-    "answers": "answers",
-}
-JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choice", "rationale"): "joint"}
-"""Metrics of two tasks of a question -> the metric of both being right."""
-METRIC_NAMES = {
-    "q2a": "Q→A accuracy",
-    "qa2r": "QA→R accuracy",
-    "q2ar": "Q→AR accuracy",
-    "vqa": "VQA accuracy",
-    "snli_ve": "SNLI-VE accuracy",
-    "choice": "choice accuracy",
-    "rationale": "rationale accuracy",
-    "joint": "choice and rationale accuracy",
-    "classes": "class accuracy",
-    "answers": "answer accuracy",
-}
-
 
 def metric_name(metric: str) -> str:
     """Return the display name of a metric; a metric of a plug-in keeps its own."""
-    return METRIC_NAMES.get(metric, metric)
+    titles = {facts.metric: facts.title for facts in TASKS.values()}
+    titles |= {joint.metric: joint.title for joint in JOINT_METRICS}
+    return titles.get(metric, metric)
 
 
 def question_rank(question_id: str) -> bytes:

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from advl_pipeline.datasets.listed_options import CLOSINGS, is_yes_no, with_letters
 from advl_pipeline.datasets.measures import Rule
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, TextUnit
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Candidate, Example, TextUnit, head_name
 from advl_pipeline.evaluation.answer_reading import read_ranked
 
-LETTERED_TASKS = MULTIPLE_CHOICE_TASKS | {"answers", "vqa"}
+LETTERED_TASKS = frozenset(task for task in TASKS if head_name(task) in ("choice", "answers"))
 """Tasks whose questions can be asked in this format."""
 
 

@@ -69,7 +69,7 @@ def open_as_trained(
         head = head_name(task)
         fits = head in finished.label_names
         # Open answers need no common vocabulary: a run keeps its own.
-        if fits and head != "vqa":
+        if fits and head != "answers":
             fits = finished.label_names[head] == tuple(opened.label_names(task))
         if not fits:
             what, why = f"The run has no head for {task} with this set's classes.", ", ".join(finished.label_names)

@@ -57,7 +57,7 @@ from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.build_model import hold_frozen_in_bf16
 from advl_pipeline.training.checks import open_region_caches
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.heads import load_heads
+from advl_pipeline.training.heads import described_heads, load_heads
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 from advl_pipeline.training.targets import shape_logits
 
@@ -342,7 +342,7 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
     splits = [(str(trained_on["dataset"]), str(trained_on["split"]))]
     use_region_caches(finished.student, open_region_caches(regions_of_run(trained_on), splits))
     finished.student.cut_texts()
-    heads = read_json(path / names.HEADS)
+    heads = described_heads(path)
     if len(heads) != 1:
         raise ConfigError(
             "`open_run` needs a run of one kind of task, and this run learned several.",
@@ -352,7 +352,7 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
         )
     ((name, facts),) = heads.items()
     # All choice tasks share one head, whichever of them the run learned.
-    task: Task = "choice" if name == head_name("choice") else facts["task"]
+    task: Task = "choice" if name == "choice" else facts["task"]
     return AnsweringRun(path=path, task=task, answers=finished.label_names[name], finished=finished)
 
 

@@ -23,14 +23,12 @@ from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Measure
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Task, head_name
+from advl_pipeline.datasets.records import JOINT_METRICS, MULTIPLE_CHOICE_TASKS, TASKS, Task, head_name
 from advl_pipeline.datasets.registry import vqa_mode_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
-    JOINT_METRICS,
-    METRIC_OF_TASK,
     accuracy_by,
     accuracy_by_answer_type,
     group_accuracy,
@@ -177,7 +175,7 @@ def _evaluate_set(
     }
     if prior is not None:
         for task in scored:
-            document["trivial"][METRIC_OF_TASK[task]] |= prior.summary(dataset, sampled)
+            document["trivial"][TASKS[task].metric] |= prior.summary(dataset, sampled)
     document |= _breakdowns(dataset, scored, true_items, arrays, measures=measures, is_whole=asked is None)
     if "vqa" in metrics:
         document["vqa_mode"] = mode
@@ -227,12 +225,13 @@ def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Ite
     items_by_view: dict[str, dict[str, Items]] = defaultdict(dict)
     for task, kept in scored.items():
         for view in kept.worth:
-            items_by_view[view][METRIC_OF_TASK[task]] = kept.items(view)
+            items_by_view[view][TASKS[task].metric] = kept.items(view)
     for by_metric in items_by_view.values():
-        for (first, second), joint in JOINT_METRICS.items():
+        for joint in JOINT_METRICS:
+            first, second = (TASKS[task].metric for task in joint.tasks)
             if {first, second} <= by_metric.keys():
                 both = joint_items(by_metric[first], by_metric[second])
-                by_metric |= {joint: both} if both.question_ids else {}
+                by_metric |= {joint.metric: both} if both.question_ids else {}
     return items_by_view
 
 
@@ -250,7 +249,7 @@ def _score_arrays(
         width = max(part.shape[1] for part in kept.shown)
         wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
         arrays[f"scores/{task}"] = np.concatenate(wide)
-        if head_name(task) != "vqa":
+        if head_name(task) != "answers":
             arrays[f"labels/{task}"] = np.array(kept.labels, dtype=np.int64)
     for view, by_metric in items_by_view.items():
         prefix = f"item_{view}" if view else "item"
@@ -276,14 +275,14 @@ def _breakdowns(
     if measures:
         parts["measures"] = {
             metric: {name: value for each in measures for name, value in measured(each, true_items[metric]).items()}
-            for metric in map(METRIC_OF_TASK.__getitem__, scored)
+            for metric in (TASKS[task].metric for task in scored)
         }
     if dataset.is_grouped and is_whole:
         parts["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
     if "vqa" in true_items:
         parts["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], dataset)
     for task in scored:
-        if head_name(task) == "snli-ve" and f"labels/{task}" in arrays:
+        if head_name(task) == "classes" and f"labels/{task}" in arrays:
             scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
             whole = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
             parts["confusion"] = {"label_names": whole["label_names"], "counts": whole["confusion"]}
@@ -303,14 +302,15 @@ def _trivial(
     """Return the accuracy without a student, by metric."""
     # Generated answers have no chance level.
     tallies = {
-        METRIC_OF_TASK[task]: kept.tally
+        TASKS[task].metric: kept.tally
         for task, kept in scored.items()
         if not is_lettered or task in MULTIPLE_CHOICE_TASKS
     }
     joints = {
-        joint: tallies[first].joint_summary(tallies[second])
-        for (first, second), joint in JOINT_METRICS.items()
-        if joint in metrics
+        joint.metric: tallies[TASKS[first].metric].joint_summary(tallies[TASKS[second].metric])
+        for joint in JOINT_METRICS
+        for first, second in [joint.tasks]
+        if joint.metric in metrics
     }
     return {metric: tally.summary() for metric, tally in tallies.items()} | joints
 

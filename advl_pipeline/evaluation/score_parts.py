@@ -128,7 +128,7 @@ def score_parts(
             elif task in MULTIPLE_CHOICE_TASKS:
                 values = score_ties(examples, chosen, matrix, dataset.card.ties)
             else:
-                values = (score_soft_labels if head_name(task) == "vqa" else score_labels)(examples, chosen)
+                values = (score_soft_labels if head_name(task) == "answers" else score_labels)(examples, chosen)
             kept.worth[view] += values
             if view == TRUE_PICTURE:
                 kept.tally.add(examples, chosen)

@@ -6,22 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from advl_pipeline.evaluation.items import JOINT_METRICS
+from advl_pipeline.datasets.records import JOINT_METRICS, TASKS
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import Place
 
-_ASKED = {
-    "qa2r": "rationales",
-    "rationale": "rationales",
-    "q2ar": "questions with their rationales",
-    "joint": "questions with their rationales",
-    "snli_ve": "hypotheses",
-    "classes": "items",
+_ASKED = {facts.metric: facts.items for facts in TASKS.values()} | {
+    joint.metric: "questions with their rationales" for joint in JOINT_METRICS
 }
-"""The word for an item where it is not a question."""
+"""The word for an item, by metric."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +42,7 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
     """
     study, per_place = result.study, []
     for setting in study.settings:
-        metric = next((name for name in JOINT_METRICS.values() if name in setting.metrics), setting.metrics[0])
+        metric = next((both.metric for both in JOINT_METRICS if both.metric in setting.metrics), setting.metrics[0])
         places = [
             place
             for place in sorted(result.places(), key=lambda place: place.rank)

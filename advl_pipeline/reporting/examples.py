@@ -19,16 +19,17 @@ import pandas as pd
 from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.pictures import read_picture
-from advl_pipeline.datasets.records import Example, head_name
+from advl_pipeline.datasets.records import TASKS, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
+from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import Evaluation, filed_as, moved_to, read_evaluation, read_json
 from advl_pipeline.students.registry import label_order_of
 from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.training.heads import described_heads
 
 PICTURE_WIDTH = 360
 """Maximum width in pixels; wider pictures are scaled down before they are embedded."""
@@ -102,7 +103,7 @@ def collect_examples(
         dataset = _open(read_json(runs[-1] / names.CONFIG), name, split, (task,), data_root)
         # The outputs of a head keep the order of their classes in training.
         has_classes = bool(dataset.label_names(dataset.tasks[0]))
-        heads = [read_json(run / names.HEADS)[head_name(task)] if has_classes else {} for run in runs]
+        heads = [described_heads(run)[head_name(task)] if has_classes else {} for run in runs]
         # Drawn by the hash of their ids: as good as random, and the same every time.
         drawn = sorted(won, key=question_rank)[: (limit + 1) // 2] + sorted(lost, key=question_rank)[: limit // 2]
         for item in drawn:
@@ -133,7 +134,7 @@ def collect_examples(
 def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
     """Return a row for each item: the answer and its score."""
     items = evaluation.items
-    shown = items[(items["metric"] == METRIC_OF_TASK[task]) & (items["view"] == "")]
+    shown = items[(items["metric"] == TASKS[task].metric) & (items["view"] == "")]
     columns = {"right": shown["score"].to_numpy(), "said": evaluation.scores[task].argmax(axis=1)}
     return pd.DataFrame(columns, index=shown["item"])
 

@@ -38,6 +38,7 @@ from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.weight_files import run_files
+from advl_pipeline.training.heads import described_heads
 
 _FIRST, _SECOND = -1, -2
 """Placeholders in a row for the tokens of a text and of the next text."""
@@ -46,20 +47,20 @@ BICUBIC = 3
 
 
 def shared_tokenizer(
-    student: Any, task: str, *, image_tokens: Sequence[int] = (), types: bool = True
+    student: Any, kind: str, *, image_tokens: Sequence[int] = (), types: bool = True
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer with the student's special tokens around a text, and around a pair of texts.
 
     Args:
         student: a student with a tokenizer and text rows.
-        task: its head (`records.head_name`), on which special tokens may depend.
+        kind: that of its head (`records.head_name`), on which special tokens may depend.
         image_tokens: ids of the picture's placeholders, inserted after the first token.
         types: whether the model has token types as input.
     """
     tokenizer = student.tokenizer
     core = tokenizer.copy()
     rows = [
-        student.lay_out([TokenPart(token_ids=[mark], spans=[(0, 0)]) for mark in marks], task)
+        student.lay_out([TokenPart(token_ids=[mark], spans=[(0, 0)]) for mark in marks], kind)
         for marks in ((_FIRST,), (_FIRST, _SECOND))
     ]
     templates = []
@@ -78,7 +79,7 @@ def shared_tokenizer(
     core.post_processor = TemplateProcessing(
         single=templates[0], pair=templates[1], special_tokens=[*special.items()]
     )
-    is_pair = task == "vcr"
+    is_pair = kind == "choice"
     # The student may reserve space for three parts; texts are truncated here at the same length.
     room = student.max_text_length - student.num_special_of(1 + is_pair) + len(image_tokens)
     names = {
@@ -216,7 +217,7 @@ def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | Non
         why = f"it has one for {', '.join(name for name, facts in families().items() if 'transformers' in facts)}"
     elif not isinstance(form["model"], str) and not finished.heads.keys() <= form["model"].keys():
         what = "transformers' class would not compute what this run does."
-        why = "a run on VCR places each tagged region at the words that name it, and that class cannot"
+        why = "a run on choices places each tagged region at the words that name it, and that class cannot"
     else:
         return None
     return ConfigError(what, where=str(run), why=why, next_command="use --to safetensors, which this package loads")
@@ -225,7 +226,7 @@ def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | Non
 def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
     student: Any = finished.student
     ((name, head),) = finished.heads.items()
-    is_choice = name == "vcr"
+    is_choice = name == "choice"
     form = transformers_form(student)
     assert form is not None
     with drawing():
@@ -248,7 +249,8 @@ def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
     answers = ["red", "blue"] if is_choice else []
     if isinstance(student, GenerativeStudent):
         answers = answers or list(labels[:3])
-        closing = "".join(f"\n{line}" for line in [student.instruction(name)] if line)
+        instruction = student.instruction(described_heads(run)[name]["task"])
+        closing = f"\n{instruction}" if instruction else ""
         normalised = student.config.length_normalised
         summed = normalised == "none" or (normalised == "choices" and not is_choice)
         over = "sum" if summed else "mean"
@@ -282,5 +284,5 @@ def _for_this_package(run: Path, finished: FinishedRun) -> Prepared:
         (folder / names.RESULT).write_text(json_text(finished_with, sort_keys=True) + "\n", encoding="utf-8")
 
     ((name, _),) = finished.heads.items()
-    usage = render_card("usage.py", model=OURS, choices=["red", "blue"] if name == "vcr" else None)
+    usage = render_card("usage.py", model=OURS, choices=["red", "blue"] if name == "choice" else None)
     return OURS, usage, [write]

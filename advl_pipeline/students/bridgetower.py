@@ -46,7 +46,7 @@ class BridgeTower(TwoStreams, PixelStudent):
         padding = {"pad_token_id": self.tokenizer.pad_id}
         self.model = BridgeTowerModel(library_config(HfBridgeTowerConfig, config, text_config=padding))
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
 
     def lower_text(self, batch: PixelBatch, delta: Perturbation) -> States:

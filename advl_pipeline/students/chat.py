@@ -7,10 +7,9 @@ replace it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,6 @@ from advl_pipeline.students.chat_pictures import Picture
 
 QUESTION, ANSWER = "\ue000", "\ue001"
 """Private-use characters, placeholders of the two texts while the template is rendered."""
-
-INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
-    {"vqa": "Answer briefly.", "snli-ve": "Is this entailment, neutral or contradiction?"}
-)
-"""Default instructions after the question, by task."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -122,7 +122,7 @@ def require_same_likelihood(student: Any) -> None:
         path = Path(folder) / "grey.png"
         Image.linear_gradient("L").convert("RGB").save(path)
         asked = Example(
-            example_id="", task="vcr-q2a", image=unit_of(path, path.name), candidates=(candidate,), label=0
+            example_id="", task="choice", image=unit_of(path, path.name), candidates=(candidate,), label=0
         )
         try:
             student.eval()

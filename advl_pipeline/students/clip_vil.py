@@ -114,5 +114,5 @@ class ClipVil(RegionStream):
         text_NLH = self.model.embeddings(inputs_embeds=words_NLH, token_type_ids=batch.types_NL)
         return text_NLH, self.model.embed_grid(grid_NRF, self.config.grid_side)
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return widening_head(self.hidden_size, num_classes)

@@ -82,7 +82,7 @@ class EfficientNetMiniLm(TowerStudent, MatchStream, BertStream, PixelStudent):
         pooled_NH: torch.Tensor = self.pooler(text_NLH)
         return pooled_NH
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return MatchHead(
             text_size=TEXT_TOWER["hidden_size"],
             picture_size=self.vision.num_features,

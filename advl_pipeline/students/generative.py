@@ -27,9 +27,9 @@ from transformers import AutoModelForImageTextToText
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.repositories import read_config
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Candidate, Example, ImageUnit
 from advl_pipeline.runs import names
-from advl_pipeline.students.chat import INSTRUCTIONS, Chat, ChatRow
+from advl_pipeline.students.chat import Chat, ChatRow
 from advl_pipeline.students.chat_batch import ChatBatch, Rows, chat_batch, parts_of_list
 from advl_pipeline.students.chat_config import GenerativeConfig, family_facts
 from advl_pipeline.students.chat_model import (
@@ -163,7 +163,7 @@ class GenerativeStudent(Student):
 
     def instruction(self, task: str) -> str:
         """Return the instruction after a question of a task."""
-        return INSTRUCTIONS.get(task, "") if self.config.instruction is None else self.config.instruction
+        return TASKS[task].instruction if self.config.instruction is None else self.config.instruction
 
     def collate(self, examples: Sequence[Example]) -> ChatBatch:
         self.require_inputs()
@@ -379,7 +379,7 @@ class GenerativeStudent(Student):
         words_BWH: torch.Tensor = self.model.get_input_embeddings()(packing.packed(batch.sequence_ids_NS))
         return words_BWH.index_put((packing.row_M, packing.place_M), shown_MDH[:, 0].to(words_BWH.dtype))
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         """Return a head without parameters, because the language model scores answers itself."""
         return AnswerHead()
 

@@ -404,12 +404,12 @@ class Student(nn.Module, ABC):
         raise ConfigError(f"{self.name} does not give its texts without their pictures.")
 
     @abstractmethod
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
-        """Return a new head for a task: pooled (N, P) -> logits (N, num_classes); 1 class for multiple choice."""
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
+        """Return a new head for a kind of task: pooled (N, P) -> logits (N, num_classes), 1 class for choices."""
 
     @classmethod
-    def head_rules(cls, task: str) -> KeyRules | None:
-        """Return the rules that extract a task's head from a published checkpoint; None if it contains no heads."""
+    def head_rules(cls, kind: str) -> KeyRules | None:
+        """Return the rules that extract the head of a kind from a published checkpoint; None if it has no heads."""
         return rules_below(cls.head_key) if cls.head_key else None
 
     def config_dict(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Lxmert(TwoStreams, RegionStudent):
         super().__init__(name, config)
         self.model = LxmertModel(library_config(HfLxmertConfig, config))
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return widening_head(self.hidden_size, num_classes)
 
     @staticmethod

@@ -151,9 +151,9 @@ class Meter(TwoStreams, PixelStudent):
     def pool(self, text_NLH: torch.Tensor, picture_NRH: torch.Tensor | None) -> torch.Tensor:
         return pooled_pair(self.cross_modal, text_NLH, picture_NRH)
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
 
     @classmethod
-    def head_rules(cls, task: str) -> KeyRules:
-        return rules_below("snli_classifier" if task == "snli-ve" else "vqa_classifier")
+    def head_rules(cls, kind: str) -> KeyRules:
+        return rules_below("snli_classifier" if kind == "classes" else "vqa_classifier")

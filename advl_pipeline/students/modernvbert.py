@@ -82,7 +82,7 @@ class ModernVBert(SingleStream, PixelStudent):
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
         return text_NLH[:, 0]
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         """Return the head of transformers' sequence classification: Linear, GELU, LayerNorm, Linear, no biases."""
         width = self.hidden_size
         return nn.Sequential(

@@ -197,8 +197,8 @@ class TextStudent(Student):
                 next_command=f"--tokenizer {files}{usual}",
             )
 
-    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """Join the parts of one candidate with the student's special tokens; `task` is its head (`head_name`)."""
+    def lay_out(self, parts: list[TokenPart], kind: str) -> TextRow:
+        """Join the parts of one candidate with the student's special tokens; `kind` is that of its head."""
         return pair_row(parts, self.tokenizer, separators=self.num_separators)
 
     @abstractmethod

@@ -20,7 +20,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 
 from advl_pipeline.base.configuration import option
 from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
+from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
@@ -113,7 +113,7 @@ class UniterModel(nn.Module):
 
 
 class TwoWayChoiceHead(nn.Module):
-    """The head for VCR: every candidate has two logits, and the second is its score."""
+    """The head for choices: every candidate has two logits, and the second is its score."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -129,9 +129,9 @@ class TwoWayChoiceHead(nn.Module):
         return self.two_way(pooled_NH)[:, 1:]
 
 
-def uniter_head(task: str, hidden_size: int, num_classes: int) -> nn.Module:
-    """Return a new head, as in the original: ReLU and two logits for VCR, GELU elsewhere."""
-    if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
+def uniter_head(kind: str, hidden_size: int, num_classes: int) -> nn.Module:
+    """Return a new head, as in the original: ReLU and two logits for choices, GELU elsewhere."""
+    if kind == "choice":
         return TwoWayChoiceHead(hidden_size)
     return widening_head(hidden_size, num_classes)
 
@@ -181,7 +181,7 @@ class Uniter(RegionStream):
         super().__init__(name, config)
         self.model = UniterModel(config, num_words=config.vocab_size + NUM_PERSON_TOKENS)
 
-    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
+    def lay_out(self, parts: list[TokenPart], kind: str) -> TextRow:
         """Return `[CLS] q [SEP] a [SEP]`; a separator has the type of the next part, the last one of the previous."""
         row = TextRow()
         row.add_special(self.tokenizer.cls_id, QUESTION_TYPE)
@@ -208,12 +208,12 @@ class Uniter(RegionStream):
         text_NLH = self.model.embed_text(batch.token_ids_NL, batch.types_NL, delta)
         return text_NLH, self.model.embed_regions(batch.features_BRF, batch.positions_BR7, batch.per_sequence, delta)
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
-        return uniter_head(task, self.hidden_size, num_classes)
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
+        return uniter_head(kind, self.hidden_size, num_classes)
 
     @classmethod
-    def head_rules(cls, task: str) -> KeyRules:
+    def head_rules(cls, kind: str) -> KeyRules:
         # SNLI-VE checkpoints store their head under VQA's name, because the original class derives from VQA's.
-        if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
+        if kind == "choice":
             return KeyRules(rename=((r"^vcr_output\.", "net."),), ignore=(r"^(?!vcr_output\.)",))
         return rules_below("vqa_output")

@@ -66,7 +66,7 @@ class Vilt(SingleStream, PixelStudent):
             relevance_NL = attention_mass(last.attention.attention, last.layernorm_before(x_NSH), bias, num_text)
         return self.model.layernorm(last(x_NSH, bias)[0]), relevance_NL
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
 
     def embed_text(self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor) -> torch.Tensor:

@@ -83,9 +83,9 @@ class VisualBert(RegionStream):
         super().__init__(name, config)
         self.model = VisualBertModel(config)
 
-    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """Return `[CLS] q [SEP] a [SEP]`, or `[CLS] q [MASK] [SEP]` for VQA."""
-        return pair_row(parts, self.tokenizer, masked=task == "vqa")
+    def lay_out(self, parts: list[TokenPart], kind: str) -> TextRow:
+        """Return `[CLS] q [SEP] a [SEP]`, or `[CLS] q [MASK] [SEP]` for open answers."""
+        return pair_row(parts, self.tokenizer, masked=kind == "answers")
 
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
         batch: RegionBatch = super().collate(examples)
@@ -113,13 +113,13 @@ class VisualBert(RegionStream):
     def pool(self, text_NLH: torch.Tensor, batch: RegionBatch) -> torch.Tensor:
         return named_or_pooled(text_NLH, batch.pool_index_N, self.model.pooler)
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
         head = nn.Sequential(nn.Dropout(HEAD_DROPOUT), nn.Linear(self.hidden_size, num_classes))
         initialise_bert(head)
         return head
 
     @classmethod
-    def head_rules(cls, task: str) -> KeyRules:
+    def head_rules(cls, kind: str) -> KeyRules:
         return KeyRules(
             rename=((r"^(?:classifier|cls)\.", "1."),), ignore=(r"^(?!classifier\.|cls\.(weight|bias)$)",)
         )

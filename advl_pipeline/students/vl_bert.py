@@ -151,10 +151,13 @@ class VlBert(RegionStream):
         initialise_bert(self.image_feature_extractor)
         initialise_bert(self.object_linguistic_embeddings)
 
-    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
-        """Return `[CLS] q [SEP] a [SEP]`, or `[CLS] q [SEP] [MASK] [SEP]` for VQA; q of QA->R includes the answer."""
-        row = super().lay_out(parts, task)
-        if len(parts) == 1 and task == "vqa":
+    def lay_out(self, parts: list[TokenPart], kind: str) -> TextRow:
+        """Return `[CLS] q [SEP] a [SEP]`, or `[CLS] q [SEP] [MASK] [SEP]` for open answers.
+
+        The q of a rationale includes the answer.
+        """
+        row = super().lay_out(parts, kind)
+        if len(parts) == 1 and kind == "answers":
             row.pool_index = len(row.token_ids)
             row.add_special(self.tokenizer.mask_id, 1)
             row.add_special(self.tokenizer.sep_id, 1)
@@ -200,13 +203,13 @@ class VlBert(RegionStream):
     def pool(self, text_NLH: torch.Tensor, batch: RegionBatch) -> torch.Tensor:
         return named_or_pooled(text_NLH, batch.pool_index_N, self.vlbert.pooler)
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
-        return vl_bert_head(task, self.hidden_size, num_classes)
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
+        return vl_bert_head(kind, self.hidden_size, num_classes)
 
 
-def vl_bert_head(task: str, hidden_size: int, num_classes: int) -> nn.Sequential:
-    """Return the masked-word transform and classifier for VQA, or a single layer for other tasks."""
-    if task == "vqa":
+def vl_bert_head(kind: str, hidden_size: int, num_classes: int) -> nn.Sequential:
+    """Return the masked-word transform and classifier for open answers, or a single layer for others."""
+    if kind == "answers":
         transform = BertPredictionHeadTransform(BertConfig(hidden_size=hidden_size))
         head = nn.Sequential(transform, nn.Dropout(CLASSIFIER_DROPOUT), nn.Linear(hidden_size, num_classes))
     else:

@@ -36,9 +36,9 @@ from advl_pipeline.base.locations import Location
 from advl_pipeline.base.packages import data_files, missing_data, read_data_file
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.config import DataRootOptions
+from advl_pipeline.datasets.records import JOINT_METRICS, TASKS
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.students.options import default_student
 from advl_pipeline.teachers.registry import card_of
@@ -140,8 +140,8 @@ class Setting:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Metrics to compare: one per task, and the joint metric of two tasks if both are present."""
-        of_tasks = [METRIC_OF_TASK[task] for task in self.tasks if task in METRIC_OF_TASK]
-        return (*of_tasks, *(joint for both, joint in JOINT_METRICS.items() if set(both) <= set(of_tasks)))
+        of_tasks = [TASKS[task].metric for task in self.tasks if task in TASKS and TASKS[task].metric]
+        return (*of_tasks, *(joint.metric for joint in JOINT_METRICS if set(joint.tasks) <= set(self.tasks)))
 
     @property
     def reference(self) -> str:
@@ -347,8 +347,10 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
 
 def _complete(setting: Setting, where: str) -> Setting:
     if not setting.metrics:
+        scored = [task for task, facts in TASKS.items() if facts.metric]
         raise ConfigError(
-            f"The setting on {setting.dataset} has no task of {', '.join(METRIC_OF_TASK)}.", where=where
+            f"The setting on {setting.dataset} has no task of {', '.join(scored)}.",
+            where=where,
         )
     if not setting.test_sets:
         raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.base.folders import folder_kind, near_folder
+from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_caches, read_config, read_documents
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant
@@ -132,7 +132,7 @@ def _settings(cells: Sequence[Cell]) -> dict[str, Setting]:
         settings[dataset] = Setting(
             dataset=dataset,
             name=f"{label} ({number})" if counts[label] > 1 else label,
-            tasks=tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics),
+            tasks=tuple(task for task, facts in TASKS.items() if facts.metric in metrics),
             student=", ".join(dict.fromkeys(cell.finetune.student for cell in group)),
             init=group[0].finetune.init,
             teachers=tuple(dict.fromkeys(teacher for cell in group for teacher in cell.teachers)),

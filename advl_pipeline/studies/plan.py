@@ -34,7 +34,7 @@ from advl_pipeline.base.configuration import (
 from advl_pipeline.base.errors import ConfigError, DatasetError, NotAllowed, advise
 from advl_pipeline.base.folders import MARKERS
 from advl_pipeline.base.locations import read_regular
-from advl_pipeline.datasets.records import head_name
+from advl_pipeline.datasets.records import PUBLISHED_FOR, head_name
 from advl_pipeline.datasets.roots import is_location
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
@@ -297,7 +297,9 @@ def identity_options(
     described["schema"] = SCHEMA
     num_labelled = config.shots or _ANY_NUMBER_OF_EXAMPLES
     described["recipe"] = {
-        kind: recipe_identity(resolve_run(config, kind=kind, num_labelled=num_labelled).chosen)
+        PUBLISHED_FOR.get(kind, kind): recipe_identity(
+            resolve_run(config, kind=kind, num_labelled=num_labelled).chosen
+        )
         for kind in sorted(set(map(head_name, setting.tasks)))
     }
     described["init"] = digests.get(str(config.init), str(config.init)) if config.init else None

@@ -25,6 +25,7 @@ from advl_pipeline.base.errors import (
     again,
 )
 from advl_pipeline.base.tensors import parameter_digest, save_tensors
+from advl_pipeline.training.heads import under_present_names
 
 
 class CheckpointWriter:
@@ -142,7 +143,7 @@ def restore(
     Args:
         scaler: of fp16's losses, whose scale and growth counter are restored.
     """
-    model.load_state_dict(_base_weights(model) | _under("model/", tensors))
+    model.load_state_dict(_base_weights(model) | under_present_names(_under("model/", tensors), "heads."))
     if scaler is not None and (kept := _under("scaler/", tensors)):
         scaler.load_state_dict({key: value.item() for key, value in kept.items()})
     if optimizer is None:

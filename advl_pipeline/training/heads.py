@@ -21,7 +21,7 @@ from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.configuration import json_text
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
 from advl_pipeline.base.tensors import save_tensors
-from advl_pipeline.datasets.records import Dataset, Task, head_name
+from advl_pipeline.datasets.records import PUBLISHED_FOR, Dataset, Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
@@ -40,21 +40,39 @@ def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mappi
     write_text(folder / names.HEADS, json_text(described) + "\n")
 
 
+_OF_BENCHMARK = {benchmark: head for head, benchmark in PUBLISHED_FOR.items()}
+"""Earlier names of heads, in `heads.json` and in the keys of weights -> the heads."""
+
+
+def described_heads(folder: Path) -> dict[str, Any]:
+    """Return the content of a run's `heads.json`: task and class names of each head."""
+    return {_OF_BENCHMARK.get(name, name): facts for name, facts in read_json(folder / names.HEADS).items()}
+
+
+def under_present_names(tensors: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
+    """Return the weights of heads with their keys, below a prefix, named after the heads of this version."""
+    renamed = {}
+    for key, value in tensors.items():
+        name, dot, rest = key.removeprefix(prefix).partition(".")
+        is_earlier = key.startswith(prefix) and name in _OF_BENCHMARK
+        renamed[f"{prefix}{_OF_BENCHMARK[name]}{dot}{rest}" if is_earlier else key] = value
+    return renamed
+
+
 def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str, tuple[str, ...]]]:
     """Return the heads of a run and the class names of each.
 
     Raises:
         WeightsUnavailable: their files are missing. IdentityMismatch: an earlier version built other heads.
     """
-    path = folder / names.HEADS
-    if not path.exists():
+    if not (folder / names.HEADS).exists():
         raise WeightsUnavailable("This run has no task heads.", where=str(folder), next_command=_TRAIN_AGAIN)
-    description: dict[str, Any] = read_json(path)
+    description = described_heads(folder)
     heads = nn.ModuleDict(
         {name: student.build_head(name, max(1, len(entry["label_names"]))) for name, entry in description.items()}
     )
     try:
-        heads.load_state_dict(load_file(folder / names.HEADS_WEIGHTS))
+        heads.load_state_dict(under_present_names(load_file(folder / names.HEADS_WEIGHTS)))
     except RuntimeError as error:
         raise IdentityMismatch(
             "The task heads of this run are of another shape than its student has now.",
@@ -83,7 +101,7 @@ def fill_heads(
     """Fill fresh heads from the checkpoint that a run starts from, in place; return the origin of each.
 
     Raises:
-        ConfigError: the checkpoint's VQA head has other answers than the list of `--head-answers`.
+        ConfigError: the checkpoint's head has other answers than the list of `--head-answers`.
     """
     if not any(True for head in heads.values() for _ in head.parameters()):
         why = f"{student.name} scores answers by their likelihood"
@@ -103,15 +121,15 @@ def fill_heads(
 def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: Path) -> HeadOrigin:
     if not (folder / names.HEADS).is_file():
         return _fresh("the folder holds a student without heads")
-    described = read_json(folder / names.HEADS)
+    described = described_heads(folder)
     if name not in described:
         return _fresh(f"the folder has heads for {', '.join(described)}")
     if tuple(described[name]["label_names"]) != label_names:
-        advice = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
+        advice = "; its own list is given by --answer-list or --answers" if name == "answers" else ""
         return _fresh(f"the folder's head has other classes{advice}")
     tensors = {
         key.removeprefix(f"{name}."): value
-        for key, value in load_file(folder / names.HEADS_WEIGHTS).items()
+        for key, value in under_present_names(load_file(folder / names.HEADS_WEIGHTS)).items()
         if key.startswith(f"{name}.")
     }
     kept, built = ({key: value.shape for key, value in state.items()} for state in (tensors, head.state_dict()))
@@ -128,9 +146,9 @@ def _from_original(
     if task_rules is None:
         return _fresh(f"{student.name} declares no heads in its original files")
     if task == "classes":
-        return _fresh("the file's head, if it has one, is of SNLI-VE's classes")
+        return _fresh("the file does not name the classes of its head")
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    is_answers = head_name(task) == "vqa"
+    is_answers = head_name(task) == "answers"
     if is_answers and config.head_answers is not None:
         return _by_answers(head, student, task_rules, path, dataset.label_names(task), config.head_answers)
     report = load_checkpoint(head, path, task_rules, must_fit=False)
@@ -156,11 +174,11 @@ def _by_answers(
         ConfigError: head and list have different numbers of answers. DatasetError: the file is not a list of answers.
     """
     theirs = read_vocabulary(listed)
-    source = student.build_head("vqa", len(theirs))
+    source = student.build_head("answers", len(theirs))
     report = load_checkpoint(source, path, rules, must_fit=False)
     if report.missing or report.reinitialised:
         raise ConfigError(
-            "The checkpoint has no VQA head of the answers that are listed.",
+            "The checkpoint has no head of the listed answers.",
             where=str(path),
             why="; ".join([*report.reinitialised, *report.missing]),
             next_command=f"give --head-answers the list that this checkpoint was trained with, not {listed}",

@@ -1,9 +1,9 @@
 """Recipes of the original implementations, and the resolved hyperparameters of a run with their origins.
 
-There is one declared recipe per (student, task, size), in `data/recipes/*.toml` and the files of plug-ins. A file has
-`[common]` and one table per task and size, such as `[vqa.base]`. A table's `from` names the source of its values, and
-`[vqa.base.elsewhere]` names another source for single keys. Values come from ADVL's defaults, then the recipe, then
-the options.
+There is one declared recipe per (student, kind of task, size), in `data/recipes/*.toml` and the files of plug-ins. A
+file has `[common]` and one table per benchmark and size, such as `[vqa.base]`, which serves all tasks of its kind. A
+table's `from` names the source of its values, and `[vqa.base.elsewhere]` names another source for single keys. Values
+come from ADVL's defaults, then the recipe, then the options.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.packages import data_files, read_data_file
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.cards import ROWS
+from advl_pipeline.datasets.records import PUBLISHED_FOR
 from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.students.presets import family_of, size_of
 from advl_pipeline.training.config import (
@@ -50,7 +51,7 @@ def load_recipe(student: str, task: str, size: str) -> Recipe:
     return _build(student, task, size, values, sources, where=f"data/recipes/{student}.toml")
 
 
-def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe | None = None) -> Recipe:
+def read_recipe(path: Path, student: str, kind: str, size: str, *, base: Recipe | None = None) -> Recipe:
     """Return the recipe of a user's file: a flat table of keys that override the published recipe, if there is one.
 
     Raises:
@@ -64,10 +65,10 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
         raise ConfigError(
             f"The recipe lacks {', '.join(missing)}.",
             where=str(path),
-            why=f"{student} has no published recipe for {task} that would give it",
+            why=f"{student} has no published recipe for {kind} that would give it",
         )
     sources |= dict.fromkeys(table, str(path))
-    return _build(student, task, size, {**values, **table}, sources, where=str(path))
+    return _build(student, PUBLISHED_FOR.get(kind, kind), size, {**values, **table}, sources, where=str(path))
 
 
 def _tables(student: str) -> dict[str, Any]:
@@ -104,9 +105,8 @@ def _wrong_names(why: str, where: str) -> ConfigError:
     return ConfigError("The parameter patterns of the recipe are invalid.", where=where, why=why)
 
 
-AUTO, NONE = "auto", "none"
-LENDERS = ("vqa", "snli-ve", "vcr")
-"""Tasks whose rates a family lends to a task without a recipe: most families were finetuned on VQA."""
+AUTO = "auto"
+NONE = "none"
 FALLBACK_SIZE = "base"
 """Size whose recipe serves sizes without one (tiny ones, for example)."""
 
@@ -126,11 +126,11 @@ class ChosenRecipe:
     rates_of: Recipe | None = None
 
 
-def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
-    """Return the recipe for a student on a task.
+def choose_recipe(student: str, kind: str, wanted: str) -> ChosenRecipe:
+    """Return the recipe for a student on a kind of task.
 
     Args:
-        task: vcr, vqa or snli-ve.
+        kind: head of the task (`head_name`).
         wanted: "auto" for the published one if there is one, "none", or the path of a TOML file whose keys override
             the published ones.
 
@@ -140,25 +140,27 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
     if wanted == NONE:
         return ChosenRecipe(note="no recipe, as asked")
     family, student_size = family_of(student), size_of(student)
-    published = _published(family, task, student_size)
+    published = _published(family, kind, student_size)
     is_own_size = published is None or published.size == student_size
     if wanted != AUTO:
-        recipe = read_recipe(Path(wanted), family, task, student_size, base=published)
+        recipe = read_recipe(Path(wanted), family, kind, student_size, base=published)
         return ChosenRecipe(note=f"recipe of {wanted}", recipe=recipe, is_own_size=is_own_size)
     if published is not None:
-        note = f"recipe {family} {task} {published.size}"
+        note = f"recipe {family} {kind} {published.size}"
         return ChosenRecipe(note=note, recipe=published, is_own_size=is_own_size)
-    note = f"no recipe is published for {family} on {task}"
-    lent = next(filter(None, (_published(family, lender, student_size) for lender in LENDERS)), None)
-    if lent is not None:
-        note += f", so that optimiser and rates are those of {family} {lent.task} {lent.size}"
-    return ChosenRecipe(note=note, rates_of=lent)
+    note = f"no recipe is published for {family} on {kind}"
+    for lender in PUBLISHED_FOR:
+        if lent := _published(family, lender, student_size):
+            note += f", so that optimiser and rates are those of {family} {lender} {lent.size}"
+            return ChosenRecipe(note=note, rates_of=lent)
+    return ChosenRecipe(note=note)
 
 
-def _published(family: str, task: str, student_size: str) -> Recipe | None:
-    sizes = _tables(family).get(task, {})
+def _published(family: str, kind: str, student_size: str) -> Recipe | None:
+    benchmark = PUBLISHED_FOR.get(kind, kind)
+    sizes = _tables(family).get(benchmark, {})
     size = next((size for size in (student_size, FALLBACK_SIZE) if size in sizes), None)
-    return load_recipe(family, task, size) if size else None
+    return load_recipe(family, benchmark, size) if size else None
 
 
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
@@ -194,7 +196,7 @@ def resolve_settings(
     config: FinetuneConfig,
     chosen: ChosenRecipe,
     *,
-    task: str,
+    kind: str,
     num_labelled: int,
     world_size: int = 1,
     usual_epochs: float = DEFAULT_EPOCHS,
@@ -204,7 +206,7 @@ def resolve_settings(
     Args:
         config: options; None means not given.
         chosen: recipe of the student on the task.
-        task: vcr, vqa or snli-ve.
+        kind: head of the task (`head_name`).
         usual_epochs: passes over the labelled examples if neither a recipe nor an option gives a number.
 
     Raises:
@@ -215,7 +217,7 @@ def resolve_settings(
     if asked is not None:
         # A batch larger than the data would repeat examples, at a cost in memory and time.
         batch_size = min(asked, max(num_labelled, (options.accumulate or 1) * world_size))
-    decided = {key: (value, OURS) for key, value in default_numbers(task).items()}
+    decided = {key: (value, OURS) for key, value in default_numbers(kind).items()}
     if config.init is not None:
         decided["learning_rate"] = PRETRAINED_LEARNING_RATE, OURS_FOR_PRETRAINED
     if (lender := chosen.rates_of) is not None:
@@ -290,11 +292,11 @@ def steps_of_epochs(asked: float | None, *, num_labelled: int, batch_size: int, 
     return num_steps if asked else max(TrainingSettings.num_steps, num_steps)
 
 
-def default_numbers(task: str) -> dict[str, Any]:
+def default_numbers(kind: str) -> dict[str, Any]:
     """Return ADVL's own values, which apply if neither a recipe nor an option gives one."""
     fields = dataclasses.fields(TrainingSettings)
     numbers = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    return numbers | {"task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice"}
+    return numbers | {"task_loss": "soft-target-bce" if kind == "answers" else "softmax-choice"}
 
 
 def _of_recipe(

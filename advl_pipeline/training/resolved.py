@@ -63,7 +63,7 @@ def resolve_run(
     """Resolve a run.
 
     Args:
-        kind: kind of the task: vcr, vqa or snli-ve.
+        kind: head of the task (`head_name`).
         stops_early: whether the run may end before its last step, so that the default is more epochs.
 
     Raises:
@@ -73,7 +73,7 @@ def resolve_run(
     settings = resolve_settings(
         config,
         chosen,
-        task=kind,
+        kind=kind,
         num_labelled=num_labelled,
         world_size=world_size,
         usual_epochs=MOST_EPOCHS if stops_early else DEFAULT_EPOCHS,

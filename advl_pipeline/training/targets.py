@@ -48,7 +48,7 @@ def collate_targets(
     """
     known = [labelled_ids is None or example.example_id in labelled_ids for example in examples]
     known_B = None if labelled_ids is None else torch.tensor(known)
-    if head_name(examples[0].task) == "vqa":
+    if head_name(examples[0].task) == "answers":
         scores = torch.zeros(len(examples), num_classes)
         for row, example in enumerate(examples):
             for index, score in example.soft_label if known[row] else ():
@@ -97,12 +97,12 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
     is_choice, whose = task in MULTIPLE_CHOICE_TASKS, ""
     allowed: tuple[TaskLoss, ...] = ("soft-target-bce", "soft-target-kl")
     if isinstance(head, AnswerHead):
-        # VQA has thousands of answers, so training scores only those that annotators gave.
-        allowed = ANSWERS_IN_WORDS[:1] if head_name(task) == "vqa" else ANSWERS_IN_WORDS
+        # Open questions have thousands of answers, so training scores only those that annotators gave.
+        allowed = ANSWERS_IN_WORDS[:1] if head_name(task) == "answers" else ANSWERS_IN_WORDS
         whose = " of a student that answers in words"
     elif is_choice:
         allowed = ("softmax-choice", "sigmoid-choice", "two-way-choice")
-    elif head_name(task) != "vqa":
+    elif head_name(task) != "answers":
         allowed = (*allowed, "softmax-choice")
     if kind not in allowed:
         raise ConfigError(

@@ -147,7 +147,7 @@ class PretrainHeads(nn.Module):
             self.word_bias = nn.Parameter(torch.zeros(words.num_embeddings))
         self.matching = nn.Linear(student.pooled_size, 2)
         self.phrase_matching = nn.Linear(width, 2)
-        self.naming = student.build_head("vcr-q2a", 1)
+        self.naming = student.build_head("choice", 1)
 
     def contrast(self, apart: StudentOutput, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
         """Return the symmetric InfoNCE between phrases and their boxes over the batch.

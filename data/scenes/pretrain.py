@@ -40,7 +40,7 @@ from advl_pipeline.base.prefetch import Prefetcher, in_order
 from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.base.tensors import moved
 from advl_pipeline.cache.identity import difference_table, differences
-from advl_pipeline.datasets.records import Dataset, Example, head_name
+from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.runs import names
@@ -170,8 +170,8 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             heads.to("cpu")
             save_student(output, student, origin=origin)
             # Multiple choice starts from the naming head.
-            choice = {"task": "vcr-q2a", "label_names": [], "learned_by": "naming regions in pretraining"}
-            save_heads(output, nn.ModuleDict({head_name("vcr-q2a"): heads.naming}), {head_name("vcr-q2a"): choice})
+            choice = {"task": "choice", "label_names": [], "learned_by": "naming regions in pretraining"}
+            save_heads(output, nn.ModuleDict({"choice": heads.naming}), {"choice": choice})
             texts = [caption.candidates[0].text for caption in captions]
             counts = Counter(text[start:end].lower() for text in texts for start, end in word_spans(text))
             write_known_words(output, counts)

@@ -52,7 +52,7 @@ def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> No
 def test_a_number_of_a_recipe_keeps_the_range_of_its_option(key: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(f"{key} = nan\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="learning_rate must be above 0") as caught:
-        choose_recipe("uniter-base", "vqa", str(tmp_path / "mine.toml"))
+        choose_recipe("uniter-base", "answers", str(tmp_path / "mine.toml"))
     assert caught.value.where == str(tmp_path / "mine.toml")
 
 

@@ -52,7 +52,7 @@ def edit(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Pat
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "heads.safetensors": negate_heads,
-    "heads.json": edit("heads.json", lambda heads: heads["snli-ve"]["label_names"].reverse()),
+    "heads.json": edit("heads.json", lambda heads: heads["classes"]["label_names"].reverse()),
     "config.json": edit("config.json", lambda config: config.update(hide_picture=True)),
     "run.json": edit("run.json", lambda identity: identity.update(schema=0)),
     "student.json": edit("student.json", lambda student: student["origin"].update(seed=7)),

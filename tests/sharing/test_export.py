@@ -116,7 +116,7 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         assert scored == isinstance(finished.student, GenerativeStudent), "lmms-eval scores what answers in words"
         ((head_name, head),) = finished.heads.items()
         with torch.inference_mode():
-            batch = finished.student.collate([ask(picture, is_choice=head_name == "vcr")])
+            batch = finished.student.collate([ask(picture, is_choice=head_name == "choice")])
             if isinstance(batch, RegionBatch):
                 tensors = {"features": batch.features_BRF, "places": batch.positions_BR7[..., :4].contiguous()}
                 save_file(tensors, folder / "regions.safetensors")
@@ -126,7 +126,7 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
             # What the student cuts is cut by the code of the card.
             finished.student.config = dataclasses.replace(finished.student.config, overlong="cut")
             with torch.inference_mode():
-                batch = finished.student.collate([ask(picture, LONG, is_choice=head_name == "vcr")])
+                batch = finished.student.collate([ask(picture, LONG, is_choice=head_name == "choice")])
                 assert batch.num_cut
                 expected[f"{name}, cut"] = finished.student.encode(batch).class_logits(head).flatten().tolist()
             code += card_code(folder).replace(QUESTION, LONG)

@@ -138,8 +138,8 @@ def test_shapes_and_kinds(student: Student, examples: list[Example]) -> None:
     assert output.visual_states_NRH.shape == (num_sequences, num_visual, student.hidden_size)
     assert output.pooled_NP.shape == (num_sequences, student.pooled_size)
     assert output.image_state_NH is None or output.image_state_NH.shape == (num_sequences, student.hidden_size)
-    for task, num_classes in (("vcr-q2a", 1), ("vqa", 11), ("snli-ve", 3)):
-        logits = output.class_logits(student.build_head(task, num_classes))
+    for kind, num_classes in (("choice", 1), ("answers", 11), ("classes", 3)):
+        logits = output.class_logits(student.build_head(kind, num_classes))
         # A candidate in words has one score, whatever the head's classes.
         assert logits.shape == (num_sequences, num_classes if output.answered is None else 1)
     with_relevance = student.encode(batch, need_relevance=True)
@@ -202,7 +202,7 @@ def test_saved_and_built_again_gives_the_same_logits(
     _, restored = encode(again, examples)
     assert torch.equal(restored.text_states_NLH, expected.text_states_NLH)
     assert torch.equal(restored.visual_states_NRH, expected.visual_states_NRH)
-    head, head_again = (built.build_head("vcr-q2a", 1).eval() for built in (student, again))
+    head, head_again = (built.build_head("choice", 1).eval() for built in (student, again))
     head_again.load_state_dict(head.state_dict())
     assert torch.equal(restored.class_logits(head_again), expected.class_logits(head))
 

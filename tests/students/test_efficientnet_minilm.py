@@ -133,7 +133,7 @@ def test_its_heads_read_what_the_teachers_pool_and_hidden_pictures_match_nothing
             shown = networks[0].forward_head(networks[0].forward_features(pixels), pre_logits=True)
         assert_near(output.shown_NV, torch.zeros_like(shown) if mask_visual else shown)
         for num_classes in (1, 3):
-            head = student.build_head("vcr", num_classes).eval()
+            head = student.build_head("choice", num_classes).eval()
             logits = head(output)
             assert logits.shape == (len(examples), num_classes)
             # Zero at first, so that the random layers learn after the maps.

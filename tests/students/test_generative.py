@@ -132,7 +132,7 @@ def test_training_scores_the_answers_that_annotators_gave(
     assert_near(output.answered.scores[0, 1:3], every.scores[0, 1:3])
     assert output.answered.scores[scores == 0].eq(-torch.inf).all()
     targets = TaskTargets(is_choice=False, label_B=None, scores_BK=scores)
-    scored = score_task("answer-lm", words.build_head("vqa", 4), output, (1, 1), targets)
+    scored = score_task("answer-lm", words.build_head("answers", 4), output, (1, 1), targets)
     share = torch.tensor([0.3 / 1.3, 1.0 / 1.3])
     likelihood, number = every.log_likelihood_NK[0, 1:3], every.num_tokens_NK[0, 1:3]
     torch.testing.assert_close(scored.loss, -(share * likelihood).sum() / (share * number).sum())

@@ -149,9 +149,9 @@ class Vcr(nn.Module):
 def test_vcr_model() -> None:
     arrays = reference("vlbert/vlbert_tiny.npz")
     weights, inputs, out = (part(arrays, f"vcr/{name}/") for name in ("w", "in", "out"))
-    model, head = Vcr().eval(), vl_bert_head("vcr", 24, 1).eval()
+    model, head = Vcr().eval(), vl_bert_head("choice", 24, 1).eval()
     require_complete(load_into(model, weights, VlBert.rules, source="vcr"))
-    require_complete(load_into(head, weights, VlBert.head_rules("vcr"), source="vcr"))
+    require_complete(load_into(head, weights, VlBert.head_rules("choice"), source="vcr"))
     reps = inputs["obj_reps"].repeat_interleave(4, dim=0)
     object_mask = (inputs["boxes"][:, :, 3] > -0.5).repeat_interleave(4, dim=0)
     last = model.states(out, reps, object_mask)
@@ -203,7 +203,7 @@ def test_visualbert_vcr(aligned: bool) -> None:
     model = Wrapped(VisualBertModel(VISUALBERT)).eval()
     require_complete(load_into(model, weights, VisualBert.rules, source="vcr"))
     head = nn.Sequential(nn.Dropout(0.1), nn.Linear(24, 1)).eval()
-    require_complete(load_into(head, weights, VisualBert.head_rules("vcr-q2a"), source="vcr"))
+    require_complete(load_into(head, weights, VisualBert.head_rules("choice"), source="vcr"))
     inputs = {key: value.flatten(0, 1) for key, value in part(arrays, "vcr/in/").items()}
     alignment = inputs["align"] if aligned else torch.full_like(inputs["align"], -1)
     core = model.model

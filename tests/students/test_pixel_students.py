@@ -60,7 +60,7 @@ def inputs_of(student: PixelStudent, batch: PixelBatch) -> dict[str, torch.Tenso
 
 @pytest.mark.parametrize(
     ("name", "task", "num_classes"),
-    [("vilt-tiny", "vqa", 11), ("bridgetower-tiny", "vqa", 11), ("modernvbert-tiny", "snli-ve", 3)],
+    [("vilt-tiny", "answers", 11), ("bridgetower-tiny", "answers", 11), ("modernvbert-tiny", "classes", 3)],
 )
 def test_a_student_and_its_head_equal_the_model_of_transformers(name: str, task: str, num_classes: int) -> None:
     student: Any = build_student(name).eval()

@@ -152,7 +152,7 @@ def test_the_guides_student_is_found_encodes_and_saves(tmp_path: Path) -> None:
         hidden = student.encode(batch, mask_visual=True)
     assert output.pooled_NP.shape == (2, student.pooled_size)
     assert (hidden.pooled_NP - output.pooled_NP).abs().max() > 1e-4
-    assert student.build_head("vcr-q2a", 1)(output.pooled_NP).shape == (2, 1)
+    assert student.build_head("choice", 1)(output.pooled_NP).shape == (2, 1)
     save_student(tmp_path / "saved", student, origin={})
     again = registry.build_student("late-fusion-tiny", weights=tmp_path / "saved").eval()
     with torch.no_grad():

@@ -44,7 +44,7 @@ def test_rows_equal_the_original_collate(task: str, student: Uniter) -> None:
         if task == "qar":
             context.append(part(answers[item["qa_target"]]))
         for choice in answers if task == "qa" else item["input_ids_rs"]:
-            made = student.lay_out([*context, part(choice)], "vcr-q2a")
+            made = student.lay_out([*context, part(choice)], "choice")
             length = len(made.token_ids)
             assert made.token_ids == expected[f"{task}/input_ids"][row][:length].tolist()
             assert made.types == expected[f"{task}/txt_type_ids"][row][:length].tolist()

@@ -35,13 +35,16 @@ def tiny_model(weights: Reference) -> UniterModel:
 CORE_RULES = KeyRules(rename=((r"^uniter\.", ""),), ignore=(r"^v\w+_output\.",))
 
 
+KINDS = {"vcr": "choice", "vqa": "answers", "ve": "classes"}
+
+
 def load_reference(task: str, arrays: Reference) -> tuple[UniterModel, nn.Module]:
     weights = part(arrays, "w/")
     model = tiny_model(weights)
     require_complete(load_into(model, weights, CORE_RULES, source=task))
     num_classes = arrays["out/logits"].shape[1]
-    head = uniter_head(task, 24, num_classes)
-    require_complete(load_into(head, weights, Uniter.head_rules(task), source=task))
+    head = uniter_head(KINDS[task], 24, num_classes)
+    require_complete(load_into(head, weights, Uniter.head_rules(KINDS[task]), source=task))
     return model, head
 
 
@@ -111,9 +114,9 @@ def test_base_size_from_seeded_weights() -> None:
     arrays = reference("uniter/uniter_base_seeded_vqa.npz")
     shapes = key_shapes("uniter_base_vqa_keys.json")
     state = {name: seeded(name, shape, 0.02) for name, shape in shapes.items()}
-    model, head = base_model().eval(), uniter_head("vqa", 768, 3129)
+    model, head = base_model().eval(), uniter_head("answers", 768, 3129)
     require_complete(load_into(model, state, CORE_RULES, source="seeded"))
-    require_complete(load_into(head, state, Uniter.head_rules("vqa"), source="seeded"))
+    require_complete(load_into(head, state, Uniter.head_rules("answers"), source="seeded"))
     with torch.no_grad():
         made = UniterPass(model, part(arrays, "in/"))
         last = made.states()
@@ -128,7 +131,7 @@ def test_base_size_from_seeded_weights() -> None:
 )
 def test_key_names_and_shapes(file: str, task: str, vocab: int, num_types: int) -> None:
     with torch.device("meta"):
-        model, head = base_model(vocab, num_types), uniter_head(task, 768, 3129)
+        model, head = base_model(vocab, num_types), uniter_head(KINDS[task], 768, 3129)
     shapes = {f"uniter.{name}": value.shape for name, value in model.state_dict().items()}
     prefix = f"{task}_output."
     shapes |= {f"{prefix}{name.removeprefix('net.')}": value.shape for name, value in head.state_dict().items()}

@@ -63,7 +63,9 @@ def log() -> dict[str, object]:
 @pytest.fixture
 def recipe() -> TrainingSettings:
     config = build_config(FinetuneConfig, {"dataset": "vqa-v2", "output": "run", "student": "uniter-base"})
-    resolved = resolve_settings(config, choose_recipe("uniter-base", "vqa", "auto"), task="vqa", num_labelled=1000)
+    resolved = resolve_settings(
+        config, choose_recipe("uniter-base", "answers", "auto"), kind="answers", num_labelled=1000
+    )
     return dataclasses.replace(resolved, learning_rate=0.008, warmup=3 / 12)
 
 

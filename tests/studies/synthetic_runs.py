@@ -24,7 +24,7 @@ import pandas as pd
 
 from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.errors import DatasetError
-from advl_pipeline.evaluation.items import METRIC_OF_TASK
+from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction
 from advl_pipeline.runs.results import run_digest
@@ -141,7 +141,7 @@ def item_scores(
         chance = generator(cell.title, test_set, task, "swapped").random(NUM_ITEMS)
         right = {"": rank < accuracy(cell, test_set, gains), "swapped": chance < SWAPPED_CHANCE / 100}
         for view, found in views.items():
-            found[METRIC_OF_TASK[task]] = right[view].astype(np.float32)
+            found[TASKS[task].metric] = right[view].astype(np.float32)
     for found in views.values():
         if {"q2a", "qa2r"} <= set(found):
             found["q2ar"] = found["q2a"] * found["qa2r"]
@@ -189,7 +189,7 @@ def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
     names = np.array([f"{test_set}-{name}" for name in ITEM_NAMES])
     for task in cell.finetune.task:
         wrong = 1 + generator(task, test_set, cell.seed).integers(3, size=NUM_ITEMS)
-        answered = np.where(items[METRIC_OF_TASK[task]] > 0, 0, wrong)
+        answered = np.where(items[TASKS[task].metric] > 0, 0, wrong)
         scores = generator(cell.title, "scores").normal(0, 1, (NUM_ITEMS, 4)).astype(np.float32)
         scores[np.arange(NUM_ITEMS), answered] = scores.max(axis=1) + 1.0
         arrays[f"scores/{task}"] = scores

@@ -67,7 +67,7 @@ class UniterForVqa(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.uniter = UniterModel(tiny_uniter(2), num_words=60)
-        self.vqa_output = uniter_head("vqa", 24, 11)
+        self.vqa_output = uniter_head("answers", 24, 11)
 
     @classmethod
     def of_reference(cls, arrays: Reference) -> UniterForVqa:

@@ -85,8 +85,8 @@ def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, t
     run = tmp_path / "run"
     small_corpus.run(run, **options)
     continued = small_corpus.run(tmp_path / "next", init=run, **options).output
-    assert load_json(continued / "settings.json")["heads"]["snli-ve"]["origin"] == "checkpoint"
-    former = build_student("uniter-tiny").build_head("snli-ve", 3).state_dict()
+    assert load_json(continued / "settings.json")["heads"]["classes"]["origin"] == "checkpoint"
+    former = build_student("uniter-tiny").build_head("classes", 3).state_dict()
     save_file({f"snli-ve.{key}": value for key, value in former.items()}, run / "heads.safetensors")
     forget_digests(run)
     with pytest.raises(IdentityMismatch, match="another shape") as refused:
@@ -94,7 +94,7 @@ def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, t
     assert refused.value.next_command is not None
     assert "--no-resume" in refused.value.next_command
     afresh = small_corpus.run(tmp_path / "afresh", init=run, **options).output
-    head = load_json(afresh / "settings.json")["heads"]["snli-ve"]
+    head = load_json(afresh / "settings.json")["heads"]["classes"]
     assert head["origin"] == "fresh"
     assert "earlier version" in head["why"]
 

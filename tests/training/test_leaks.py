@@ -139,7 +139,7 @@ def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
         run, corpus = tmp_path / name, SmallCorpus(data_root=root, caches=(cache,))
         corpus.run(run, **{**short, **changes})
         heads = load_json(run / "heads.json")
-        return losses(run), load_file(run / "model.safetensors"), heads["vqa"]["label_names"]
+        return losses(run), load_file(run / "model.safetensors"), heads["answers"]["label_names"]
 
     first, second = train("here", here), train("there", there)
     assert first[0] == second[0]
@@ -155,7 +155,7 @@ def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
     for name, changes in (("same", {"answer_list": "published"}), ("other", {})):
         train(name, there, init=tmp_path / "published-there", **plain, **changes)
         settings = load_json(tmp_path / name / "settings.json")
-        origins[name] = settings["heads"]["vqa"]
+        origins[name] = settings["heads"]["answers"]
     assert origins["same"]["origin"] == "checkpoint"
     assert origins["other"]["origin"] == "fresh"
     assert "--answer-list" in origins["other"]["why"]

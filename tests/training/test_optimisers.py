@@ -106,7 +106,7 @@ def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
     student = build_student("uniter-tiny")
     method = resolve_method(config("uniter-base", method="plain"))
     distiller = Distiller(method.settings, {}, hidden_size=student.hidden_size, pooled_size=student.pooled_size)
-    heads = {"vqa": student.build_head("vqa", 5)}
+    heads = {"answers": student.build_head("answers", 5)}
     start = StudentAtStart(student=student, heads=heads, settings=method.settings)
     model = FinetuneModel(start, distiller, task_loss="soft-target-bce")
     settings = dataclasses.replace(settle("uniter-base", "vqa"), optimiser=name)
@@ -115,13 +115,13 @@ def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
     rate_of = {id(p): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]}
     named = dict(model.named_parameters())
     assert len(rate_of) == len(named)
-    assert rate_of[id(named["heads.vqa.2.weight"])] == (pytest.approx(8e-4), 0.01)
+    assert rate_of[id(named["heads.answers.2.weight"])] == (pytest.approx(8e-4), 0.01)
     assert rate_of[id(named["student.model.img_embeddings.img_layer_norm.weight"])] == (8e-5, 0.01)
     assert rate_of[id(named["student.model.embeddings.LayerNorm.weight"])] == (8e-5, 0.0)
     slow = build_optimizer(dataclasses.replace(settings, head_lr_scale=1.0), model, student_scale=0.1)
     assert sum(len(group["params"]) for group in slow.param_groups) == len(named)
     slow_rate_of = {id(p): group["lr"] for group in slow.param_groups for p in group["params"]}
-    assert slow_rate_of[id(named["heads.vqa.2.weight"])] == 8e-5
+    assert slow_rate_of[id(named["heads.answers.2.weight"])] == 8e-5
     assert slow_rate_of[id(named["student.model.embeddings.LayerNorm.weight"])] == pytest.approx(8e-6)
 
 
@@ -152,7 +152,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_but_never_rests(
 def groups_by_name(student: str, settings: TrainingSettings) -> dict[str, tuple[float, float]]:
     """Return, by parameter of a tiny student and its head, the scale of its rate and its weight decay."""
     built = build_student(student)
-    head = {f"head.{name}": value for name, value in built.build_head("vqa", 11).named_parameters()}
+    head = {f"head.{name}": value for name, value in built.build_head("answers", 11).named_parameters()}
     encoder = dict(built.named_parameters())
     name_of = {id(value): name for name, value in (encoder | head).items()}
     groups = parameter_groups(encoder, head, settings)

@@ -155,7 +155,7 @@ def defaults() -> dict[str, Any]:
     document = {
         "schema": SCHEMA,
         "options": options,
-        "without a recipe": default_numbers("vcr") | {"epochs": DEFAULT_EPOCHS},
+        "without a recipe": default_numbers("choice") | {"epochs": DEFAULT_EPOCHS},
         "by method": resolved._DEFAULTS,
     }
     return cast(dict[str, Any], json.loads(json.dumps(document)))

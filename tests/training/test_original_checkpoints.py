@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name.replace("model.", "uniter.", 1).replace("LayerNorm.weight", "LayerNorm.gamma"): value
         for name, value in student.state_dict().items()
     }
-    for prefix, task, classes in (("vcr_output.", "vcr-q2a", 1), ("vqa_output.", "snli-ve", 3)):
+    for prefix, task, classes in (("vcr_output.", "choice", 1), ("vqa_output.", "classes", 3)):
         head = student.build_head(task, classes).state_dict()
         state |= {prefix + name.removeprefix("net."): value for name, value in head.items()}
     path = tmp_path_factory.mktemp("checkpoint") / "uniter-tiny.pt"
@@ -80,7 +80,7 @@ def test_one_command_from_files_to_evaluation(
     train(small_corpus, run, init=checkpoint, regions=regions, tokenizer="minilm-l6", task=())
     saved = load_json(run / "student.json")["config"]
     assert saved["regions"] == "detector"
-    assert heads_of(run)["vcr"] == {"origin": "checkpoint", "why": "of as many classes"}
+    assert heads_of(run)["choice"] == {"origin": "checkpoint", "why": "of as many classes"}
     document = small_corpus.evaluate(run, probe=())["test"]
     assert document["num_items"]["q2a"] == 8
     scores = np.load(items_file(run))["scores/vcr-q2a"]
@@ -119,7 +119,7 @@ def test_heads_are_kept_and_started_anew_when_classes_differ(
 ) -> None:
     state = torch.load(checkpoint, weights_only=True)["model_state"]
     kept = untrained_head(small_corpus, tmp_path / "kept", init=checkpoint, regions=[PIXELS])
-    assert_near(kept["vcr.net.0.weight"], state["vcr_output.0.weight"], roundings=16)
+    assert_near(kept["choice.net.0.weight"], state["vcr_output.0.weight"], roundings=16)
     untrained_head(small_corpus, tmp_path / "vqa", init=checkpoint, regions=[PIXELS], dataset="scenes-vqa", task=())
     (vqa,) = heads_of(tmp_path / "vqa").values()
     assert vqa["origin"] == "fresh"
@@ -129,7 +129,7 @@ def test_heads_are_kept_and_started_anew_when_classes_differ(
 def test_snli_ves_classes_have_the_checkpoints_order(small_corpus: Any, checkpoint: Path, tmp_path: Path) -> None:
     options = {"init": checkpoint, "regions": [PIXELS], "dataset": "scenes-snli-ve", "task": ()}
     train(small_corpus, tmp_path / "own", **options)
-    assert heads_of(tmp_path / "own")["snli-ve"]["origin"] == "checkpoint"
+    assert heads_of(tmp_path / "own")["classes"]["origin"] == "checkpoint"
     orders = [
         small_corpus.config(tmp_path, student=name).reading["label_order"] for name in ("uniter-tiny", "meter-tiny")
     ]
@@ -143,7 +143,7 @@ def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: 
     listed = ["unheard of", *reversed(answers[1:])]
     student = build_student("lxmert-tiny")
     state = {name.replace("model.", "bert.", 1): value for name, value in student.state_dict().items()}
-    head = student.build_head("vqa", len(listed)).state_dict()
+    head = student.build_head("answers", len(listed)).state_dict()
     state |= {f"answer_head.logit_fc.{name}": value for name, value in head.items()}
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "Epoch20_LXRT.pth")
     names = tmp_path / "all_ans.json"
@@ -151,15 +151,15 @@ def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: 
     options = {"student": "lxmert-tiny", "init": tmp_path / "Epoch20_LXRT.pth", "dataset": "scenes-vqa", "task": ()}
     options["regions"] = [PIXELS]
     kept = untrained_head(small_corpus, tmp_path / "kept", head_answers=names, **options)
-    assert heads_of(tmp_path / "kept")["vqa"] == {
+    assert heads_of(tmp_path / "kept")["answers"] == {
         "origin": "checkpoint",
         "why": f"{len(answers) - 1} of {len(answers)} answers are in all_ans.json",
     }
-    assert_near(kept["vqa.3.weight"][1:], head["3.weight"][1:].flip(0), roundings=16)
-    assert_near(kept["vqa.0.weight"], head["0.weight"], roundings=16)
-    assert kept["vqa.3.weight"][0].abs().max() < 1e-6
+    assert_near(kept["answers.3.weight"][1:], head["3.weight"][1:].flip(0), roundings=16)
+    assert_near(kept["answers.0.weight"], head["0.weight"], roundings=16)
+    assert kept["answers.3.weight"][0].abs().max() < 1e-6
     names.write_text(json.dumps(listed[:-1]))
-    with pytest.raises(ConfigError, match="no VQA head of the answers"):
+    with pytest.raises(ConfigError, match="no head of the listed answers"):
         train(small_corpus, tmp_path / "other", head_answers=names, **options)
 
 
@@ -175,10 +175,10 @@ def test_a_run_folder_gives_its_heads_to_the_next_run_of_the_same_classes(small_
     train(small_corpus, tmp_path / "first")
     first = load_file(tmp_path / "first" / "heads.safetensors")
     second = untrained_head(small_corpus, tmp_path / "second", init=tmp_path / "first", seed=3)
-    assert_near(second["vcr.net.3.weight"], first["vcr.net.3.weight"], roundings=16)
-    assert heads_of(tmp_path / "second")["vcr"]["origin"] == "checkpoint"
+    assert_near(second["choice.net.3.weight"], first["choice.net.3.weight"], roundings=16)
+    assert heads_of(tmp_path / "second")["choice"]["origin"] == "checkpoint"
     untrained_head(small_corpus, tmp_path / "third", init=tmp_path / "first", dataset="scenes-snli-ve", task=())
-    assert heads_of(tmp_path / "third")["snli-ve"]["origin"] == "fresh"
+    assert heads_of(tmp_path / "third")["classes"]["origin"] == "fresh"
 
 
 @pytest.mark.parametrize(("stored", "now"), [("img_db/{split}", "detector"), ("pixels", "pixels"), (None, None)])

@@ -28,10 +28,10 @@ from advl_pipeline.training.run import run_finetune
 def settle(student: str, task: str, *, num_labelled: int = 425_846, **changes: Any) -> TrainingSettings:
     options = build_config(FinetuneConfig, {"dataset": "vcr", "output": "run", "student": student}, changes)
     chosen = choose_recipe(student, task, options.optimisation.recipe)
-    return resolve_settings(options, chosen, task=task, num_labelled=num_labelled)
+    return resolve_settings(options, chosen, kind=task, num_labelled=num_labelled)
 
 
-UNITER, VL_BERT = ("uniter-base", "vcr"), ("vl-bert-base", "vcr")
+UNITER, VL_BERT = ("uniter-base", "choice"), ("vl-bert-base", "choice")
 WEIGHTS = Path("weights")
 
 DECIDED: list[tuple[tuple[str, str], dict[str, Any], dict[str, Any]]] = [
@@ -70,16 +70,16 @@ DECIDED: list[tuple[tuple[str, str], dict[str, Any], dict[str, Any]]] = [
     (VL_BERT, {"num_labelled": 6400, "dataset": "mine.jsonl"}, {"num_steps": 300}),
     (VL_BERT, {"num_labelled": 20, "shots": 10}, {"batch_size": 20}),
     (VL_BERT, {"num_labelled": 6400}, {"batch_size": 64, "num_steps": 2000, "optimiser": "sgd", "momentum": 0.9}),
-    (("visualbert", "vqa"), {}, {"clip_each": 1.0, "clip_norm": 0.0, "eps": 1e-6}),
+    (("visualbert", "answers"), {}, {"clip_each": 1.0, "clip_norm": 0.0, "eps": 1e-6}),
     # Without a recipe numbers are ADVL's own; a pretrained student without a family's rate learns slowly.
     (
-        ("modernvbert", "vcr"),
+        ("modernvbert", "choice"),
         {},
         {"optimiser": "adamw", "no_decay": None, "task_loss": "softmax-choice", "learning_rate": 5e-4},
     ),
-    (("modernvbert", "vcr"), {"init": WEIGHTS}, {"learning_rate": 5e-5}),
-    (("modernvbert", "vcr"), {"init": WEIGHTS, "recipe": "none"}, {"learning_rate": 5e-5}),
-    (("vilt", "vcr"), {"init": WEIGHTS}, {"learning_rate": 1e-4}),
+    (("modernvbert", "choice"), {"init": WEIGHTS}, {"learning_rate": 5e-5}),
+    (("modernvbert", "choice"), {"init": WEIGHTS, "recipe": "none"}, {"learning_rate": 5e-5}),
+    (("vilt", "choice"), {"init": WEIGHTS}, {"learning_rate": 1e-4}),
 ]
 
 
@@ -92,40 +92,40 @@ def test_a_number_is_the_options_the_recipes_or_the_default(
 
 
 def test_every_number_says_where_it_comes_from() -> None:
-    made = settle("uniter-base", "vcr")
+    made = settle("uniter-base", "choice")
     followed = {source for key, source in made.sources.items() if key != "adversarial"}
     assert all("UNITER" in source or "not stated" in source for source in followed)
     # Given at the recipe's own value, it is given all the same.
-    made = settle("uniter-base", "vcr", learning_rate=6e-5, batch_size=32)
+    made = settle("uniter-base", "choice", learning_rate=6e-5, batch_size=32)
     assert made.sources["learning_rate"] == "--learning-rate"
     for flag in ("--learning-rate 6e-05", "--batch-size 32"):
         assert flag in made.line()
     described = made.to_dict()["settings"]
     assert described["optimiser"] == {"value": "bert-adamw", "source": made.sources["optimiser"]}
-    cut = settle("uniter-base", "vcr", num_labelled=16, batch_size=4096)
+    cut = settle("uniter-base", "choice", num_labelled=16, batch_size=4096)
     assert "--batch-size 4096, cut to the 16 examples there are" in cut.line()
-    slow = settle("modernvbert", "vcr", init=WEIGHTS)
+    slow = settle("modernvbert", "choice", init=WEIGHTS)
     assert slow.sources["learning_rate"] == "ADVL's default for a student that starts from --init"
 
 
 def test_no_recipe_is_advls_own_numbers() -> None:
     plain, asked = (
-        config_to_dict(settle(student, "vcr", recipe=recipe)) | {"note": "", "sources": {}}
+        config_to_dict(settle(student, "choice", recipe=recipe)) | {"note": "", "sources": {}}
         for student, recipe in (("modernvbert", "auto"), ("uniter-base", "none"))
     )
     assert asked == plain
-    assert settle("modernvbert", "vqa").note == "no recipe is published for modernvbert on vqa"
+    assert settle("modernvbert", "answers").note == "no recipe is published for modernvbert on answers"
 
 
 @pytest.mark.parametrize(
     ("student", "task", "lender", "optimiser", "rate", "head_scale"),
     [
-        ("vilt", "vcr", "vilt vqa base", "bert-adamw", 1e-4, 10.0),
-        ("meter", "vcr", "meter vqa base", "bert-adamw", 5e-6, 50.0),
-        ("bridgetower", "vcr", "bridgetower vqa base", "bert-adamw", 1e-5, 50.0),
-        ("lxmert", "vcr", "lxmert vqa base", "bert-adam", 5e-5, 1.0),
-        ("clip-vil", "snli-ve", "clip-vil vqa base", "bert-adamw", 5e-5, 1.0),
-        ("vl-bert-large", "snli-ve", "vl-bert vqa large", "bert-adamw", 1.6e-4, 1.0),
+        ("vilt", "choice", "vilt answers base", "bert-adamw", 1e-4, 10.0),
+        ("meter", "choice", "meter answers base", "bert-adamw", 5e-6, 50.0),
+        ("bridgetower", "choice", "bridgetower answers base", "bert-adamw", 1e-5, 50.0),
+        ("lxmert", "choice", "lxmert answers base", "bert-adam", 5e-5, 1.0),
+        ("clip-vil", "classes", "clip-vil answers base", "bert-adamw", 5e-5, 1.0),
+        ("vl-bert-large", "classes", "vl-bert answers large", "bert-adamw", 1.6e-4, 1.0),
     ],
 )
 def test_a_family_lends_its_rates_with_their_optimiser_and_nothing_else(
@@ -144,14 +144,14 @@ def test_a_family_lends_its_rates_with_their_optimiser_and_nothing_else(
 def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('learning_rate = 1e-3\nloss = "softmax-choice"\n', encoding="utf-8")
-    made = settle("uniter-base", "vcr", recipe=str(file))
+    made = settle("uniter-base", "choice", recipe=str(file))
     assert (made.learning_rate, made.task_loss, made.optimiser) == (1e-3, "softmax-choice", "bert-adamw")
     assert made.sources["learning_rate"] == str(file)
     with pytest.raises(ConfigError, match="lacks optimiser"):
-        settle("modernvbert", "vcr", recipe=str(file))
+        settle("modernvbert", "choice", recipe=str(file))
     file.write_text("learning_rat = 1e-3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="Unknown key") as wrong:
-        settle("uniter-base", "vcr", recipe=str(file))
+        settle("uniter-base", "choice", recipe=str(file))
     assert "learning_rate" in wrong.value.why
 
 
@@ -178,7 +178,7 @@ def test_a_wrong_pattern_or_scale_is_refused_by_name(key: str, value: str, named
     file = tmp_path / "mine.toml"
     file.write_text(f"{key} = {value}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="parameter patterns") as wrong:
-        settle("uniter-base", "vcr", recipe=str(file))
+        settle("uniter-base", "choice", recipe=str(file))
     assert wrong.value.where == str(file)
     assert wrong.value.why.startswith(f"{key} {named}")
 
@@ -194,11 +194,11 @@ def test_a_wrong_pattern_or_scale_is_refused_by_name(key: str, value: str, named
 def test_a_wrong_value_of_a_recipe_is_refused(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(line, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
-        settle("uniter-base", "vcr", recipe=str(tmp_path / "mine.toml"))
+        settle("uniter-base", "choice", recipe=str(tmp_path / "mine.toml"))
 
 
 def test_villas_numbers_are_its_recipes() -> None:
-    published, of_vcr = (settle("villa-base", task).adversarial for task in ("vqa", "vcr"))
+    published, of_vcr = (settle("villa-base", task).adversarial for task in ("answers", "choice"))
     assert (published.text_learning_rate, published.visual_learning_rate, published.num_steps) == (1e-3, 0.0, 3)
     assert of_vcr.visual_learning_rate > 0
     assert load_recipe("uniter", "vqa", "base").adversarial == {}
@@ -221,7 +221,7 @@ def test_every_recipe_loads_and_names_its_sources(student: str, task: str, size:
     assert all(" " in source and ": " in source for source in recipe.sources.values())
     end_of_warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * 20_000
     both = {"schedule", "warmup", "milestones", "lr_floor", "learning_rate"}
-    settings = dataclasses.replace(settle("modernvbert", task), **{key: getattr(recipe, key) for key in both})
+    settings = dataclasses.replace(settle("modernvbert", "choice"), **{key: getattr(recipe, key) for key in both})
     assert rate_factor(settings, round(end_of_warmup) - 1, num_steps=20_000) == pytest.approx(1.0)
 
 
@@ -236,7 +236,7 @@ def test_the_run_folder_says_where_numbers_come_from(
     assert written["settings"]["num_steps"] == {"value": 2, "source": "--num-steps"}
     assert "train-vcr-base-4gpu-adv.json" in written["settings"]["learning_rate"]["source"]
     assert written["settings"]["adversarial"]["value"]["num_steps"] == 3
-    assert written["heads"] == {"vcr": {"origin": "fresh", "why": "no checkpoint is given"}}
+    assert written["heads"] == {"choice": {"origin": "fresh", "why": "no checkpoint is given"}}
     assert "recipe villa vcr base" in capfd.readouterr().err
     assert "adversarial (3 passes)" in result.summary["recipe"]
     logged = metrics(tmp_path / "run")
@@ -249,7 +249,7 @@ def configured(**options: Any) -> FinetuneConfig:
 
 
 def settings(num_labelled: int, **options: Any) -> TrainingSettings:
-    return resolve_run(configured(**options), kind="vqa", num_labelled=num_labelled).settings
+    return resolve_run(configured(**options), kind="answers", num_labelled=num_labelled).settings
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_a_run_of_the_default_length_is_known_by_it_where_there_are_many_labels(
     def length(**options: Any) -> Any:
         config = configured(dataset=str(data), batch_size=16, **options)
         inputs = open_run_inputs(config, [])
-        run = resolve_run(config, kind="vcr", num_labelled=len(inputs.labelled))
+        run = resolve_run(config, kind="choice", num_labelled=len(inputs.labelled))
         return run_record(run, inputs, [], []).get("num_steps")
 
     assert length() is None

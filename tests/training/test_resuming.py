@@ -33,6 +33,13 @@ from advl_pipeline.training import run as run_module
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore
 
 
+def test_a_checkpoint_names_heads_after_benchmarks_or_kinds() -> None:
+    model = torch.nn.ModuleDict({"heads": torch.nn.ModuleDict({"choice": torch.nn.Linear(2, 1)})})
+    weights = {"weight": torch.ones(1, 2), "bias": torch.ones(1)}
+    restore({f"model/heads.vcr.{name}": value for name, value in weights.items()}, model)
+    assert all(torch.equal(model.state_dict()[f"heads.choice.{name}"], value) for name, value in weights.items())
+
+
 def interrupt(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     with interrupted_at(2):
         assert advl(capsys, *command)[0] == 130

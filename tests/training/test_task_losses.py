@@ -116,7 +116,7 @@ def test_only_fused_states_of_words_have_seen_the_picture(
         distill_layer=layer, adapt_objective=adapt_objective, distance=distance, selection="all"
     )
     sizes = {"hidden_size": student.hidden_size, "pooled_size": student.pooled_size}
-    start = StudentAtStart(student=student, heads={"vcr": student.build_head("vcr", 1)}, settings=settings)
+    start = StudentAtStart(student=student, heads={"choice": student.build_head("choice", 1)}, settings=settings)
     model = FinetuneModel(start, Distiller(settings, source.widths(), **sizes), task_loss="softmax-choice").eval()
     batch = collate_batch(examples, dataset, student, source, labelled=False).to(torch.device("cpu"))
     # The same question with its picture turned into its negative.

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from advl_pipeline.students.interface import OutputHead, StudentOutput
 
-LOOKUP_TASKS = frozenset({"vqa", "snli-ve"})
+LOOKUP_TASKS = frozenset({"answers", "classes"})
 """Tasks with these heads; multiple choice reads the agreement of candidates with their tagged boxes (`Agreement`)."""
 
 RARE = 0.003

@@ -169,10 +169,10 @@ class AgreementStream(SingleStream):
             image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
         )
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
-        if task in LOOKUP_TASKS:
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
+        if kind in LOOKUP_TASKS:
             return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
-        return super().build_head(task, num_classes)  # type: ignore[safe-super]
+        return super().build_head(kind, num_classes)  # type: ignore[safe-super]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,7 +251,7 @@ class ScenesSmall(AgreementStream):
     def num_special_of(self, num_parts: int) -> int:
         return 1 + min(num_parts, 2)
 
-    def lay_out(self, parts: list[TokenPart], task: str) -> TextRow:
+    def lay_out(self, parts: list[TokenPart], kind: str) -> TextRow:
         """Put the parts of one candidate between special tokens; the layout is the same for every task."""
         row = pair_row(parts, self.tokenizer)
         num_answer = len(parts[-1].token_ids) + 1
@@ -326,9 +326,9 @@ class ScenesSmall(AgreementStream):
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.word_embedding, self.tokenizer.mask_id
 
-    def build_head(self, task: str, num_classes: int) -> nn.Module:
-        if task in LOOKUP_TASKS:
-            return super().build_head(task, num_classes)
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
+        if kind in LOOKUP_TASKS:
+            return super().build_head(kind, num_classes)
         width = self.hidden_size
         return nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, num_classes)

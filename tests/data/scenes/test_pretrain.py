@@ -183,18 +183,18 @@ def test_the_choice_head_starts_from_the_head_that_named_regions(
 ) -> None:
     options = {"method": "plain", "cache": (), "init": pretrained, "num_steps": 1, "learning_rate": 1e-12}
     small_corpus.run(tmp_path, **options)
-    head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["vcr"]
+    head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["choice"]
     assert head == {"origin": "checkpoint", "why": "naming regions in pretraining"}
     started, learned = (load_file(folder / "heads.safetensors") for folder in (tmp_path, pretrained))
-    for key in ("vcr.0.weight", "vcr.3.weight"):
+    for key in ("choice.0.weight", "choice.3.weight"):
         assert torch.allclose(started[key], learned[key], atol=1e-6)
 
 
 def test_another_tasks_head_starts_anew(small_corpus: Any, pretrained: Path, tmp_path: Path) -> None:
     options = {"method": "plain", "cache": (), "init": pretrained, "num_steps": 1}
     small_corpus.run(tmp_path, dataset="scenes-snli-ve", task=(), **options)
-    head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["snli-ve"]
-    assert head == {"origin": "fresh", "why": "the folder has heads for vcr"}
+    head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["classes"]
+    assert head == {"origin": "fresh", "why": "the folder has heads for choice"}
 
 
 def test_the_words_of_the_captions_are_kept_with_their_counts(small_corpus: Any, pretrained: Path) -> None:
