@@ -53,7 +53,6 @@ def write_hdf5(folder: Path, pictures: Sequence[Path], *, ragged: bool = False) 
     with h5py.File(folder / "features.h5", "w") as file:
         file["image_features"] = join([features_of(path) for path in pictures])
         file["image_bb"] = join([BOXES] * len(pictures))
-        file["spatial_features"] = join([SHARES] * len(pictures))
         if ragged:
             ends = NUM_REGIONS * np.arange(len(pictures) + 1)
             file["pos_boxes"] = np.stack([ends[:-1], ends[1:]], axis=1)

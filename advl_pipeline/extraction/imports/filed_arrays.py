@@ -17,7 +17,7 @@ import numpy.typing as npt
 from advl_pipeline.base.array_archives import DAMAGE
 from advl_pipeline.base.errors import DatasetError, again
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.extraction.imports.region_formats import FoundFeatures, claim
+from advl_pipeline.extraction.imports.regions import FoundFeatures, claim
 
 _DAMAGED = (*DAMAGE, KeyError, MemoryError, TypeError)
 """Errors of NumPy for unreadable files, including forged sizes and dtypes."""

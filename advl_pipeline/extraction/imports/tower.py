@@ -1,8 +1,8 @@
 """A tower over existing features for import into a cache: a detector's regions, or arrays named after pictures.
 
-`region_formats.py` reads regions, `filed_arrays.py` arrays. This module finds the file with a picture's regions and
-the picture's name in it. Two-dimensional arrays are token rows, and their mean is the global feature. One-dimensional
-arrays are global features.
+`regions.py` checks regions, a module for each format reads them, and `filed_arrays.py` reads arrays. This module
+finds the file with a picture's regions and the picture's name in it. Two-dimensional arrays are token rows, and their
+mean is the global feature. One-dimensional arrays are global features.
 
 Shapes: M token rows, D feature width.
 """
@@ -28,15 +28,12 @@ from advl_pipeline.datasets.cards import JOIN, picture_splits
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction.config import ImportedExtraction
 from advl_pipeline.extraction.imports.filed_arrays import filed_arrays
-from advl_pipeline.extraction.imports.region_formats import (
-    FoundFeatures,
-    RegionFeatures,
-    claim,
-    hdf5_entries,
-    per_picture_entries,
-    tsv_entries,
-    uniter_entries,
-)
+from advl_pipeline.extraction.imports.hdf5_regions import hdf5_entries
+from advl_pipeline.extraction.imports.json_regions import json_entries
+from advl_pipeline.extraction.imports.lmdb_regions import lmdb_entries
+from advl_pipeline.extraction.imports.npz_regions import npz_entries
+from advl_pipeline.extraction.imports.regions import FoundFeatures, RegionFeatures, claim
+from advl_pipeline.extraction.imports.tsv_regions import tsv_entries
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 
 SPLIT = "{split}"
@@ -298,11 +295,11 @@ def open_regions(path: Path, stack: ExitStack) -> RegionFeatures:
             next_command=f"name one of them, such as {folders[0]}",
         )
     if folders:
-        return RegionFeatures(folders[0], uniter_entries(folders[0], stack))
-    for suffix in (".npz", ".json"):
+        return RegionFeatures(folders[0], lmdb_entries(folders[0], stack))
+    for suffix, entries in ((".npz", npz_entries), (".json", json_entries)):
         # The nbb_*.json files next to UNITER's LMDB are counts, not features.
         if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
-            return RegionFeatures(path, per_picture_entries(path, suffix))
+            return RegionFeatures(path, entries(path))
     raise DatasetError(
         "There are no region features in a known format.",
         where=str(path),
