@@ -1,17 +1,20 @@
-"""Two frozen towers with weights from the package index, and a few fusion layers.
+"""Frozen towers with weights from the package index, and a few fusion layers.
 
 EfficientNet-Lite0 reads the picture and all-MiniLM-L6-v2 the text. They were trained separately, so nothing in them
 relates words to pictures. The fusion layers start from random weights and learn this only from the labels. They
 read feature maps of four depths of the vision tower, because the last map no longer distinguishes colours well. Every
 cell keeps its place.
 
-Shapes: B examples, N sequences, L text tokens, R cells of the grid row by row, H width, D width of the text tower,
-F channels of the maps, G pooled features of the picture,
-S side in pixels.
+`WordsEfficientNet` has the same eyes and no language: a vector for each word piece, from random weights. Its match
+reads the vectors that the adapt stage relates, so it can use what a text teacher knows.
+
+Shapes: B examples, N sequences, L text tokens, R cells of the grid row by row, H width, D width of the words as read,
+T width of the pooled text, F channels of the maps, G pooled features of the picture, S side in pixels.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
@@ -24,7 +27,7 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert
 from advl_pipeline.students.frozen_towers import TowerStudent, efficientnet_lite0
-from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.match import MatchHead, MatchStream
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import BertStream
@@ -34,12 +37,13 @@ DEPTHS = (1, 2, 3, 4)
 TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
-class EfficientNetMiniLm(TowerStudent, MatchStream, BertStream, PixelStudent):
-    """A student with the two towers and the fusion layers."""
+class EfficientNetStudent(TowerStudent, MatchStream, BertStream, PixelStudent):
+    """A student with the vision tower and the fusion layers."""
 
     config: PixelStudentConfig
     config_class: ClassVar[type[PixelStudentConfig]] = PixelStudentConfig
-    towers, tower_parts = ("efficientnet-lite0", "minilm-l6"), ("vision", "text")
+    towers: ClassVar[tuple[str, ...]] = ("efficientnet-lite0",)
+    tower_parts: ClassVar[tuple[str, ...]] = ("vision",)
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
     num_class_tokens = 0
     reads_first = True
@@ -49,10 +53,10 @@ class EfficientNetMiniLm(TowerStudent, MatchStream, BertStream, PixelStudent):
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
         self.vision = efficientnet_lite0(num_classes=0)
-        self.text = BertModel(BertConfig(**TEXT_TOWER, attn_implementation="sdpa"), add_pooling_layer=False)
         width = config.hidden_size
+        self.text, word_size = self.build_text()
         num_channels = sum(self.vision.feature_info[depth]["num_chs"] for depth in DEPTHS)
-        self.text_projection = nn.Sequential(nn.Linear(TEXT_TOWER["hidden_size"], width), nn.LayerNorm(width))
+        self.text_projection = nn.Sequential(nn.Linear(word_size, width), nn.LayerNorm(width))
         self.cell_projection = nn.Sequential(
             nn.LayerNorm(num_channels), nn.Linear(num_channels, width), nn.LayerNorm(width)
         )
@@ -65,18 +69,36 @@ class EfficientNetMiniLm(TowerStudent, MatchStream, BertStream, PixelStudent):
         self.hold_towers()
 
     @property
+    @abstractmethod
+    def said_size(self) -> int:
+        """Width T of the pooled text."""
+
+    @abstractmethod
+    def build_text(self) -> tuple[nn.Module, int]:
+        """Return the part that reads the words, and its width D."""
+
+    @abstractmethod
+    def read_words(self, batch: PixelBatch) -> torch.Tensor:
+        """Return the states of the words, (N, L, D); states of padding are undefined."""
+
+    @abstractmethod
+    def pooled_from(self, words_NLD: torch.Tensor, text_NLH: torch.Tensor) -> torch.Tensor:
+        """Return the states of words whose mean the heads match, (N, L, T): those read, or those projected."""
+
+    @property
     def fusion_layers(self) -> Sequence[Any]:
         return list(self.encoder.layer)
 
     def embed(
         self, batch: PixelBatch, delta: Perturbation, *, hidden: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        words_NLD, mask_NL1 = self._words(batch), batch.token_mask_NL[..., None]
+        words_NLD, mask_NL1 = self.read_words(batch), batch.token_mask_NL[..., None]
+        text_NLH = self.text_projection(words_NLD)
         shown_BG, cells_BRF = self._seen(batch)
         cells_BRH = self.cell_projection(cells_BRF) + self.place_embedding.weight
         # As the teacher pools its texts.
-        said_ND = words_NLD.masked_fill(~mask_NL1, 0.0).sum(1) / mask_NL1.sum(1)
-        return self.text_projection(words_NLD), batch.per_sequence(cells_BRH), said_ND, batch.per_sequence(shown_BG)
+        said_NT = self.pooled_from(words_NLD, text_NLH).masked_fill(~mask_NL1, 0.0).sum(1) / mask_NL1.sum(1)
+        return text_NLH, batch.per_sequence(cells_BRH), said_NT, batch.per_sequence(shown_BG)
 
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
         pooled_NH: torch.Tensor = self.pooler(text_NLH)
@@ -84,27 +106,11 @@ class EfficientNetMiniLm(TowerStudent, MatchStream, BertStream, PixelStudent):
 
     def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return MatchHead(
-            text_size=TEXT_TOWER["hidden_size"],
+            text_size=self.said_size,
             picture_size=self.vision.num_features,
             pooled_size=self.pooled_size,
             num_classes=num_classes,
         )
-
-    def _words(self, batch: PixelBatch) -> torch.Tensor:
-        """Return the text tower's states, (N, L, D); states of padding are undefined."""
-        ids_NL, types_NL, mask_NL = batch.token_ids_NL, batch.types_NL, batch.token_mask_NL
-
-        def read(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor | None = None) -> torch.Tensor:
-            states = self.text(input_ids=ids_NL, token_type_ids=types_NL, attention_mask=mask_NL)
-            return cast(torch.Tensor, states.last_hidden_state)
-
-        if not self.keeps_states("text", ids_NL):
-            return read(ids_NL, types_NL, mask_NL.long())
-        text_NLD = torch.zeros(*ids_NL.shape, TEXT_TOWER["hidden_size"], dtype=next(self.parameters()).dtype)
-        for row, length in enumerate(mask_NL.sum(1).tolist()):
-            ids_1L, types_1L = ids_NL[row : row + 1, :length], types_NL[row : row + 1, :length]
-            text_NLD[row, :length] = self.kept("text", read, ids_1L, types_1L)[0]
-        return text_NLD
 
     def _seen(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the vision tower's pooled features (B, G), and its maps, averaged to cells and joined, (B, R, F)."""
@@ -127,3 +133,61 @@ class EfficientNetMiniLm(TowerStudent, MatchStream, BertStream, PixelStudent):
             seen_BX = self.per_picture(batch, read)
         num_features = self.vision.num_features
         return seen_BX[:, :num_features], seen_BX[:, num_features:].reshape(len(seen_BX), side * side, -1)
+
+
+class EfficientNetMiniLm(EfficientNetStudent):
+    """The student with both towers, whose heads match their pooled states."""
+
+    towers, tower_parts = ("efficientnet-lite0", "minilm-l6"), ("vision", "text")
+
+    @property
+    def said_size(self) -> int:
+        return TEXT_TOWER["hidden_size"]
+
+    def build_text(self) -> tuple[nn.Module, int]:
+        tower = BertModel(BertConfig(**TEXT_TOWER, attn_implementation="sdpa"), add_pooling_layer=False)
+        return tower, TEXT_TOWER["hidden_size"]
+
+    def pooled_from(self, words_NLD: torch.Tensor, text_NLH: torch.Tensor) -> torch.Tensor:
+        return words_NLD
+
+    def read_words(self, batch: PixelBatch) -> torch.Tensor:
+        ids_NL, types_NL, mask_NL = batch.token_ids_NL, batch.types_NL, batch.token_mask_NL
+
+        def read(ids_NL: torch.Tensor, types_NL: torch.Tensor, mask_NL: torch.Tensor | None = None) -> torch.Tensor:
+            states = self.text(input_ids=ids_NL, token_type_ids=types_NL, attention_mask=mask_NL)
+            return cast(torch.Tensor, states.last_hidden_state)
+
+        if not self.keeps_states("text", ids_NL):
+            return read(ids_NL, types_NL, mask_NL.long())
+        text_NLD = torch.zeros(*ids_NL.shape, TEXT_TOWER["hidden_size"], dtype=next(self.parameters()).dtype)
+        for row, length in enumerate(mask_NL.sum(1).tolist()):
+            ids_1L, types_1L = ids_NL[row : row + 1, :length], types_NL[row : row + 1, :length]
+            text_NLD[row, :length] = self.kept("text", read, ids_1L, types_1L)[0]
+        return text_NLD
+
+
+class WordsEfficientNet(EfficientNetStudent):
+    """The student without language: word vectors from random weights, whose states before fusion its heads match."""
+
+    @property
+    def said_size(self) -> int:
+        return self.config.hidden_size
+
+    def build_text(self) -> tuple[nn.Module, int]:
+        table = nn.Embedding(self.config.vocab_size, self.config.hidden_size)
+        initialise_bert(table)
+        return table, self.config.hidden_size
+
+    def read_words(self, batch: PixelBatch) -> torch.Tensor:
+        words_NLD: torch.Tensor = self.text(batch.token_ids_NL)
+        return words_NLD
+
+    def pooled_from(self, words_NLD: torch.Tensor, text_NLH: torch.Tensor) -> torch.Tensor:
+        return text_NLH
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        """Return the states that the heads match: random fusion layers would come between them and the teachers."""
+        text_NLH, visual_NRH, _, _ = self.embed(cast(PixelBatch, batch), Perturbation(), hidden=True)
+        pooled_NP = self.pool(text_NLH, cast(PixelBatch, batch))
+        return StudentOutput(text_states_NLH=text_NLH, visual_states_NRH=visual_NRH, pooled_NP=pooled_NP)

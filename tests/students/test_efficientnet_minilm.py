@@ -97,14 +97,14 @@ def test_a_frozen_tower_reads_each_picture_and_text_once(
 def test_kept_states_do_not_depend_on_the_rest_of_a_batch(
     student: Any, networks: list[Any], examples: list[Example]
 ) -> None:
-    together = student._words(student.collate(examples)), *student._seen(student.collate(examples))
+    together = student.read_words(student.collate(examples)), *student._seen(student.collate(examples))
     forget_states()  # Else the other student's would be compared with themselves.
     alone: Any = build_student(NAME).eval()
     alone.take_towers(networks)
     for row, example in enumerate(examples):
         batch = alone.collate([example])
         length = batch.token_ids_NL.shape[1]
-        assert torch.equal(alone._words(batch)[0], together[0][row, :length])
+        assert torch.equal(alone.read_words(batch)[0], together[0][row, :length])
         assert all(torch.equal(own[0], of[row]) for own, of in zip(alone._seen(batch), together[1:], strict=True))
 
 
@@ -163,3 +163,17 @@ def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(
     assert "efficientnet-lite2" in line
     assert "mpnet-base" in line
     assert "efficientnet-lite0" not in line
+
+
+def test_the_student_without_language_matches_the_states_that_are_related(
+    examples: list[Example],
+) -> None:
+    torch.manual_seed(0)
+    student: Any = build_student("words-efficientnet-tiny")
+    batch = student.collate(examples)
+    related, output = student.encode_unimodal(batch), student.encode(batch)
+    mask_NL1 = batch.token_mask_NL[..., None]
+    assert_near(output.said_NT, (related.text_states_NLH * mask_NL1).sum(1) / mask_NL1.sum(1))
+    student.build_head("vcr", 1)(output).sum().backward()
+    assert float(student.text.weight.grad.abs().max()) > 0
+    assert all(parameter.grad is None for parameter in student.vision.parameters())
