@@ -8,7 +8,8 @@ Shapes: B pictures, N texts, L text tokens, R visual tokens, H student width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from torch import distributed, nn
 
 from advl_pipeline.base.errors import ConfigError, suggest_names
 from advl_pipeline.base.tensors import moved
-from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.reader import TeacherCache, UnknownUnit, open_cache
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, TextUnit, text_unit
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
@@ -175,7 +176,8 @@ class RelationalDistillation(nn.Module):
             require_trustworthy(cache)
             teacher = cached_teacher(cache)
             if cache.text is not None:
-                cache.text.token_lengths(list(by_id))
+                with _naming(texts):
+                    cache.text.token_lengths(list(by_id))
             for collected, features in ((judges, teacher), (teachers, control.features(teacher))):
                 if cache.keeps_some_texts and features.text is not None:
                     features = replace(features, word_means=word_means(features.text, by_id))
@@ -302,9 +304,10 @@ class RelationalDistillation(nn.Module):
                 f"No teacher has features of {'pictures' if states.pictures else 'texts'}.",
                 where=", ".join(teacher.name for teacher in source.teachers),
             )
-        signal = replace(source, teachers=teachers).signal(
-            examples, batch, with_confidence=False, places="patches" if states.boxes_BR is None else "regions"
-        )
+        with _naming(states.texts):
+            signal = replace(source, teachers=teachers).signal(
+                examples, batch, with_confidence=False, places="patches" if states.boxes_BR is None else "regions"
+            )
         training_batch = TrainingBatch(
             example_ids=tuple(example.example_id for example in examples),
             task=examples[0].task,
@@ -340,6 +343,20 @@ def _text_unit(text: str) -> TextUnit:
             next_command=f"give {unit.text!r}",
         )
     return unit
+
+
+@contextmanager
+def _naming(texts: Sequence[str]) -> Iterator[None]:
+    """Say which of the texts a cache lacks: its error knows ids."""
+    try:
+        yield
+    except UnknownUnit as error:
+        for text in texts:
+            if text_unit(text).unit_id in error.where:
+                error.where = f"{text!r}, {error.where}"
+                error.why = "a text is looked up as it was extracted: a choice follows its question and a space"
+                break
+        raise
 
 
 def _examples(states: HiddenStates) -> list[Example]:

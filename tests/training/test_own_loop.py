@@ -267,9 +267,9 @@ def test_what_cannot_be_learned_from_is_refused(small_corpus: SmallCorpus, texts
     ):
         with pytest.raises(ConfigError, match=why):
             loop.distil(given)
-    with pytest.raises(UnknownUnit):
+    with pytest.raises(UnknownUnit, match="'of another corpus', unit "):
         loop.distil(replace(states, texts=["of another corpus", *texts[1:4]]))
-    with pytest.raises(UnknownUnit):
+    with pytest.raises(UnknownUnit, match="'of another corpus', unit "):
         RelationalDistillation(small_corpus.caches[:1], ["of another corpus"])
     with pytest.raises(ConfigError, match="one of each teacher"):
         RelationalDistillation([small_corpus.caches[0]] * 2, texts)
