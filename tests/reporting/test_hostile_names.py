@@ -97,7 +97,7 @@ def commands(group: click.Command, *words: str) -> Iterator[str]:
 
 
 OF_NO_SET = {
-    *("cache import", "cache pull", "cache push", "score snli-ve", "score vcr", "score vqa", "scenes build"),
+    *("cache import", "cache pull", "cache push", "scenes build"),
     *("scenes pretrain", "students list", "students load-check", "students show"),
     *("teachers check", "teachers install", "teachers list", "teachers show", "datasets list"),
 }
