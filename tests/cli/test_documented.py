@@ -43,6 +43,13 @@ def test_every_option_that_a_page_names_is_there() -> None:
     assert not wrong
 
 
+def test_the_page_of_upgrading_names_replacements_that_are_there() -> None:
+    known = set(OPTION.findall((DOCS / "cli.md").read_text(encoding="utf-8")))
+    page = (DOCS / "upgrading.md").read_text(encoding="utf-8")
+    replacements = re.findall(r"^\|.*\|([^|]*)\|$", page, re.MULTILINE)
+    assert {name for replacement in replacements for name in OPTION.findall(replacement)} <= known
+
+
 def test_every_exit_code_is_documented() -> None:
     table = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)}
