@@ -76,6 +76,8 @@ class Card(Configuration):
     """The parsed file."""
     task: Kind | None = None
     """Kind of task, if the columns allow several."""
+    reader: Literal["daquar", "flickr-captions"] | None = None
+    """Reader of a published dataset's own files (`people.py`), in place of `files`."""
     files: Any = None
     """A file or hf:NAME, or a table split -> file, list of files or hf:NAME; relative to the card."""
     pictures: Path | None = None
@@ -154,7 +156,9 @@ class Card(Configuration):
     @property
     def is_of_hub(self) -> bool:
         """Whether the files are datasets of the hub, one per split."""
-        return all(len(names) == 1 and names[0].startswith(HUB_PREFIX) for names in by_split(self.files).values())
+        return not self.reader and all(
+            len(names) == 1 and names[0].startswith(HUB_PREFIX) for names in by_split(self.files).values()
+        )
 
 
 def read_card(path: Path) -> Card:
@@ -183,7 +187,7 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
             )
     if len(set(card.labels)) != len(card.labels):
         raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
-    asked = {"files": card.files} | ({"join.files": card.join.files} if card.join else {})
+    asked = ({} if card.reader else {"files": card.files}) | ({"join.files": card.join.files} if card.join else {})
     for key, files in asked.items():
         named = by_split(files)
         texts = [*chain.from_iterable(named.values())]

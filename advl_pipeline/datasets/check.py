@@ -54,7 +54,7 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> dict[str, A
     except DatasetError as error:
         is_missing, notes = isinstance(error, DatasetMissing), []
         problems = list(error.problems) if isinstance(error, NothingUsable) else []
-        if is_missing and card.name and card.format == ROWS:
+        if is_missing and card.name and card.format == ROWS and not card.reader:
             notes = [f"not here: {error.why}; would be fetched: {card.facts['size']}"]
         return {
             "status": "missing" if is_missing else "malformed",
@@ -130,6 +130,8 @@ def _is_here(card: Card, root: Path) -> bool:
     """Return whether a dataset is on this machine; for the hub, whether its rows were read or its files copied."""
     if folder := card.facts.get("folder"):
         return Path(root, folder).is_dir()
+    if card.reader:
+        return (root / card.name).is_dir()
     return (
         card.files is None
         or all(name.copy for name in hub_names(card.files, root).values())

@@ -12,6 +12,7 @@ from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, advi
 from advl_pipeline.base.packages import load_plugin, plugin_error
 from advl_pipeline.datasets.cards import ROWS, Card, by_split, known_card, read_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
+from advl_pipeline.datasets.people import READERS
 from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
 from advl_pipeline.datasets.problems import unreadable
 from advl_pipeline.datasets.roots import (
@@ -53,7 +54,9 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         return _read_by_plugin(plugin, root), root
     if name.startswith(HUB_PREFIX):
         return hub_source(name, Card(), root=root), root
-    if (card := known_card(name)).name and card.format == ROWS:
+    if (card := known_card(name)).reader:
+        return READERS[card.reader](root / name, card), root
+    if card.name and card.format == ROWS:
         revisions = {
             repository.revision[:12] for repository in hub_names(card.files, root).values() if repository.revision
         }
@@ -75,6 +78,8 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     if path.suffix != CARD_SUFFIX:
         return _table_source([(path, None)], Card(), data_root or home), home
     card = read_card(path)
+    if card.reader:
+        return READERS[card.reader](home, card), home
     if card.is_of_hub:
         card = replace(card, pictures=home / card.pictures) if card.pictures else card
         return hub_source(card.files, card, root=root), home
