@@ -174,7 +174,6 @@ PIPES = [
     (f"{RUN} --cache pipe", 2, "pipe"),
     (f"{RUN} --recipe pipe.toml", 2, "pipe.toml"),
     ("study pipe.toml --output study", 2, "pipe.toml"),
-    ("score vqa --questions pipe.json", 2, "There is no command 'vqa'"),
 ]
 """Pipes and devices, which may never end."""
 
