@@ -58,7 +58,7 @@ def rehearse(name: str, folder: Path, *, share: float) -> bool:
         ("check", ("datasets", "check", name, "--split", "train")),
         ("draw a list of 1,000", ("datasets", "subset", name, "--shots", "1000", "--output", "1000.json")),
         ("plan the extraction of all of it", ("extract", *teacher, "--dry-run")),
-        (f"extract {SHOTS} questions", ("extract", *teacher, "--shots", str(SHOTS), "--folds", "2")),
+        (f"extract {SHOTS} questions", ("extract", *teacher, "--shots", str(SHOTS), "--confidence-folds", "2")),
         (
             f"20 + 20 steps of advl on {SHOTS}",
             (*trained, "--method", "advl", *SHORT_OF_ADVL, "--shots", str(SHOTS), *cache, "--output", "advl"),

@@ -26,7 +26,7 @@ for number in range(20):
         }
     )
 
-cache = advl.extract(teacher="efficientnet-lite2", data=rows, output=folder / "cache", folds=2).path
+cache = advl.extract(teacher="efficientnet-lite2", data=rows, output=folder / "cache", confidence_folds=2).path
 trained = advl.finetune(
     data=rows,
     method="advl",
@@ -34,7 +34,7 @@ trained = advl.finetune(
     num_steps=4,
     adapt_steps=2,
     batch_size=4,
-    confidence_folds=2,
+    confidence_confidence_folds=2,
     output=folder / "run",
 )
 print(advl.evaluate(trained.output, on="val", probe="none").sets["val"]["metrics"])

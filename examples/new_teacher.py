@@ -50,7 +50,7 @@ def open_colours(options: advl.OpenOptions) -> advl.Teacher:
 def main(data_root: Path, output: Path) -> None:
     """Extract features of the pictures of the built-in corpus."""
     teacher = open_colours(advl.OpenOptions(name="colours", image_tokens="boxes"))
-    made = advl.extract(teacher=teacher, data="scenes-vcr", data_root=data_root, output=output, folds=2)
+    made = advl.extract(teacher=teacher, data="scenes-vcr", data_root=data_root, output=output, confidence_folds=2)
     print(f"{made.encoded_units} pictures encoded into {made.path}")
 
 

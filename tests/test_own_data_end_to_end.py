@@ -49,7 +49,7 @@ def test_rows_of_each_kind_through_every_command(advl: Callable[..., tuple[str, 
         _, refused = advl("extract", "--teacher", "efficientnet-lite0", "--data", data, code=5)
         assert "pictures/none.png is missing (used by " in refused
         skipped, message = advl(
-            "extract", "--teacher", "minilm-l6", "--data", data, "--on-error", "skip", "--folds", 2
+            "extract", "--teacher", "minilm-l6", "--data", data, "--on-error", "skip", "--confidence-folds", 2
         )
         assert f"{data}: task {metric}, from the columns image, " in message
         assert "; also split; 16 train, 5 test" in message

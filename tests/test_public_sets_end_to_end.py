@@ -53,7 +53,7 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
     for name in (TRAINED_ON, *EVALUATE_ONLY):
         write_twin(Path("data"), name, colour_samples(30))
         sets += [f"{name}/{split}" for split in load_card(name).splits if name != TRAINED_ON]
-    printed(capsys, "extract", "--teacher", "minilm-l6", "--data", TRAINED_ON, "--shots", 8, "--folds", 2)
+    printed(capsys, "extract", "--teacher", "minilm-l6", "--data", TRAINED_ON, "--shots", 8, "--confidence-folds", 2)
     cache = Path("caches/minilm-l6", TRAINED_ON, "train-shots8-seed0")
     revision = load_card(TRAINED_ON).facts["files"].rpartition("@")[2][:12]
     assert open_cache(cache).identity["dataset"]["name"] == f"{TRAINED_ON}@{revision}"

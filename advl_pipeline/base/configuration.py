@@ -62,7 +62,8 @@ class Option:
         above: see `minimum`.
         below: see `maximum`.
         multiple_of: the number must be an integer multiple of this one.
-        also: an alias of the flag.
+        also: an alias of the flag, such as its name in an earlier version.
+        recorded_as: key in the identity of a result, where an option that was renamed keeps its earlier one.
         such_as: an example value, printed if a required option is missing.
         rare: few users set it; only `--help-all` shows it.
         identity: how the option enters the identity of a result; see `Identity`.
@@ -78,6 +79,7 @@ class Option:
     below: float | None = None
     multiple_of: int | None = None
     also: str | None = None
+    recorded_as: str | None = None
     such_as: str | None = None
     rare: bool = False
     identity: Identity = "value"
@@ -267,6 +269,12 @@ def options_of_now(
     return {name: value for name, value in given.items() if name not in gone}
 
 
+def recorded_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values by the keys that they have in the identity of a result."""
+    options = declared(cls)
+    return {(name in options and options[name].option.recorded_as) or name: value for name, value in values.items()}
+
+
 def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ from the default of their option.
 
@@ -317,6 +325,15 @@ def require_effect(config: Any, facts: Mapping[str, str]) -> None:
 COMMAND_LINE = "command line"
 
 
+def aliases(cls: type[Any]) -> dict[str, str]:
+    """Return alias -> field of the options that have an alias."""
+    return {
+        declaration.option.also.removeprefix("--").replace("-", "_"): name
+        for name, declaration in declared(cls).items()
+        if declaration.option.also
+    }
+
+
 def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[str, tuple[str, Any]]:
     """Return field -> its key in a mapping, and its value.
 
@@ -326,11 +343,7 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
         ConfigError: a key is unknown, or two keys name one option.
     """
     options = declared(cls)
-    also = {
-        declaration.option.also.removeprefix("--").replace("-", "_"): name
-        for name, declaration in options.items()
-        if declaration.option.also
-    }
+    also = aliases(cls)
     entries: dict[str, tuple[str, Any]] = {}
     for key, value in layer.items():
         name = key.replace("-", "_")

@@ -69,7 +69,9 @@ class DataOptions(DataRootOptions):
         "fail", help="What to do with malformed items; use the same value as for extraction."
     )
     shots: int | None = option(
-        None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1
+        None,
+        help="Number of labelled questions in all, not for each class: a nested, class-balanced subset.",
+        minimum=1,
     )
     ids: Path | None = rare_option(
         None,
@@ -106,6 +108,6 @@ class SubsetConfig(DataRootOptions, ReplaceOptions):
             makes="file", begins=rb'\{\n "dataset": ".*",\n "split": ".*",\n "shots": \d+,\n "seed": \d+,\n'
         ),
     )
-    shots: int = option(help="Number of questions.", such_as="100", minimum=1)
+    shots: int = option(help="Number of questions in all, not for each class.", such_as="100", minimum=1)
     split: str = option("train", help="Split to draw from.")
     seed: int = option(0, help="Seed of the subset; subsets of one seed are nested.", minimum=0)

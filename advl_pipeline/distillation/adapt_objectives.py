@@ -1,4 +1,4 @@
-"""Objectives of the adapt step besides the teachers' signals: a contrast of pictures and texts, and an anchor.
+"""Objectives of the adapt stage besides the teachers' signals: a contrast of pictures and texts, and an anchor.
 
 The contrast (docs/method.md) pulls picture and text summaries of the downstream inputs together. The anchor keeps
 pretrained states in place, except those that the step is to move.

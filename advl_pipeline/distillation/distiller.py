@@ -56,7 +56,7 @@ Terms = dict[str, dict[str, torch.Tensor]]
 
 class Distiller(nn.Module):
     """The pathways of every teacher: projections from the student's width for coordinate distillation, and to the
-    common space of the adapt step.
+    common space of the adapt stage.
 
     `teachers` lists the teachers of each pathway.
     """

@@ -24,7 +24,7 @@ class DistillationOptions(Configuration):
 
     distill_weight: float = option(
         0.01,
-        help="lambda: weight of the distillation terms relative to the task loss; 1 in the adapt step. For scale: "
+        help="lambda: weight of the distillation terms relative to the task loss; 1 in the adapt stage. For scale: "
         "the loss of a choice of four starts at 1.4; with --distance mse each target of a pathway starts near 2.",
         minimum=0,
         needs=("teachers",),
@@ -67,7 +67,7 @@ class DistillationOptions(Configuration):
     weighting: Weighting | None = rare_option(
         None,
         help="Adaptive Confidence-based Weighting: the weight of an instance. oracle is a control for studies that "
-        "reads labels: 1 if the bridge is correct, else 0, in both steps.",
+        "reads labels: 1 if the bridge is correct, else 0, in both stages.",
         needs=("teachers",),
     )
     weight_shuffle: bool = rare_option(
@@ -84,71 +84,76 @@ class DistillationOptions(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptOptions(Configuration):
-    """Options of the adapt step, which precedes learning from labels: its objectives and anchors."""
+    """Options of the adapt stage, which precedes learning from labels: its objectives and anchors."""
 
-    title: ClassVar[str] = "Adapt step"
+    title: ClassVar[str] = "Adapt stage"
 
-    steps: Literal["one", "two"] | None = rare_option(None, help="Two-step finetuning, or only the finetune step.")
+    stages: Literal["one", "two"] | None = rare_option(
+        None,
+        help="Two stages, adapt and finetune, or only the finetune stage.",
+        also="--steps",
+        recorded_as="steps",
+    )
     adapt_steps: int = option(
         400,
-        help="Optimiser steps of the adapt step, in addition to those of the finetune step.",
+        help="Optimiser steps of the adapt stage, in addition to those of the finetune stage.",
         minimum=1,
-        needs=("an adapt step",),
+        needs=("an adapt stage",),
     )
     adapt_texts: int = rare_option(
         64,
-        help="Texts per adapt step, over all candidates of its examples; it bounds how many words are compared at "
-        "once.",
+        help="Texts per step of the adapt stage, over all candidates of its examples; it bounds how many words are "
+        "compared at once.",
         minimum=2,
-        needs=("an adapt step",),
+        needs=("an adapt stage",),
     )
     adapt_lr_scale: float | None = rare_option(
         None,
-        help="Learning rate of the student in the adapt step, relative to the finetune step. Projections start from "
-        "scratch and keep their own rate [default: the recipe's, else 1].",
+        help="Learning rate of the student in the adapt stage, relative to the finetune stage. Projections start "
+        "from scratch and keep their own rate [default: the recipe's, else 1].",
         minimum=0,
-        needs=("an adapt step",),
+        needs=("an adapt stage",),
     )
     adapt_on: tuple[str, ...] = rare_option(
         ("inputs",),
-        help="Inputs of the adapt step, without labels: inputs, all of the split; subset, the labelled ones; or "
+        help="Inputs of the adapt stage, without labels: inputs, all of the split; subset, the labelled ones; or "
         "DATASET/SPLIT, such as pictures in the style of the target, which also needs caches of that split. "
         "Repeatable.",
         metavar="INPUTS",
-        needs=("an adapt step",),
+        needs=("an adapt stage",),
     )
     adapt_objective: AdaptObjective | None = rare_option(
         None,
-        help="Loss of the adapt step: only distillation, or also the contrast of pictures and texts [default: "
+        help="Loss of the adapt stage: only distillation, or also the contrast of pictures and texts [default: "
         "contrastive for plain-two-step, else distil-only].",
-        needs=("an adapt step",),
+        needs=("an adapt stage",),
     )
     anchor_weight: float = rare_option(
         20.0,
-        help="Weight of the anchor in the adapt step, which keeps the states of pictures, and of words known from "
+        help="Weight of the anchor in the adapt stage, which keeps the states of pictures, and of words known from "
         "pretraining, where they were. In units of their variance; 0 turns it off.",
         minimum=0,
-        needs=("an adapt step",),
+        needs=("an adapt stage",),
     )
     hold_weight: float = rare_option(
         0.0,
-        help="Weight of the anchor in the finetune step: 5 keeps more of the names that were learned before labels "
+        help="Weight of the anchor in the finetune stage: 5 keeps more of the names that were learned before labels "
         "(docs/method.md); 0 turns it off.",
         minimum=0,
-        needs=("an adapt step",),
+        needs=("an adapt stage",),
     )
     answer_weight: float | None = rare_option(
         None,
         help="Weight of the answers that a text teacher gives through the names of the tagged regions "
-        "(docs/method.md, the bridge), in the adapt step. 0 turns them off [default: 1 if they separate correct from "
-        "wrong on the labelled items, else 0; the run prints which].",
+        "(docs/method.md, the bridge), in the adapt stage. 0 turns them off [default: 1 if they separate correct "
+        "from wrong on the labelled items, else 0; the run prints which].",
         minimum=0,
     )
     answers_of: Literal["teacher", "student"] = rare_option(
         "teacher",
         help="Source of the word similarities behind these answers. student is a control without a teacher: the "
         "initial student's own similarities.",
-        needs=("an adapt step", "answers"),
+        needs=("an adapt stage", "answers"),
     )
 
     @property

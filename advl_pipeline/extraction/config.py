@@ -38,7 +38,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig):
     split: str = option("train", help="Split of the dataset, or several joined, such as train+val.")
     shots: int | None = option(
         None,
-        help="Extract only the features that a low-shot subset of this many questions needs, for each --seed.",
+        help="Extract only the features that a low-shot subset of this many questions in all needs, for each --seed.",
         minimum=1,
         identity="content",
     )
@@ -98,9 +98,10 @@ class ExtractConfig(DataRootOptions, ComputeConfig):
         help="Also estimate confidences on labelled splits, and what the teacher adds to the default student.",
         identity="provenance",
     )
-    folds: int = rare_option(
+    confidence_folds: int = rare_option(
         5,
-        help="Folds of the cross-fitted confidence.",
+        help="Folds of the cross-fitted probe.",
+        also="--folds",
         minimum=2,
         identity="provenance",
         needs=("confidences",),

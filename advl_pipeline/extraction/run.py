@@ -375,7 +375,7 @@ def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: D
             dataset=dataset,
             example_ids=example_ids,
             estimator="probe",
-            folds=config.folds,
+            folds=config.confidence_folds,
             seed=seed,
             must_store=True,
         )

@@ -182,7 +182,7 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
             losses = (f"{number:.4g}" for number in (values[0], min(values), end))
             rows.append((line, f"{steps[0]} to {steps[-1]}", *losses))
         drawings.append((name, drawn, rows))
-    adapt = f" Left of the dotted line, the {began} steps of the adapt step." if began else ""
+    adapt = f" Left of the dotted line, the {began} steps of the adapt stage." if began else ""
     return as_figure("loss", drawings, identifier="loss", runs=[run], adapt=adapt)
 
 

@@ -162,7 +162,7 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """Arrange the readouts: one table per setting, rows by shots and method, columns by nodes and teacher.
 
     A random teacher has no column of its own. Its runs are compared with it, since they have no other teacher. A
-    student that comes to agree with it shows that the adapt step works, not that it learned anything true. The row
+    student that comes to agree with it shows that the adapt stage works, not that it learned anything true. The row
     says so.
     """
     tables = []

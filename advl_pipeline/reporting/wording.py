@@ -26,9 +26,9 @@ QUESTIONS: Mapping[Questions, str] = {
 READOUT_QUESTION = "Does the student place words as the teacher does?"
 READOUT_EXPLAINED = (
     "The teacher picks, among four known words, the one most similar to a word that pretraining never taught. The "
-    "readout is how often the student picks the same one, before → after the adapt step, mean over the runs. Without "
-    "a record of pretraining's words, all words count as both. Regions are compared in the same way, with those of "
-    "other pictures. No label is used. A student of a shuffled teacher is compared with the true teacher."
+    "readout is how often the student picks the same one, before → after the adapt stage, mean over the runs. "
+    "Without a record of pretraining's words, all words count as both. Regions are compared in the same way, with "
+    "those of other pictures. No label is used. A student of a shuffled teacher is compared with the true teacher."
 )
 
 

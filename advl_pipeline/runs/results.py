@@ -331,11 +331,11 @@ def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
 
 
 def read_readout(run: Path) -> list[dict[str, Any]]:
-    """Return how often a run's student places nodes as a teacher does, before and after the adapt step, in percent.
+    """Return how often a run's student places nodes as a teacher does, before and after the adapt stage, in percent.
 
     Returns:
         A row for each `teacher` and `nodes` (words, texts or regions), with `before`, `after` and `chance`; empty for
-        a run without an adapt step or a teacher.
+        a run without an adapt stage or a teacher.
 
     Raises:
         ConfigError: readout.json is damaged.
@@ -355,7 +355,7 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
             }
             for teacher, before in document["before"].items()
             for nodes in ("words", "texts", "regions")
-            # Null if there were too few nodes to choose among, which the adapt step does not change.
+            # Null if there were too few nodes to choose among, which the adapt stage does not change.
             if (share := before[nodes]) is not None
         ]
 

@@ -25,6 +25,7 @@ from advl_pipeline.base.compute import AUTO, ComputeConfig, num_cores
 from advl_pipeline.base.configuration import (
     Configuration,
     Output,
+    aliases,
     build_config,
     by_field,
     config_to_dict,
@@ -238,18 +239,24 @@ def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str,
         place = f"{where}{name}]"
         variant: dict[str, Any] = {"training": {}, "label": name}
         variants[name] = variant
-        for key, value in _underscored(_table(table, name, place), place).items():
+        for key, value in _by_name(_table(table, name, place), place, FinetuneConfig).items():
             if key not in known:
                 raise ConfigError(f"Unknown key {key!r}.", where=place, why=suggest_names(key, known))
             (variant if key in fields else variant["training"])[key] = value
     return variants
 
 
-def _underscored(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a table with underscores for dashes in its keys; raise `ConfigError` if two keys are the same option."""
+def _by_name(table: Mapping[str, Any], where: str, options: type[Any] | None = None) -> dict[str, Any]:
+    """Return a table by the names of options, for keys with dashes and aliases.
+
+    Raises:
+        ConfigError: two keys are the same option.
+    """
+    renamed = {} if options is None else aliases(options)
     keys: dict[str, str] = {}
     for key in table:
-        if (other := keys.setdefault(key.replace("-", "_"), key)) != key:
+        name = key.replace("-", "_")
+        if (other := keys.setdefault(renamed.get(name, name), key)) != key:
             raise ConfigError("An option is set twice.", where=where, why=f"{other} and {key} are the same")
     return {name: table[key] for name, key in keys.items()}
 
@@ -318,7 +325,7 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
     Raises:
         ConfigError: as `load_study`.
     """
-    values = _underscored(raw, where)
+    values = _by_name(raw, where)
     setting_keys = {item.name for item in dataclasses.fields(Setting)} - {"name", "training"}
     known = setting_keys | {item.name for item in dataclasses.fields(StudyConfig)} - {"source"}
     if unknown := next((key for key in values if key not in known), None):
@@ -332,14 +339,14 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
         values["shots"] = [None if item == FULL else item for item in shots]
     variants = _table(values.get("variants", {}), "variants", where)
     values["variants"] = _read_variants(variants, f"{where} [variants.")
-    values["settings"] = [{**defaults, **_underscored(block, f"{where} [[settings]]")} for block in blocks]
+    values["settings"] = [{**defaults, **_by_name(block, f"{where} [[settings]]")} for block in blocks]
     study = build_config(StudyConfig, values, {"source": where}, where=where)
     study = dataclasses.replace(
         study,
         settings=tuple(_complete(setting, where) for setting in study.settings),
-        training=_underscored(study.training, f"{where} [training]"),
-        extraction=_underscored(study.extraction, f"{where} [extraction]"),
-        evaluation=_underscored(study.evaluation, f"{where} [evaluation]"),
+        training=_by_name(study.training, f"{where} [training]", FinetuneConfig),
+        extraction=_by_name(study.extraction, f"{where} [extraction]", ExtractConfig),
+        evaluation=_by_name(study.evaluation, f"{where} [evaluation]"),
     )
     _check(study, where)
     return study

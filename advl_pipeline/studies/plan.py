@@ -52,7 +52,7 @@ from advl_pipeline.training.checks import open_region_caches, region_places, spl
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.identity import NAMED_FILES, SCHEMA, recipe_identity, run_identity
 from advl_pipeline.training.inputs import other_splits
-from advl_pipeline.training.resolved import resolve_run, takes_two_steps
+from advl_pipeline.training.resolved import resolve_run, takes_two_stages
 
 STUDY_FILE = MARKERS["study"].file
 _STUDIES_FOLDER = "studies"
@@ -321,7 +321,7 @@ def trained_on(config: FinetuneConfig) -> str:
 
 def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
     """Return (dataset, split) of all inputs that a run's teachers encode."""
-    others = other_splits(config.adapt.adapt_on) if takes_two_steps(config) else []
+    others = other_splits(config.adapt.adapt_on) if takes_two_stages(config) else []
     return [(config.dataset, config.split), *others]
 
 

@@ -31,7 +31,7 @@ class StudyResult:
       - cells: cell, run, state (finished, partial if a test set is missing, or pending) and the command that repeats
         its finetuning;
       - readouts of every run: percent of nodes (words, regions) that the student places as the teacher does, before
-        and after the adapt step, and by chance;
+        and after the adapt stage, and by chance;
       - costs, means over seeds: seconds, bytes, parameters, and inference time in milliseconds per item.
     """
 

@@ -260,7 +260,7 @@ def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> 
 
 
 def order_inputs(run: Run, inputs: Inputs, *, rank: int) -> ExampleOrder:
-    """Return the order in which the adapt step visits its inputs."""
+    """Return the order in which the adapt stage visits its inputs."""
     texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
     return ExampleOrder(
         len(inputs.adapt),
@@ -273,7 +273,7 @@ def order_inputs(run: Run, inputs: Inputs, *, rank: int) -> ExampleOrder:
 
 
 def inputs_visited(run: Run, inputs: Inputs) -> list[int]:
-    """Return the positions of the inputs that all processes together visit in the adapt step, each once."""
+    """Return the positions of the inputs that all processes together visit in the adapt stage, each once."""
     orders = [order_inputs(run, inputs, rank=rank) for rank in range(run.world_size)]
     visits = (order.micro_batches(step) for order in orders for step in range(run.method.num_adapt_steps))
     return [inputs.adapt[row] for row in sorted({int(row) for batches in visits for rows in batches for row in rows})]

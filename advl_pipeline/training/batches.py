@@ -148,7 +148,7 @@ def collate_batch(
     """Return the batch of examples of one task; with `labelled`, include the teachers' confidences.
 
     Only labels of `labelled_ids` are used, if given. Answers in words are included only if all labels may be used,
-    because the adapt step scores none.
+    because the adapt stage scores none.
     """
     task, names = examples[0].task, dataset.label_names(examples[0].task)
     batch = student.collate(examples)

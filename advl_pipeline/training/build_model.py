@@ -128,7 +128,7 @@ def build_finetune_heads(
 def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, inputs: Inputs) -> FinetuneModel:
     """Build the trained model from the student, its heads and the training signals besides labels.
 
-    The present student becomes the reference of the adapt step, which anchors known words.
+    The present student becomes the reference of the adapt stage, which anchors known words.
     """
     settings, student = run.method.settings, start.student
     widths = start.control.widths(teaching.source.widths(), student) if teaching.source else {}

@@ -282,7 +282,7 @@ def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSetti
 
 
 def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """Return dataset and split of all data of a run: the training split, and other inputs of the adapt step."""
+    """Return dataset and split of all data of a run: the training split, and other inputs of the adapt stage."""
     return [(config.dataset, config.split), *other_splits(config.adapt.adapt_on)]
 
 
@@ -400,16 +400,16 @@ def facts_of_run(config: FinetuneConfig, tasks: Collection[str] = ()) -> dict[st
     """
     method = resolve_method(config)
     distill, adapt, settings = config.distill, config.adapt, method.settings
-    two_steps = method.num_adapt_steps > 0
+    two_stages = method.num_adapt_steps > 0
     is_relational = distill.distance == "relational"
-    holds_words = two_steps and (adapt.anchors or adapt.asks_itself)
+    holds_words = two_stages and (adapt.anchors or adapt.asks_itself)
     facts = (
         ("teachers", method.uses_teachers, "this method uses no teacher"),
-        ("an adapt step", two_steps, "this run has no adapt step"),
+        ("an adapt stage", two_stages, "this run has no adapt stage"),
         ("coordinates", not is_relational, "--distance relational projects nothing"),
         ("the text pathway", distill.pathway != "vision", "--pathway vision distils no text"),
         ("the vision pathway", distill.pathway != "text", "--pathway text distils no picture"),
-        ("distillation", distill.distill_weight > 0 or two_steps, "--distill-weight 0 distils nothing"),
+        ("distillation", distill.distill_weight > 0 or two_stages, "--distill-weight 0 distils nothing"),
         ("weights", settings.weighting != "uniform", "all weights are 1"),
         ("ratio", settings.weighting == "ratio", "--weighting is not ratio"),
         ("confidence", config.confidence != "none", "--confidence none weighs nothing"),

@@ -214,13 +214,13 @@ class OptimiserOptions(Configuration):
     )
     num_steps: int | None = option(
         None,
-        help="Optimiser steps of the finetune step, instead of --epochs [default: the recipe's at full data, else "
+        help="Optimiser steps of the finetune stage, instead of --epochs [default: the recipe's at full data, else "
         f"those of --epochs, and at least {TrainingSettings.num_steps}].",
         minimum=1,
     )
     epochs: float | None = option(
         None,
-        help="Epochs of the finetune step over the labelled examples, instead of --num-steps [default: the recipe's "
+        help="Epochs of the finetune stage over the labelled examples, instead of --num-steps [default: the recipe's "
         f"at full data, else {DEFAULT_EPOCHS:g}]. Your own data: at most so many [{MOST_EPOCHS:g}], while val rises.",
         above=0,
     )
@@ -318,7 +318,7 @@ class RunOptions(Configuration):
     seed: int = option(0, help="Seed of the low-shot subset, the initialisation and the order.", minimum=0)
     val_every: int | None = rare_option(
         None,
-        help="Optimiser steps of the finetune step between scorings of val; 0: never, so that no run ends early "
+        help="Optimiser steps of the finetune stage between scorings of val; 0: never, so that no run ends early "
         "[default: 10 scorings, or 20 in the longest run where a run ends early].",
         minimum=0,
     )

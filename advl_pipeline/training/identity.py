@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from advl_pipeline.base.configuration import changed_options, config_to_dict, options_without
+from advl_pipeline.base.configuration import changed_options, config_to_dict, options_without, recorded_options
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.students.known_words import ESTIMATE, recorded_words
@@ -29,7 +29,9 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     The student is always included, because its default comes from a plug-in.
     """
     options = options_without(FinetuneConfig, config, "provenance", "none")
-    return {"student": options["student"]} | changed_options(FinetuneConfig, options)
+    return {"student": options["student"]} | recorded_options(
+        FinetuneConfig, changed_options(FinetuneConfig, options)
+    )
 
 
 def recipe_identity(chosen: ChosenRecipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training data of a run: the labelled subset of a split and the inputs of the adapt step."""
+"""The training data of a run: the labelled subset of a split and the inputs of the adapt stage."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.views import Concatenated, listed_ids, refuse_two_subsets
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.resolved import takes_two_steps
+from advl_pipeline.training.resolved import takes_two_stages
 
 OWN_INPUTS = ("inputs", "subset")
 
 
 def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (dataset, split) of each input of the adapt step that names one.
+    """Return (dataset, split) of each input of the adapt stage that names one.
 
     Raises:
         ConfigError: the list is empty, has duplicates, both `inputs` and `subset`, or an unknown word.
@@ -32,7 +32,7 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
     named = [text.rpartition("/") for text in adapt_on if text not in OWN_INPUTS]
     is_once = len(set(adapt_on)) == len(adapt_on) and not set(OWN_INPUTS) <= set(adapt_on)
     if not adapt_on or not is_once or not all(dataset and split for dataset, _, split in named):
-        what = "The inputs of the adapt step are inputs or subset, and DATASET/SPLIT like vcr/val, each named once."
+        what = "The inputs of the adapt stage are inputs or subset, and DATASET/SPLIT like vcr/val, each named once."
         raise ConfigError(what, where="--adapt-on", why=f"got {', '.join(adapt_on) or 'nothing'}")
     return [(dataset, split) for dataset, _, split in named]
 
@@ -56,7 +56,7 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
         caches_of[place][cache.teacher_name] = cache
     for other, of_split in zip(splits[1:], caches_of[1:], strict=True):
         if missing := [teacher for teacher in caches_of[0] if teacher not in of_split]:
-            what = f"The adapt step takes inputs from {other.name}/{other.split}; {missing[0]} has no cache of them."
+            what = f"The adapt stage takes inputs from {other.name}/{other.split}; {missing[0]} has no cache of them."
             words = ["advl", "extract", "--teacher", missing[0], "--dataset", other.name, "--split", other.split]
             instead = advise(words, note="then give it by one more --cache")
             raise ConfigError(what, where="--adapt-on", next_command=instead)
@@ -65,10 +65,10 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Training data of both phases: positions of the labelled subset in the split, and positions of the adapt step's
+    """Training data of both phases: positions of the labelled subset in the split, and positions of the adapt stage's
     inputs in `adapt_dataset`, which starts with the split.
 
-    `splits` are the training split and the other splits of the adapt step. There, ids of the latter start with
+    `splits` are the training split and the other splits of the adapt stage. There, ids of the latter start with
     "DATASET/SPLIT:", and their labels are not used. `seen` are the positions in the split whose inputs may be used:
     all of them unless there is a pool.
     `num_skipped` counts malformed examples that the dataset left out.
@@ -84,12 +84,12 @@ class Inputs:
 
     @property
     def other_ids(self) -> frozenset[str]:
-        """Ids of the adapt step's examples from splits other than the training split."""
+        """Ids of the adapt stage's examples from splits other than the training split."""
         return frozenset(self.adapt_dataset.example_ids[len(self.dataset) :])
 
 
 def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Inputs:
-    """Open the training data of a run: its split, the labelled subset, and the inputs of the adapt step.
+    """Open the training data of a run: its split, the labelled subset, and the inputs of the adapt stage.
 
     Args:
         caches: of the run. If one covers a part of the split, only inputs of the pool are used, or only the labelled
@@ -97,7 +97,7 @@ def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> I
 
     Raises:
         DatasetError, ConfigError: as for `open_splits`, `nested_subset` and `listed_ids`; or no training item has a
-            label, or a split of the adapt step has tasks of another kind.
+            label, or a split of the adapt stage has tasks of another kind.
     """
     refuse_two_subsets(config.shots, config.ids)
     dataset = open_splits(config.dataset, split=config.split, tasks=config.task, **config.reading)
@@ -119,7 +119,7 @@ def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> I
     ):
         seen = labelled
     others: list[StratifiedDataset] = []
-    for name, split in other_splits(config.adapt.adapt_on) if takes_two_steps(config) else ():
+    for name, split in other_splits(config.adapt.adapt_on) if takes_two_stages(config) else ():
         tasks = config.task if name == config.dataset else ()
         other = open_dataset(name, split=split, tasks=tasks, **config.reading)
         if {head_name(task) for task in other.tasks} != {head_name(task) for task in dataset.tasks}:

@@ -154,7 +154,7 @@ def _prepare(
     align_parameters(model, accelerator)
     # Processes do not share the model through accelerate: see `process_group.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-    # The adapt step compares similarities with those of teachers, which have no dropout either.
+    # The adapt stage compares similarities with those of teachers, which have no dropout either.
     wrapped.train(phase == "finetune")
     return wrapped, accelerator.prepare_optimizer(built)
 

@@ -221,7 +221,7 @@ def build_optimizer(
 def bytes_by_part(settings: TrainingSettings, model: FinetuneModel) -> dict[str, int]:
     """Return the bytes of training state on the device, by part; activations are not included.
 
-    `frozen_weights` includes the reference student of an adapt step. All trained weights are counted as if a step
+    `frozen_weights` includes the reference student of an adapt stage. All trained weights are counted as if a step
     reached them.
     """
     weights = [*model.parameters(), *(value for student in model.references for value in student.parameters())]

@@ -1,4 +1,4 @@
-"""The adapt step's loss as a part for any training loop: a module that is given hidden states, and a hook for them.
+"""The adapt stage's loss as a part for any training loop: a module that is given hidden states, and a hook for them.
 
 It consists of the parts of `advl finetune`: the signals of `training/signals/`, the search for landmarks, the terms
 of `distillation/distiller.py` and the anchor.
@@ -131,7 +131,7 @@ class HiddenStates:
 
 
 class RelationalDistillation(nn.Module):
-    """The terms of the adapt step, for a training loop of your own: call it with the hidden states of a batch.
+    """The terms of the adapt stage, for a training loop of your own: call it with the hidden states of a batch.
 
     It has no parameters. Several processes compare the texts and pictures of all of them, as `advl finetune` does.
     """

@@ -1,14 +1,14 @@
 """Resolving a run from its options, the recipe of its student and the size of its training data.
 
-| method         | teachers | words            | weights  | steps | adapt step learns |
+| method         | teachers | words            | weights  | steps | adapt stage learns |
 |----------------|----------|------------------|----------|-------|-------------------|
 | plain          | no       | -                | -        | one   | -                 |
 | plain-two-step | no       | -                | -        | two   | contrast          |
 | naive-kd       | yes      | all              | uniform  | one   | -                 |
 | advl           | yes      | adaptive         | ratio    | two   | distillation      |
 
-Every method has the same finetune step: the same number of optimiser steps on the same examples in the same order.
-Two-step methods also share the budget and the inputs of the adapt step. An explicit option overrides the default of
+Every method has the same finetune stage: the same number of optimiser steps on the same examples in the same order.
+Two-stage methods also share the budget and the inputs of the adapt stage. An explicit option overrides the default of
 the method; this is how ablations are named.
 """
 
@@ -98,7 +98,7 @@ def resolve_run(
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    name: dict(zip(("teachers", "selection", "weighting", "steps", "adapt_objective"), row, strict=True))
+    name: dict(zip(("teachers", "selection", "weighting", "stages", "adapt_objective"), row, strict=True))
     for name, row in {
         "plain": (False, "all", "uniform", "one", "contrastive"),
         "plain-two-step": (False, "all", "uniform", "two", "contrastive"),
@@ -131,7 +131,7 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
         ConfigError: options contradict each other.
     """
     defaults = _DEFAULTS[config.method]
-    two_steps = takes_two_steps(config)
+    two_stages = takes_two_stages(config)
     if defaults["teachers"] and not config.cache:
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", config.dataset, "--split", config.split]
         cache = ["--cache", f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"]
@@ -140,15 +140,15 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
             next_command=advise(words, note="then the same command with its cache", again=cache),
         )
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
-    learns_answers = two_steps and (defaults["teachers"] or config.adapt.asks_itself)
-    if two_steps and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
+    learns_answers = two_stages and (defaults["teachers"] or config.adapt.asks_itself)
+    if two_stages and not defaults["teachers"] and objective != "contrastive" and not learns_answers:
         raise ConfigError(
-            f"The adapt step of {config.method} has nothing to learn.",
+            f"The adapt stage of {config.method} has nothing to learn.",
             why=f"adapt-objective is {objective}, which learns from teachers alone",
         )
     if config.adapt.answer_weight and not learns_answers:
         raise ineffective(
-            "--answer-weight", why=f"{config.method} has no teacher" if two_steps else "there is no adapt step"
+            "--answer-weight", why=f"{config.method} has no teacher" if two_stages else "there is no adapt stage"
         )
     names = {field.name for field in dataclasses.fields(DistillationSettings)}
     options = {name: value for name, value in option_values(config).items() if name in names}
@@ -159,7 +159,7 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
         settings=DistillationSettings(**{**options, **decided}),
-        num_adapt_steps=config.adapt.adapt_steps if two_steps else 0,
+        num_adapt_steps=config.adapt.adapt_steps if two_stages else 0,
     )
     if config.hide_picture:
         _check_hidden_picture(method, confidence=config.confidence)
@@ -168,16 +168,16 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
 
 def planned_steps(config: FinetuneConfig) -> int:
     """Return the planned number of optimiser steps; a recipe's own number is known only with its data."""
-    return finetune_steps(config) + (config.adapt.adapt_steps if takes_two_steps(config) else 0)
+    return finetune_steps(config) + (config.adapt.adapt_steps if takes_two_stages(config) else 0)
 
 
-def takes_two_steps(config: FinetuneConfig) -> bool:
-    """Return whether a run has an adapt step."""
-    return (config.adapt.steps or _DEFAULTS[config.method]["steps"]) == "two"
+def takes_two_stages(config: FinetuneConfig) -> bool:
+    """Return whether a run has an adapt stage."""
+    return (config.adapt.stages or _DEFAULTS[config.method]["stages"]) == "two"
 
 
 def finetune_steps(config: FinetuneConfig) -> int:
-    """Return the number of steps of the finetune step only, if the options determine it."""
+    """Return the number of steps of the finetune stage only, if the options determine it."""
     options, shots = config.optimisation, config.shots
     if options.num_steps is not None or shots is None:
         return int(options.num_steps or TrainingSettings.num_steps)
@@ -200,8 +200,8 @@ def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
     shown = (
         (
             contrasts,
-            "the contrast of the adapt step pulls texts to their pictures",
-            "--adapt-objective distil-only" if uses_teachers else "--steps one",
+            "the contrast of the adapt stage pulls texts to their pictures",
+            "--adapt-objective distil-only" if uses_teachers else "--stages one",
         ),
         (settings.pathway != "text", "the vision pathway teaches visual states", "--pathway text"),
         (settings.selection == "adaptive", "--selection adaptive looks words up in the picture", "--selection prior"),

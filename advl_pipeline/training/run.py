@@ -132,7 +132,7 @@ class _Opened(_Asked):
     teaching: Teaching
     model: FinetuneModel
     labelled: tuple[Sequence[int], BatchOrder]
-    """Positions in the split for the finetune step, and the order of the indices into them."""
+    """Positions in the split for the finetune stage, and the order of the indices into them."""
     reads: StudentInputs
     origins: Mapping[str, HeadOrigin]
     notes: Sequence[str]
@@ -379,7 +379,7 @@ def _train(opened: _Opened) -> int:
 
 
 def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readout) -> None:
-    """Write the readout of the student at the start, after the adapt step and at the end.
+    """Write the readout of the student at the start, after the adapt stage and at the end.
 
     `names_kept` is the share of regions whose nearest known word is the same as at the start.
     `effective_rank` is the effective number of dimensions of the states of words and of regions.
@@ -397,7 +397,7 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readou
     readout["names_kept"] = readout.get("names_kept", {}) | {when: kept}
     folder.write_json(names.READOUT, readout)
     if kept is not None:
-        tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {phase} step", file=sys.stderr)
+        tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {phase} stage", file=sys.stderr)
 
 
 def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
@@ -428,7 +428,7 @@ def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Se
         arguments |= {
             "order": order_inputs(run, inputs, rank=accelerator.process_index),
             "labelled": run.method.settings.reads_labels,
-            # The adapt step may use more inputs than there are labels.
+            # The adapt stage may use more inputs than there are labels.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
             "other_ids": inputs.other_ids,
         }

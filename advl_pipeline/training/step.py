@@ -1,16 +1,16 @@
 """The loss of a step, with its terms in the order of summation.
 
-The adapt step uses no labels. Its loss is
+The adapt stage uses no labels. Its loss is
 
     contrast + sum_p mean_B(w_p d_p) + anchor_weight * drift + answer_weight * mean_B(w_text a)
 
-and the loss of the finetune step, with lambda for `--distill-weight` and k for VILLA's perturbed passes, is
+and the loss of the finetune stage, with lambda for `--distill-weight` and k for VILLA's perturbed passes, is
 
     task + hold_weight * drift + lambda * sum_p mean_B(w_p d_p) + kl_weight * divergence_k
 
 over the pathways p, vision and text. Here d_p is the distance between the relations of the student's states and those
 of the teachers of the pathway (`distillation/distiller.py`). w_p is the confidence weight of an example, 1 in the
-adapt step (`distillation/weighting.py`). docs/method.md has the formulas of the distances.
+adapt stage (`distillation/weighting.py`). docs/method.md has the formulas of the distances.
 
 `FinetuneModel` contains all trained modules: the student, its task heads and the projections of the method. Data
 parallelism and mixed precision therefore wrap the complete computation.
@@ -72,7 +72,7 @@ class LossTerms:
 
     @property
     def has_gradient(self) -> bool:
-        """Return whether the loss has a gradient: an adapt step of distillation only may have no targets."""
+        """Return whether the loss has a gradient: an adapt stage of distillation only may have no targets."""
         return any(value.requires_grad for value in self.weighted.values())
 
     def add(self, name: str, value: torch.Tensor, weight: float = 1.0) -> None:
@@ -126,9 +126,9 @@ class FinetuneModel(nn.Module):
     ) -> None:
         """Args:
         start: student and heads, which are trained in place, and their inputs.
-        task_loss: loss of the finetune step.
+        task_loss: loss of the finetune stage.
         reference: the student as pretrained, which anchors known words.
-        answers: example id -> (C,) answers of a teacher, the target of the adapt step.
+        answers: example id -> (C,) answers of a teacher, the target of the adapt stage.
         remembered: earlier confidences of the student, if the weights do not follow the current ones.
         """
         super().__init__()
@@ -148,7 +148,7 @@ class FinetuneModel(nn.Module):
         """Return the loss terms of a batch.
 
         Args:
-            perturbation: of the student's inputs in the finetune step; teacher targets come from clean inputs only.
+            perturbation: of the student's inputs in the finetune stage; teacher targets come from clean inputs only.
         """
         with self.student.sharing() if perturbation is None else nullcontext():
             return self._adapt(batch, step) if step.phase == "adapt" else self._finetune(batch, step, perturbation)
@@ -218,7 +218,7 @@ class FinetuneModel(nn.Module):
         terms.add("task", scored.loss)
         if batch.targets.label_B is not None:
             terms.num_correct = (scored.logits.detach().argmax(1) == batch.targets.label_B).sum()
-        # drift, as in the adapt step
+        # drift, as in the adapt stage
         if self.references and signal is not None and (weight := self.distiller.settings.hold_weight):
             apart = self.student.encode_unimodal(batch.student)
             reference, known = self._as_pretrained(batch, signal)
@@ -276,7 +276,7 @@ class FinetuneModel(nn.Module):
         Args:
             fused: output of the ordinary pass, if it has been computed.
             apart: output of the pass with the modalities hidden from each other, if it has been computed.
-            known: regions that the pretrained student names clearly, in the adapt step.
+            known: regions that the pretrained student names clearly, in the adapt stage.
         """
         student = batch.student
         needs_relevance, distils_apart = self.distiller.needs_relevance, self._distils_apart(signal)

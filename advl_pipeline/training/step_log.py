@@ -138,7 +138,7 @@ class StepPlace:
         instead = "lower --learning-rate and start over with --no-resume"
         verify = [["advl", "cache", "verify", str(cache)] for cache in self.config.cache]
         return NotFinite(
-            f"Training stopped at step {self.step} of the {self.phase} step: {what} is not finite.",
+            f"Training stopped at step {self.step} of the {self.phase} stage: {what} is not finite.",
             where=str(self.config.output),
             why=f"{why}; {kept}",
             next_command=advise(*verify, note=f"where the caches are sound, {instead}")

@@ -89,7 +89,7 @@ class EarlyStopping:
         return {_STATE: state} | {f"{_BEST}{name}": value for name, value in self._best.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Continue from the tensors of a checkpoint of the finetune step; there may be no state yet."""
+        """Continue from the tensors of a checkpoint of the finetune stage; there may be no state yet."""
         if _STATE in tensors:
             right, loss, best_step, num_since = tensors[_STATE].tolist()
             self._score, self.best_step, self._num_since = (right, loss), int(best_step), int(num_since)

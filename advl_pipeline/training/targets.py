@@ -25,7 +25,7 @@ from advl_pipeline.training.config import TaskLoss
 class TaskTargets:
     """Targets of a batch. `label_B` is None for soft labels, `scores_BK` (float32) is None for the others.
 
-    `known_B` (bool) is False for inputs that the adapt step sees without their labels; None if all are known.
+    `known_B` (bool) is False for inputs that the adapt stage sees without their labels; None if all are known.
     """
 
     is_choice: bool

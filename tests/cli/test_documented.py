@@ -80,7 +80,7 @@ TOLD = {
 METHOD_OPTIONS = {"method", "hide_picture"} | {
     name
     for name, option in declared(FinetuneConfig).items()
-    if option.title in ("Teachers", "Distillation", "Adapt step")
+    if option.title in ("Teachers", "Distillation", "Adapt stage")
 }
 
 
@@ -91,7 +91,7 @@ def default_of(name: str) -> object:
     if value is not None:
         return value
     method = resolve_method(config)
-    return "two" if name == "steps" and method.num_adapt_steps else getattr(method.settings, name)
+    return "two" if name == "stages" and method.num_adapt_steps else getattr(method.settings, name)
 
 
 def choices_of(name: str) -> set[str]:

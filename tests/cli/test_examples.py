@@ -40,7 +40,7 @@ SPLITS = ("train", "val", "test", "unseen", "compositional", "shift-inputs")
 CUT_DOWN: Mapping[str, Sequence[str]] = {
     "finetune": ("--num-steps", "2", "--batch-size", "2"),
     "scenes pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
-    "extract": ("--folds", "2"),
+    "extract": ("--confidence-folds", "2"),
     "scenes build": (
         *(word for name in SPLITS for word in (f"--num-{name}", "4")),
         *("--num-caption-scenes", "20", "--workers", "1"),
@@ -156,7 +156,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
             shutil.copytree(cache, Path("caches") / cache.name / "scenes-vcr" / "train")
         _write_mirrors(Path("datasets"))
         for teacher in ("minilm-l6", "efficientnet-lite0"):
-            advl(["extract", "--teacher", teacher, "--dataset", "vcr", "--split", "train", "--folds", 2])
+            advl(["extract", "--teacher", teacher, "--dataset", "vcr", "--split", "train", "--confidence-folds", 2])
         advl(["scenes", "pretrain", *CUT_DOWN["scenes pretrain"]])
         torch.save(build_student("uniter-tiny", overrides={"tokenizer": "minilm-l6"}).state_dict(), "uniter-base.pt")
         torch.save(build_student("vilt-tiny").state_dict(), "vilt.pt")
@@ -175,7 +175,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         Path("mine.toml").write_text(STUDY)
         write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
         advl(["finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--output", "runs/mine", *short[:6]])
-        advl(["extract", "--teacher", "efficientnet-lite2", "--data", "mine.jsonl", "--folds", 2])
+        advl(["extract", "--teacher", "efficientnet-lite2", "--data", "mine.jsonl", "--confidence-folds", 2])
         advl(["evaluate", "runs/mine", "--on", "test", "--probe", "none"])
         advl(["study", "mine.toml", "--output", "runs/studies/demo"])
     return folder

@@ -102,7 +102,7 @@ def test_extract_ends_with_the_gate_of_the_default_student_if_there_are_enough_l
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows_of(tmp_path, 50)
-    words = ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--folds", 2)
+    words = ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--confidence-folds", 2)
     said, _ = printed(capsys, *words)
     (line,) = (line for line in said.splitlines() if line.startswith("minilm-l6 adds "))
     assert "to what efficientnet-minilm holds (" in line
@@ -120,6 +120,7 @@ def test_few_labels_are_not_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows_of(tmp_path, 49)
-    said, _ = printed(capsys, "extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--folds", 2, "--json")
+    words = ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--confidence-folds", 2)
+    said, _ = printed(capsys, *words, "--json")
     document: dict[str, Any] = json.loads(said)
     assert document["gates"] == []

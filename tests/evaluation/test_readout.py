@@ -1,4 +1,4 @@
-"""`advl readout` as a user types it, and the readout that a run with an adapt step leaves."""
+"""`advl readout` as a user types it, and the readout that a run with an adapt stage leaves."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
-    printed(capsys, "extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--folds", 2)
+    printed(capsys, "extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--confidence-folds", 2)
     few = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 2, "--confidence-folds", 2)
     cache = "caches/minilm-l6/mine/train"
     _, message = printed(capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", *few)

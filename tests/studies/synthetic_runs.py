@@ -36,7 +36,7 @@ from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import CachePreparer, run_study
 from advl_pipeline.studies.table import build_table, numbers_of
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.resolved import finetune_steps, planned_steps, takes_two_steps
+from advl_pipeline.training.resolved import finetune_steps, planned_steps, takes_two_stages
 
 NUM_ITEMS = 240
 ITEM_NAMES = list(map(str, range(NUM_ITEMS)))
@@ -102,7 +102,7 @@ def train(cell: Cell) -> None:
     phases = ("adapt", "finetune", "finetune")
     log = ({"step": 10 * number, "phase": phase, "raw/task": 1.0} for number, phase in enumerate(phases))
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
-    if cell.teachers and takes_two_steps(cell.finetune):
+    if cell.teachers and takes_two_stages(cell.finetune):
         write_json(run / "readout.json", readout(cell))
     write_json(
         run / "result.json",

@@ -76,7 +76,7 @@ def test_controls_stand_beside_advl_in_every_study_that_asks_whether_it_helps() 
     [
         ("metods = 1\n", {}, "metods", "methods"),
         ("[training]\nseed = 3\n", {}, "seed", "set by the grid"),
-        ("[training]\ndata = 'mine.jsonl'\n", {}, "'data'", "set by the grid"),
+        ("[training]\ndata = 'mine.jsonl'\n", {}, "'dataset'", "set by the grid"),
         ("[extraction]\nsplit = 'val'\n", {}, "'split'", "set by the grid"),
         ("[at-shots.100]\nlearnin-rate = 1e-3\n", {}, "learnin-rate", "learning_rate"),
         ("[at-shots.77]\nnum_steps = 3\n", {}, "77", "no runs of"),
@@ -114,6 +114,13 @@ def test_an_option_of_the_command_takes_the_place_of_the_files_however_it_is_wri
     path = write_study_file(tmp_path, extra="[training]\nmixed-precision = 'no'\nnum_steps = 3\n")
     asked = asked_study(StudyRunConfig(study=str(path), mixed_precision="bf16"))
     assert asked.training == {"num_steps": 3, "mixed_precision": "bf16"}
+
+
+def test_a_study_takes_options_by_their_names_of_an_earlier_version(tmp_path: Path) -> None:
+    variants = "[variants.mine]\nmethod = 'advl'\nsteps = 'one'\n"
+    study = load_study(str(write_study_file(tmp_path, extra=f"[extraction]\nfolds = 2\n{variants}")))
+    assert study.extraction == {"confidence_folds": 2}
+    assert study.variant("mine").training == {"stages": "one"}
 
 
 def test_a_missing_file_and_a_file_that_is_no_toml_are_named(tmp_path: Path) -> None:

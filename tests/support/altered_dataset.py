@@ -42,7 +42,7 @@ def alter_examples(
     Args:
         monkeypatch: of the test.
         change: maps an example to the changed one.
-        opened_by: `open_splits` for the training data, `open_dataset` for other inputs of the adapt step.
+        opened_by: `open_splits` for the training data, `open_dataset` for other inputs of the adapt stage.
     """
     open_as_it_is, opened = getattr(inputs, opened_by), list[str]()
 

@@ -115,7 +115,14 @@ class Extraction(Job):
 def make_job(folder: Path, output: str, *, delay: float = 0.01, **config: Any) -> Extraction:
     """Return an extraction of both modalities with confidences, slow enough to be stopped midway."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"teacher": "tiny", "dataset": "tiny", "batch_size": 4, "shard_rows": 32, "folds": 2, **config}
+    config = {
+        "teacher": "tiny",
+        "dataset": "tiny",
+        "batch_size": 4,
+        "shard_rows": 32,
+        "confidence_folds": 2,
+        **config,
+    }
     config["output"] = str(folder / output)
     inputs = {"folder": str(folder / "data"), "dataset": {"num_images": 40}, "teacher": {"delay": delay}}
     return Extraction(folder, {**inputs, "config": config})

@@ -78,7 +78,13 @@ class SmallCorpus:
 
     def extract(self, output: Path, *, teacher: str = "minilm-l6", **changes: Any) -> Path:
         """Extract a teacher over the training questions; returns the cache."""
-        settings = {"dataset": "scenes-vcr", "data_root": self.data_root, "output": output, "folds": 2, **changes}
+        settings = {
+            "dataset": "scenes-vcr",
+            "data_root": self.data_root,
+            "output": output,
+            "confidence_folds": 2,
+            **changes,
+        }
         run_extract(ExtractConfig(teacher=teacher, **settings))
         return output
 

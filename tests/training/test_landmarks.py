@@ -264,7 +264,7 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
     assert kept["learned"] == (outranked == 1.0)
     assert kept["auc"] == outranked
     verb = "learns how" if outranked == 1.0 else "does not learn how"
-    assert f"the adapt step {verb} the text teacher would answer: AUC {outranked:.2f}" in capsys.readouterr().err
+    assert f"the adapt stage {verb} the text teacher would answer: AUC {outranked:.2f}" in capsys.readouterr().err
     assert ("adapt/raw/answers" in terms) == (outranked == 1.0)
 
 

@@ -168,7 +168,7 @@ OTHER = "scenes-vcr/train-shift"
 def other_caches(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     folder = tmp_path_factory.mktemp("other")
     return tuple(
-        small_corpus.extract(folder / teacher, teacher=teacher, split="train-shift", folds=5)
+        small_corpus.extract(folder / teacher, teacher=teacher, split="train-shift", confidence_folds=5)
         for teacher in ("minilm-l6", "efficientnet-lite0")
     )
 
@@ -236,7 +236,7 @@ TEXT_ALONE = {"pathway": "text", "selection": "prior", "adapt_objective": "disti
     [
         ({"method": "plain", "hide_picture": True}, True),
         ({"hide_picture": True, **TEXT_ALONE}, True),
-        ({"hide_picture": True, **TEXT_ALONE, "steps": "one", "distill_layer": "fused"}, True),
+        ({"hide_picture": True, **TEXT_ALONE, "stages": "one", "distill_layer": "fused"}, True),
         (TEXT_ALONE, False),
     ],
     ids=["plain", "two steps", "one step", "shown"],

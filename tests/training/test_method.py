@@ -52,7 +52,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weight-shuffle": {"weight_shuffle": True},
     "confidence-folds": {"confidence_folds": 3},
     "confidence-none": {"confidence": "none"},
-    "steps": {"steps": "one"},
+    "stages": {"stages": "one"},
     "adapt-objective": {"adapt_objective": "contrastive"},
 }
 

@@ -21,7 +21,7 @@ SHORT = [
     *("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8),
     *("--student-option", *SMALL_WORDS),
 ]
-EXTRACT = ("extract", "--teacher", "minilm-l6", "--dataset", "vcr", "--folds", 2)
+EXTRACT = ("extract", "--teacher", "minilm-l6", "--dataset", "vcr", "--confidence-folds", 2)
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
 
     assert finetune("runs/0", "--shots", 6, "--seed", 0, "--cache", cache) == 0
     result = json.loads(Path("runs/0/result.json").read_text())
-    # Both tasks of six questions; without a pool the adapt step sees no others.
+    # Both tasks of six questions; without a pool the adapt stage sees no others.
     assert (result["num_labelled"], result["num_adapt_inputs"]) == (12, 12)
-    # A smaller subset lies inside, and its adapt step may see all that was extracted for its seed.
+    # A smaller subset lies inside, and its adapt stage may see all that was extracted for its seed.
     assert finetune("runs/pool", "--shots", 2, "--pool", 6, "--seed", 1, "--cache", cache) == 0
     result = json.loads(Path("runs/pool/result.json").read_text())
     assert (result["num_labelled"], result["num_adapt_inputs"]) == (4, 12)
@@ -137,7 +137,7 @@ def vqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def extract(*more: object) -> int:
-    folds = () if "--no-confidence" in more else ("--folds", 2)
+    folds = () if "--no-confidence" in more else ("--confidence-folds", 2)
     return call("extract", "--teacher", "minilm-l6", "--dataset", "vqa-v2", *folds, *more)
 
 

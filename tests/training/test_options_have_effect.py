@@ -131,7 +131,7 @@ PROJECTED = {"projector": "mlp", "pathway": "vision", "distance": "cosine"}
                 {"distill_weight": 0.0},
             )
         ),
-        ("answers_of", {"answers_of": "student", "steps": "one"}),
+        ("answers_of", {"answers_of": "student", "stages": "one"}),
         ("answers_of", {"answers_of": "student", "answer_weight": 0.0}),
     ],
 )
@@ -167,6 +167,17 @@ def test_another_default_takes_another_schema() -> None:
         "a default is another: raise SCHEMA of training/resolved.py, and write the file anew by "
         f"python {Path(__file__).relative_to(Path.cwd())}; a new option is written into it without raising"
     )
+
+
+def test_an_option_is_read_and_recorded_by_the_name_that_it_had_in_an_earlier_version() -> None:
+    required = {"dataset": "vcr", "output": "run"}
+    given = build_config(FinetuneConfig, required, {"steps": "one"})
+    assert given.adapt.stages == "one"
+    recorded = run_identity(config_to_dict(given))
+    assert recorded["steps"] == "one"
+    assert "stages" not in recorded
+    with pytest.raises(ConfigError, match="set twice"):
+        build_config(FinetuneConfig, {**required, "steps": "one", "stages": "two"})
 
 
 def test_what_is_left_at_its_default_is_not_in_the_identity() -> None:

@@ -115,7 +115,7 @@ def test_a_trainer_s_loop_has_the_losses_of_every_step_of_finetune(small_corpus:
     (tmp_path / "words.json").write_text(json.dumps(counts), encoding="utf-8")
     changes: dict[str, Any] = {
         "student": "scenes-smolvlm",
-        # The adapt step of a run has none.
+        # The adapt stage of a run has none.
         "student_option": ("dropout=0",),
         "known_words": tmp_path / "words.json",
         "recipe": {

@@ -43,7 +43,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
             {**RECORD, "pathway": "vision"},
         )
     ),
-    ({**ANSWERS, "steps": "one"}, ("no adapt step",)),
+    ({**ANSWERS, "stages": "one"}, ("no adapt stage",)),
     ({**ANSWERS, "method": "plain-two-step", "cache": ()}, ("plain-two-step has no teacher",)),
     ({**ANSWERS, "hide_picture": True, "pathway": "text", "selection": "prior"}, ("names what the picture shows",)),
     ({**RECORD, "weighting": "oracle"}, ("control of studies", "--weighting oracle")),
@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"teacher_control": "shift-grid"}, ("moves the patches of a grid",)),
     ({"teacher_control": "shift-grid", "cache": (TEXT,)}, ("no teacher has a grid of several patches",)),
     ({"teacher_control": "shift-grid", "cache": (TEXT,), "vision_target": "image"}, ("no loss reads",)),
-    ({"hide_picture": True, "method": "plain-two-step"}, ("--hide-picture excludes", "contrast", "--steps one")),
+    ({"hide_picture": True, "method": "plain-two-step"}, ("--hide-picture excludes", "contrast", "--stages one")),
     (
         {**HIDDEN, "adapt_objective": "contrastive"},
         ("--hide-picture excludes", "contrast", "--adapt-objective distil-only"),

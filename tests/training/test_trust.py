@@ -103,7 +103,7 @@ def test_a_diverging_run_stops_with_its_last_good_checkpoint(
     for _ in range(2):
         code, stderr = advl(capsys, *command)
         assert code == 9, stderr
-        stopped = re.search(r"stopped at step (\d+) of the finetune step: .+ is not finite", stderr)
+        stopped = re.search(r"stopped at step (\d+) of the finetune stage: .+ is not finite", stderr)
         assert stopped is not None, stderr
         step = int(stopped[1])
         kept = load_checkpoint(run / "checkpoint.safetensors")
@@ -136,7 +136,7 @@ def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
         return replace(teacher, text=Failing(cache.text)) if cache.text is not None else teacher
 
     monkeypatch.setattr(teaching, "cached_teacher", failing)
-    with pytest.raises(NotFinite, match="step 2 of the finetune step: the loss term text is not finite") as stopped:
+    with pytest.raises(NotFinite, match="step 2 of the finetune stage: the loss term text is not finite") as stopped:
         small_corpus.run(tmp_path / "run", method="naive-kd", checkpoint_every=2, num_workers=1)
     assert "text = nan; the checkpoint after 2 steps is kept" in stopped.value.why
     assert f"advl cache verify {small_corpus.caches[0]}" in stopped.value.next_command

@@ -57,7 +57,7 @@ def bridge_scores(
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherAnswers:
-    """The answers that the adapt step learns: example id -> (C,) shares, empty without any; and the findings about
+    """The answers that the adapt stage learns: example id -> (C,) shares, empty without any; and the findings about
     them, with the `separation` of right from wrong on the labelled items if there is a bridge."""
 
     shares: Mapping[str, torch.Tensor]
@@ -75,13 +75,13 @@ class TeacherAnswers:
         if self.separation is None:
             return []
         learned = "learns" if self.shares else "does not learn"
-        return [f"the adapt step {learned} how {self.whose} would answer: {self.why}"]
+        return [f"the adapt stage {learned} how {self.whose} would answer: {self.why}"]
 
 
 def find_answers(
     run: Run, start: StudentAtStart, found_landmarks: FoundLandmarks, inputs: Inputs
 ) -> TeacherAnswers | None:
-    """Return the answers for the adapt step; None for a method that learns no answers.
+    """Return the answers for the adapt stage; None for a method that learns no answers.
 
     By default a run learns them if they separate right from wrong on its labelled items.
 
