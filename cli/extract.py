@@ -108,7 +108,7 @@ def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
     if grid:
         (rows, columns), (kept_rows, kept_columns) = grid["own"], grid["stored"]
         click.echo(
-            f"the teacher's grid of {rows} x {columns} cells is averaged to {kept_rows} x {kept_columns} "
+            f"the teacher's grid of {rows} x {columns} patches is averaged to {kept_rows} x {kept_columns} "
             f"(--grid-side {max(rows, columns)} stores all)"
         )
 

@@ -48,7 +48,7 @@ class DistillationOptions(Configuration):
     )
     vision_target: Literal["auto", "patches", "regions", "image", "both"] = rare_option(
         "auto",
-        help="Targets of the vision pathway: the student's patches or grid cells, its regions, the picture as a "
+        help="Targets of the vision pathway: the student's patches, its regions, the picture as a "
         "whole (image), or both places and picture. auto uses places if student and cache have them, else the "
         "picture.",
         needs=("teachers", "the vision pathway"),

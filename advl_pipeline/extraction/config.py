@@ -62,7 +62,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig):
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["auto", "boxes", "grid", "none"] = option(
         "auto",
-        help="Token features of a picture: one per box, or one per grid cell; auto uses boxes if the dataset has "
+        help="Token features of a picture: one per box, or per patch of a grid; auto uses boxes if the dataset has "
         "any, else the grid.",
         needs=("pictures",),
     )

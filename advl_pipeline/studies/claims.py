@@ -311,7 +311,7 @@ def _verdict(draft: _Draft, tests: Sequence[ClaimTest]) -> tuple[Outcome, str]:
         [test for test in tests if test.outcome == outcome] for outcome in (NOT_SUPPORTED, UNDECIDED)
     )
     if not tests:
-        why, *_ = [*draft.not_reached, *draft.lacks, "no cell of this comparison is finished"]
+        why, *_ = [*draft.not_reached, *draft.lacks, "no run of this comparison is finished"]
         return UNDECIDED, f"Not tested: {why}."
     outcome: Outcome
     if failed:

@@ -84,7 +84,7 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
         minimum=1,
     )
     workers: int = option(
-        1, help="Number of cells to run in parallel, each in its own process with its share of the cores.", minimum=1
+        1, help="Number of runs to train in parallel, each in its own process with its share of the cores.", minimum=1
     )
 
 

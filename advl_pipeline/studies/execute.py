@@ -61,7 +61,7 @@ def execute_cell(cell: Cell) -> None:
             )
         except (IdentityMismatch, WeightsUnavailable) as error:
             if error.where.startswith(str(cell.run)):
-                error.next_command = advise(["rm", "-r", str(cell.run)], note="the cell is trained again", again=())
+                error.next_command = advise(["rm", "-r", str(cell.run)], note="the run is trained again", again=())
             raise
     if not cell.keeps_student and not any(keeps for _, keeps in studies_of(cell.run)):
         for file in _weights(cell.run):

@@ -98,7 +98,7 @@ def run_study(
         AdvlError: a cell raised it.
         KeyboardInterrupt: stopped by a signal, after the current steps.
     """
-    with interruptible("The study", kept="finished cells are kept, and the steps of those that ran"):
+    with interruptible("The study", kept="finished runs are kept, and the steps of those that ran"):
         study = asked_study(config)
         folder = config.output or default_folder(study)
         require_outputs(config, output=folder)
@@ -198,7 +198,7 @@ def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
     with ExitStack() as held:
         path = cell.run.parent / f".work/claims/cell-{cell.cell_id}"
         try:
-            held.enter_context(process_lock(path, "this cell", wait=say_who if waits else None))
+            held.enter_context(process_lock(path, "this run", wait=say_who if waits else None))
         except InUse:
             return
         # Another process may have finished the cell between the check and the lock.

@@ -289,7 +289,7 @@ class TeacherOptions(Configuration):
     )
     teacher_control: TeacherControl = rare_option(
         "none",
-        help="Control: permute the teacher's features over units (shuffle); move only the cells of its grid within "
+        help="Control: permute the teacher's features over units (shuffle); move only the patches of its grid within "
         "each picture, at random (shuffle-cells) or by half the grid (shift-grid); or replace a vision teacher's "
         "features by the student's own visual tokens, before they meet the text (own-tokens). A cache of "
         "`random:NAME` is another control.",

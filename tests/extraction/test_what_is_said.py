@@ -35,7 +35,7 @@ EXTRACT = "extract --teacher efficientnet-lite0 --modality image --image-tokens 
 def test_a_grid_that_is_averaged_and_every_part_of_the_time_are_said(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "the teacher's grid of 7 x 7 cells is averaged to 4 x 4 (--grid-side 7 stores all)"
+    said = "the teacher's grid of 7 x 7 patches is averaged to 4 x 4 (--grid-side 7 stores all)"
     out, _ = printed(capsys, *EXTRACT, "--data", "mine.jsonl", "--grid-side", 4, "--dry-run")
     assert said in out
     out, _ = printed(capsys, *EXTRACT, "--data", "mine.jsonl", "--grid-side", 4)

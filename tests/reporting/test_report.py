@@ -347,7 +347,7 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     assert "1 of 4 runs are not finished" in page.text
     assert "cannot be shown" in page.find("section", id="examples")[0].text
     written = as_markdown(partial)
-    assert "1 of 4 cells are not finished" in written
+    assert "1 of 4 runs are not finished" in written
     assert ", 1 seed" in written
     for run in runs:
         shutil.rmtree(run)

@@ -53,7 +53,7 @@ def test_finished_cells_tell_what_the_others_take(tmp_path: Path) -> None:
     path = write_study_file(tmp_path, num_seeds=2, **TINY)
     fresh = forecast(tmp_path, path)
     assert (fresh["cell_seconds"], fresh["cell_bytes"], fresh["seconds_left"]) == (None, None, None)
-    assert "unknown until the first cell of each method is done: --first-seeds 1" in forecast_as_text(fresh)
+    assert "unknown until the first run of each method is done: --first-seeds 1" in forecast_as_text(fresh)
     run_trial(tmp_path, output="studies/mine", **TINY, seeds="[0]")
     for cell in (tmp_path / "cells").iterdir():
         write_json(cell / "environment.json", {"bytes_by_part": {"frozen_weights": 2_000_000, "gradients": 500_000}})

@@ -345,7 +345,7 @@ def test_dry_run_prints_the_grid_and_writes_nothing(tmp_path: Path, capsys: pyte
     folders = ("--output", tmp_path / "study", "--caches", tmp_path / "caches", "--data-root", tmp_path / "nowhere")
     words = ("study", write_study_file(tmp_path, num_seeds=2), *folders)
     out, _ = printed(capsys, *words, "--dry-run")
-    assert "16 cells" in out
+    assert "16 runs" in out
     assert f"cache to extract: {tmp_path}/caches/minilm-l6/scenes-vcr/train" in out
     assert "dataset missing:" in out
     out, _ = printed(capsys, *words, "--dry-run", "--json")
