@@ -70,14 +70,14 @@ def load_or_estimate_confidence(
         DatasetError: an example has no label. StorageError: with `must_store`, the cache cannot be written.
     """
     confidences: dict[str, TruthConfidence] = {}
-    for view, used in _caches_by_view(caches, estimator).items():
-        identity = confidence_identity(used, dataset, example_ids, estimator, view, folds=folds, seed=seed)
+    for modality, used in _caches_by_modality(caches, estimator).items():
+        identity = confidence_identity(used, dataset, example_ids, estimator, modality, folds=folds, seed=seed)
         stored = read_confidence(used[0].path, identity)
         if stored is not None:
-            confidences[view] = _in_order(stored, example_ids)
+            confidences[modality] = _in_order(stored, example_ids)
             continue
-        estimated = _estimate(used, dataset, example_ids, estimator, view, folds=folds, seed=seed)
-        confidences[view] = estimated
+        estimated = _estimate(used, dataset, example_ids, estimator, modality, folds=folds, seed=seed)
+        confidences[modality] = estimated
         try:
             estimate = ConfidenceSet(list(example_ids), estimated.probability_N, estimated.outranked_N)
             write_confidence(used[0].path, identity, estimate)
@@ -100,7 +100,7 @@ def _estimate(
     dataset: Dataset,
     example_ids: Sequence[str],
     estimator: Estimator,
-    view: View,
+    modality: Modality,
     *,
     folds: int,
     seed: int,
@@ -117,16 +117,16 @@ def _estimate(
         if estimator == "zero-shot":
             of_task = _zero_shot(_aligned_cache(used), chosen)
         else:
-            data = probe_data(used, dataset, chosen, view)
+            data = probe_data(used, dataset, chosen, modality)
             # Folds without an example of this task are removed, so that every head has a validation fold.
             _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
-            with tqdm(total=len(data), desc=f"confidence, {view}: {task}", unit="item", delay=2) as bar:
+            with tqdm(total=len(data), desc=f"confidence, {modality}: {task}", unit="item", delay=2) as bar:
                 of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64), progress=bar.update)
         probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
     return _in_order(ConfidenceSet(names, probability_N, outranked_N), example_ids)
 
 
-def _caches_by_view(caches: Sequence[TeacherCache], estimator: Estimator) -> dict[View, list[TeacherCache]]:
+def _caches_by_modality(caches: Sequence[TeacherCache], estimator: Estimator) -> dict[Modality, list[TeacherCache]]:
     """Return the modalities of an estimator with these caches, and the caches that each depends on.
 
     Raises:
@@ -135,11 +135,11 @@ def _caches_by_view(caches: Sequence[TeacherCache], estimator: Estimator) -> dic
     if estimator == "zero-shot":
         _aligned_cache(caches)
         return {"joint": list(caches)}
-    of_view: dict[View, list[TeacherCache]] = {
+    of_modality: dict[Modality, list[TeacherCache]] = {
         "vision": [cache for cache in caches if cache.image is not None],
         "text": [cache for cache in caches if cache.text is not None],
     }
-    return {view: used for view, used in of_view.items() if used}
+    return {modality: used for modality, used in of_modality.items() if used}
 
 
 def confidence_identity(
@@ -147,7 +147,7 @@ def confidence_identity(
     dataset: Dataset,
     example_ids: Sequence[str],
     estimator: Estimator,
-    view: str,
+    modality: str,
     *,
     folds: int,
     seed: int,
@@ -159,7 +159,7 @@ def confidence_identity(
     identity: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "estimator": estimator,
-        "view": view,
+        "view": modality,
         "dataset": dataset.identity_name,
         "split": dataset.split,
         "tasks": sorted(tasks),
@@ -175,12 +175,12 @@ def confidence_identity(
 
 
 def probe_data(
-    caches: Sequence[TeacherCache], dataset: Dataset, examples: Sequence[Example], view: View
+    caches: Sequence[TeacherCache], dataset: Dataset, examples: Sequence[Example], modality: Modality
 ) -> ProbeData:
-    """Return the input of a head: the examples' features in one view, and their truth."""
+    """Return the input of a head: the examples' features in one modality, and their truth."""
     task = examples[0].task
     choice = task in MULTIPLE_CHOICE_TASKS
-    features_NCF = probe_features(caches, examples, view)
+    features_NCF = probe_features(caches, examples, modality)
     if head_name(task) == "answers":
         num_classes = len(dataset.label_names(task))
         triples = [(row, index, score) for row, example in enumerate(examples) for index, score in example.soft_label]
@@ -280,7 +280,7 @@ def assign_folds(groups: Sequence[str], *, folds: int, seed: int) -> npt.NDArray
 
 
 Array = npt.NDArray[np.float32]
-View = Literal["vision", "text", "joint"]
+Modality = Literal["vision", "text", "joint"]
 
 SKETCH_DIM = 192
 TEXT_DIM = 256
@@ -290,22 +290,22 @@ IMAGE_DIM = 64
 _CHUNK = 512
 
 
-def probe_features(caches: Sequence[TeacherCache], examples: Sequence[Example], view: View) -> Array:
+def probe_features(caches: Sequence[TeacherCache], examples: Sequence[Example], modality: Modality) -> Array:
     """Return (N, C, F) float32, zero-padded for examples with fewer than C candidates.
 
     Features of several teachers are concatenated.
 
     Args:
         examples: examples of one task.
-        view: `vision` reads pictures and bags of words, `text` only texts.
+        modality: `vision` reads pictures and bags of words, `text` only texts.
     """
-    stores = [store for cache in caches if (store := cache.image if view == "vision" else cache.text) is not None]
+    stores = [store for cache in caches if (store := cache.image if modality == "vision" else cache.text) is not None]
     # A store's tokens are boxes if every picture has as many rows as boxes.
     boxes = {example.image.unit_id: len(example.image.boxes_R4) for example in examples}
     regions = [
         store
         for store in stores
-        if view == "vision"
+        if modality == "vision"
         and store.has_tokens
         and any(boxes.values())
         and store.token_lengths(list(boxes)).tolist() == list(boxes.values())
@@ -314,7 +314,7 @@ def probe_features(caches: Sequence[TeacherCache], examples: Sequence[Example], 
     chunks = []
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
-        rows_RF = _picture_rows(stores, regions, chunk) if view == "vision" else _text_rows(stores, chunk)
+        rows_RF = _picture_rows(stores, regions, chunk) if modality == "vision" else _text_rows(stores, chunk)
         padded_NCF = np.zeros((len(chunk), most, rows_RF.shape[1]), np.float32)
         counts = np.array([len(example.candidates) for example in chunk])
         padded_NCF[np.arange(most) < counts[:, None]] = rows_RF

@@ -15,7 +15,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.data import open_rows, rows_dataset
 from advl_pipeline.datasets.roots import KNOWN_NAMES, SPLIT_STEMS, is_location, resolve_data_root
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions, dataset_plugins
-from advl_pipeline.datasets.views import Concatenated
+from advl_pipeline.datasets.subsets import Concatenated
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 
 

@@ -26,7 +26,7 @@ from advl_pipeline.cache.store import IDENTITY_FILE, MissingFile, Overtaken, Sto
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CachePlan, begin_cache, plan_cache
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.datasets.views import Selected
+from advl_pipeline.datasets.subsets import Selected
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.forecast import Estimate, estimates_of, require_room
 from advl_pipeline.extraction.sources import (

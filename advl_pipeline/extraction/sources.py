@@ -21,7 +21,7 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.problems import FileReplaced
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
 from advl_pipeline.datasets.registry import open_splits
-from advl_pipeline.datasets.views import Concatenated, Selected, listed_ids, refuse_two_subsets
+from advl_pipeline.datasets.subsets import Concatenated, Selected, listed_ids, refuse_two_subsets
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imports.tower import ImportedTower

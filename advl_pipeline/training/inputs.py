@@ -16,7 +16,7 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import Dataset, StratifiedDataset, head_name
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.datasets.views import Concatenated, listed_ids, refuse_two_subsets
+from advl_pipeline.datasets.subsets import Concatenated, listed_ids, refuse_two_subsets
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import takes_two_stages
 

@@ -19,7 +19,7 @@ from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.cache.confidence import list_confidence, read_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import (
-    View,
+    Modality,
     confidence_identity,
     load_or_estimate_confidence,
     probe_features,
@@ -98,7 +98,7 @@ def caches_of(
 
 
 def confidences(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str, npt.NDArray[np.float32]]:
-    return {view: found.probability_N for view, found in estimates(dataset, caches, **settings).items()}
+    return {modality: found.probability_N for modality, found in estimates(dataset, caches, **settings).items()}
 
 
 def estimates(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str, TruthConfidence]:
@@ -136,8 +136,8 @@ def test_auc_tells_a_teacher_that_knows_from_one_that_cannot(task: Task) -> None
     dataset = FakeDataset(300, task=task)
     pictures = [example.image.unit_id for example in dataset]
     auc = {
-        view: separation(estimate.outranked_N, pictures)
-        for view, estimate in estimates(dataset, caches_of(dataset)).items()
+        modality: separation(estimate.outranked_N, pictures)
+        for modality, estimate in estimates(dataset, caches_of(dataset)).items()
     }
     assert auc["vision"].auc > 0.75
     assert auc["vision"].is_above_chance
@@ -173,9 +173,9 @@ def test_both_tasks_of_a_picture_are_predicted_without_each_other() -> None:
 
 def test_features_hold_no_labels() -> None:
     labelled, blank = FakeDataset(40), FakeDataset(40, labelled=False)
-    caches, views = caches_of(labelled), get_args(View)[:2]
-    for view in views:
-        with_labels, without = (probe_features(caches, dataset, view) for dataset in (labelled, blank))
+    caches, modalities = caches_of(labelled), get_args(Modality)[:2]
+    for modality in modalities:
+        with_labels, without = (probe_features(caches, dataset, modality) for dataset in (labelled, blank))
         np.testing.assert_array_equal(with_labels, without)
 
 
@@ -199,7 +199,7 @@ def test_identity_names_what_changes_the_numbers() -> None:
     dataset = FakeDataset(20)
     caches = caches_of(dataset)
     usual: dict[str, Any] = {"caches": caches, "dataset": dataset, "example_ids": dataset.example_ids}
-    usual |= {"estimator": "probe", "view": "vision", "folds": 5, "seed": 0}
+    usual |= {"estimator": "probe", "modality": "vision", "folds": 5, "seed": 0}
     base = confidence_identity(**usual)
     assert confidence_identity(**{**usual, "example_ids": dataset.example_ids[::-1]}) == base
     renamed = FakeDataset(20)
@@ -209,7 +209,7 @@ def test_identity_names_what_changes_the_numbers() -> None:
         {"example_ids": dataset.example_ids[1:]},
         {"folds": 4},
         {"seed": 1},
-        {"view": "text"},
+        {"modality": "text"},
         {"estimator": "zero-shot"},
         {"dataset": FakeDataset(20, seed=1)},
         {"caches": [SimpleNamespace(identity_digest="1" * 64)]},
@@ -226,7 +226,7 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     fresh = load_or_estimate_confidence(**settings)
     assert set(fresh) == {"vision", "text"}
     assert [item["num_examples"] for item in list_confidence(cache.path)] == [50, 50]
-    identity = confidence_identity(**settings, view="vision")
+    identity = confidence_identity(**settings, modality="vision")
     stored = read_confidence(cache.path, identity)
     np.testing.assert_array_equal(stored.probability_N, fresh["vision"].probability_N)
     np.testing.assert_array_equal(stored.outranked_N, fresh["vision"].outranked_N)

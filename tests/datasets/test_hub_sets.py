@@ -33,7 +33,7 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own import card_rules, hub, remote_pictures
 from advl_pipeline.datasets.own.card_rules import split_options
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.views import Selected
+from advl_pipeline.datasets.subsets import Selected
 from advl_pipeline.teachers.text_units import covering_texts
 
 pytest.importorskip("datasets")
@@ -438,7 +438,7 @@ def test_pictures_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Mon
 PART = """
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.views import Selected
+from advl_pipeline.datasets.subsets import Selected
 
 train = open_dataset("snli-ve-hf", split="train")
 Selected(train, nested_subset(train, 4, 0)).image_units()

@@ -14,7 +14,7 @@ from tiny_extraction import TinyTextTower
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import Candidate, TextUnit
 from advl_pipeline.datasets.registry import open_splits
-from advl_pipeline.datasets.views import Selected
+from advl_pipeline.datasets.subsets import Selected
 from advl_pipeline.teachers.text_units import SelectingTextTower, cover, covering_texts
 
 

@@ -70,7 +70,7 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
             dataset=dataset,
             example_ids=ids,
             estimator="zero-shot",
-            view="joint",
+            modality="joint",
             folds=2,
             seed=0,
         ),

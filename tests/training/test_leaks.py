@@ -25,7 +25,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.views import Concatenated
+from advl_pipeline.datasets.subsets import Concatenated
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
 from advl_pipeline.students.registry import build_student

@@ -1,4 +1,4 @@
-"""Views of splits: some examples of a split, or several splits as one.
+"""Subsets and unions of splits: some examples of a split, or several splits as one.
 
 A selection is the union of the low-shot subsets of some seeds, or the ids of a file. Everything else, including the
 content digest, is that of the complete split; a cache of a selection records that it is one.
@@ -33,8 +33,8 @@ from advl_pipeline.datasets.records import (
 Unit = TypeVar("Unit", ImageUnit, TextUnit)
 
 
-class _View:
-    """Attributes that a view takes from its first split."""
+class _OfSplits:
+    """Attributes that a subset or a union takes from its first split."""
 
     def __init__(self, *parts: Dataset) -> None:
         self._first = parts[0]
@@ -51,7 +51,7 @@ class _View:
         return self._first.label_names(task)
 
 
-class Selected(_View):
+class Selected(_OfSplits):
     """Some examples of a split, by id, in the split's order; implements `records.Dataset`."""
 
     def __init__(self, whole: StratifiedDataset, ids: Collection[str]) -> None:
@@ -90,7 +90,7 @@ class Selected(_View):
         return _each_once(candidate.text_unit for candidate in candidates)
 
 
-class Concatenated(_View):
+class Concatenated(_OfSplits):
     """The examples of several splits, one split after another; implements `records.Dataset`.
 
     Args:
