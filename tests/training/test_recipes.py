@@ -237,7 +237,7 @@ def test_the_run_folder_says_where_numbers_come_from(
     assert "train-vcr-base-4gpu-adv.json" in written["settings"]["learning_rate"]["source"]
     assert written["settings"]["adversarial"]["value"]["num_steps"] == 3
     assert written["heads"] == {"choice": {"origin": "fresh", "why": "no checkpoint is given"}}
-    assert "recipe villa vcr base" in capfd.readouterr().err
+    assert "recipe villa choice base" in capfd.readouterr().err
     assert "adversarial (3 passes)" in result.summary["recipe"]
     logged = metrics(tmp_path / "run")
     assert all(record["raw/divergence"] >= 0 for record in logged)
