@@ -91,14 +91,14 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
     Raises:
         AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.extraction.checks import check_extraction_options
     from advl_pipeline.extraction.config import ExtractConfig
+    from advl_pipeline.extraction.prepare import prepare_extract
     from advl_pipeline.extraction.run import run_extract
 
+    opened = None if isinstance(teacher, str) else teacher
     name = getattr(teacher, "name", teacher)
     config = _configured(ExtractConfig, options | {"teacher": name}, data)
-    check_extraction_options(config)
-    return run_extract(config, None if isinstance(teacher, str) else teacher)
+    return run_extract(prepare_extract(config, by_name=opened is None), opened)
 
 
 def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> FinetuneResult:
@@ -115,14 +115,11 @@ def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> F
     Raises:
         AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.training.checks import check_run, check_run_options
     from advl_pipeline.training.config import FinetuneConfig
+    from advl_pipeline.training.prepare import prepare_finetune
     from advl_pipeline.training.run import run_finetune
 
-    config = _configured(FinetuneConfig, options | {"output": output}, data)
-    check_run(config)
-    check_run_options(config)
-    return run_finetune(config)
+    return run_finetune(prepare_finetune(_configured(FinetuneConfig, options | {"output": output}, data)))
 
 
 def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
@@ -138,13 +135,11 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
     Raises:
         AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.evaluation.checks import check_scoring_options
     from advl_pipeline.evaluation.config import EvaluateConfig
+    from advl_pipeline.evaluation.prepare import prepare_scoring
     from advl_pipeline.evaluation.runner import run_evaluate
 
-    config = _configured(EvaluateConfig, options | {"run": run})
-    check_scoring_options(config)
-    return run_evaluate(config)
+    return run_evaluate(prepare_scoring(_configured(EvaluateConfig, options | {"run": run})))
 
 
 def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
@@ -160,13 +155,11 @@ def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
     Raises:
         AdvlError: on any failure; states what is wrong, where, why, and what to do next.
     """
-    from advl_pipeline.evaluation.checks import check_scoring_options
     from advl_pipeline.evaluation.config import PredictConfig
     from advl_pipeline.evaluation.predict_files import run_predict
+    from advl_pipeline.evaluation.prepare import prepare_scoring
 
-    config = _configured(PredictConfig, options | {"run": run})
-    check_scoring_options(config)
-    return run_predict(config)
+    return run_predict(prepare_scoring(_configured(PredictConfig, options | {"run": run})))
 
 
 def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> AnsweringRun:

@@ -23,6 +23,7 @@ from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, PrepareConfig, of_pictures
+from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract, run_import
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import DecodedPictures
@@ -57,7 +58,9 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
     assert isinstance(student, PixelStudent)
     student.pictures = DecodedPictures(SIZE, kept_bytes=0)
     photos, of_photos = _feed(short, student, None, num_examples=NUM_PHOTOS)
-    run_extract(of_pictures(PrepareConfig(dataset=str(short_rows), output=folder / "pictures"), SIZE))
+    run_extract(
+        prepare_extract(of_pictures(PrepareConfig(dataset=str(short_rows), output=folder / "pictures"), SIZE))
+    )
     student.pictures = StoredPictures([open_cache(folder / "pictures")], SIZE)
     stored, of_stored = _feed(short, student, None, num_examples=num_examples)
     waits = _wait_share(short, student, num_steps=max(8, num_examples // BATCH))
@@ -67,7 +70,9 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
     caches = []
     for teacher in ("minilm-l6", "efficientnet-lite0"):
         output = folder / teacher
-        run_extract(ExtractConfig(teacher=teacher, dataset=str(long_rows), output=output, confidence=False))
+        run_extract(
+            prepare_extract(ExtractConfig(teacher=teacher, dataset=str(long_rows), output=output, confidence=False))
+        )
         caches.append(cached_teacher(open_cache(output)))
     texts = [candidate.text for index in range(len(long)) for candidate in long[index].candidates]
     source = SignalSource(caches, prior=fit_word_prior(texts))

@@ -17,9 +17,11 @@ import torch
 from advl_pipeline.base.compute import device_name, open_device
 from advl_pipeline.base.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_log
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.prepare import prepare_finetune
 from advl_pipeline.training.run import run_finetune
 from benchmarks.feed import import_regions, write_questions
 from benchmarks.rows import Row
@@ -62,7 +64,9 @@ def measure_gpu(
         caches[teacher] = folder / "caches" / str(number)
         extraction: dict[str, Any] = {"batch_size": "auto", "confidence": False, "device": str(device)}
         _forget_peak(device)
-        done = run_extract(ExtractConfig(teacher=teacher, dataset=str(data), output=caches[teacher], **extraction))
+        done = run_extract(
+            prepare_extract(ExtractConfig(teacher=teacher, dataset=str(data), output=caches[teacher], **extraction))
+        )
         spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in done.stage_seconds.items())
         detail = f"{_peak(device)}; waiting and encoding: {spent}"
         rows.append(Row(f"{teacher}: units/s", done.encoded_units / done.seconds, detail=detail))
@@ -75,7 +79,8 @@ def measure_gpu(
             regions = {"regions": of_detector} if student.startswith(_OF_REGIONS) else {}
             paths = {"student": student, "cache": (caches[teacher],), "output": output}
             _forget_peak(device)
-            run_finetune(build_config(FinetuneConfig, shared, paths, regions, dict(options)))
+            config = build_config(FinetuneConfig, shared, paths, regions, dict(options))
+            run_finetune(prepare_finetune(config, may_idle=True))
             steps = [step for step in read_log(output) if step["phase"] == "finetune"][num_steps // 3 :]
             seconds, waited = (
                 statistics.median(step[name] for step in steps) for name in ("seconds", "seconds_waited")

@@ -14,8 +14,10 @@ from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
 from advl_pipeline.base.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.prepare import prepare_finetune
 from advl_pipeline.training.run import run_finetune
 from benchmarks.rows import Row, ratio_row
 
@@ -35,13 +37,16 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
     )
     caches = tuple(folder / name for name in _TEACHERS)
     for name, output in zip(_TEACHERS, caches, strict=True):
-        run_extract(ExtractConfig(teacher=name, dataset="scenes-vcr", data_root=data_root, output=output))
+        run_extract(
+            prepare_extract(ExtractConfig(teacher=name, dataset="scenes-vcr", data_root=data_root, output=output))
+        )
 
     def run(**changes: Any) -> dict[str, Any]:
         output = folder / "run"
         shutil.rmtree(output, ignore_errors=True)
         base = {"dataset": "scenes-vcr", "data_root": data_root, "task": ("vcr-q2a",), "output": output}
-        return run_finetune(build_config(FinetuneConfig, base, {"checkpoint_every": 10_000}, changes)).summary
+        config = build_config(FinetuneConfig, base, {"checkpoint_every": 10_000}, changes)
+        return run_finetune(prepare_finetune(config, may_idle=True)).summary
 
     advl: dict[str, Any] = {"method": "advl", "cache": caches}
     plain: list[float] = []

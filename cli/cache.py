@@ -99,7 +99,7 @@ def repair_cache(config: RepairConfig) -> Iterator[Any]:
     advl cache repair caches/minilm-l6/vcr/train
     advl cache repair s3://bucket/caches/clip-vit-l
     """
-    from advl_pipeline.extraction.checks import require_cache_there
+    from advl_pipeline.extraction.prepare import require_cache_there
 
     require_cache_there(config.cache)
     from advl_pipeline.extraction.repair import run_repair
@@ -176,12 +176,12 @@ def import_(config: ImportConfig) -> Iterator[Any]:
     advl cache import 'img_db/vcr_{split}' --ground-truth-regions 'img_db/vcr_gt_{split}' \\
         --name butd --dataset vcr --split train
     """
-    from advl_pipeline.extraction.checks import require_import
+    from advl_pipeline.extraction.prepare import require_import
 
-    require_import(config)
+    dataset = require_import(config)
     from advl_pipeline.extraction.run import run_import
 
-    result = run_import(config)
+    result = run_import(config, dataset)
     yield result
     if result.dry_run:
         (image,) = result.estimates

@@ -12,7 +12,7 @@ import click
 from advl_pipeline.base.packages import data_files
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 
-from .flags import config_command, exit_with, json_option, print_json, print_own_data
+from .flags import config_command, exit_with, json_option, print_json, read_and_print
 from .main import PluginGroup
 
 MAX_SHOWN = 20
@@ -79,9 +79,10 @@ def check(config: CheckConfig) -> Iterator[Any]:
     from advl_pipeline.datasets.check import run_check
     from advl_pipeline.datasets.roots import DatasetMissing
 
+    dataset = None
     with suppress(DatasetMissing):
-        print_own_data([config.name], config.data_root)
-    result = run_check(config, progress=True)
+        dataset = read_and_print(config.name, config.data_root)
+    result = run_check(config, dataset, progress=True)
     exit_with(0 if result["usable"] else 5)
     yield result
     click.echo(f"{result['name']} below {result['data_root']}")
@@ -114,8 +115,7 @@ def subset(config: SubsetConfig) -> Iterator[Any]:
     """
     from advl_pipeline.datasets.check import run_subset
 
-    print_own_data([config.name], config.data_root)
-    result = run_subset(config)
+    result = run_subset(config, read_and_print(config.name, config.data_root))
     yield result
     click.echo(f"{config.shots} questions, {len(result['example_ids'])} examples of {config.name} {config.split}")
     click.echo(f"written to {config.output}")

@@ -26,13 +26,12 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     \b
     advl evaluate runs/advl-100-0 --on test --on test-shift --on test-unseen
     """
-    from advl_pipeline.evaluation.checks import check_scoring, check_scoring_options
+    from advl_pipeline.evaluation.prepare import prepare_scoring
 
-    check_scoring(config.run, config.on, config.data_root)
-    check_scoring_options(config)
+    prepared = prepare_scoring(config)
     from advl_pipeline.evaluation.runner import run_evaluate
 
-    result = run_evaluate(config)
+    result = run_evaluate(prepared)
     yield {"run": str(result.run), "sets": result.sets}
     click.echo(
         "each answer is written by the student, its options listed behind letters"
@@ -99,13 +98,12 @@ def predict(config: PredictConfig) -> Iterator[Any]:
     advl predict runs/vcr-advl --on test
     advl predict runs/vqa-advl --on test --output vqa_test2015.json
     """
-    from advl_pipeline.evaluation.checks import check_scoring, check_scoring_options
+    from advl_pipeline.evaluation.prepare import prepare_scoring
 
-    check_scoring(config.run, (config.on,), config.data_root)
-    check_scoring_options(config)
+    prepared = prepare_scoring(config)
     from advl_pipeline.evaluation.predict_files import run_predict
 
-    result = run_predict(config)
+    result = run_predict(prepared)
     yield result
     click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")
     if result.num_cut:
@@ -124,12 +122,12 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
     \b
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.evaluation.checks import require_readable
+    from advl_pipeline.evaluation.prepare import prepare_look
 
-    require_readable(config)
+    look = prepare_look(config)
     from advl_pipeline.evaluation.readout import run_readout
 
-    result = run_readout(config)
+    result = run_readout(look)
     yield result
     if result["words"] is not None:
         click.echo(result["words"])

@@ -14,7 +14,7 @@ from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pic
 from advl_pipeline.students.options import OWN_DATA_STUDENT
 
 from .advice import running, what_follows
-from .flags import config_command, print_own_data
+from .flags import config_command, read_and_print
 
 if TYPE_CHECKING:
     from advl_pipeline.extraction.forecast import Payback
@@ -33,19 +33,18 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     advl extract --teacher minilm-l6 --dataset vcr --split train
     advl extract --teacher efficientnet-lite0 --dataset vcr --dry-run
     """
-    from advl_pipeline.extraction.checks import check_extraction, check_extraction_options
+    from advl_pipeline.extraction.prepare import prepare_extract
 
-    print_own_data([config.dataset], config.data_root)
-    check_extraction(config)
-    check_extraction_options(config)
+    dataset = read_and_print(config.dataset, config.data_root)
+    prepared = prepare_extract(config, dataset)
     from advl_pipeline.extraction.run import run_extract
 
-    result = run_extract(config)
+    result = run_extract(prepared)
     gates = None
     if config.confidence and result.encoded_units and not result.shards_left:
         from advl_pipeline.evaluation.gate import gate_by_default
 
-        gates = gate_by_default(result.path, dataset=config.dataset, data_root=config.data_root, device=config.device)
+        gates = gate_by_default(result.path, dataset, data_root=config.data_root, device=config.device)
     yield vars(result) | {"gates": gates}
     say_extraction(result, config)
     if isinstance(gates, AdvlError):
@@ -134,22 +133,18 @@ def prepare(config: PrepareConfig) -> Iterator[Any]:
     advl prepare --dataset vcr --split val --size 112 --dry-run
     """
     from advl_pipeline.datasets.registry import require_names
+    from advl_pipeline.extraction.prepare import prepare_extract
     from advl_pipeline.students.registry import require_student
 
-    print_own_data([config.dataset], config.data_root)
-    require_names(config.dataset, split=config.split, data_root=config.data_root)
+    dataset = read_and_print(config.dataset, config.data_root)
+    require_names(dataset, config.split, data_root=config.data_root)
     if config.student is not None:
         require_student(config.student)
     from advl_pipeline.extraction.run import run_extract
     from advl_pipeline.training.student_inputs import picture_side
 
-    size = config.size or picture_side(
-        config.student,
-        config.student_option,
-        dataset=config.dataset,
-        data_root=config.data_root,
-    )
+    size = config.size or picture_side(config.student, config.student_option, tasks=dataset.tasks)
     extraction = of_pictures(config, size)
-    result = run_extract(extraction)
+    result = run_extract(prepare_extract(extraction, dataset, may_idle=True))
     yield {"size": size, **dataclasses.asdict(result)}
     say_extraction(result, extraction)

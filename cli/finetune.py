@@ -10,7 +10,7 @@ import click
 from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
-from .flags import config_command, print_own_data
+from .flags import config_command, read_and_print
 
 
 @config_command(FinetuneConfig, "finetune")
@@ -23,16 +23,14 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
         --cache caches/efficientnet-lite0/vcr/train \\
         --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.training.checks import check_run, check_run_options, require_data
-
-    print_own_data([config.dataset], config.data_root)
-    check_run(config)
-    check_run_options(config)
-    require_data(config)
     from advl_pipeline.datasets.registry import split_to_score
+    from advl_pipeline.training.prepare import prepare_finetune
+
+    dataset = read_and_print(config.dataset, config.data_root)
+    prepared = prepare_finetune(config, dataset)
     from advl_pipeline.training.run import run_finetune
 
-    result = run_finetune(config)
+    result = run_finetune(prepared)
     if not result.is_main:
         return
     yield {"output": str(result.output), **result.summary}
@@ -45,5 +43,5 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     if summary["num_texts_cut"]:
         click.echo(f"{summary['num_texts_cut']} of {summary['num_texts']} texts were cut to the student's length")
     click.echo(f"run folder: {result.output}")
-    on = split_to_score(config.dataset, config.data_root, trained_on=config.split)
+    on = split_to_score(dataset, trained_on=config.split)
     click.echo("next: " + what_follows("advl", "evaluate", str(result.output), "--on", on))

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -32,6 +32,9 @@ from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.toml import read_toml
 
 from .advice import running
+
+if TYPE_CHECKING:
+    from advl_pipeline.datasets.spec import DatasetSpec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -172,13 +175,14 @@ def print_json(value: Any) -> None:
     click.echo(inert_json(json_text(value, default=str)))
 
 
-def print_own_data(datasets: Iterable[str], data_root: Path | None) -> None:
-    """Print the task, columns and counts of each dataset of the user's own on stderr."""
-    from advl_pipeline.datasets.registry import read_rows
+def read_and_print(name: str, data_root: Path | None) -> DatasetSpec:
+    """Find and read a dataset (`read_dataset`); print the task, columns and counts of rows on stderr."""
+    from advl_pipeline.datasets.registry import read_dataset
 
-    for name in dict.fromkeys(datasets):
-        if dataset := read_rows(name, data_root):
-            click.echo(dataset.line, err=True)
+    dataset = read_dataset(name, data_root)
+    if dataset.line:
+        click.echo(dataset.line, err=True)
+    return dataset
 
 
 def _flag(declaration: Declared) -> Callable[[Function], Function]:

@@ -124,9 +124,12 @@ def words(config: WordsConfig) -> Iterator[Any]:
     advl students words runs/vcr-advl --cache caches/minilm-l6/vcr/train
     advl students words vilt --init hf:dandelin/vilt-b32-mlm --cache caches/minilm-l6/vcr/train
     """
+    from advl_pipeline.evaluation.prepare import prepare_look
+
+    look = prepare_look(config)
     from advl_pipeline.evaluation.words import run_words
 
-    result = run_words(config)
+    result = run_words(look)
     yield result
     click.echo(result.line)
     if result.record_auc is not None:
@@ -145,7 +148,7 @@ def export(config: ExportRunConfig) -> Iterator[Any]:
     advl export runs/advl-100-0 --output shared/advl-100-0
     advl export runs/vilt --output shared/vilt --push-to-hub ORG/NAME
     """
-    from advl_pipeline.evaluation.checks import require_finished
+    from advl_pipeline.evaluation.prepare import require_finished
 
     require_finished(config.run)
     from advl_pipeline.sharing.student_export import run_export

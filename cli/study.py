@@ -14,7 +14,7 @@ from advl_pipeline.reporting.report import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
-from .flags import config_command, print_own_data
+from .flags import config_command, read_and_print
 
 
 def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -51,7 +51,8 @@ def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
     advl study mine.toml --output runs/studies/mine
     """
     asked = asked_study(config)
-    print_own_data([setting.dataset for setting in asked.settings], config.data_root)
+    for dataset in dict.fromkeys(setting.dataset for setting in asked.settings):
+        read_and_print(dataset, config.data_root)
     if choice := student_choice(asked, config.regions):
         click.echo(choice, err=True)
     if dry_run:

@@ -14,9 +14,9 @@ import commands
 import pytest
 from own_rows import COLOURS, answer_row, choice_row, class_row, write_csv, write_json_lines, write_pictures
 
-from advl_cli.flags import print_own_data
+from advl_cli.flags import read_and_print
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.registry import split_to_score
+from advl_pipeline.datasets.registry import find_dataset, split_to_score
 from advl_pipeline.datasets.roots import name_in_records
 
 SHORT = ("--num-steps", "2", "--adapt-steps", "2", "--batch-size", "4", "--confidence-folds", "2")
@@ -259,11 +259,11 @@ def test_the_next_command_scores_a_labelled_split_that_the_run_did_not_see(
 ) -> None:
     rows = [class_row(number, split=split) for number, split in enumerate(labelled.split())]
     data = write_json_lines(tmp_path / "mine.jsonl", [*rows, class_row(9, split="sent", label=None)])
-    assert split_to_score(str(data), None, trained_on=trained_on) == scored
+    assert split_to_score(find_dataset(str(data)), trained_on=trained_on) == scored
 
 
 def test_known_datasets_keep_theirs_and_need_no_line(capsys: pytest.CaptureFixture[str]) -> None:
-    print_own_data(["vcr", "nothing-known"], None)
+    read_and_print("vcr", None)
     assert capsys.readouterr() == ("", "")
-    assert split_to_score("vcr", None, trained_on="train") == "val"
-    assert split_to_score("scenes-vcr", None, trained_on="train") == "test"
+    assert split_to_score(find_dataset("vcr"), trained_on="train") == "val"
+    assert split_to_score(find_dataset("scenes-vcr"), trained_on="train") == "test"

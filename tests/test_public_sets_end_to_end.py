@@ -20,7 +20,7 @@ from published_sets import published
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.cards import load_card
-from advl_pipeline.datasets.registry import split_to_score
+from advl_pipeline.datasets.registry import read_dataset, split_to_score
 
 EVALUATE_ONLY = sorted(
     name for name in TWINS if (facts := load_card(name).facts).get("evaluate_only") and facts["tasks"] == ["choice"]
@@ -61,7 +61,7 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
     short = (*small, "--num-steps", 2, "--adapt-steps", 2, "--confidence-folds", 2)
     words = ("--data", TRAINED_ON, "--cache", cache, "--shots", 8, "--output", "runs/mine", *short)
     out, _ = printed(capsys, "finetune", *words)
-    split = split_to_score(TRAINED_ON, None, trained_on="train")
+    split = split_to_score(read_dataset(TRAINED_ON), trained_on="train")
     assert f"--on {split}" in out
     asked = [word for test_set in (split, *sets) for word in ("--on", test_set)]
     out, _ = printed(capsys, "evaluate", "runs/mine", *asked, "--probe", "none")

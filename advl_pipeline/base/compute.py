@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 AUTO = "auto"
 
+_NUMBERS_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 FIRST_WITH_TF32 = (8, 0)
 """Compute capability of the first GPUs with TF32."""
 
@@ -126,6 +128,11 @@ def resolved(config: ComputeT) -> ComputeT:
 def num_cores() -> int:
     """Return the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_processes() -> int:
+    """Return the number of training processes that a launcher announces; 1 without one."""
+    return max(int(os.environ.get(name, "1")) for name in _NUMBERS_OF_PROCESSES)
 
 
 def num_threads(asked: int | None) -> int:

@@ -17,14 +17,18 @@ from advl_pipeline.datasets.registry import (
     dataset_names,
     find_dataset,
     known_dataset,
-    open_dataset,
+    open_split,
     require_known,
 )
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
+from advl_pipeline.datasets.spec import DatasetSpec
 
 
-def run_check(config: CheckConfig, *, progress: bool = False) -> dict[str, Any]:
+def run_check(config: CheckConfig, dataset: DatasetSpec | None = None, *, progress: bool = False) -> dict[str, Any]:
     """Check a dataset: parse all annotations, and see that pictures exist or, with `deep`, decode them.
+
+    Args:
+        dataset: that of the configuration, as `read_dataset` returns it; None to find it.
 
     Returns:
         One entry per split: `ok`, `missing`, `malformed`, or `differs` (all files are readable, but the counts differ
@@ -33,9 +37,10 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> dict[str, Any]:
     Raises:
         ConfigError: the dataset or split is unknown.
     """
-    known = find_dataset(config.name, config.data_root).splits
-    require_known(config.name, "split", config.split, known)
-    splits = [{"split": split, **_check_split(config, split, progress)} for split in config.split or known]
+    dataset = dataset or find_dataset(config.name, config.data_root)
+    require_known(config.name, "split", config.split, dataset.splits)
+    chosen = config.split or dataset.splits
+    splits = [{"split": split, **_check_split(config, dataset, split, progress)} for split in chosen]
     statuses = {split["status"] for split in splits}
     return {
         "name": config.name,
@@ -46,11 +51,11 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> dict[str, Any]:
     }
 
 
-def _check_split(config: CheckConfig, split: str, progress: bool) -> dict[str, Any]:
+def _check_split(config: CheckConfig, spec: DatasetSpec, split: str, progress: bool) -> dict[str, Any]:
     card = known_card(config.name)
     facts = card.splits.get(split, {})
     try:
-        dataset = open_dataset(config.name, split=split, data_root=config.data_root, on_error="list")
+        dataset = open_split(spec, split, data_root=config.data_root, on_error="list")
     except DatasetError as error:
         is_missing, notes = isinstance(error, DatasetMissing), []
         problems = list(error.problems) if isinstance(error, NothingUsable) else []
@@ -86,15 +91,19 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> dict[str, A
     }
 
 
-def run_subset(config: SubsetConfig) -> dict[str, Any]:
+def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> dict[str, Any]:
     """Draw a low-shot subset and write its ids.
+
+    Args:
+        spec: the dataset of the configuration, as `read_dataset` returns it; None to find it.
 
     Raises:
         ConfigError: the split has fewer questions, or the output path exists and is not an id list.
         DatasetError: the split is missing or malformed.
     """
     require_outputs(config)
-    dataset = open_dataset(config.name, split=config.split, data_root=config.data_root)
+    spec = spec or find_dataset(config.name, config.data_root)
+    dataset = open_split(spec, config.split, data_root=config.data_root)
     subset = {
         "dataset": dataset.identity_name,
         "split": config.split,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from advl_pipeline.base.errors import ineffective, unknown_name
 from advl_pipeline.base.packages import load_plugin, missing_data
-from advl_pipeline.datasets.cards import JOIN, ROWS, known_card, readable_cards
+from advl_pipeline.datasets.cards import JOIN, ROWS, Card, known_card, readable_cards
 from advl_pipeline.datasets.formats import FORMATS
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.data import open_rows, rows_dataset
@@ -30,7 +31,7 @@ def known_dataset(name: str) -> DatasetSpec | None:
     card = known_card(name)
     if card.name and card.format == ROWS:
         tasks, splits = tuple(card.facts["tasks"]), tuple(card.splits)
-        return DatasetSpec(name=name, card=card, tasks=tasks, splits=splits, open=partial(open_rows, name))
+        return DatasetSpec(name=name, card=card, tasks=tasks, splits=splits, open=partial(open_rows, name, card))
     if card.name and card.format in FORMATS:
         form = FORMATS[card.format]
         return DatasetSpec(
@@ -48,61 +49,72 @@ def known_dataset(name: str) -> DatasetSpec | None:
     return plugin if isinstance(plugin, DatasetSpec) else None
 
 
-def read_rows(name: str, data_root: Path | None) -> DatasetSpec | None:
-    """Read and index data given as rows; return None for a published format and for an unknown name.
-
-    Raises:
-        ConfigError: the card cannot be used. DatasetError: the rows cannot be read.
-    """
-    known = known_dataset(name)
-    is_rows = known.card.format == ROWS if known else is_location(name) or name in dataset_plugins()
-    return rows_dataset(name, data_root) if is_rows else None
-
-
 def find_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
     """Return a dataset by its name; read and index rows that have no description.
 
     Raises:
         ConfigError: the dataset does not exist. DatasetError: your own data cannot be read.
     """
-    if dataset := known_dataset(name) or read_rows(name, data_root):
-        return dataset
+    if known := known_dataset(name):
+        return known
+    if is_location(name) or name in dataset_plugins():
+        return rows_dataset(name, data_root)
     raise unknown_name(
         f"There is no dataset {name!r}.", name, dataset_names(), note=missing_data(), next_command=KNOWN_NAMES
     )
 
 
-def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root: Path | None = None) -> None:
-    """Refuse an unknown dataset, split or task before any file of a known dataset is read.
+def require_names(dataset: DatasetSpec, split: str, *, tasks: Sequence[str] = (), data_root: Path | None) -> None:
+    """Refuse an unknown split or task, and a known dataset that is not there, before its rows are read.
 
     Args:
         split: a split of the dataset, or several joined by +.
 
     Raises:
-        ConfigError: the name does not exist. DatasetError: your own data cannot be read, or a known
-            dataset is missing.
+        ConfigError: the name does not exist. DatasetError: the dataset is missing.
     """
-    dataset, parts = find_dataset(name, data_root), split.split(JOIN)
-    require_known(name, "task", tasks, dataset.tasks)
-    require_known(name, "split", parts, dataset.splits)
+    parts = split.split(JOIN)
+    require_known(dataset.name, "task", tasks, dataset.tasks)
+    require_known(dataset.name, "split", parts, dataset.splits)
     folder = dataset.card.facts.get("folder")
     if folder and not (resolve_data_root(data_root) / folder).is_dir():
         # The error already names the next step.
-        open_dataset(name, split=parts[0], data_root=data_root)
+        open_split(dataset, parts[0], data_root=data_root)
 
 
-def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
+def with_rows(dataset: DatasetSpec, data_root: Path | None) -> DatasetSpec:
+    """Return a dataset with its rows read and indexed; one that is read or has no rows is returned as it is.
+
+    Raises:
+        DatasetError: the rows cannot be read.
+    """
+    name = dataset.name
+    if dataset.line or dataset.card.name != name or dataset.card.format != ROWS:
+        return dataset
+    rows = rows_dataset(name, data_root, dataset.card)
+    return replace(dataset, card=rows.card, open=rows.open, labelled=rows.labelled, line=rows.line)
+
+
+def read_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
+    """Return a dataset by its name, as `find_dataset`, with its rows read and indexed."""
+    return with_rows(find_dataset(name, data_root), data_root)
+
+
+def vqa_mode_of(card: Card) -> Literal["2021", "2017", "vqa-vs"]:
     """Return the evaluator of a VQA dataset: the one its card names, else the official one of 2021."""
-    mode: Literal["2021", "2017", "vqa-vs"] = known_card(name).facts.get("vqa_mode", "2021")
+    mode: Literal["2021", "2017", "vqa-vs"] = card.facts.get("vqa_mode", "2021")
     return mode
 
 
-def split_to_score(name: str, data_root: Path | None, *, trained_on: str) -> str:
+def split_to_score(dataset: DatasetSpec, *, trained_on: str) -> str:
     """Return the split that a finished run is scored on: a labelled split that it did not see, preferably test.
 
     Without such a split it is train.
+
+    Args:
+        dataset: as `read_dataset` returns it.
     """
-    dataset, seen = read_rows(name, data_root) or find_dataset(name, data_root), trained_on.split(JOIN)
+    seen = trained_on.split(JOIN)
     labelled = [split for split in dataset.labelled if split not in seen]
     train, *held_out = SPLIT_STEMS
     others = [split for split in labelled if split not in SPLIT_STEMS]
@@ -112,10 +124,20 @@ def split_to_score(name: str, data_root: Path | None, *, trained_on: str) -> str
 def open_dataset(
     name: str, *, split: str, data_root: Path | None = None, tasks: Sequence[str] = (), **options: Any
 ) -> IndexedDataset:
-    """Open one split of a dataset.
+    """Find a dataset by its name and open one of its splits (`open_split`).
 
     Args:
         name: see `dataset_names`.
+    """
+    return open_split(find_dataset(name, data_root), split, data_root=data_root, tasks=tasks, **options)
+
+
+def open_split(
+    dataset: DatasetSpec, split: str, *, data_root: Path | None = None, tasks: Sequence[str] = (), **options: Any
+) -> IndexedDataset:
+    """Open one split of a dataset.
+
+    Args:
         split: one of the dataset's `splits`.
         data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. For your own data: the folder
             of the pictures; None for the folder of the file.
@@ -123,10 +145,10 @@ def open_dataset(
         options: see `ReadOptions`; `answers` may also be the path of a file.
 
     Raises:
-        ConfigError: a name, split, task or option is unknown.
+        ConfigError: a split, task or option is unknown.
         DatasetError: a file is missing or malformed.
     """
-    dataset = find_dataset(name, data_root)
+    name = dataset.name
     if options.get("answer_list", "train") != "train":
         if "answer_lists" not in dataset.card.facts:
             raise ineffective(
@@ -142,21 +164,21 @@ def open_dataset(
     return dataset.open(split, data_root, ReadOptions(tasks=wanted, **options))
 
 
-def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Concatenated:
+def open_splits(dataset: DatasetSpec, split: str, **options: Any) -> IndexedDataset | Concatenated:
     """Open a split, or several joined by +, such as train+val: the training data of a run.
 
     Args:
-        name: see `dataset_names`.
+        dataset: as `read_dataset` returns it.
         split: a split of the dataset, or several joined by +.
-        options: passed to `open_dataset`.
+        options: passed to `open_split`.
 
     Raises:
-        ConfigError, DatasetError: as `open_dataset`, or the splits contain the same items.
+        ConfigError, DatasetError: as `open_split`, or the splits contain the same items.
     """
     names = split.split(JOIN)
     if len(names) == 1:
-        return open_dataset(name, split=split, **options)
-    return Concatenated([open_dataset(name, split=part, together=tuple(names), **options) for part in names])
+        return open_split(dataset, split, **options)
+    return Concatenated([open_split(dataset, part, together=tuple(names), **options) for part in names])
 
 
 def require_known(name: str, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:

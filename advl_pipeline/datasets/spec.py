@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.base.packages import entry_points
-from advl_pipeline.datasets.cards import Card
+from advl_pipeline.datasets.cards import ROWS, Card
 
 if TYPE_CHECKING:
     from advl_pipeline.datasets.indexed import IndexedDataset
@@ -55,10 +55,13 @@ class ReadOptions:
 class DatasetSpec:
     """Specification of a dataset whose splits are not open yet.
 
+    A command finds each dataset once, and hands it on (`registry.find_dataset`).
+
     `card` contains its facts; several datasets may share one. `open` opens a split: (split, datasets folder or
     None for the default, options) -> dataset. `common_name` maps a question of a split to the name that all splits
     with this question share. `labelled` lists the splits with public labels. `line` tells the user how the columns
-    of rows were interpreted; it is "" if the card or a package defines them.
+    of rows were interpreted; it is "" if they are not read yet, or a package defines them. `is_described` says that
+    a published card or a package describes it: others report results on its splits.
     """
 
     name: str
@@ -69,6 +72,12 @@ class DatasetSpec:
     labelled: tuple[str, ...] = ()
     common_name: Callable[[str, str], str] = lambda split, question: question
     line: str = ""
+    is_described: bool = True
+
+    @property
+    def has_published_format(self) -> bool:
+        """Whether a reader of a benchmark's own format reads it; otherwise it is read as rows."""
+        return self.card.format != ROWS
 
 
 def dataset_plugins() -> dict[str, EntryPoint]:

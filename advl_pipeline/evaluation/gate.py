@@ -25,9 +25,10 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.confidence.estimators import assign_folds, bag_of_words
 from advl_pipeline.confidence.match_probe import MatchFeatures, Vectors, cross_fitted_scores, joined
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Task
-from advl_pipeline.datasets.registry import read_rows
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.evaluation.opened_student import OpenedStudent, open_student
+from advl_pipeline.evaluation.prepare import prepare_look
 from advl_pipeline.evaluation.statistics import Contribution, Interval, item_groups, joint_interval
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.students.match import MatchStream
@@ -272,22 +273,23 @@ def vectors_of_teacher(cache: TeacherCache, examples: Sequence[Example], student
 
 
 def gate_by_default(
-    cache: Location, *, dataset: str, data_root: Path | None, device: str
+    cache: Location, dataset: DatasetSpec, *, data_root: Path | None, device: str
 ) -> tuple[TeacherGate, ...] | WeightsUnavailable:
     """Return the gates of a cache for the student that the user's own data train by default.
 
     There are none for other data, and for a split with few labels. If the student's towers are not on this machine,
     the error says so.
+
+    Args:
+        dataset: of the cache, as `read_dataset` returns it.
     """
-    if read_rows(dataset, data_root) is None:
+    if not dataset.line:
         return ()
-    student = Path(OWN_DATA_STUDENT)
+    config = ReadoutConfig(
+        student=Path(OWN_DATA_STUDENT), cache=(cache,), dataset=dataset.name, data_root=data_root, device=device
+    )
     try:
-        return take_gates(
-            open_student(
-                ReadoutConfig(student=student, cache=(cache,), dataset=dataset, data_root=data_root, device=device)
-            )
-        )
+        return take_gates(open_student(prepare_look(config, dataset)))
     except WeightsUnavailable as error:
         return error
 

@@ -11,12 +11,13 @@ from tqdm import tqdm
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Dataset, Example, Task, head_name
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import open_split
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.students.registry import label_order_of
-from advl_pipeline.training.checks import open_region_caches
+from advl_pipeline.training.caches import open_region_caches
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
 
 EXAMPLES_AT_ONCE = 8192
@@ -27,15 +28,14 @@ def open_with_classes(
     config: AnswerOptions,
     finished: FinishedRun,
     trained_on: Mapping[str, Any],
-    *,
-    dataset: str,
+    dataset: DatasetSpec,
     split: str,
     **options: Any,
 ) -> IndexedDataset:
-    """Open a split with the wording and the classes of a run, as `open_dataset` does."""
-    return open_dataset(
+    """Open a split with the wording and the classes of a run, as `open_split` does."""
+    return open_split(
         dataset,
-        split=split,
+        split,
         data_root=config.data_root,
         text_style=trained_on.get("text_style"),
         label_order=trained_on.get("label_order") or label_order_of(trained_on.get("student", "")),
@@ -48,9 +48,9 @@ def open_as_trained(
     config: AnswerOptions,
     finished: FinishedRun,
     trained_on: Mapping[str, Any],
-    *,
-    dataset: str,
+    dataset: DatasetSpec,
     split: str,
+    *,
     needs_head: bool = True,
     **options: Any,
 ) -> IndexedDataset:
@@ -59,12 +59,12 @@ def open_as_trained(
     Args:
         trained_on: configuration of the run.
         needs_head: whether the run scores the answers of its own head.
-        options: other options of `open_dataset`.
+        options: other options of `open_split`.
 
     Raises:
         ConfigError: the run has no head for its tasks and classes. DatasetError: the split is missing or malformed.
     """
-    opened = open_with_classes(config, finished, trained_on, dataset=dataset, split=split, **options)
+    opened = open_with_classes(config, finished, trained_on, dataset, split, **options)
     for task in opened.tasks if needs_head else ():
         head = head_name(task)
         fits = head in finished.label_names
@@ -74,7 +74,7 @@ def open_as_trained(
         if not fits:
             what, why = f"The run has no head for {task} with this set's classes.", ", ".join(finished.label_names)
             raise ConfigError(what, where=f"{opened.name}/{opened.split}", why=f"heads of the run: {why}")
-    read = [(dataset, split)]
+    read = [(dataset.name, split)]
     regions = open_region_caches(config.regions or regions_of_run(trained_on), read, data_root=config.data_root)
     stored = use_stored_pictures(finished.student, config.pictures, read)
     for line in (*stored, *use_region_caches(finished.student, regions)):

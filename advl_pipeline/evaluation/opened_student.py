@@ -6,22 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advl_pipeline.base.compute import open_device
-from advl_pipeline.base.errors import ConfigError
-from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior
-from advl_pipeline.evaluation.checks import by_name, cache_data, require_readable
 from advl_pipeline.evaluation.config import BesideCaches
-from advl_pipeline.runs.names import is_finished
-from advl_pipeline.runs.results import read_config
+from advl_pipeline.evaluation.prepare import LookT, PreparedLook, by_name
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import recorded_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import located
 from advl_pipeline.training.build_model import fill_towers
-from advl_pipeline.training.checks import check_caches, holds, open_region_caches
+from advl_pipeline.training.caches import check_caches, holds, open_region_caches
 from advl_pipeline.training.landmarks.word_estimate import WordEstimate, estimate_words
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 
@@ -45,30 +42,26 @@ class OpenedStudent:
         return estimate_words(self.student, self.dataset, self.positions, self.prior)
 
 
-def open_student(config: BesideCaches) -> OpenedStudent:
+def open_student(look: PreparedLook[LookT]) -> OpenedStudent:
     """Open the student and the inputs that a command looks at.
 
     Raises:
-        ConfigError: no cache, or caches of different splits. WeightsUnavailable: no student in the folder.
+        WeightsUnavailable: no student in the folder.
         IdentityMismatch: a cache of another dataset's content.
     """
-    require_readable(config)
+    config = look.config
+    caches = look.caches
     student = _build(config)
     student.cut_texts()
-    caches = [open_cache(path) for path in config.cache]
-    splits = {(cache.identity["dataset"]["name"], cache.identity["dataset"]["split"]) for cache in caches}
-    if len(splits) > 1:
-        why = ", ".join(f"{name}/{split}" for name, split in sorted(splits))
-        advice = "give the caches of one split; run the command once for each"
-        raise ConfigError("The caches are of different splits.", where="--cache", why=why, next_command=advice)
-    ((_, split),) = splits
     made_by = caches[0].provenance["config"]
-    name, data_root = cache_data(config, caches[0])
     reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
-    dataset = open_splits(name, split=split, data_root=data_root, tasks=config.task, **reading)
-    check_caches(caches, dataset, data_root=data_root)
-    trained_regions = regions_of_run(read_config(config.student)) if is_finished(config.student) else []
-    regions = open_region_caches(config.regions or trained_regions, [(name, split)], data_root=data_root)
+    dataset = open_splits(look.dataset, look.split, data_root=look.data_root, tasks=config.task, **reading)
+    check_caches(caches, dataset, data_root=look.data_root)
+    regions = open_region_caches(
+        config.regions or regions_of_run(look.trained_on),
+        [(look.dataset.name, look.split)],
+        data_root=look.data_root,
+    )
     use_region_caches(student, regions)
     parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
     positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]

@@ -47,15 +47,15 @@ from advl_pipeline.datasets.records import (
     compose,
     head_name,
 )
-from advl_pipeline.evaluation.checks import require_finished
 from advl_pipeline.evaluation.items import first_maximum
+from advl_pipeline.evaluation.prepare import require_finished
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.build_model import hold_frozen_in_bf16
-from advl_pipeline.training.checks import open_region_caches
+from advl_pipeline.training.caches import open_region_caches
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import described_heads, load_heads
 from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
@@ -159,24 +159,26 @@ def load_finished(
     folder: Path,
     compute: ComputeConfig = ON_ONE_THREAD,
     *,
+    trained_on: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> FinishedRun:
     """Load a run finished by `advl finetune`.
 
     Args:
         compute: as returned by `resolved`.
+        trained_on: as `require_finished` returns it; None to read it.
         overrides: settings of the student that differ from training, such as the region features of another split.
 
     Raises:
         ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished, or its weights are
             missing or damaged. IdentityMismatch: its files are not those that it was finished with.
     """
-    config = require_finished(folder)
+    config = trained_on or require_finished(folder)
     try:
         return _load(folder, config, compute, overrides)
     except (IdentityMismatch, WeightsUnavailable) as error:
         if error.where.startswith(str(folder)):
-            words = command_words(FinetuneConfig, config | {"output": str(folder)})
+            words = command_words(FinetuneConfig, {**config, "output": str(folder)})
             elsewhere = "or copy the run again from where it was made"
             error.next_command = advise(["advl", "finetune", *words, "--no-resume"], note=elsewhere, again=())
         raise
@@ -337,8 +339,9 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
         ConfigError: the folder contains no run, or one that learned tasks of several heads.
         WeightsUnavailable: the run is not finished.
     """
-    finished = load_finished(path, resolved(ComputeConfig(device=device, num_workers=1)))
-    trained_on = read_config(path)
+    trained_on = require_finished(path)
+    compute = resolved(ComputeConfig(device=device, num_workers=1))
+    finished = load_finished(path, compute, trained_on=trained_on)
     splits = [(str(trained_on["dataset"]), str(trained_on["split"]))]
     use_region_caches(finished.student, open_region_caches(regions_of_run(trained_on), splits))
     finished.student.cut_texts()

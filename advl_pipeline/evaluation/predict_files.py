@@ -14,7 +14,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +27,15 @@ from advl_pipeline.base.inert import inert_cell
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.registry import find_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, annotation_of
-from advl_pipeline.evaluation.checks import check_scoring
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.open_sets import example_parts, open_as_trained
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
+from advl_pipeline.evaluation.prepare import PreparedScoring
 from advl_pipeline.evaluation.score_parts import score_matrices, texts_of
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import moved_to, read_config
 
 VCR_COLUMNS = (
     "annot_id",
@@ -99,21 +97,22 @@ class PredictResult:
     num_cut: int
 
 
-def run_predict(config: PredictConfig) -> PredictResult:
+def run_predict(prepared: PreparedScoring[PredictConfig]) -> PredictResult:
     """Predict a split and write the file.
 
+    Args:
+        prepared: as `prepare_scoring` returns it.
+
     Raises:
-        ConfigError: no such run or split, the run lacks one of VCR's two tasks, or the output would overwrite a file
-            that contains no predictions.
-        WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
+        ConfigError: the run lacks one of VCR's two tasks, or the output would overwrite a file that contains no
+            predictions.
+        WeightsUnavailable: a file of the run is missing. DatasetError: the split is missing or malformed.
     """
-    require_outputs(config)
-    check_scoring(config.run, (config.on,), config.data_root)
-    config = resolved(config)
-    trained_on = read_config(config.run)
-    config = replace(config, data_root=moved_to(config.data_root, trained_on))
+    config = resolved(prepared.config)
+    trained_on = prepared.trained_on
     name, split = set_name(config.on, trained_on["dataset"])
-    tasks = find_dataset(name, config.data_root).tasks
+    spec = prepared.datasets[name]
+    tasks = spec.tasks
     usual = f"{config.on.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     path = config.output or config.run / names.PREDICTIONS / usual
     require_outputs(config, reads=(name, str(trained_on["dataset"])), output=path)
@@ -125,13 +124,11 @@ def run_predict(config: PredictConfig) -> PredictResult:
             where=str(config.run),
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
-    finished = load_finished(config.run, config)
+    finished = load_finished(config.run, config, trained_on=trained_on)
     finished.student.cut_texts()
     # A run trained on other tasks answers all of them with the shared heads.
     learned = tuple(task for task in tasks if task in trained_on["task"])
-    dataset = open_as_trained(
-        config, finished, trained_on, dataset=name, split=split, every_answer=is_vcr, tasks=learned
-    )
+    dataset = open_as_trained(config, finished, trained_on, spec, split, every_answer=is_vcr, tasks=learned)
     make_folder(path.parent)
     if is_vcr:
         num_items = _predict_vcr(config, finished, dataset, path)

@@ -13,6 +13,7 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.evaluation.gate import take_gates
 from advl_pipeline.evaluation.opened_student import open_student
+from advl_pipeline.evaluation.prepare import PreparedLook
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.naming import name_questions, naming_gate
 from advl_pipeline.training.landmarks.readout import take_readout
@@ -20,8 +21,11 @@ from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
-def run_readout(config: ReadoutConfig) -> dict[str, Any]:
+def run_readout(look: PreparedLook[ReadoutConfig]) -> dict[str, Any]:
     """Compare how a student and the teachers of the caches place words and regions.
+
+    Args:
+        look: as `prepare_look` returns it.
 
     Returns:
         placement: the readout by teacher (see `Readout.shares`); naming: the gate of names, None if not requested;
@@ -29,10 +33,10 @@ def run_readout(config: ReadoutConfig) -> dict[str, Any]:
         teacher adds to the student's own vectors (`take_gates`).
 
     Raises:
-        ConfigError: no cache, caches of different splits, or no name questions for `--oracle`.
+        ConfigError: caches of different splits, or no name questions for `--oracle`.
         WeightsUnavailable: no student in the folder. IdentityMismatch: a cache of another dataset's content.
     """
-    opened = open_student(config)
+    opened = open_student(look)
     student, dataset, positions = opened.student, opened.dataset, opened.positions
     estimate = None if opened.recorded.is_given else opened.estimate()
     source = SignalSource(
@@ -41,7 +45,7 @@ def run_readout(config: ReadoutConfig) -> dict[str, Any]:
         known=opened.recorded if estimate is None else estimate.known_words(),
     )
     naming = None
-    if config.oracle:
+    if look.config.oracle:
         choosing = [position for position in positions if dataset[position].task in MULTIPLE_CHOICE_TASKS]
         naming = naming_gate(name_questions(StudentAtStart.without_heads(student, source), dataset, choosing))
         if naming is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Measure
 from advl_pipeline.datasets.records import JOINT_METRICS, MULTIPLE_CHOICE_TASKS, TASKS, Task, head_name
-from advl_pipeline.datasets.registry import vqa_mode_of
+from advl_pipeline.datasets.registry import read_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.evaluation.checks import check_scoring
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
     accuracy_by,
@@ -38,12 +39,12 @@ from advl_pipeline.evaluation.measures import Items, measured
 from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
 from advl_pipeline.evaluation.open_sets import open_as_trained, open_with_classes, sample_questions
 from advl_pipeline.evaluation.predict import FinishedRun, View, load_finished
+from advl_pipeline.evaluation.prepare import PreparedScoring
 from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.evaluation.score_parts import TRUE_PICTURE, ScoredTask, score_parts
-from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.runs.names import evaluation_file, files_of_evaluation, items_suffix
-from advl_pipeline.runs.results import ITEMS_DIGEST, LETTERS, RUN_DIGEST, filed_as, moved_to, read_config, run_digest
+from advl_pipeline.runs.results import ITEMS_DIGEST, LETTERS, RUN_DIGEST, filed_as, run_digest
 from advl_pipeline.students.interface import Student
 
 _VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
@@ -57,48 +58,52 @@ class EvaluateResult:
     sets: dict[str, dict[str, Any]]
 
 
-def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
+def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
     """Evaluate on each named set and write `evaluation/<set>.json` and `.npz` into the run folder.
 
     Scores by another VQA evaluator than the set's default are written to `<set>@<evaluator>`, and scores of generated
     letters to `<set>@letters`.
 
+    Args:
+        prepared: as `prepare_scoring` returns it.
+
     Raises:
-        ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
+        ConfigError: a set of another kind of task. WeightsUnavailable: a file of the run is missing.
         DatasetError: a test set is missing or has no labels. KeyboardInterrupt: stopped by a signal.
     """
-    check_scoring(config.run, config.on, config.data_root)
     with interruptible("The evaluation", kept="test sets that were scored are kept"):
-        config = resolved(config)
-        trained_on = read_config(config.run)
-        config = replace(config, data_root=moved_to(config.data_root, trained_on))
-        finished = load_finished(config.run, config)
+        config = resolved(prepared.config)
+        trained_on = prepared.trained_on
+        finished = load_finished(config.run, config, trained_on=trained_on)
         if config.protocol == LETTERS and type(finished.student).generate is Student.generate:
             what = f"{finished.student.name} generates no text, so no letter can be read."
             raise ConfigError(what, where=str(config.run), next_command=leave_out("--as letters"))
         finished.student.cut_texts()
         # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
         needs_head = config.protocol != LETTERS
-        prior, caveats = _question_prior(config, finished, trained_on) if needs_head else (None, [])
+        prior, caveats = _question_prior(prepared, finished) if needs_head else (None, [])
         sets: dict[str, dict[str, Any]] = {}
         for name in config.on:
             dataset_name, split = set_name(name, trained_on["dataset"])
+            spec = prepared.datasets[dataset_name]
             dataset = open_as_trained(
                 config,
                 finished,
                 trained_on,
-                dataset=dataset_name,
-                split=split,
+                spec,
+                split,
                 needs_head=needs_head,
                 tasks=tuple(trained_on["task"]) if needs_head else (),
             )
             is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split("+")
-            sets[name] = _evaluate_set(config, finished, dataset, name, is_seen=is_seen, prior=prior, caveats=caveats)
+            sets[name] = _evaluate_set(
+                config, finished, spec, dataset, name, is_seen=is_seen, prior=prior, caveats=caveats
+            )
         return EvaluateResult(run=config.run, sets=sets)
 
 
 def _question_prior(
-    config: EvaluateConfig, finished: FinishedRun, trained_on: Mapping[str, Any]
+    prepared: PreparedScoring[EvaluateConfig], finished: FinishedRun
 ) -> tuple[QuestionPrior | None, list[str]]:
     """Return the question prior of the split that a run was trained on; None for choices, which have no prior.
 
@@ -106,11 +111,13 @@ def _question_prior(
     """
     if not any(finished.label_names.values()):
         return None, []
+    config = prepared.config
+    trained_on = prepared.trained_on
+    name = trained_on["dataset"]
     try:
+        dataset = prepared.datasets.get(name) or read_dataset(name, config.data_root)
         splits = [
-            open_with_classes(
-                config, finished, trained_on, dataset=trained_on["dataset"], split=split, tasks=trained_on["task"]
-            )
+            open_with_classes(config, finished, trained_on, dataset, split, tasks=trained_on["task"])
             for split in str(trained_on["split"]).split(JOIN)
         ]
     except DatasetError as error:
@@ -121,6 +128,7 @@ def _question_prior(
 def _evaluate_set(
     config: EvaluateConfig,
     finished: FinishedRun,
+    spec: DatasetSpec,
     dataset: IndexedDataset,
     name: str,
     *,
@@ -129,7 +137,7 @@ def _evaluate_set(
     caveats: Sequence[str],
 ) -> dict[str, Any]:
     """Score a set part by part with all views, reading each example once, and write the results."""
-    usual_mode = vqa_mode_of(dataset.name)
+    usual_mode = vqa_mode_of(spec.card)
     mode = config.vqa_mode or usual_mode
     # A text-only student has no use of vision to measure.
     is_probed = not finished.hides_picture and name in (config.probe_on or config.on[:1])
@@ -141,7 +149,7 @@ def _evaluate_set(
         if config.num_questions
         else [each for each in card.measures if dataset.split in each.splits or not each.splits]
     )
-    named = question_namer(dataset.name, dataset.split)
+    named = partial(spec.common_name, dataset.split)
     sampled = sample_questions(dataset.example_ids, dataset.tasks, config.num_questions, name_of=named)
     scored = score_parts(config, finished, dataset, sampled, views=views, mode=mode, measures=measures)
     items_by_view = _items_by_view(scored)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from advl_pipeline.base.atomic import write_text
-from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.distillation.relational import KNOWN
 from advl_pipeline.evaluation.config import WordsConfig
 from advl_pipeline.evaluation.opened_student import open_student
+from advl_pipeline.evaluation.prepare import PreparedLook
 from advl_pipeline.students.known_words import word_table
 
 
@@ -29,16 +29,19 @@ class WordsResult:
     record_auc: float | None
 
 
-def run_words(config: WordsConfig) -> WordsResult:
+def run_words(look: PreparedLook[WordsConfig]) -> WordsResult:
     """Estimate which words a student's pretraining taught, and write them with their classes.
+
+    Args:
+        look: as `prepare_look` returns it.
 
     Raises:
         ConfigError, WeightsUnavailable, IdentityMismatch: as for `open_student`.
     """
-    require_outputs(config)
-    opened = open_student(config)
+    output = look.config.output
+    opened = open_student(look)
     estimate = opened.estimate()
-    write_text(config.output, word_table(estimate.rows))
+    write_text(output, word_table(estimate.rows))
     auc = None
     if opened.recorded.is_given:
         known = [row.score for row in estimate.rows if opened.recorded.of_word(row.word) >= KNOWN]
@@ -46,4 +49,4 @@ def run_words(config: WordsConfig) -> WordsResult:
         if known and unknown:
             below, not_above = (np.searchsorted(sorted(unknown), known, side=side) for side in ("left", "right"))
             auc = float((below + not_above).mean()) / (2 * len(unknown))
-    return WordsResult(path=config.output, line=estimate.line(), num_words=len(estimate.rows), record_auc=auc)
+    return WordsResult(path=output, line=estimate.line(), num_words=len(estimate.rows), record_auc=auc)

@@ -29,12 +29,12 @@ from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.subsets import Selected
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.forecast import Estimate, estimates_of, require_room
+from advl_pipeline.extraction.prepare import open_part
 from advl_pipeline.extraction.sources import (
     SizedUnits,
     Source,
     averaged_grid,
     image_tokens_of,
-    open_part,
 )
 from advl_pipeline.teachers.interface import Teacher
 

@@ -34,7 +34,7 @@ from advl_pipeline.extraction.config import ExtractConfig, ImportedExtraction, R
 if TYPE_CHECKING:
     # Bytes can also be checked on a machine that cannot run the teacher.
     from advl_pipeline.datasets.records import Dataset
-    from advl_pipeline.extraction.sources import Selection
+    from advl_pipeline.extraction.prepare import Selection
     from advl_pipeline.teachers.interface import Teacher
 
 COSINE_TOLERANCE = 1e-3
@@ -126,7 +126,7 @@ def open_recorded(config: ExtractConfig, stack: ExitStack) -> tuple[Teacher, Sel
     if not isinstance(config, ImportedExtraction):
         return open_teacher_and_data(config)
     from advl_pipeline.extraction.imports.tower import open_tower
-    from advl_pipeline.extraction.sources import open_part
+    from advl_pipeline.extraction.prepare import open_part
     from advl_pipeline.teachers.interface import Teacher
 
     dataset = open_part(config)

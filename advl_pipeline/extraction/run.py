@@ -31,14 +31,14 @@ from advl_pipeline.base.locations import Location
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.cache.commit_records import PLAN_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.identity import IMPORTED
-from advl_pipeline.cache.parts import ExtractionPart, holding, parse_part
+from advl_pipeline.cache.parts import ExtractionPart, holding
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.datasets.registry import open_splits
-from advl_pipeline.extraction.checks import check_extraction
+from advl_pipeline.datasets.registry import open_splits, read_dataset
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.extraction.cluster import run_on_ray
 from advl_pipeline.extraction.config import (
     ExtractConfig,
@@ -47,7 +47,6 @@ from advl_pipeline.extraction.config import (
     ImportedFiles,
     default_output,
     location_of,
-    without_network,
 )
 from advl_pipeline.extraction.encode import encode_shards, with_batch_size
 from advl_pipeline.extraction.forecast import (
@@ -68,13 +67,12 @@ from advl_pipeline.extraction.planning import (
     resumed_config,
     take_or_make_plan,
 )
+from advl_pipeline.extraction.prepare import PreparedExtract, Selection, open_part
 from advl_pipeline.extraction.progress import Progress, record_extraction
 from advl_pipeline.extraction.sources import (
-    Selection,
     Source,
     averaged_grid,
     image_tokens_of,
-    open_part,
     open_sources,
     require_class_names,
     row_that_shows,
@@ -121,16 +119,16 @@ class ExtractResult:
     averaged_grid: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
-def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> ExtractResult:
+def run_extract(prepared: PreparedExtract, teacher: Teacher | None = None) -> ExtractResult:
     """Run a frozen teacher over a dataset split and write its cache.
 
     Args:
-        config: what to extract, and where to.
+        prepared: as `prepare_extract` returns it.
         teacher: an open teacher; None to open the one named in the configuration.
 
     Raises:
-        ConfigError: a name is unknown, the teacher lacks a tower, or the output contains something else.
-        DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
+        ConfigError: the teacher lacks a tower, or the output contains something else.
+        DatasetError: a picture cannot be read, there is nothing to extract.
         WeightsUnavailable: the teacher's weights are not available; for a dry run, only if its sizes are unknown too.
         IdentityMismatch: the folder contains a cache with other settings.
         StorageError: the disk or the object store is full or failed; the same call resumes.
@@ -139,27 +137,29 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         KeyboardInterrupt: stopped by a signal; the same call resumes.
     """
     with interruptible("The extraction", kept="every committed shard is kept"):
-        if config.part is not None:
-            parse_part(config.part)
-        check_extraction(config, by_name=teacher is None)
+        config = prepared.config
         # Check before the teacher loads; the extraction itself checks again.
         store_of(config).require_place()
-        config = without_network(config)
-        opener = open_teacher_and_data if teacher is None else lambda config: (teacher, open_part(config))
         if config.engine == "ray" and not config.dry_run:
+            opener = open_teacher_and_data if teacher is None else lambda config: (teacher, open_part(config))
             return extract_on_ray(config, opener)
-        return _extract_opened(resolved(resumed_config(config)), opener)
+        return _extract_part(resolved(resumed_config(config)), prepared.part, teacher)
 
 
 def open_teacher_and_data(config: ExtractConfig) -> tuple[Teacher, Selection]:
-    """Open the teacher and the part of the dataset to extract, by their names.
+    """Open the teacher and the part of the dataset to extract, by their names."""
+    dataset = open_part(config)
+    return open_teacher_for(config, dataset), dataset
+
+
+def open_teacher_for(config: ExtractConfig, dataset: Selection) -> Teacher:
+    """Open the teacher of an extraction.
 
     Class names are read before encoding: VQA's come from another split's files, which may be missing.
     """
-    dataset = open_part(config)
     if config.confidence:
         require_class_names(dataset)
-    teacher = open_teacher(
+    return open_teacher(
         config.teacher,
         weights=config.weights,
         revision=config.revision,
@@ -168,19 +168,17 @@ def open_teacher_and_data(config: ExtractConfig) -> tuple[Teacher, Selection]:
         grid_side=config.grid_side,
         dtype=config.compute_dtype,
     )
-    return teacher, dataset
 
 
-def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
+def _extract_part(config: ExtractConfig, dataset: Selection, teacher: Teacher | None) -> ExtractResult:
     try:
-        teacher, dataset = opener(config)
+        teacher = teacher or open_teacher_for(config, dataset)
     except WeightsUnavailable as error:
         # A control with random weights has the sizes of the original teacher.
         card = card_of(config.teacher.removeprefix("random:").partition("@")[0])
         if card is None or not card.states_sizes or not config.dry_run or config.weights is not None:
             raise
         # Only the sizes are known without the weights, not whether an existing cache is this one.
-        dataset = open_part(config)
         estimates = estimates_of(plan_sources(config, sized_by_card(config, card, dataset)), {})
         result = forecast_result(config, estimates, dataset, untimed=error)
     else:
@@ -227,7 +225,9 @@ def extract_part(config: ExtractConfig, opener: OpenInputs, part: ExtractionPart
     """As `run_extract`, for one part, in a task."""
     # A task sees only its own GPU, whatever its number on the machine.
     device = "cuda" if config.device.startswith("cuda") else config.device
-    return _extract_opened(resolved(resumed_config(replace(config, part=str(part), device=device))), opener)
+    config = resolved(resumed_config(replace(config, part=str(part), device=device)))
+    teacher, dataset = opener(config)
+    return _extract_part(config, dataset, teacher)
 
 
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
@@ -383,8 +383,11 @@ def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: D
     return len(estimated)
 
 
-def run_import(config: ImportConfig) -> ExtractResult:
+def run_import(config: ImportConfig, dataset: DatasetSpec | None = None) -> ExtractResult:
     """Write a cache from existing features.
+
+    Args:
+        dataset: that of the configuration, as `read_dataset` returns it; None to find it.
 
     Raises:
         ConfigError: there is nothing to import, or an option does not apply to the files.
@@ -393,8 +396,8 @@ def run_import(config: ImportConfig) -> ExtractResult:
     output = config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
     require_outputs(config, output=output)
     with interruptible("The import", kept="every committed shard is kept"):
-        dataset = open_splits(config.dataset, split=config.split, data_root=config.data_root)
-        return import_features(config, dataset)
+        dataset = dataset or read_dataset(config.dataset, config.data_root)
+        return import_features(config, open_splits(dataset, config.split, data_root=config.data_root))
 
 
 def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:

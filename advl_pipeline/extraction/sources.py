@@ -17,14 +17,13 @@ from advl_pipeline.base.errors import ConfigError, DatasetError, WeightsUnavaila
 from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.layout import ID_BYTES
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.problems import FileReplaced
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, StratifiedDataset, TextUnit
-from advl_pipeline.datasets.registry import open_splits
-from advl_pipeline.datasets.subsets import Concatenated, Selected, listed_ids, refuse_two_subsets
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, ImageUnit, TextUnit
+from advl_pipeline.datasets.subsets import Concatenated, Selected
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.imports.tower import ImportedTower
+from advl_pipeline.extraction.prepare import subset_ids
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, unknown_texts
 from advl_pipeline.teachers.open_options import ImageTokenKind
@@ -38,8 +37,6 @@ _PIECES_PER_WORD = 1.15
 
 _WORDED_TEXTS = 2_000
 """Sampled texts whose words are counted to estimate token rows without the teacher's tokenizer."""
-
-Selection = IndexedDataset | Concatenated | Selected
 
 
 class PreparedBatch(NamedTuple):
@@ -286,26 +283,6 @@ def averaged_grid(sources: Sequence[Source]) -> dict[str, list[int]]:
     return {}
 
 
-def open_part(config: ExtractConfig) -> Selection:
-    """Open the split to extract, or the union of the requested subsets of it.
-
-    Raises:
-        ConfigError, DatasetError: as `open_splits`, `nested_subset` and `listed_ids`.
-    """
-    whole = open_splits(
-        config.dataset,
-        split=config.split,
-        data_root=config.data_root,
-        text_style=config.text_style,
-        on_error=config.on_error,
-    )
-    if config.shots is None and not config.ids:
-        return whole
-    refuse_two_subsets(config.shots, config.ids)
-    subsets = [ids for seed in config.seed for ids in _subsets(config, whole, seed)]
-    return Selected(whole, {name for ids in subsets for name in ids})
-
-
 def subsets_of(config: ExtractConfig, dataset: Dataset) -> Iterator[tuple[Sequence[str], int]]:
     """Yield the ids of the labelled examples and the seed of each run that will use the cache.
 
@@ -316,14 +293,8 @@ def subsets_of(config: ExtractConfig, dataset: Dataset) -> Iterator[tuple[Sequen
     labelled = {example.example_id for example in examples if example.label is not None or example.soft_label}
     for seed in config.seed if labelled else ():
         whole = [dataset.example_ids]
-        for ids in _subsets(config, dataset.whole, seed) if isinstance(dataset, Selected) else whole:
+        for ids in subset_ids(config, dataset.whole, seed) if isinstance(dataset, Selected) else whole:
             yield [name for name in ids if name in labelled], seed
-
-
-def _subsets(config: ExtractConfig, whole: StratifiedDataset, seed: int) -> list[tuple[str, ...]]:
-    if config.shots is not None:
-        return [nested_subset(whole, config.shots, seed)]
-    return [listed_ids(file, whole) for file in config.ids]
 
 
 def require_class_names(dataset: Dataset) -> None:

@@ -36,8 +36,8 @@ from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import studies_of
 from advl_pipeline.studies.result import rows_of
 from advl_pipeline.teachers.registry import show_teacher
-from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import config_of_run
+from advl_pipeline.training.facts import finetune_command
 
 
 def render_card(template: str, **values: Any) -> str:

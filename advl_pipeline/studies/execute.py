@@ -23,7 +23,9 @@ CellExecutor = Callable[[Cell], None]
 
 def execute_cell(cell: Cell) -> None:
     """Finetune and evaluate in this process; delete the student if no study with this cell keeps it."""
+    from advl_pipeline.evaluation.prepare import prepare_scoring
     from advl_pipeline.evaluation.runner import run_evaluate
+    from advl_pipeline.training.prepare import prepare_finetune
     from advl_pipeline.training.run import run_finetune
 
     missing = missing_test_sets(cell)
@@ -38,7 +40,7 @@ def execute_cell(cell: Cell) -> None:
                 next_command=again("run the same command again: its runs then follow the current recipe"),
             )
         (cell.run / names.RESULT).unlink(missing_ok=True)
-        run_finetune(cell.finetune, is_control=cell.is_control, is_cell=True)
+        run_finetune(prepare_finetune(cell.finetune, is_control=cell.is_control, scores_val=False, may_idle=True))
         # Scores of a student that was trained on another machine may not be those of this one.
         missing = missing_test_sets(cell)
     if missing:
@@ -50,15 +52,14 @@ def execute_cell(cell: Cell) -> None:
         most = max([asked.num_questions or math.inf, *counts])
         probed = (name for name, document in stored.items() if _probed(document))
         try:
-            run_evaluate(
-                replace(
-                    asked,
-                    on=missing,
-                    num_questions=None if most == math.inf else int(most),
-                    probe=tuple(probes) or ("none",),
-                    probe_on=tuple(dict.fromkeys((*asked.probe_on, *probed))),
-                )
+            scoring = replace(
+                asked,
+                on=missing,
+                num_questions=None if most == math.inf else int(most),
+                probe=tuple(probes) or ("none",),
+                probe_on=tuple(dict.fromkeys((*asked.probe_on, *probed))),
             )
+            run_evaluate(prepare_scoring(scoring, may_idle=True))
         except (IdentityMismatch, WeightsUnavailable) as error:
             if error.where.startswith(str(cell.run)):
                 error.next_command = advise(["rm", "-r", str(cell.run)], note="the run is trained again", again=())

@@ -39,11 +39,12 @@ def forecast_cache(config: ExtractConfig) -> dict[str, Any]:
     Returns:
         path; num_bytes and seconds of the extraction, None if unknown, and the obstacle in words.
     """
+    from advl_pipeline.extraction.prepare import prepare_extract
     from advl_pipeline.extraction.run import run_extract
 
     planned: dict[str, Any] = {"path": config.output, "num_bytes": None, "seconds": None, "obstacle": ""}
     try:
-        result = run_extract(replace(config, dry_run=True))
+        result = run_extract(prepare_extract(replace(config, dry_run=True), may_idle=True))
     except AdvlError as error:
         return planned | {"obstacle": error.what}
     planned["num_bytes"] = sum(item.num_bytes for item in result.estimates)

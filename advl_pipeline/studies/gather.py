@@ -40,8 +40,8 @@ from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder, trained_on
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
-from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
+from advl_pipeline.training.facts import finetune_command
 
 _GROUP = ("setting", "method", "shots")
 """Common fields of cells that differ only by their seed."""

@@ -17,8 +17,8 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_caches, read_config, read_documents
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant
 from advl_pipeline.studies.plan import Cell, Plan
-from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
+from advl_pipeline.training.facts import finetune_command
 
 
 def common_folder(folders: Sequence[Path]) -> Path:

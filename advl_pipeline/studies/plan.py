@@ -48,11 +48,11 @@ from advl_pipeline.students.weight_files import (
 )
 from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
 from advl_pipeline.teachers.registry import card_of
-from advl_pipeline.training.checks import open_region_caches, region_places, splits_read
+from advl_pipeline.training.caches import open_region_caches, region_places
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.identity import NAMED_FILES, SCHEMA, recipe_identity, run_identity
-from advl_pipeline.training.inputs import other_splits
-from advl_pipeline.training.resolved import resolve_run, takes_two_stages
+from advl_pipeline.training.inputs import other_splits, splits_read
+from advl_pipeline.training.resolved import resolve_method, resolve_run, takes_two_stages
 
 STUDY_FILE = MARKERS["study"].file
 _STUDIES_FOLDER = "studies"
@@ -296,9 +296,10 @@ def identity_options(
     described |= {"dataset": None if is_location(config.dataset) else config.dataset, "ids": None}
     described["schema"] = SCHEMA
     num_labelled = config.shots or _ANY_NUMBER_OF_EXAMPLES
+    method = resolve_method(config)
     described["recipe"] = {
         PUBLISHED_FOR.get(kind, kind): recipe_identity(
-            resolve_run(config, kind=kind, num_labelled=num_labelled).chosen
+            resolve_run(config, method, kind=kind, num_labelled=num_labelled).chosen
         )
         for kind in sorted(set(map(head_name, setting.tasks)))
     }
@@ -454,7 +455,8 @@ def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> di
 
 def digest_dataset(config: FinetuneConfig) -> str:
     """Return the content digest of the split that a run trains on, without the rows that the run leaves out."""
-    from advl_pipeline.datasets.registry import open_splits
+    from advl_pipeline.datasets.registry import open_splits, read_dataset
 
-    opened = open_splits(config.dataset, split=config.split, data_root=config.data_root, on_error=config.on_error)
+    dataset = read_dataset(config.dataset, config.data_root)
+    opened = open_splits(dataset, config.split, data_root=config.data_root, on_error=config.on_error)
     return opened.content_digest()

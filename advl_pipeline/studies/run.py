@@ -61,11 +61,12 @@ def prepare_cache(config: ExtractConfig) -> None:
     A finished cache of the same options needs no teacher, and is used even if the teacher's weights are gone.
     """
     from advl_pipeline.extraction.planning import is_extracted
+    from advl_pipeline.extraction.prepare import prepare_extract
     from advl_pipeline.extraction.run import run_extract
 
     while not is_extracted(config, same_weights=True):
         try:
-            run_extract(config)
+            run_extract(prepare_extract(config, may_idle=True))
             break
         except WeightsUnavailable:
             if is_extracted(config, same_weights=False):

@@ -14,8 +14,9 @@ from advl_pipeline.base.errors import (
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import Dataset, StratifiedDataset, head_name
-from advl_pipeline.datasets.registry import open_dataset, open_splits
+from advl_pipeline.datasets.registry import open_split, open_splits, read_dataset
 from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.datasets.subsets import Concatenated, listed_ids, refuse_two_subsets
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import takes_two_stages
@@ -35,6 +36,11 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
         what = "The inputs of the adapt stage are inputs or subset, and DATASET/SPLIT like vcr/val, each named once."
         raise ConfigError(what, where="--adapt-on", why=f"got {', '.join(adapt_on) or 'nothing'}")
     return [(dataset, split) for dataset, _, split in named]
+
+
+def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
+    """Return dataset and split of all data of a run: the training split, and other inputs of the adapt stage."""
+    return [(config.dataset, config.split), *other_splits(config.adapt.adapt_on)]
 
 
 def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) -> list[list[TeacherCache]]:
@@ -88,10 +94,11 @@ class Inputs:
         return frozenset(self.adapt_dataset.example_ids[len(self.dataset) :])
 
 
-def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Inputs:
+def open_run_inputs(config: FinetuneConfig, spec: DatasetSpec, caches: Sequence[TeacherCache]) -> Inputs:
     """Open the training data of a run: its split, the labelled subset, and the inputs of the adapt stage.
 
     Args:
+        spec: the dataset of the run.
         caches: of the run. If one covers a part of the split, only inputs of the pool are used, or only the labelled
             ones without a pool.
 
@@ -100,7 +107,7 @@ def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> I
             label, or a split of the adapt stage has tasks of another kind.
     """
     refuse_two_subsets(config.shots, config.ids)
-    dataset = open_splits(config.dataset, split=config.split, tasks=config.task, **config.reading)
+    dataset = open_splits(spec, config.split, tasks=config.task, **config.reading)
     everything = list(range(len(dataset)))
     labelled = seen = everything
     if config.ids is not None:
@@ -119,9 +126,12 @@ def open_run_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> I
     ):
         seen = labelled
     others: list[StratifiedDataset] = []
+    specs = {config.dataset: spec}
     for name, split in other_splits(config.adapt.adapt_on) if takes_two_stages(config) else ():
         tasks = config.task if name == config.dataset else ()
-        other = open_dataset(name, split=split, tasks=tasks, **config.reading)
+        if name not in specs:
+            specs[name] = read_dataset(name, config.data_root)
+        other = open_split(specs[name], split, tasks=tasks, **config.reading)
         if {head_name(task) for task in other.tasks} != {head_name(task) for task in dataset.tasks}:
             what = f"{name}/{split} holds tasks of another kind than {', '.join(dataset.tasks)}."
             raise ConfigError(what, where="--adapt-on", why=f"it has {', '.join(other.tasks)}")

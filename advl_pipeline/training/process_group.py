@@ -27,16 +27,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed, nn
 from torch.utils.hooks import RemovableHandle
 
-from advl_pipeline.base.compute import MixedPrecision
+from advl_pipeline.base.compute import MixedPrecision, num_processes
 from advl_pipeline.base.errors import ClusterError, ConfigError
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for each other, for example while the first one estimates confidences."""
 
 Computed = TypeVar("Computed")
-
-_NUMBERS_OF_PROCESSES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
 
 _SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 """Variables that accelerate's launcher sets to shard a model."""
@@ -67,7 +64,7 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
         mixed_precision=mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    announced = max(int(os.environ.get(name, "1")) for name in _NUMBERS_OF_PROCESSES)
+    announced = num_processes()
     # accelerate's launcher sets the address of a multi-process run even if it then starts one process.
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
     if announced == accelerator.num_processes and not (alone and accelerator.num_processes == 1):

@@ -21,9 +21,7 @@ from advl_pipeline.base.configuration import build_config, by_field, flag_of, op
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.packages import data_files, read_data_file
 from advl_pipeline.base.toml import read_toml
-from advl_pipeline.datasets.cards import ROWS
 from advl_pipeline.datasets.records import PUBLISHED_FOR
-from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.students.presets import family_of, size_of
 from advl_pipeline.training.config import (
     DEFAULT_EPOCHS,
@@ -198,6 +196,7 @@ def resolve_settings(
     *,
     kind: str,
     num_labelled: int,
+    is_published: bool = False,
     world_size: int = 1,
     usual_epochs: float = DEFAULT_EPOCHS,
 ) -> TrainingSettings:
@@ -207,6 +206,7 @@ def resolve_settings(
         config: options; None means not given.
         chosen: recipe of the student on the task.
         kind: head of the task (`head_name`).
+        is_published: as for `resolved.resolve_run`.
         usual_epochs: passes over the labelled examples if neither a recipe nor an option gives a number.
 
     Raises:
@@ -223,7 +223,8 @@ def resolve_settings(
     if (lender := chosen.rates_of) is not None:
         decided |= {key: (getattr(lender, key), lender.source_of(key)) for key in RATES}
     if recipe is not None:
-        stated = _of_recipe(config, chosen, num_labelled, world_size, batch_size)
+        has_budget = is_published and config.shots is None
+        stated = _of_recipe(chosen, num_labelled, world_size, batch_size, has_budget=has_budget)
         decided |= {key: (value, recipe.source_of(key)) for key, value in stated.items()}
     for key, value in option_values(config).items():
         if key in decided and value is not None:
@@ -300,7 +301,7 @@ def default_numbers(kind: str) -> dict[str, Any]:
 
 
 def _of_recipe(
-    config: FinetuneConfig, chosen: ChosenRecipe, num_labelled: int, world_size: int, batch_size: int | None
+    chosen: ChosenRecipe, num_labelled: int, world_size: int, batch_size: int | None, *, has_budget: bool
 ) -> dict[str, Any]:
     recipe = chosen.recipe
     assert recipe is not None
@@ -319,8 +320,7 @@ def _of_recipe(
     # With another budget in steps than the recipe's, warmup keeps its share of the steps.
     values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
     # A published budget is for its own dataset, not for your own data.
-    known = known_dataset(config.dataset) if config.shots is None else None
-    if known is not None and known.card.format != ROWS:
+    if has_budget:
         if recipe.num_steps:
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":

@@ -58,12 +58,21 @@ class Run:
 
 
 def resolve_run(
-    config: FinetuneConfig, *, kind: str, num_labelled: int, world_size: int = 1, stops_early: bool = False
+    config: FinetuneConfig,
+    method: ResolvedMethod,
+    *,
+    kind: str,
+    num_labelled: int,
+    is_published: bool = False,
+    world_size: int = 1,
+    stops_early: bool = False,
 ) -> Run:
     """Resolve a run.
 
     Args:
+        method: as `resolve_method` returns it for this configuration.
         kind: head of the task (`head_name`).
+        is_published: the data are in a published format, for which the recipe's number of steps was chosen.
         stops_early: whether the run may end before its last step, so that the default is more epochs.
 
     Raises:
@@ -75,10 +84,10 @@ def resolve_run(
         chosen,
         kind=kind,
         num_labelled=num_labelled,
+        is_published=is_published,
         world_size=world_size,
         usual_epochs=MOST_EPOCHS if stops_early else DEFAULT_EPOCHS,
     )
-    method = resolve_method(config)
     num_together = settings.batch_size // (settings.accumulate * world_size)
     if method.settings.weight_shuffle and settings.batch_unit == "examples" and num_together < 2:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`run_finetune`: one finetuning run from configuration to run folder."""
+"""`run_finetune`: one prepared finetuning run, to its run folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.known_words import word_table
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.students.weight_files import located, pinned_init, run_files
+from advl_pipeline.students.weight_files import run_files
 from advl_pipeline.training.batch_order import BatchOrder, order_examples, order_inputs
 from advl_pipeline.training.batches import Sent, training_batches
 from advl_pipeline.training.build_model import (
@@ -49,15 +49,15 @@ from advl_pipeline.training.build_model import (
     build_finetune_student,
 )
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
-from advl_pipeline.training.checks import RunParts, check_run, finetune_command, open_parts, splits_read
-from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HeadOrigin, save_heads
-from advl_pipeline.training.identity import run_record
+from advl_pipeline.training.inputs import splits_read
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.readout import Readout, take_readout
 from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.optimiser import bytes_by_part
+from advl_pipeline.training.prepare import PreparedFinetune
 from advl_pipeline.training.process_group import start_processes, together
+from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
 from advl_pipeline.training.signals.teaching import Teaching, open_teaching
@@ -78,87 +78,88 @@ class FinetuneResult:
     is_main: bool = True
 
 
-def run_finetune(config: FinetuneConfig, *, is_control: bool = False, is_cell: bool = False) -> FinetuneResult:
+def run_finetune(prepared: PreparedFinetune) -> FinetuneResult:
     """Finetune a student with a method. Resume an interrupted run; return the result of a finished one.
 
     All inputs are validated before anything is written. An existing run resumes only with the same options, dataset
     and caches.
 
     Args:
-        is_control: the run is a control of a study, which may read labels that a method may not.
-        is_cell: the run belongs to a study, which scores it after training, so `val` is not scored during training.
+        prepared: as `prepare_finetune` returns it.
 
     Raises:
-        ConfigError: options contradict each other. IdentityMismatch: a cache belongs to another dataset, split or
-        setting, or the folder to another run. NotFinite: a loss, a gradient or a weight is not finite. DatasetError,
-        CorruptCache, WeightsUnavailable: as their names say. ClusterError: another process of this training ended.
-        InUse: another process writes to the run folder. KeyboardInterrupt: a signal stopped the run, after the
-        current step; the same call resumes it.
+        ConfigError: options contradict each other. IdentityMismatch: the folder belongs to another run. NotFinite: a
+        loss, a gradient or a weight is not finite. DatasetError, CorruptCache, WeightsUnavailable: as their names
+        say. ClusterError: another process of this training ended. InUse: another process writes to the run folder.
+        KeyboardInterrupt: a signal stopped the run, after the current step; the same call resumes it.
     """
-    check_run(config, is_control=is_control)
     kept = "its checkpoint has every step that was finished"
     with interruptible("The finetuning", kept=kept), ExitStack() as held:
-        return _finetune(config, held, scores_val=not is_cell)
+        return _finetune(_begin_session(prepared, held), held)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked(RunParts):
-    """A resolved run with open inputs and caches, before the student is built.
+class _Session:
+    """The training of a prepared run in this process, from `began` on (`time.perf_counter`).
 
-    `began` is the start of this session, by `time.perf_counter`.
+    `run` has the device and the precision that this process computes with.
     """
 
-    given: FinetuneConfig
+    prepared: PreparedFinetune
+    run: Run
     began: float
     accelerator: Accelerator
-    folder: RunFolder
     identity: Mapping[str, Any]
     multiplies_in_tf32: bool
 
     def finished(self) -> FinetuneResult | None:
         """Return the result if the folder has a finished run with this configuration."""
-        summary = self.folder.read_result() if self.run.config.resume else None
+        summary = self.prepared.folder.read_result() if self.run.config.resume else None
         return None if summary is None else self.result(summary)
 
     def result(self, summary: dict[str, Any]) -> FinetuneResult:
-        return FinetuneResult(output=self.folder.path, summary=summary, is_main=self.accelerator.is_main_process)
+        is_main = self.accelerator.is_main_process
+        return FinetuneResult(output=self.prepared.folder.path, summary=summary, is_main=is_main)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened(_Asked):
-    """A run with all of its parts, opened and checked; `notes` are printed."""
+class _Opened:
+    """The model of a session and its training signals; `notes` are printed.
 
+    `labelled` are the positions in the split for the finetune stage, and `order` that of the indices into them.
+    """
+
+    session: _Session
     start: StudentAtStart
     teaching: Teaching
     model: FinetuneModel
-    labelled: tuple[Sequence[int], BatchOrder]
-    """Positions in the split for the finetune stage, and the order of the indices into them."""
+    labelled: Sequence[int]
+    order: BatchOrder
     reads: StudentInputs
     origins: Mapping[str, HeadOrigin]
     notes: Sequence[str]
 
 
-def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> FinetuneResult:
-    asked = _resolve(config, held, scores_val=scores_val)
-    folder, accelerator = asked.folder, asked.accelerator
-    resumes, is_main = asked.run.config.resume, accelerator.is_main_process
+def _finetune(session: _Session, held: ExitStack) -> FinetuneResult:
+    folder, accelerator = session.prepared.folder, session.accelerator
+    resumes, is_main = session.run.config.resume, accelerator.is_main_process
     if resumes:
-        folder.require_same_run(asked.identity)
-        if (finished := asked.finished()) is not None:
+        folder.require_same_run(session.identity)
+        if (finished := session.finished()) is not None:
             return finished
     lock = process_lock(folder.path / LOCK, "this run")
     if (is_begun := folder.path.is_dir()) and is_main:
         held.enter_context(lock)
-    opened = _open(asked)
+    opened = _open(session)
     if is_main:
         if not is_begun:
             held.enter_context(lock)
             # Another process may have created the folder in the meantime.
             if resumes:
-                folder.require_same_run(asked.identity)
+                folder.require_same_run(session.identity)
         _begin(opened)
     accelerator.wait_for_everyone()
-    if (finished := asked.finished()) is not None:
+    if (finished := session.finished()) is not None:
         return finished
     first_step = _train(opened)
     if is_main:
@@ -166,49 +167,39 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> F
     accelerator.wait_for_everyone()
     summary = folder.read_result()
     assert summary is not None
-    return asked.result(summary)
+    return session.result(summary)
 
 
-def _resolve(config: FinetuneConfig, held: ExitStack, *, scores_val: bool) -> _Asked:
-    """Resolve the device, the precision and all hyperparameters of a run, and open its inputs and caches."""
-    folder = RunFolder(config.output)
+def _begin_session(prepared: PreparedFinetune, held: ExitStack) -> _Session:
+    """Resolve the device and the precision of a run, and start its processes."""
     began = time.perf_counter()
     forget_peak_memory()
-    if config.init is not None:
-        # Pinned to its commit, so that an update on the hub does not change a run that resumes.
-        began_with = folder.commit_begun(config.init) if config.resume else config.init
-        config = replace(config, init=pinned_init(began_with, config.student))
-    given = config
-    config = replace(config, init=None if config.init is None else located(config.init))
-    config = resolved(folder.resumed_config(config) if config.resume else config)
+    run = replace(prepared.run, config=resolved(prepared.run.config))
     held.enter_context(one_training())
-    held.enter_context(one_order(config.deterministic))
-    accelerator = start_processes(config.device, config.mixed_precision)
+    held.enter_context(one_order(run.config.deterministic))
+    accelerator = start_processes(run.config.device, run.config.mixed_precision)
     held.enter_context(together(accelerator))
-    multiplies_in_tf32 = allow_tf32(accelerator.device)
-    parts = open_parts(config, world_size=accelerator.num_processes, scores_val=scores_val)
-    return _Asked(
-        **vars(parts),
-        given=given,
+    return _Session(
+        prepared=prepared,
+        run=run,
         began=began,
         accelerator=accelerator,
-        folder=folder,
-        identity=run_record(parts.run, parts.inputs, parts.caches, parts.region_caches, parts.validation),
-        multiplies_in_tf32=multiplies_in_tf32,
+        identity=prepared.identity(run),
+        multiplies_in_tf32=allow_tf32(accelerator.device),
     )
 
 
-def _open(asked: _Asked) -> _Opened:
+def _open(session: _Session) -> _Opened:
     """Build the student, its heads and its training signals besides labels."""
-    run, inputs, accelerator = asked.run, asked.inputs, asked.accelerator
-    config = run.config
+    prepared, run, accelerator = session.prepared, session.run, session.accelerator
+    config, inputs = run.config, prepared.inputs
     student = build_finetune_student(run)
-    teachers = [cache.teacher_name for cache in asked.caches]
+    teachers = [cache.teacher_name for cache in prepared.caches]
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
     stored = use_stored_pictures(student, config.pictures, splits_read(config))
-    stored += use_region_caches(student, asked.region_caches)
+    stored += use_region_caches(student, prepared.region_caches)
     # Without a teacher, but with the regions, because a batch of tokens counts them.
-    labelled = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)
+    labelled, order = order_examples(run, student, inputs.dataset, inputs.labelled, rank=accelerator.process_index)
     heads, origins = build_finetune_heads(run, student, inputs)
     start = StudentAtStart(
         student=student.to(accelerator.device),
@@ -217,26 +208,27 @@ def _open(asked: _Asked) -> _Opened:
         hide_picture=config.hide_picture,
         control=control_of(config) if run.method.uses_teachers else NO_CONTROL,
     )
-    teaching = open_teaching(run, start, asked.caches, inputs, accelerator)
+    teaching = open_teaching(run, start, prepared.teachers, inputs, accelerator)
     return _Opened(
-        **vars(asked),
+        session=session,
         start=start,
         teaching=teaching,
         model=build_finetune_model(run, start, teaching, inputs),
         labelled=labelled,
+        order=order,
         reads=reads,
         origins=origins,
-        notes=[*_length_lines(asked), *reads.lines(), *stored, *teaching.lines()],
+        notes=[*_length_lines(run, prepared), *reads.lines(), *stored, *teaching.lines()],
     )
 
 
-def _length_lines(asked: _Asked) -> list[str]:
+def _length_lines(run: Run, prepared: PreparedFinetune) -> list[str]:
     """Return lines about the steps of a run: whether they are few, and by what it is scored and ends."""
-    run, validation = asked.run, asked.validation
+    validation = prepared.validation
     epochs, num_steps = run.settings.epochs, run.settings.num_steps
     lines = []
     if epochs is not None and epochs < 1:
-        few = f"{num_steps} steps read {100 * epochs:.0f} % of the {len(asked.inputs.labelled):,} labels, once"
+        few = f"{num_steps} steps read {100 * epochs:.0f} % of the {len(prepared.inputs.labelled):,} labels, once"
         lines.append(f"caution: {few}; without --num-steps a run reads all of them several times")
     if isinstance(validation, str):
         lines.append(f"val is not scored on the way: {validation}")
@@ -249,8 +241,10 @@ def _length_lines(asked: _Asked) -> list[str]:
 
 def _begin(opened: _Opened) -> None:
     """Write the description of the run to its folder, and print it."""
-    run, teaching, config = opened.run, opened.teaching, opened.run.config
-    step_line = run.settings.step_line(opened.accelerator.num_processes)
+    session, teaching = opened.session, opened.teaching
+    prepared, run = session.prepared, session.run
+    config, folder = run.config, prepared.folder
+    step_line = run.settings.step_line(session.accelerator.num_processes)
     held_in, parts = base_dtype(opened.start.student, config), bytes_by_part(run.settings, opened.model)
     described = {
         "heads": dict(opened.origins),
@@ -266,27 +260,27 @@ def _begin(opened: _Opened) -> None:
         "global_batch": step_line,
     }
     threads = torch.get_num_threads()
-    threads_before = opened.folder.threads_before() if config.resume else None
-    opened.folder.begin(
-        opened.identity,
-        config=config_to_dict(opened.given),
-        command=finetune_command(opened.given),
+    threads_before = folder.threads_before() if config.resume else None
+    folder.begin(
+        session.identity,
+        config=config_to_dict(prepared.given),
+        command=prepared.command,
         settings=run.settings.to_dict() | described,
-        caches=[(str(cache.path), cache.identity) for cache in opened.caches],
+        caches=[(str(cache.path), cache.identity) for cache in prepared.caches],
         computed_on={
             "device": device_name(config.device),
             "num_threads": threads,
             "mixed_precision": config.mixed_precision,
-            "tf32": opened.multiplies_in_tf32,
+            "tf32": session.multiplies_in_tf32,
             "base_dtype": held_in,
             "bytes_by_part": parts,
         },
         resume=config.resume,
     )
     heads = [f"head {name}: {head['origin']}, {head['why']}" for name, head in opened.origins.items()]
-    precision = ["products of fp32 matrices are computed in TF32"] if opened.multiplies_in_tf32 else []
+    precision = ["products of fp32 matrices are computed in TF32"] if session.multiplies_in_tf32 else []
     if teaching.words is not None:
-        write_text(opened.folder.path / names.WORDS, word_table(teaching.words.rows))
+        write_text(folder.path / names.WORDS, word_table(teaching.words.rows))
     resumed = []
     if threads_before not in (None, threads):
         both = f"the steps so far were computed on {threads_before} threads, the others are on {threads}"
@@ -308,8 +302,9 @@ def _memory_line(held_in: str, parts: Mapping[str, int]) -> str:
 
 def _train(opened: _Opened) -> int:
     """Take the remaining steps; return the number of the first one."""
-    run, model, accelerator, folder = opened.run, opened.model, opened.accelerator, opened.folder
-    config, inputs = run.config, opened.inputs
+    session, model = opened.session, opened.model
+    run, accelerator = session.run, session.accelerator
+    config, folder, inputs = run.config, session.prepared.folder, session.prepared.inputs
     model.to(accelerator.device)
     checkpoint = load_checkpoint(folder.checkpoint)
     done = checkpoint[0] if checkpoint else 0
@@ -401,12 +396,12 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readou
 
 
 def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
-    validation = opened.validation
+    validation, accelerator = opened.session.prepared.validation, opened.session.accelerator
     if isinstance(validation, str):
         return None
 
     def validate(step: int) -> dict[str, float]:
-        with opened.accelerator.autocast():
+        with accelerator.autocast():
             scores = validation_scores(opened.start, opened.model.task_loss, validation)
         right = f", {100 * scores['val/correct']:.1f} % right" if "val/correct" in scores else ""
         of = f"{len(validation.positions)} examples of {validation.name}"
@@ -417,12 +412,13 @@ def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
 
 
 def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Sent]]:
-    run, inputs, accelerator = opened.run, opened.inputs, opened.accelerator
+    session = opened.session
+    run, inputs, accelerator = session.run, session.prepared.inputs, session.accelerator
     ids, dataset = inputs.dataset.example_ids, inputs.dataset
     arguments: dict[str, Any] = {"num_workers": num_threads(run.config.num_workers), "device": accelerator.device}
     if phase == "finetune":
-        indices, order = opened.labelled
-        arguments |= {"order": order, "labelled": True}
+        indices = opened.labelled
+        arguments |= {"order": opened.order, "labelled": True}
     else:
         dataset, indices = inputs.adapt_dataset, inputs.adapt
         arguments |= {
@@ -441,8 +437,9 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
     Args:
         first_step: first step of this session; earlier sessions took the steps before it.
     """
-    run, folder, inputs, model = opened.run, opened.folder, opened.inputs, opened.model
-    config, source, base = run.config, opened.teaching.source, opened.given.init
+    session, model, source = opened.session, opened.model, opened.teaching.source
+    prepared, run = session.prepared, session.run
+    config, folder, inputs, base = run.config, prepared.folder, prepared.inputs, prepared.given.init
     updates = lora_settings(model.student, config)
     # The updates refer to their base by the name that the user gave it.
     is_apart = updates is not None and model.student.lora is not None and base is not None
@@ -458,7 +455,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
     }
     save_heads(folder.path, model.heads, described)
     if source is not None and model.distiller.teachers["text"] and model.distiller.settings.selection != "all":
-        micro_batches = opened.labelled[1].micro_batches(0)
+        micro_batches = opened.order.micro_batches(0)
         start, at_once = replace(opened.start, source=source), min(AT_ONCE, max(map(len, micro_batches)))
         chosen = selected_words(model, start, inputs.dataset, inputs.labelled, at_once=at_once)
         folder.write_json(names.SELECTED_WORDS, chosen)
@@ -475,7 +472,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,
         "num_adapt_inputs": len(inputs.adapt),
-        "seconds": time.perf_counter() - opened.began + sum(of_phase["seconds"] for of_phase in earlier.values()),
+        "seconds": time.perf_counter() - session.began + sum(of_phase["seconds"] for of_phase in earlier.values()),
         "seconds_per_step": computed / num_steps,
         "samples_per_second": totals["num_examples"] / computed if computed else 0.0,
         "num_texts": totals["num_texts"],

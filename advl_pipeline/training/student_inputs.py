@@ -25,7 +25,6 @@ from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.verify import require_trustworthy
 from advl_pipeline.datasets.records import Dataset, ImageUnit, head_name
-from advl_pipeline.datasets.registry import find_dataset
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import WHOLE_POSITION_17, DecodedPictures, Regions, RegionSource
@@ -323,12 +322,12 @@ def use_stored_pictures(
     ]
 
 
-def picture_side(student: str | None, options: Sequence[str], *, dataset: str, data_root: Path | None) -> int:
+def picture_side(student: str | None, options: Sequence[str], *, tasks: Sequence[str]) -> int:
     """Return the side in pixels to which a student squeezes pictures when finetuned with these options.
 
     Args:
         options: student settings as KEY=VALUE.
-        dataset: for finetuning; its task determines the recipe.
+        tasks: of the dataset for finetuning; the first determines the recipe.
 
     Raises:
         ConfigError: the student or a setting is missing or unknown, or the student does not squeeze pictures.
@@ -338,7 +337,6 @@ def picture_side(student: str | None, options: Sequence[str], *, dataset: str, d
             "The size of the stored pictures is not set.",
             next_command="add --student NAME, such as vilt, or --size PIXELS",
         )
-    tasks = find_dataset(dataset, data_root).tasks
     chosen = choose_recipe(student, head_name(tasks[0]) if tasks else "", "auto")
     given = student_options({"student_option": list(options)})
     overrides: dict[str, Any] = {**recipe_options(chosen, None), **given}

@@ -14,7 +14,8 @@ import numpy as np
 
 from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.datasets.records import Dataset
-from advl_pipeline.datasets.registry import find_dataset, known_dataset, open_dataset
+from advl_pipeline.datasets.registry import open_split
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.inputs import Inputs
 
@@ -43,24 +44,27 @@ class Validation:
     decides: bool = False
 
 
-def may_stop(config: FinetuneConfig) -> bool:
+def may_stop(config: FinetuneConfig, *, is_own: bool) -> bool:
     """Return whether a run may end before its last step.
 
     It may not if its number of steps is given, nor on a dataset with a name, on whose `val` others report results.
+
+    Args:
+        is_own: no published card or package describes the dataset.
     """
-    return known_dataset(config.dataset) is None and config.optimisation.num_steps is None and config.val_every != 0
+    return is_own and config.optimisation.num_steps is None and config.val_every != 0
 
 
-def open_validation(config: FinetuneConfig, inputs: Inputs) -> tuple[Inputs, Validation | str]:
+def open_validation(config: FinetuneConfig, dataset: DatasetSpec, inputs: Inputs) -> tuple[Inputs, Validation | str]:
     """Return evenly spaced examples of `val`, or held-out ones, or the reason that there are none.
 
     Returns:
         The inputs, without what is held out; the examples to score.
     """
-    decides = may_stop(config)
+    decides = may_stop(config, is_own=not dataset.is_described)
     if config.val_every == 0:
         return inputs, "--val-every is 0"
-    opened = _open_split(config, inputs.dataset, decides=decides)
+    opened = _open_split(config, dataset, inputs.dataset, decides=decides)
     if isinstance(opened, Validation) or not (decides and config.hold_out):
         return inputs, opened
     return _held_out(inputs, config.seed, why=opened)
@@ -90,23 +94,25 @@ def _spaced(positions: Sequence[int], most: int) -> list[int]:
     return [positions[place] for place in places]
 
 
-def _open_split(config: FinetuneConfig, trained_on: Dataset, *, decides: bool) -> Validation | str:
+def _open_split(
+    config: FinetuneConfig, dataset: DatasetSpec, trained_on: Dataset, *, decides: bool
+) -> Validation | str:
     if SPLIT in config.split.split("+"):
         return "it is trained on"
+    if SPLIT not in dataset.splits:
+        return "the data have no val"
     try:
-        if SPLIT not in find_dataset(config.dataset, config.data_root).splits:
-            return "the data have no val"
-        dataset = open_dataset(config.dataset, split=SPLIT, tasks=config.task, **config.reading)
+        opened = open_split(dataset, SPLIT, tasks=config.task, **config.reading)
     except AdvlError as error:
         # Only the training split of the benchmark was fetched.
         return error.what
-    if any(dataset.label_names(task) != trained_on.label_names(task) for task in trained_on.tasks):
+    if any(opened.label_names(task) != trained_on.label_names(task) for task in trained_on.tasks):
         return "it has other answers than the split that is trained on"
-    positions = _spaced(range(len(dataset)), NUM_DECIDING if decides else NUM_EXAMPLES)
-    labelled = [place for place in positions if dataset[place].label is not None or dataset[place].soft_label]
+    positions = _spaced(range(len(opened)), NUM_DECIDING if decides else NUM_EXAMPLES)
+    labelled = [place for place in positions if opened[place].label is not None or opened[place].soft_label]
     if not labelled:
         return "it has no labels"
-    return Validation(dataset=dataset, positions=labelled, decides=decides)
+    return Validation(dataset=opened, positions=labelled, decides=decides)
 
 
 def is_due(step: int, num_steps: int, *, every: int | None = None, most: int = MOST_TIMES) -> bool:

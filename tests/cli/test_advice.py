@@ -23,7 +23,7 @@ from advl_cli.main import group
 from advl_pipeline.base import errors
 from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.errors import Advice, AdvlError, ConfigError, advise, again, leave_out
-from advl_pipeline.training import checks as training_checks
+from advl_pipeline.training import prepare as training_prepare
 
 ROOT = Path(__file__).parents[2]
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AdvlError)]
@@ -105,10 +105,10 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Fail:
     """Have `advl finetune` fail with an error before it does anything."""
 
     def fail_with(error: AdvlError) -> None:
-        def stop(config: object) -> None:
+        def stop(*_: object) -> None:
             raise copy.copy(error)
 
-        monkeypatch.setattr(training_checks, "check_run", stop)
+        monkeypatch.setattr(training_prepare, "prepare_finetune", stop)
 
     return fail_with
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from advl_cli.main import COMMANDS, group, main
 from advl_cli.reference import commands
-from advl_pipeline.training import checks as training_checks
+from advl_pipeline.training import prepare as training_prepare
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -72,11 +72,11 @@ def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(
 ) -> None:
     asked: list[FinetuneConfig] = []
 
-    def note(config: FinetuneConfig) -> None:
+    def note(config: FinetuneConfig, *_: object) -> None:
         asked.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_checks, "check_run", note)
+    monkeypatch.setattr(training_prepare, "prepare_finetune", note)
     file = tmp_path / "run.toml"
     file.write_text("adapt-texts = 3\nanchor-weight = 0.5\n")
     words = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--adapt-texts", "2"]

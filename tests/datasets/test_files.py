@@ -28,7 +28,6 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets import fingerprint, roots
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.indexed_pictures import IndexedPictures
-from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.pictures import read_rgb, read_square, size_of, unit_of
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ImageUnit
@@ -431,7 +430,6 @@ def test_the_index_of_read_only_data_lies_in_the_users_cache(
     indices: list[list[Path]] = []
     for _ in range(2):
         # As another process would.
-        data_of_rows._opened.clear()
         roots._say_elsewhere.cache_clear()
         out, messages = printed(capsys, "datasets", "check", locked / "mine.jsonl")
         assert "0 problems" in out

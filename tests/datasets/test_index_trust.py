@@ -22,25 +22,22 @@ from advl_pipeline.base.packages import data_files
 from advl_pipeline.datasets import fingerprint, index_builder
 from advl_pipeline.datasets.arrow_file import ArrowFile
 from advl_pipeline.datasets.index_files import index_draft
-from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.registry import open_dataset
 
 
 def opened_anew(data: Path | str, split: str = "train", **options: Any) -> tuple[str, list[Any]]:
     """Return the digest and what the examples say, as another process would open them."""
-    data_of_rows._opened.clear()
     dataset = open_dataset(str(data), split=split, **options)
     said = [(e.example_id, e.label, e.candidates, e.image.unit_id, e.image.width) for e in dataset]
     return dataset.content_digest(), said
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Iterator[Path]:
+def data(tmp_path: Path) -> Path:
     """Twenty rows, indexed."""
     data = write_json_lines(tmp_path / "data.jsonl", rows_of(class_row))
     opened_anew(data)
-    yield data
-    data_of_rows._opened.clear()
+    return data
 
 
 def index_files(folder: Path) -> list[Path]:
@@ -128,7 +125,6 @@ def test_data_that_change_while_they_are_read_are_refused(
     assert code == 5
     assert "The data changed while they were read." in message
     monkeypatch.undo()
-    data_of_rows._opened.clear()
     printed(capsys, "datasets", "check", name, "--data-root", tmp_path)
     assert {label for _, label, *_ in opened_anew(name, data_root=tmp_path)[1]} == {0, 1}
 
@@ -181,7 +177,6 @@ def test_pictures_that_were_exchanged_in_the_index_are_found(
     first, second = pictures[0].read_bytes(), pictures[1].read_bytes()
     pictures[0].write_bytes(second)
     pictures[1].write_bytes(first)
-    data_of_rows._opened.clear()
     words = ("extract", "--teacher", "efficientnet-lite0", "--data", data, "--split", "test", "--data-root", tmp_path)
     code, message = complaint(capsys, *words, "--on-error", "skip", "--output", tmp_path / "cache")
     assert code == 5

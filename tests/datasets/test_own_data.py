@@ -115,13 +115,13 @@ def test_folds_that_are_joined_share_their_classes(
     pairs = [("fold1", "cat"), ("fold1", "dog"), ("fold2", "cat"), ("fold2", "bird")]
     rows = [make(number, split=split, **{label: name}) for number, (split, name) in enumerate(pairs)]
     data = str(write_json_lines(tmp_path / "folds.jsonl", rows))
-    joined = open_splits(data, split="fold1+fold2")
+    joined = open_splits(find_dataset(data), "fold1+fold2")
     task = joined.tasks[0]
     assert joined.label_names(task) == names
     assert [names[joined[place].label or 0] for place in range(4)] == [name for _, name in pairs]
     assert [part.label_names(task) for part in joined.parts] == [names, names]
     with pytest.raises(ConfigError, match="no split 'fold3'"):
-        open_splits(data, split="fold1+fold3")
+        open_splits(find_dataset(data), "fold1+fold3")
 
 
 def test_answers_are_worth_what_people_agree_on(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from small_corpus import SmallCorpus
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_readout
 from advl_pipeline.students.known_words import write_known_words
@@ -82,7 +83,9 @@ def test_what_cannot_be_read_is_refused(small_corpus: SmallCorpus, student_folde
 def test_a_path_of_a_caches_record_is_opened_where_it_was_typed(student_folder: Path, tmp_path: Path) -> None:
     rows_file = write_json_lines(tmp_path / "mine.jsonl", map(choice_row, range(20)))
     cache = tmp_path / "strange"
-    run_extract(ExtractConfig(teacher="minilm-l6", dataset=str(rows_file), output=cache, confidence=False))
+    run_extract(
+        prepare_extract(ExtractConfig(teacher="minilm-l6", dataset=str(rows_file), output=cache, confidence=False))
+    )
     refused = completed("readout", student_folder, "--cache", cache)
     assert refused.returncode == 2, refused.stderr
     assert "opened only if you give them" in refused.stderr

@@ -23,6 +23,7 @@ from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.extraction import encode
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.encode import halved
+from advl_pipeline.extraction.prepare import PreparedExtract
 from advl_pipeline.extraction.run import extract, run_extract, store_of
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
@@ -86,19 +87,18 @@ def test_a_batch_size_is_tried_recorded_and_gone_on_with(tmp_path: Path, monkeyp
     tower, dataset = LimitedTower(70), TinyDataset(tmp_path / "data")
     config = tiny_config(tmp_path / "cache", batch_size="auto", modality="text")
     teacher = Teacher(name="tiny", text=tower)
-    monkeypatch.setattr(extraction_run, "open_part", lambda _: dataset)
-    monkeypatch.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
+    prepared = PreparedExtract(config=config, part=dataset)
     with monkeypatch.context() as patched:
         patched.setattr(extraction_run, "encode_shards", lambda *_, **__: 1 / 0)
         # A batch of any size takes a second: a loaded machine would decide otherwise.
         patched.setattr(encode, "time", SimpleNamespace(perf_counter=partial(next, count())))
         with pytest.raises(ZeroDivisionError):
-            run_extract(config, teacher)
+            run_extract(prepared, teacher)
     # 128 did not fit, so 64 did; a quarter leaves room for longer texts.
     assert max(tower.sizes) == 128
     assert read_metadata(store_of(config), PROVENANCE_FILE)["config"]["batch_size"] == 32
     tower.sizes.clear()
-    run_extract(config, teacher)
+    run_extract(prepared, teacher)
     assert max(tower.sizes) <= 32
     tiny_extract(tmp_path / "data", tmp_path / "given", batch_size=32, modality="text", teacher={"towers": "text"})
     found, given = tree_bytes(tmp_path / "cache"), tree_bytes(tmp_path / "given")
@@ -112,9 +112,9 @@ def test_a_driver_without_a_gpu_leaves_the_device_to_its_tasks(
 ) -> None:
     start = mock.Mock(side_effect=ZeroDivisionError)
     monkeypatch.setattr(extraction_run, "run_on_ray", start)
-    monkeypatch.setattr(extraction_run, "check_extraction", lambda *_, **__: None)
+    config = tiny_config(tmp_path / "cache", engine="ray", device=device)
     with pytest.raises(ZeroDivisionError):
-        run_extract(tiny_config(tmp_path / "cache", engine="ray", device=device))
+        run_extract(PreparedExtract(config=config, part=TinyDataset(tmp_path / "data")))
     (work,), options = start.call_args
     assert options["resource"] == resource
     assert (work.args[0].device, work.args[0].mixed_precision) == (device, "auto")

@@ -16,6 +16,7 @@ from advl_pipeline.cache import parts, stores
 from advl_pipeline.cache.commands import run_prune
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
 
 
@@ -81,7 +82,7 @@ def test_a_second_process_on_the_same_shards_is_refused(
 @pytest.mark.parametrize("part", ["0/2", "3/2", "a/b"])
 def test_what_is_no_part_is_refused(tmp_path: Path, part: str) -> None:
     with pytest.raises(ConfigError, match="must be I/N"):
-        run_extract(tiny_config(tmp_path / "cache", part=part))
+        run_extract(prepare_extract(tiny_config(tmp_path / "cache", part=part)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,8 +15,9 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.forecast import Estimate, estimates_of
 from advl_pipeline.extraction.planning import plan_sources
+from advl_pipeline.extraction.prepare import open_part, prepare_extract
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.extraction.sources import open_part, sized_by_card
+from advl_pipeline.extraction.sources import sized_by_card
 from advl_pipeline.reporting.tables import forecast_as_text
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.forecast import forecast_study
@@ -99,18 +100,18 @@ def test_plans_are_those_of_real_extractions(tmp_path: Path, small_corpus: Small
         output=cache["path"],
         confidence=False,
     )
-    planned = run_extract(replace(plan, dry_run=True)).estimates
+    planned = run_extract(prepare_extract(replace(plan, dry_run=True))).estimates
     assert cache["num_bytes"] == sum(item.num_bytes for item in planned)
     # Whose weights are not at hand is sized by its stated widths, and by words.
     (sized,) = by_card(plan, MINILM.card)
     assert sized.num_bytes == pytest.approx(cache["num_bytes"], rel=0.15)
     pictures = replace(plan, teacher="efficientnet-lite0", image_tokens="grid")
-    (exact,) = run_extract(replace(pictures, dry_run=True)).estimates
+    (exact,) = run_extract(prepare_extract(replace(pictures, dry_run=True))).estimates
     assert by_card(pictures, EFFICIENTNET_LITE0.card) == (replace(exact, seconds=None),)
     assert cache["seconds"] is not None
     assert cache["seconds"] > 0
     assert not cache["path"].exists()
-    run_extract(plan)
+    run_extract(prepare_extract(plan))
     written = sum(file.stat().st_size for file in cache["path"].rglob("*") if file.is_file())
     # Rows are written in whole chunks of 1024, which so small a cache does not fill.
     assert cache["num_bytes"] == pytest.approx(written, rel=0.05, abs=1024 * 384 * 2)

@@ -31,8 +31,8 @@ from advl_pipeline.studies.plan import Cell, digest_dataset, read_study_folder
 from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.studies.table import Place
-from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.facts import finetune_command
 
 
 def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Machine:
         self.trained = 0
         self.scored: list[tuple[tuple[str, ...], int | None, tuple[str, ...]]] = []
         self.modes: list[str | None] = []
+        monkeypatch.setattr("advl_pipeline.training.prepare.prepare_finetune", self.prepare_finetune)
+        monkeypatch.setattr("advl_pipeline.evaluation.prepare.prepare_scoring", self.prepare_scoring)
         monkeypatch.setattr("advl_pipeline.training.run.run_finetune", self.finetune)
         monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", self.evaluate)
 
@@ -46,9 +48,17 @@ class Machine:
         (cell,) = build_plan(self.plan, cells=run.parent, dataset_digests=digests).cells
         return cell
 
-    def finetune(self, config: FinetuneConfig, *, is_control: bool, is_cell: bool) -> None:
-        assert is_cell
-        assert not is_control
+    def prepare_finetune(
+        self, config: FinetuneConfig, *, is_control: bool, scores_val: bool, may_idle: bool
+    ) -> FinetuneConfig:
+        assert (is_control, scores_val, may_idle) == (False, False, True)
+        return config
+
+    def prepare_scoring(self, config: EvaluateConfig, *, may_idle: bool) -> EvaluateConfig:
+        assert may_idle
+        return config
+
+    def finetune(self, config: FinetuneConfig) -> None:
         self.trained += 1
         cell = self.cell(config.output)
         cell.run.mkdir(parents=True, exist_ok=True)

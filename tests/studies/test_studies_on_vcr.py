@@ -18,6 +18,7 @@ from advl_pipeline.base.errors import ConfigError, InUse
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.extraction import planning as extraction_identity
+from advl_pipeline.extraction import prepare as extraction_prepare
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig
 from advl_pipeline.extraction.run import run_import
@@ -102,6 +103,7 @@ def test_a_cache_that_another_process_extracts_is_waited_for(
             raise error
 
     monkeypatch.setattr(extraction_identity, "is_extracted", lambda config, *, same_weights: False)
+    monkeypatch.setattr(extraction_prepare, "prepare_extract", lambda config, **_: config)
     monkeypatch.setattr(extraction_run, "run_extract", extract)
     monkeypatch.setattr(study_run, "_SECONDS_BETWEEN_LOOKS", 0.0)
     study_run.prepare_cache(ExtractConfig(teacher="roberta-l", dataset="vcr", output=tmp_path / "cache"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.training import inputs
 
 
@@ -42,13 +43,13 @@ def alter_examples(
     Args:
         monkeypatch: of the test.
         change: maps an example to the changed one.
-        opened_by: `open_splits` for the training data, `open_dataset` for other inputs of the adapt stage.
+        opened_by: `open_splits` for the training data, `open_split` for other inputs of the adapt stage.
     """
     open_as_it_is, opened = getattr(inputs, opened_by), list[str]()
 
-    def open_altered(name: str, **options: Any) -> Any:
-        opened.append(options["split"])
-        return AlteredDataset(open_as_it_is(name, **options), change)
+    def open_altered(dataset: DatasetSpec, split: str, **options: Any) -> Any:
+        opened.append(split)
+        return AlteredDataset(open_as_it_is(dataset, split, **options), change)
 
     monkeypatch.setattr(inputs, opened_by, open_altered)
     return opened

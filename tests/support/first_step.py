@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from small_corpus import train
 
 from advl_pipeline.training import run
 from advl_pipeline.training.batches import received
@@ -28,7 +29,7 @@ def open_run(config: FinetuneConfig) -> Any:
 
     with patch.object(run, "_train", keep):
         try:
-            run.run_finetune(config)
+            train(config)
         except _Opened as stopped:
             return stopped.args[0]
     raise AssertionError("the run was finished before")
@@ -38,11 +39,12 @@ def first_terms(config: FinetuneConfig) -> dict[str, float]:
     """Return every loss term of the first batch of each method step."""
     opened = open_run(config)
     model, means = opened.model, dict[str, float]()
-    for phase, num_steps in (("adapt", opened.run.method.num_adapt_steps), ("finetune", 1)):
+    for phase, num_steps in (("adapt", opened.session.run.method.num_adapt_steps), ("finetune", 1)):
         if not num_steps:
             continue
         if phase == "finetune" and model.remembered is not None:
-            known = opened.inputs.dataset, opened.inputs.labelled
+            inputs = opened.session.prepared.inputs
+            known = inputs.dataset, inputs.labelled
             model.remembered.begin(measure_student_confidence(opened.start, model.task_loss, *known))
         sent = next(run._batch_maker(opened, phase)(range(1)))
         generator = torch.Generator().manual_seed(1)

@@ -43,12 +43,10 @@ Losses = dict[str, dict[str, list[float]]]
 
 def measure_losses(corpus: SmallCorpus, folder: Path) -> Losses:
     """Train each of `RUNS` and return its losses; run folders are created below `folder`."""
-    from advl_pipeline.training.run import run_finetune
-
     losses: Losses = {}
     for number, (name, changes) in enumerate(RUNS.items()):
         output = folder / f"golden-{number}"
-        run_finetune(corpus.config(output, **{"student_option": (), **changes}))
+        corpus.run(output, **{"student_option": (), **changes})
         terms: dict[str, list[float]] = {}
         for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             for key, value in json.loads(line).items():

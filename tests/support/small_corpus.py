@@ -17,11 +17,14 @@ from advl_pipeline.datasets.records import Dataset, Example, Task
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training.checks import finetune_command
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.facts import finetune_command
+from advl_pipeline.training.prepare import prepare_finetune
 from advl_pipeline.training.run import FinetuneResult, run_finetune
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
@@ -74,7 +77,7 @@ class SmallCorpus:
 
     def run(self, output: Path, **changes: Any) -> FinetuneResult:
         """Finetune with the configuration of a short run and these changes."""
-        return run_finetune(self.config(output, **changes))
+        return train(self.config(output, **changes))
 
     def extract(self, output: Path, *, teacher: str = "minilm-l6", **changes: Any) -> Path:
         """Extract a teacher over the training questions; returns the cache."""
@@ -85,7 +88,7 @@ class SmallCorpus:
             "confidence_folds": 2,
             **changes,
         }
-        run_extract(ExtractConfig(teacher=teacher, **settings))
+        run_extract(prepare_extract(ExtractConfig(teacher=teacher, **settings), may_idle=True))
         return output
 
     def dataset(self, split: str = "train", *, name: str = "scenes-vcr", task: Task = "vcr-q2a") -> Dataset:
@@ -99,7 +102,13 @@ class SmallCorpus:
 
     def evaluate(self, run: Path, **changes: Any) -> dict[str, dict[str, Any]]:
         """Evaluate a run, by default on test; returns the results of each set."""
-        return run_evaluate(EvaluateConfig(run=run, data_root=self.data_root, **changes)).sets
+        config = EvaluateConfig(run=run, data_root=self.data_root, **changes)
+        return run_evaluate(prepare_scoring(config, may_idle=True)).sets
+
+
+def train(config: FinetuneConfig, **options: Any) -> FinetuneResult:
+    """Finetune with options that may have no effect, as in a study; `options` are those of `prepare_finetune`."""
+    return run_finetune(prepare_finetune(config, may_idle=True, **options))
 
 
 def signals_of(*caches: Path) -> SignalSource:

@@ -13,7 +13,7 @@ from tiny_extraction import TinyTextTower
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import Candidate, TextUnit
-from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.datasets.registry import find_dataset, open_splits
 from advl_pipeline.datasets.subsets import Selected
 from advl_pipeline.teachers.text_units import SelectingTextTower, cover, covering_texts
 
@@ -86,7 +86,9 @@ def test_texts_are_chosen_without_a_look_at_the_pictures(tmp_path: Path) -> None
     """A split of the hub would otherwise fetch all of them for a teacher of texts."""
     for split, numbers in (("train", range(8)), ("dev", range(8, 12))):
         write_lines(tmp_path / "snli-ve" / f"snli_ve_{split}.jsonl", map(snli_ve_record, numbers))
-    whole, union = (open_splits("snli-ve", split=split, data_root=tmp_path) for split in ("train", "train+val"))
+    whole, union = (
+        open_splits(find_dataset("snli-ve"), split, data_root=tmp_path) for split in ("train", "train+val")
+    )
     part = Selected(union, union.example_ids[6:9])
     assert [len(dataset.text_units()) for dataset in (whole, union, part)] == [8, 12, 3]
     for dataset in (whole, union, part):

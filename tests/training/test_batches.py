@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from interrupting import interrupted_at
 from run_logs import losses
 from safetensors.torch import load_file
-from small_corpus import SmallCorpus
+from small_corpus import SmallCorpus, train
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import FeatureStore, open_cache
@@ -28,7 +28,6 @@ from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import BatchOrder, ExampleOrder, TokenOrder, epoch_order
 from advl_pipeline.training.batches import training_batches
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals.controls import Shuffled
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
@@ -165,10 +164,10 @@ def test_the_number_of_workers_changes_nothing(
         on_threads.clear()
         if num_workers == 3:
             with interrupted_at(3), pytest.raises(KeyboardInterrupt):
-                run_finetune(config)
-            run_finetune(replace(config, num_workers=2))
+                train(config)
+            train(replace(config, num_workers=2))
         else:
-            run_finetune(config)
+            train(config)
         assert on_threads == {"MainThread", threads}
         assert losses(config.output) == losses(tmp_path / "1")
         first, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1", config.output))
@@ -188,7 +187,7 @@ def test_the_log_says_how_long_steps_waited_for_what_was_slow_to_prepare(
         tmp_path, student="scenes-vilt", method="plain", cache=(), num_steps=3, num_workers=1
     )
     monkeypatch.setattr(PixelStudent, "collate", slow)
-    summary = run_finetune(config).summary
+    summary = train(config).summary
     steps = [json.loads(line) for line in (tmp_path / names.METRICS).read_text(encoding="utf-8").splitlines()]
     waited = [step["seconds_waited"] for step in steps]
     assert waited[0] > 0.1

@@ -25,6 +25,7 @@ from advl_pipeline.base.errors import ConfigError, IdentityMismatch
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import View, load_finished, swapped_pictures, with_picture
+from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.evaluation.score_parts import score_matrices
 from advl_pipeline.runs.results import read_evaluation
@@ -42,7 +43,7 @@ def trained(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_evaluation_scores_items_and_spoilt_pictures(trained: Path) -> None:
     # The run knows where its data lie.
-    sets = run_evaluate(EvaluateConfig(run=trained, on=("test", "test-shift"))).sets
+    sets = run_evaluate(prepare_scoring(EvaluateConfig(run=trained, on=("test", "test-shift")))).sets
     assert "use_of_vision" not in sets["test-shift"]
     document = sets["test"]
     assert set(document["metrics"]) == {"q2a", "qa2r", "q2ar"}

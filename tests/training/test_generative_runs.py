@@ -27,6 +27,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict
+from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.build_model import base_dtype
@@ -238,7 +239,9 @@ def test_classes_and_answers_are_trained_scored_and_written(
     for name in (False, True) if generate else (False,):
         output = tmp_path / (f"{name}.json" if generate else "labels.csv")
         predictions = run_predict(
-            PredictConfig(run=run, on="val", data_root=small_corpus.data_root, output=output, generate=name)
+            prepare_scoring(
+                PredictConfig(run=run, on="val", data_root=small_corpus.data_root, output=output, generate=name)
+            )
         )
         assert predictions.num_items == len(open_dataset(dataset, split="val", data_root=small_corpus.data_root))
     if generate:
@@ -254,7 +257,11 @@ def test_a_student_with_heads_generates_nothing(small_corpus: SmallCorpus, tmp_p
     options = {**PLAIN, "student": "vilt-tiny", "dataset": "scenes-vqa", "task": (), "num_steps": 1}
     small_corpus.run(tmp_path / "run", **options)
     with pytest.raises(ConfigError, match="generates no text"):
-        run_predict(PredictConfig(run=tmp_path / "run", on="val", data_root=small_corpus.data_root, generate=True))
+        run_predict(
+            prepare_scoring(
+                PredictConfig(run=tmp_path / "run", on="val", data_root=small_corpus.data_root, generate=True)
+            )
+        )
 
 
 def test_teachers_grids_are_laid_over_tiles(small_corpus: SmallCorpus, tmp_path: Path) -> None:

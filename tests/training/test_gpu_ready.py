@@ -18,12 +18,14 @@ import pytest
 import torch
 from posing import Watch, posing
 from run_logs import metrics
+from small_corpus import train
 
 from advl_data.scenes.config import PretrainConfig
 from advl_data.scenes.pretrain import run_pretrain
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict
+from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
 from advl_pipeline.students.frozen_towers import TowerStudent
@@ -33,7 +35,6 @@ from advl_pipeline.training import run as run_module
 from advl_pipeline.training.batches import Sent
 from advl_pipeline.training.landmarks import readout
 from advl_pipeline.training.process_group import GradientSum, start_processes
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.step_log import StepNumbers
 
 TINY = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
@@ -134,7 +135,7 @@ def test_the_method_trains_every_student_from_a_host_that_hardly_waits(
     """At inference it is a plain student: the same outputs, with the teachers gone."""
     run = tmp_path / "run"
     with posing() as watch, a_run_is_watched(watch) as taken:
-        result = run_finetune(small(small_corpus, run, student=name, task=(), confidence="probe"))
+        result = train(small(small_corpus, run, student=name, task=(), confidence="probe"))
     require_frugal(taken, watch)
     assert result.summary["status"] == "done"
     logged = metrics(run)
@@ -155,8 +156,8 @@ def test_a_run_that_has_only_its_files_to_write_is_on_one_device(small_corpus: A
             mock.patch.object(run_module, "save_student", side_effect=KeyboardInterrupt),
             pytest.raises(KeyboardInterrupt),
         ):
-            run_finetune(run)
-        run_finetune(run)
+            train(run)
+        train(run)
     assert (tmp_path / "run" / names.SELECTED_WORDS).exists()
 
 
@@ -182,7 +183,7 @@ def test_every_way_to_learn_from_a_teacher_hardly_waits(
     if changes["student"] == "scenes-small":
         changes["known_words"] = known
     with posing() as watch, a_run_is_watched(watch) as taken:
-        run_finetune(small(small_corpus, tmp_path / "run", **changes))
+        train(small(small_corpus, tmp_path / "run", **changes))
     require_frugal(taken, watch)
 
 
@@ -198,12 +199,12 @@ def test_evaluating_and_predicting_stay_on_one_device(name: str, small_corpus: A
     run = tmp_path / "run"
     is_vqa = name != "uniter-tiny"
     task = {"dataset": "scenes-vqa" if is_vqa else "scenes-snli-ve", "task": ()}
-    run_finetune(small(small_corpus, run, student=name, method="plain", cache=(), num_steps=1, **task))
+    train(small(small_corpus, run, student=name, method="plain", cache=(), num_steps=1, **task))
     asked = {"run": run, "data_root": small_corpus.data_root, "device": "cuda:0"}
     with posing() as watch:
-        run_evaluate(EvaluateConfig(on=("val",), probe=("blanked", "removed"), **asked))
+        run_evaluate(prepare_scoring(EvaluateConfig(on=("val",), probe=("blanked", "removed"), **asked)))
         output = tmp_path / ("p.json" if is_vqa else "p.csv")
-        run_predict(PredictConfig(on="val", output=output, generate=is_vqa, **asked))
+        run_predict(prepare_scoring(PredictConfig(on="val", output=output, generate=is_vqa, **asked)))
     assert not set(watch.doubles) - DOUBLES
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_processes import start
 from run_logs import load_json, losses, metrics
-from small_corpus import SmallCorpus, signals_of
+from small_corpus import SmallCorpus, signals_of, train
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
@@ -32,7 +32,6 @@ from advl_pipeline.training.landmarks import bridge, readout
 from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.landmarks.naming import NameQuestion, NamingGate, naming_gate
 from advl_pipeline.training.landmarks.readout import effective_rank, mean_by_group, readout_share, take_readout
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import confidences
 
 
@@ -322,7 +321,7 @@ def test_weights_are_one_where_the_bridge_is_right_by_the_label(
 
     monkeypatch.setattr(confidences, "oracle", keep)
     options = {"known_words": known, "answer_weight": 1.0, "num_steps": 1}
-    run_finetune(small_corpus.config(tmp_path / "run", weighting="oracle", **options), is_control=True)
+    train(small_corpus.config(tmp_path / "run", weighting="oracle", **options), is_control=True)
     assert {name: weight == 1.0 for name, weight in measured.items()} == right
     assert 0 < sum(measured.values()) < len(measured)
     logged = losses(tmp_path / "run")
@@ -346,10 +345,10 @@ def test_inputs_without_labels_or_without_a_bridge_are_refused(
     )
     options = {"weighting": "oracle", "adapt_steps": 8, "shots": 8}
     with pytest.raises(ConfigError, match="no bridge") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", **options), is_control=True)
+        train(small_corpus.config(tmp_path / "run", **options), is_control=True)
     assert refused.value.where == "--weighting oracle"
     with pytest.raises(ConfigError, match="needs the label of every input") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", known_words=known, **options), is_control=True)
+        train(small_corpus.config(tmp_path / "run", known_words=known, **options), is_control=True)
     assert "1 have none" in str(refused.value.why)
 
 
@@ -398,7 +397,7 @@ def test_similarities_are_compared_in_full_precision_where_the_student_computes_
     options = {"known_words": known, "num_steps": 1, "adapt_steps": 1}
     small_corpus.run(tmp_path / "full", **options)
     # A process computes in one precision.
-    half = start(run_finetune, small_corpus.config(tmp_path / "half", mixed_precision="bf16", **options))
+    half = start(train, small_corpus.config(tmp_path / "half", mixed_precision="bf16", **options))
     assert half.wait() == 0, half.messages()
     for name in ("raw/text", "raw/vision"):
         full, in_half = (losses(tmp_path / run)[0][name] for run in ("full", "half"))

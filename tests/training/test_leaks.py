@@ -184,7 +184,7 @@ def test_inputs_of_another_split_join_the_adapt_step_and_need_no_labels(
 ) -> None:
     options = {"cache": (*small_corpus.caches, *other_caches), "adapt_on": ("inputs", OTHER), "known_words": known}
     assert small_corpus.run(tmp_path / "labelled", **options, **more).summary["num_adapt_inputs"] == 16 + 8
-    alter_examples(monkeypatch, lambda example: replace(example, label=None), opened_by="open_dataset")
+    alter_examples(monkeypatch, lambda example: replace(example, label=None), opened_by="open_split")
     small_corpus.run(tmp_path / "bare", **options, **more)
     assert losses(tmp_path / "bare") == losses(tmp_path / "labelled")
 

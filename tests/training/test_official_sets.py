@@ -14,7 +14,7 @@ from small_corpus import SMALL_WORDS
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.registry import open_dataset, open_splits
+from advl_pipeline.datasets.registry import find_dataset, open_dataset, open_splits
 
 NUM_QUESTIONS = 32
 SHORT = [
@@ -148,7 +148,7 @@ def finetune_vqa(output: str, *more: object) -> int:
 def test_train_and_val_are_trained_on_together_and_test_dev_is_predicted(
     vqa: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = open_splits("vqa-v2", split="train+val")
+    both = open_splits(find_dataset("vqa-v2"), "train+val")
     assert len(both) == 120
     assert both.label_names("vqa") == open_dataset("vqa-v2", split="val", answer_list="published").label_names("vqa")
     assert len(both.question_table().cells) == 120
@@ -167,7 +167,7 @@ def test_train_and_val_are_trained_on_together_and_test_dev_is_predicted(
     assert call("extract", "--teacher", "minilm-l6", "--dataset", "vqa-v2", "--split", "train+vall") == 2
     assert "val" in capsys.readouterr().err
     with pytest.raises(DatasetError, match="same items cannot be joined"):
-        open_splits("vqa-v2", split="train+train")
+        open_splits(find_dataset("vqa-v2"), "train+train")
 
 
 def test_val_without_train_is_refused_before_anything_is_encoded(

@@ -93,7 +93,9 @@ def config(student: str, **changes: Any) -> FinetuneConfig:
 
 
 def settle(student: str, task: str, *, num_labelled: int = 425_846) -> TrainingSettings:
-    return resolve_run(config(student, method="plain"), kind=task, num_labelled=num_labelled).settings
+    asked = config(student, method="plain")
+    method = resolve_method(asked)
+    return resolve_run(asked, method, kind=task, num_labelled=num_labelled, is_published=True).settings
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,18 @@ from run_logs import load_json
 
 from advl_pipeline.base.configuration import build_config, config_to_dict, declared, unused_options
 from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.training import resolved
 from advl_pipeline.training.build_model import student_options
-from advl_pipeline.training.checks import facts_of_run
 from advl_pipeline.training.config import DEFAULT_EPOCHS, FinetuneConfig
+from advl_pipeline.training.facts import facts_of_run
 from advl_pipeline.training.identity import SCHEMA, run_identity
 from advl_pipeline.training.recipes import default_numbers
 from advl_pipeline.training.resolved import resolve_method, resolve_run
 
-KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine.jsonl": ("choice",)}
+OWN = "mine.jsonl"
+KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), OWN: ("choice",)}
 METHODS = ("plain", "plain-two-step", "naive-kd", "advl")
 
 HINTS = {name: option.hint for name, option in declared(FinetuneConfig).items()}
@@ -84,7 +86,9 @@ def another(field: dataclasses.Field[Any], hint: Any) -> Any:
 
 def fingerprint(config: FinetuneConfig, kind: str) -> list[Any]:
     """Return what is decided of a run before its data are opened."""
-    run = resolve_run(config, kind=head_name(KINDS[kind][0]), num_labelled=1000)
+    run = resolve_run(
+        config, resolve_method(config), kind=head_name(KINDS[kind][0]), num_labelled=1000, is_published=kind != OWN
+    )
     options = student_options(config_to_dict(config))
     return [run.method, run.settings.to_dict(), options, config.reading, config.student]
 
@@ -101,7 +105,8 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
         )
         try:
             config = build_config(FinetuneConfig, config_to_dict(base), {name: value})
-            if name in unused_options(config, facts_of_run(config, KINDS[kind])):
+            facts = facts_of_run(config, resolve_method(config), is_own=kind == OWN)
+            if name in unused_options(config, facts_of_data(KINDS[kind]) | facts):
                 outcomes.add("refused")
                 continue
             usual = resolve_method(base)
@@ -137,7 +142,7 @@ PROJECTED = {"projector": "mlp", "pathway": "vision", "distance": "cosine"}
 )
 def test_an_option_that_nothing_reads_is_told(name: str, options: dict[str, Any]) -> None:
     config = build_config(FinetuneConfig, {"dataset": "d", "output": "o", "cache": (Path("caches/a"),)}, options)
-    assert name in unused_options(config, facts_of_run(config))
+    assert name in unused_options(config, facts_of_run(config, resolve_method(config), is_own=True))
 
 
 def test_what_is_left_out_is_an_option_for_one_reason() -> None:

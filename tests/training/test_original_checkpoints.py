@@ -18,6 +18,7 @@ from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
+from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.extraction.config import ImportConfig
 from advl_pipeline.extraction.run import run_import
 from advl_pipeline.students.lxmert import Lxmert
@@ -90,10 +91,10 @@ def test_one_command_from_files_to_evaluation(
     small_corpus.evaluate(run, regions=(features / "test",), probe=())
     np.testing.assert_array_equal(np.load(items_file(run))["scores/vcr-q2a"], scores)
     predict = PredictConfig(run=run, on="test", data_root=small_corpus.data_root)
-    result = run_predict(predict)
+    result = run_predict(prepare_scoring(predict))
     assert result.num_items == len(result.path.read_text(encoding="utf-8").splitlines()) - 1 == 8
     with pytest.raises(DatasetError):
-        run_predict(replace(predict, regions=(features / "train",)))
+        run_predict(prepare_scoring(replace(predict, regions=(features / "train",))))
 
 
 def test_low_rank_updates_train_and_are_merged_into_a_plain_student(small_corpus: Any, tmp_path: Path) -> None:

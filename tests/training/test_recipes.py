@@ -11,24 +11,27 @@ import pytest
 from commands import complaint
 from own_rows import choice_row, write_json_lines
 from run_logs import load_json, metrics
+from small_corpus import train
 
 from advl_pipeline.base.configuration import build_config, config_to_dict
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.packages import data_files, read_data_file
+from advl_pipeline.datasets.registry import find_dataset
+from advl_pipeline.datasets.roots import is_location
 from advl_pipeline.training import resolved
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import open_run_inputs
 from advl_pipeline.training.optimiser import rate_factor
 from advl_pipeline.training.recipes import choose_recipe, load_recipe, resolve_settings
-from advl_pipeline.training.resolved import finetune_steps, resolve_run
-from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.resolved import finetune_steps, resolve_method, resolve_run
 
 
 def settle(student: str, task: str, *, num_labelled: int = 425_846, **changes: Any) -> TrainingSettings:
     options = build_config(FinetuneConfig, {"dataset": "vcr", "output": "run", "student": student}, changes)
     chosen = choose_recipe(student, task, options.optimisation.recipe)
-    return resolve_settings(options, chosen, kind=task, num_labelled=num_labelled)
+    is_published = not is_location(options.dataset)
+    return resolve_settings(options, chosen, kind=task, num_labelled=num_labelled, is_published=is_published)
 
 
 UNITER, VL_BERT = ("uniter-base", "choice"), ("vl-bert-base", "choice")
@@ -231,7 +234,7 @@ def test_the_run_folder_says_where_numbers_come_from(
     options = small_corpus.config(
         tmp_path / "run", student="villa-tiny", method="plain", cache=(), num_steps=2, batch_size=None, task=()
     )
-    result = run_finetune(options)
+    result = train(options)
     written = load_json(tmp_path / "run" / "settings.json")
     assert written["settings"]["num_steps"] == {"value": 2, "source": "--num-steps"}
     assert "train-vcr-base-4gpu-adv.json" in written["settings"]["learning_rate"]["source"]
@@ -249,7 +252,10 @@ def configured(**options: Any) -> FinetuneConfig:
 
 
 def settings(num_labelled: int, **options: Any) -> TrainingSettings:
-    return resolve_run(configured(**options), kind="answers", num_labelled=num_labelled).settings
+    config = configured(**options)
+    is_published = not is_location(config.dataset)
+    method = resolve_method(config)
+    return resolve_run(config, method, kind="answers", num_labelled=num_labelled, is_published=is_published).settings
 
 
 @pytest.mark.parametrize(
@@ -306,8 +312,8 @@ def test_a_run_of_the_default_length_is_known_by_it_where_there_are_many_labels(
 
     def length(**options: Any) -> Any:
         config = configured(dataset=str(data), batch_size=16, **options)
-        inputs = open_run_inputs(config, [])
-        run = resolve_run(config, kind="choice", num_labelled=len(inputs.labelled))
+        inputs = open_run_inputs(config, find_dataset(config.dataset), [])
+        run = resolve_run(config, resolve_method(config), kind="choice", num_labelled=len(inputs.labelled))
         return run_record(run, inputs, [], []).get("num_steps")
 
     assert length() is None

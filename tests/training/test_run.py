@@ -22,7 +22,7 @@ from own_rows import COLOURS, choice_row, write_json_lines
 from PIL import Image
 from run_logs import load_json, metrics
 from safetensors.torch import load_file
-from small_corpus import SMALL_WORDS
+from small_corpus import SMALL_WORDS, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
@@ -35,7 +35,6 @@ from advl_pipeline.training import loop
 from advl_pipeline.training import run as run_module
 from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.config import FinetuneConfig, OptimiserOptions, TrainingSettings, config_of_run
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.step import FinetuneModel
 from advl_pipeline.training.stopping import PATIENCE
 from advl_pipeline.training.validation import is_due
@@ -109,7 +108,7 @@ def test_what_is_logged_is_what_evaluate_says(
     scored = json.loads(Path("run/evaluation/val.json").read_text(encoding="utf-8"))
     assert last["val/correct"] == pytest.approx(scored["metrics"]["choice"] / 100)
     unseen = config_of_run(load_json(Path("run/config.json")), output=Path("unseen"))
-    run_finetune(unseen, is_cell=True)
+    train(unseen, scores_val=False)
     losses, alone = ([record["raw/task"] for record in metrics(Path(run))] for run in ("run", "unseen"))
     assert losses == alone
     assert not any("val/task" in record for record in metrics(Path("unseen")))
@@ -139,7 +138,7 @@ def contrary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
 def test_a_run_on_own_data_ends_when_val_no_longer_improves_and_keeps_its_best(
     contrary: FinetuneConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = run_finetune(contrary)
+    run = train(contrary)
     scored = {
         record["step"]: (record["val/correct"], -record["val/task"])
         for record in metrics(run.output)
@@ -149,20 +148,20 @@ def test_a_run_on_own_data_ends_when_val_no_longer_improves_and_keeps_its_best(
     assert run.summary["num_steps"] == max(scored) + 1 == best + 1 + 4 * PATIENCE < TrainingSettings.num_steps
     assert f"keeps the weights of step {best + 1}," in capsys.readouterr().err
     with interrupted_at(best // 4 + 2), pytest.raises(KeyboardInterrupt):
-        run_finetune(replace(contrary, output=Path("stopped")))
+        train(replace(contrary, output=Path("stopped")))
     then, kept = load_file(Path("stopped") / names.CHECKPOINT), load_file(run.output / names.STUDENT_WEIGHTS)
     assert all(torch.equal(value, then[f"model/student.{name}"]) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("at", [2, 5])
 def test_a_stopped_run_that_may_end_early_is_the_uninterrupted_one(at: int, contrary: FinetuneConfig) -> None:
-    whole, stopped = run_finetune(contrary), replace(contrary, output=Path("stopped"))
+    whole, stopped = train(contrary), replace(contrary, output=Path("stopped"))
     with interrupted_at(at), pytest.raises(KeyboardInterrupt):
-        run_finetune(stopped)
+        train(stopped)
     # Stopped once more after its last step, before its student is written.
     with patch.object(run_module, "save_student", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        run_finetune(stopped)
-    summary = run_finetune(stopped).summary
+        train(stopped)
+    summary = train(stopped).summary
     assert summary["num_steps"] == whole.summary["num_steps"]
     weights = [load_file(run / names.STUDENT_WEIGHTS) for run in (Path("run"), Path("stopped"))]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -15,7 +15,7 @@ from first_step import first_terms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_logs import losses
-from small_corpus import SmallCorpus, signals_of
+from small_corpus import SmallCorpus, signals_of, train
 
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.tensors import with_tensors
@@ -27,8 +27,7 @@ from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import Features, TeacherSignal, TextSignal
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batches import TrainingBatch, collate_batch, in_pinned_memory, received, send_ahead
-from advl_pipeline.training.checks import _check_selection
-from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.caches import _check_selection
 from advl_pipeline.training.signals import stored_signals as signals
 from advl_pipeline.training.signals.averages import word_averages
 from advl_pipeline.training.signals.teacher_features import WordMeans, form_of, word_means
@@ -243,7 +242,7 @@ def test_a_run_over_some_texts_still_learns_answers_and_places_words(
 def test_coordinates_need_all_words(some: Path, small_corpus: Any, tmp_path: Path) -> None:
     config = small_corpus.config(tmp_path / "run", cache=(some,), distance="mse", confidence="none")
     with pytest.raises(ConfigError, match="cannot serve the distance") as refused:
-        run_finetune(config)
+        train(config)
     assert "--distance relational" in str(refused.value.next_command)
     assert not (tmp_path / "run").exists()
 

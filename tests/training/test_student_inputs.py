@@ -20,7 +20,7 @@ from dataset_mirrors import vcr_record, write_vcr
 from first_step import first_terms
 from region_mirrors import FEATURE_SIZE, write_npz, write_uniter_layout, write_vl_bert_json
 from run_logs import load_json, metrics
-from small_corpus import SmallCorpus
+from small_corpus import SmallCorpus, train
 from tiny_extraction import TinyDataset, tree_bytes
 
 from advl_pipeline.base.configuration import build_config
@@ -35,7 +35,6 @@ from advl_pipeline.extraction.run import import_features
 from advl_pipeline.students.picture_source import DecodedPictures, Regions, with_whole_picture
 from advl_pipeline.students.region_student import PIXELS_CAVEAT, RegionStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.student_inputs import CachedRegions, StoredPictures, use_region_caches
 
 
@@ -402,7 +401,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(small_corpus: S
     run = tmp_path / "run"
     taught = small_corpus.config(run, student="scenes-vilt", cache=(text,))
     with pytest.raises(IdentityMismatch, match="advl prepare"):
-        run_finetune(replace(taught, pictures=(pictures,)))
+        train(replace(taught, pictures=(pictures,)))
     assert tree_bytes(text) == before
     assert not run.exists()
     tasks = ("vcr-q2a", "vcr-qa2r")

@@ -32,6 +32,7 @@ from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students import generative
 from advl_pipeline.students.chat_config import family_facts
@@ -149,12 +150,14 @@ def strips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for picture in (folder / "pictures").iterdir():
         Image.open(picture).resize((640, 32)).save(picture)
     run_extract(
-        ExtractConfig(
-            teacher="efficientnet-lite0",
-            dataset=str(rows),
-            output=folder / "cache",
-            image_tokens="grid",
-            confidence=False,
+        prepare_extract(
+            ExtractConfig(
+                teacher="efficientnet-lite0",
+                dataset=str(rows),
+                output=folder / "cache",
+                image_tokens="grid",
+                confidence=False,
+            )
         )
     )
     return rows, folder / "cache"

@@ -10,14 +10,13 @@ import numpy as np
 
 from advl_pipeline.datasets.cards import COLUMNS, Card
 from advl_pipeline.datasets.index import Index, open_index
-from advl_pipeline.datasets.index_files import stamp_of
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.columns import MADE_OF
 from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.own.sources import find_source
 from advl_pipeline.datasets.problems import written_number
 from advl_pipeline.datasets.reading import Reading, RowVariant
-from advl_pipeline.datasets.roots import HUB_PREFIX, index_folder, is_location, resolve_data_root
+from advl_pipeline.datasets.roots import index_folder, is_location, resolve_data_root
 from advl_pipeline.datasets.rows import RowSource
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 from advl_pipeline.datasets.vqa_answers import build_vocabulary
@@ -109,39 +108,30 @@ def class_names(index: Index, card: Card, opened: Sequence[str]) -> tuple[str, .
     return tuple(sorted(used, key=lambda name: ((number := written_number(name)) is None, number or 0, name)))
 
 
-_opened: dict[tuple[str, Path | None, Path], tuple[object, DatasetSpec]] = {}
-"""Cache of the datasets read in this process: a command describes, validates and opens the same data."""
+def rows_dataset(name: str, data_root: Path | None, card: Card | None = None) -> DatasetSpec:
+    """Find and index a dataset of rows.
 
-
-def rows_dataset(name: str, data_root: Path | None) -> DatasetSpec:
-    """Find and index a dataset of rows, once per process while its files are unchanged.
+    Args:
+        card: the published card of that name, if there is one.
 
     Raises:
         ConfigError: the card cannot be used.
         DatasetError: the data do not exist, or none of their rows is usable.
     """
-    on_hub = name.startswith(HUB_PREFIX) and not Path(name.removeprefix(HUB_PREFIX).partition(":")[0]).exists()
-    here = (name, data_root, Path.cwd())
-    if on_hub and here in _opened:
-        return _opened[here][1]
-    rows, home = find_source(name, data_root)
-    folder = index_folder(home, home if is_location(name) else home / name)
-    state = (folder, rows.version, repr(rows.card), rows.pictures, [stamp_of(path) for path in rows.files])
-    if here not in _opened or _opened[here][0] != state:
-        index = open_index(rows, dataset=name, folder=folder)
-        dataset = DatasetSpec(
-            name=name,
-            card=rows.card,
-            tasks=index.tasks,
-            splits=index.splits,
-            open=partial(_open_split, rows, index),
-            labelled=tuple(filter(index.is_labelled, index.splits)),
-            line=_line(name, index),
-        )
-        _opened[here] = (state, dataset)
-    return _opened[here][1]
+    rows, home = find_source(name, data_root, card or Card())
+    index = open_index(rows, dataset=name, folder=index_folder(home, home if is_location(name) else home / name))
+    return DatasetSpec(
+        name=name,
+        card=rows.card,
+        tasks=index.tasks,
+        splits=index.splits,
+        open=partial(_open_split, rows, index),
+        labelled=tuple(filter(index.is_labelled, index.splits)),
+        line=_line(name, index),
+        is_described=card is not None,
+    )
 
 
-def open_rows(name: str, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    """Read a dataset of rows and open a split; raises the errors of both steps."""
-    return rows_dataset(name, data_root).open(split, data_root, options)
+def open_rows(name: str, card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+    """Read a dataset of rows with a published card, and open a split; raises the errors of both steps."""
+    return rows_dataset(name, data_root, card).open(split, data_root, options)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
 from advl_pipeline.base.packages import load_plugin, plugin_error
-from advl_pipeline.datasets.cards import ROWS, Card, by_split, known_card, read_card
+from advl_pipeline.datasets.cards import Card, by_split, read_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.people import READERS
 from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
@@ -36,12 +36,13 @@ Table = tuple[Path, str | None]
 """One file and its split; None if a column contains the split."""
 
 
-def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
+def find_source(name: str, data_root: Path | None, card: Card) -> tuple[RowSource, Path]:
     """Find the rows of a dataset.
 
     Args:
         name: a file, a folder, a card, `hf:NAME`, or the name of an installed reader.
         data_root: folder of the pictures, if it is not that of the file; for a reader, the datasets folder.
+        card: the published card of that name, else an empty one.
 
     Returns:
         The rows, and the folder whose `.index` stores their index.
@@ -54,14 +55,15 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
         return _read_by_plugin(plugin, root), root
     if name.startswith(HUB_PREFIX):
         return hub_source(name, Card(), root=root), root
-    if (card := known_card(name)).reader:
+    if card.reader:
         return READERS[card.reader](root / name, card), root
-    if card.name and card.format == ROWS:
+    if card.name:
         revisions = {
             repository.revision[:12] for repository in hub_names(card.files, root).values() if repository.revision
         }
         return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
-    if not path.exists():
+    # An absolute path, which a working directory that is gone does not have.
+    if not path.absolute().exists():
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""
         raise DatasetMissing(

@@ -22,7 +22,7 @@ from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.relational import Landmarks
 from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.config import TaskLoss
-from advl_pipeline.training.inputs import Inputs, cache_of_split
+from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.bridge import bridge_confidence, oracle
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.resolved import Run
@@ -35,7 +35,7 @@ _MISSING = -1.0
 
 def find_confidences(
     run: Run,
-    caches: Sequence[TeacherCache],
+    teachers: Sequence[TeacherCache],
     inputs: Inputs,
     start: StudentAtStart,
     landmarks: Mapping[str, Landmarks],
@@ -43,6 +43,7 @@ def find_confidences(
     """Return the separation of each modality's confidence, and the confidences for the weights, by example id.
 
     Args:
+        teachers: the teachers' caches of the split that is trained on.
         start: keeps its training or evaluation mode.
         landmarks: of the text teachers.
 
@@ -62,7 +63,7 @@ def find_confidences(
         estimates: Mapping[str, TruthConfidence] = {"text": bridge}
     else:
         estimates = load_or_estimate_confidence(
-            caches=cache_of_split(caches, inputs.splits)[0],
+            caches=teachers,
             dataset=inputs.dataset,
             example_ids=ids,
             estimator=config.confidence,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,6 @@ from advl_pipeline.distillation.settings import VisionTarget
 from advl_pipeline.students.interface import PlaceKind, Student
 from advl_pipeline.students.known_words import read_known_words, recorded_words
 from advl_pipeline.training.batch_order import inputs_visited
-from advl_pipeline.training.checks import check_teachers
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.bridge import TeacherAnswers, find_answers
 from advl_pipeline.training.landmarks.census import StudentAtStart
@@ -113,18 +113,22 @@ class Teaching:
 
 
 def open_teaching(
-    run: Run, start: StudentAtStart, caches: Sequence[TeacherCache], inputs: Inputs, accelerator: Accelerator
+    run: Run,
+    start: StudentAtStart,
+    teachers: Sequence[Sequence[TeacherCache]],
+    inputs: Inputs,
+    accelerator: Accelerator,
 ) -> Teaching:
     """Open the training signals besides labels; the result is empty without teachers, anchor or answers.
 
     Args:
         start: the student to train, on its device; keeps its training or evaluation mode.
+        teachers: the teachers' caches of each split of `inputs.splits`, as `check_teachers` returns them.
 
     Raises:
-        IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: a damaged cache.
-        ConfigError: teachers or options contradict each other.
+        CorruptCache: a damaged cache. ConfigError: teachers or options contradict each other.
     """
-    opened = _open_sources(run, caches, inputs)
+    opened = _open_sources(run, teachers, inputs)
     if opened is None:
         answers = find_answers(run, start, FoundLandmarks(), inputs)
         return Teaching(answers=answers)
@@ -148,7 +152,7 @@ def open_teaching(
     landmarks = moved(computed_by_first(find, accelerator), accelerator.device)
     # The first process estimates what is missing; the others read its files.
     with accelerator.main_process_first():
-        measured, followed = find_confidences(run, caches, inputs, start, landmarks.words)
+        measured, followed = find_confidences(run, teachers[0], inputs, start, landmarks.words)
     return Teaching(
         source=replace(source, confidence=followed),
         judge=judge,
@@ -161,21 +165,19 @@ def open_teaching(
 
 
 def _open_sources(
-    run: Run, caches: Sequence[TeacherCache], inputs: Inputs
+    run: Run, teachers: Sequence[Sequence[TeacherCache]], inputs: Inputs
 ) -> tuple[SignalSource, SignalSource] | None:
-    """Return the teachers' signals, checked against the inputs, and those of the original teachers.
+    """Return the teachers' signals, and those of the original teachers.
 
     Return None if none is needed. The two differ under a control.
 
     Raises:
-        IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: a damaged cache.
-        ConfigError: teachers or options contradict each other.
+        CorruptCache: a damaged cache. ConfigError: teachers or options contradict each other.
     """
-    config, method = run.config, run.method
-    if not method.reads_words:
+    config = run.config
+    if not run.method.reads_words:
         return None
-    by_split = check_teachers(caches, inputs, config, method.settings)
-    for cache in caches:
+    for cache in chain.from_iterable(teachers):
         require_trustworthy(cache)
     candidates = [
         candidate
@@ -184,18 +186,18 @@ def _open_sources(
     ]
     texts = {candidate.text_unit.unit_id: candidate.text for candidate in candidates}
     control = control_of(config)
-    teachers: list[TeacherFeatures] = []
+    learned: list[TeacherFeatures] = []
     judges: list[TeacherFeatures] = []
-    for of_teacher in zip(*by_split, strict=True):
+    for of_teacher in zip(*teachers, strict=True):
         cached = cached_teacher(*of_teacher)
-        for collected, teacher in ((teachers, control.features(cached)), (judges, cached)):
+        for collected, teacher in ((learned, control.features(cached)), (judges, cached)):
             if any(cache.keeps_some_texts for cache in of_teacher) and teacher.text is not None:
                 # Only some texts have rows; words of the others get their means.
                 teacher = replace(teacher, word_means=word_means(teacher.text, texts))
             collected.append(teacher)
     control.require(judges, config)
     source = SignalSource(
-        teachers,
+        learned,
         prior=fit_word_prior(candidate.text for candidate in candidates),
         known=recorded_words(config.init) if config.known_words is None else read_known_words(config.known_words),
     )

@@ -1,0 +1,184 @@
+"""Prepare a scoring or a look at a student, before torch loads, by finding and opening what it reads, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from advl_pipeline.base.configuration import command_words, config_to_dict, require_effect
+from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
+from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.datasets.registry import find_dataset, read_dataset, require_names, with_rows
+from advl_pipeline.datasets.roots import DatasetMissing, is_location, recorded_paths, refused_paths, set_name
+from advl_pipeline.datasets.spec import DatasetSpec
+from advl_pipeline.evaluation.config import BesideCaches, EvaluateConfig, PredictConfig
+from advl_pipeline.evaluation.lettered import LETTERED_TASKS
+from advl_pipeline.runs.names import is_finished
+from advl_pipeline.runs.results import moved_to, read_config
+from advl_pipeline.students.registry import student_names
+from advl_pipeline.training.config import FinetuneConfig
+
+LookT = TypeVar("LookT", bound=BesideCaches)
+ScoringT = TypeVar("ScoringT", EvaluateConfig, PredictConfig)
+
+
+def require_finished(run: Path) -> dict[str, Any]:
+    """Return the configuration that a finished run was created with.
+
+    Raises:
+        ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished.
+    """
+    config = read_config(run)
+    if is_finished(run):
+        return config
+    resume = advise(["advl", "finetune", *command_words(FinetuneConfig, config | {"output": str(run)})])
+    why = "there is no result.json, which comes last"
+    raise WeightsUnavailable("The run is not finished.", where=str(run), why=why, next_command=resume)
+
+
+def by_name(config: BesideCaches) -> bool:
+    """Return whether a student is given by its name, not as a folder."""
+    return not config.student.is_dir() and str(config.student) in student_names()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedLook(Generic[LookT]):
+    """A look at a student beside caches that was checked, with the caches opened, in the given order.
+
+    `trained_on` is the configuration of the run that is looked at, empty if the student is no run. `dataset`, `split`
+    and `data_root` (None for the default folder) are those of the caches.
+    """
+
+    config: LookT
+    trained_on: Mapping[str, Any]
+    caches: Sequence[TeacherCache]
+    dataset: DatasetSpec
+    split: str
+    data_root: Path | None
+
+
+def prepare_look(config: LookT, dataset: DatasetSpec | None = None) -> PreparedLook[LookT]:
+    """Open the caches of a look, and find their dataset.
+
+    Args:
+        dataset: that of the caches, as `read_dataset` returns it; None to find it.
+
+    Raises:
+        ConfigError: a cache is missing or names a path not given by the user, or the caches are of different splits.
+        CorruptCache: a cache is unfinished or damaged. DatasetError: the user's own data cannot be read.
+    """
+    require_outputs(config)
+    require_effect(config, {"a student by name": "" if by_name(config) else f"{config.student} has its own weights"})
+    if not config.cache:
+        extract = "advl extract --teacher NAME --dataset NAME --split train".split()
+        advice = advise(extract, note="then give it as --cache DIR")
+        what = "The command needs a teacher cache, whose inputs are looked at."
+        raise ConfigError(what, where="--cache", next_command=advice)
+    trained_on = read_config(config.student) if is_finished(config.student) else {}
+    caches = [open_cache(location) for location in config.cache]
+    for cache in caches:
+        _require_typed_paths(config, cache, trained_on)
+    splits = {(cache.identity["dataset"]["name"], cache.identity["dataset"]["split"]) for cache in caches}
+    if len(splits) > 1:
+        why = ", ".join(f"{name}/{split}" for name, split in sorted(splits))
+        instead = "give the caches of one split; run the command once for each"
+        raise ConfigError("The caches are of different splits.", where="--cache", why=why, next_command=instead)
+    recorded = caches[0].provenance["config"]
+    data_root = moved_to(config.data_root, recorded)
+    return PreparedLook(
+        config=config,
+        trained_on=trained_on,
+        caches=caches,
+        dataset=dataset or read_dataset(config.dataset or str(recorded["dataset"]), data_root),
+        split=caches[0].identity["dataset"]["split"],
+        data_root=data_root,
+    )
+
+
+def _require_typed_paths(config: BesideCaches, cache: TeacherCache, trained_on: Mapping[str, Any]) -> None:
+    """Refuse paths in a cache's record that the user did not type and that the run was not trained on.
+
+    A cache may come from anyone, so its paths are not opened.
+
+    Raises:
+        ConfigError: the record names another path.
+    """
+    recorded = cache.provenance["config"]
+    typed = {"dataset": config.dataset, "data_root": config.data_root}
+    missing = {
+        name: path
+        for name, path in recorded_paths(recorded).items()
+        if name in typed and typed[name] is None and trained_on.get(name) != path
+    }
+    if moved_to(None, recorded) is None:
+        missing.pop("data_root", None)  # It does not exist on this machine, so the default folder is used.
+    if missing:
+        words = command_words(type(config), {**config_to_dict(config), **missing, "student": None})
+        raise refused_paths(cache.path, missing, [*config.command, str(config.student), *words])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedScoring(Generic[ScoringT]):
+    """The scoring of a finished run that was checked.
+
+    `trained_on` is the configuration that the run was created with, and `datasets` are those of the test sets, by
+    name. In `config` the folder of the datasets is that of the run unless the user gave another.
+    """
+
+    config: ScoringT
+    trained_on: Mapping[str, Any]
+    datasets: Mapping[str, DatasetSpec]
+
+
+def prepare_scoring(config: ScoringT, *, may_idle: bool = False) -> PreparedScoring[ScoringT]:
+    """Find what a finished run is scored on, in well under a second. Refuse a run that cannot answer.
+
+    Args:
+        may_idle: allow options without effect, as a study gives them to all of its runs.
+
+    Raises:
+        ConfigError: no such run or set, or an option has no effect. WeightsUnavailable: the run is not finished.
+            DatasetError: the user's own data cannot be read.
+    """
+    require_outputs(config)
+    trained_on = require_finished(config.run)
+    config = replace(config, data_root=moved_to(config.data_root, trained_on))
+    datasets: dict[str, DatasetSpec] = {}
+    for test_set in config.on if isinstance(config, EvaluateConfig) else (config.on,):
+        name, split = set_name(test_set, trained_on["dataset"])
+        try:
+            dataset = datasets.get(name) or find_dataset(name, config.data_root)
+            require_names(dataset, split, data_root=config.data_root)
+            datasets[name] = with_rows(dataset, config.data_root)
+        except DatasetMissing as error:
+            if name == trained_on["dataset"] and is_location(name) and not Path(name).exists():
+                # A run remains valid after its data move.
+                error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
+            raise
+    if not may_idle:
+        _require_effect(config, datasets.values())
+    return PreparedScoring(config=config, trained_on=trained_on, datasets=datasets)
+
+
+def _require_effect(config: EvaluateConfig | PredictConfig, datasets: Iterable[DatasetSpec]) -> None:
+    tasks = {task for dataset in datasets for task in dataset.tasks}
+    of_task = f"the task is {', '.join(sorted(tasks))}"
+    facts = {"VQA": "" if "vqa" in tasks else of_task}
+    if isinstance(config, EvaluateConfig):
+        by_letters = config.protocol == "letters"
+        not_evaluated = [name for name in config.probe_on if name not in config.on]
+        facts |= {
+            "likelihoods": "--as letters scores by the set's own evaluator" if by_letters else "",
+            "questions for letters": ""
+            if LETTERED_TASKS & set(tasks)
+            else f"it asks choices and answers, and {of_task}",
+            "pictures to replace": "--as letters asks complete questions, and replaces no picture"
+            if by_letters
+            else "",
+            "an evaluated set": f"{not_evaluated[0]} is not evaluated (--on)" if not_evaluated else "",
+            "a probe": "" if set(config.probes) - {"none"} else "--probe none replaces no picture",
+        }
+    require_effect(config, facts)

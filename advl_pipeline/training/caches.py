@@ -1,0 +1,238 @@
+"""The caches of a run: those of its teachers and of its regions, opened once and compared with its data."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise
+from advl_pipeline.base.folders import default_cache
+from advl_pipeline.base.locations import Location, parse_location
+from advl_pipeline.cache.identity import difference_table, differences, extract_command
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.store import IDENTITY_FILE
+from advl_pipeline.datasets.cards import picture_splits
+from advl_pipeline.datasets.records import Dataset, Example
+from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.students.options import PIXELS
+from advl_pipeline.teachers.open_options import PICTURES
+from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
+from advl_pipeline.training.inputs import Inputs, cache_of_split, dataset_identity
+
+
+def open_caches(config: TeacherOptions) -> list[TeacherCache]:
+    """Open the caches that the options name, through the disk cache if they are in an object store.
+
+    Raises:
+        ConfigError: a cache contains pictures or regions instead of a teacher's features.
+    """
+    caches = [open_cache(path) for path in config.cache]
+    for cache in caches:
+        if cache.teacher_name.startswith(PICTURES):
+            raise _other_option("pictures, and no teacher's features", cache, "--pictures")
+        if cache.image is not None and cache.image.has_regions:
+            raise _other_option("a detector's regions, and no teacher's features", cache, "--regions")
+    return caches
+
+
+def _other_option(holds: str, cache: TeacherCache, option: str) -> ConfigError:
+    instead = f"give it as {option} {shlex.quote(str(cache.path))}"
+    return ConfigError(f"This cache holds {holds}.", where=str(cache.path), next_command=instead)
+
+
+def region_places(
+    locations: Iterable[Location], splits: Iterable[tuple[str, str]]
+) -> dict[Location, tuple[Location, str, str]]:
+    """Return the caches named by the region options: place -> the option, and the dataset and split that it is for.
+
+    Args:
+        locations: `{dataset}` and `{split}` stand for each of the splits. If that cache is missing, `{split}` is the
+            split that contains its pictures, as for a shifted set.
+        splits: (dataset, split) of the data to read.
+    """
+    places: dict[Location, tuple[Location, str, str]] = {}
+    options = [location for location in locations if location != PIXELS]
+    for option, (dataset, split) in itertools.product(options, splits):
+        named = str(option).replace("{dataset}", dataset_label(dataset))
+        tried = [
+            parse_location(named.replace("{split}", filed_under))
+            for filed_under in (split, *picture_splits(dataset, split))
+        ]
+        # An object store is checked when the cache is opened.
+        caches = (
+            location for location in tried if not isinstance(location, Path) or (location / IDENTITY_FILE).is_file()
+        )
+        places.setdefault(next(caches, tried[0]), (option, dataset, split))
+    return places
+
+
+def open_region_caches(
+    locations: Iterable[Location],
+    splits: Sequence[tuple[str, str]],
+    *,
+    data_root: Path | None = None,
+) -> list[TeacherCache]:
+    """Open the caches named by the region options; none for crops.
+
+    Args:
+        locations: as for `region_places`.
+        splits: as for `region_places`.
+        data_root: of the datasets, for the advice.
+
+    Raises:
+        ConfigError: the place is empty or has a detector's files; the message has the command that imports them.
+            CorruptCache: a cache is damaged.
+    """
+    caches = []
+    for place, (option, dataset, split) in region_places(locations, splits).items():
+        if isinstance(place, Path) and not (place / IDENTITY_FILE).is_file():
+            source = str(option).replace("{dataset}", dataset_label(dataset))
+            filed_under = picture_splits(dataset, split)[0]
+            are_there = place.exists() or Path(source.replace("{split}", filed_under)).exists()
+            words = ["advl", "cache", "import", source if are_there else "FILE", "--name", "regions"]
+            words += ["--dataset", dataset, "--split", split]
+            usual = default_cache("import-regions", "{dataset}", "{split}")
+            words += [] if data_root is None else ["--data-root", str(data_root)]
+            raise ConfigError(
+                "Regions are read from a cache; import a detector's files first.",
+                where=str(place),
+                why="these are no files of a cache" if are_there else "there is nothing here",
+                next_command=advise(words, note=f"then give --regions {shlex.quote(str(usual))}"),
+            )
+        cache = open_cache(place)
+        if cache.image is None or not cache.image.has_regions:
+            raise _other_option("no regions of a detector", cache, "--cache")
+        caches.append(cache)
+    return caches
+
+
+def check_teachers(
+    caches: Sequence[TeacherCache], inputs: Inputs, config: FinetuneConfig, settings: DistillationSettings
+) -> list[list[TeacherCache]]:
+    """Refuse teacher caches without the features that a run reads; return them as `cache_of_split` does.
+
+    Raises:
+        IdentityMismatch: a cache of another dataset, split or setting, or of a part. ConfigError: a cache of other
+            words.
+    """
+    by_split = cache_of_split(caches, inputs.splits)
+    for split, of_split in zip(inputs.splits, by_split, strict=True):
+        check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
+        _check_selection(of_split, settings)
+        sees_some = split is inputs.dataset
+        seen = sorted({*inputs.labelled, *inputs.seen}) if sees_some else range(len(split))
+        _check_part(of_split, split, seen, config)
+    return by_split
+
+
+def check_caches(
+    caches: Sequence[TeacherCache], dataset: Dataset, *, data_root: Path | None, on_error: str = "fail"
+) -> None:
+    """Compare each cache's dataset with the training dataset.
+
+    Args:
+        data_root: where the dataset was found, for the advice.
+        on_error: how it was opened; leaving out examples makes it a different dataset.
+
+    Raises:
+        IdentityMismatch: they differ; the message has both values and the command that extracts again, or the option
+            of the cache.
+    """
+    expected = dataset_identity(dataset)
+    for cache in caches:
+        actual, made_by = cache.identity["dataset"], cache.provenance["config"]
+        skipped = made_by.get("on_error", "fail")
+        if actual.get("content_digest") != expected["content_digest"] and skipped != on_error:
+            raise IdentityMismatch(
+                f"The cache was made with --on-error {skipped}, and the dataset is read with --on-error {on_error}.",
+                where=str(cache.path),
+                next_command=f"add --on-error {skipped}",
+            )
+        same = {key for key, value in expected.items() if actual.get(key) == value}
+        if same == expected.keys():
+            continue
+        style = dataset.text_style if dataset.text_style in get_args(TextStyle) else None
+        of_run = {"dataset": dataset.name, "split": dataset.split, "text_style": style, "data_root": data_root}
+        if same >= {"name", "split", "text_style"}:
+            instead = extract_command(made_by | of_run, cache.path, renew=True)
+        else:
+            # A cache of other data remains valid and is not replaced.
+            output = f"{cache.path}-{dataset.text_style}" if same >= {"name", "split"} else ""
+            whole = made_by | of_run | {"shots": None, "ids": []}
+            instead = extract_command(whole, output, note="then give that cache as --cache")
+        # The identity of your own data is its content, but the message names its file.
+        named = expected | {"name": dataset.name}, actual | {"name": str(made_by.get("dataset") or actual["name"])}
+        raise IdentityMismatch(
+            "The cache was made from another dataset than the one to train on.",
+            where=str(cache.path),
+            why="\n" + difference_table(differences(*named, partial=True)),
+            next_command=instead,
+        )
+
+
+def _check_part(
+    caches: Sequence[TeacherCache], dataset: Dataset, positions: Sequence[int], config: FinetuneConfig
+) -> None:
+    """Refuse a cache of a part of a split that lacks inputs of the run. A cache of a complete split is not examined.
+
+    Args:
+        positions: of the examples whose inputs the run uses.
+        config: of the run, for the advice.
+
+    Raises:
+        IdentityMismatch: inputs are missing; the message has the command that extracts them.
+    """
+    for cache in caches:
+        if "selection" not in cache.identity["dataset"]:
+            continue
+        num_missing = sum(not holds(cache, dataset[position]) for position in positions)
+        if not num_missing:
+            continue
+        # The file of ids may have the same name as the one that this cache was made from.
+        needed: dict[str, Any] = {"shots": None, "ids": [], "seed": [config.seed]}
+        if config.ids is not None and config.pool is None:
+            needed["ids"] = [str(config.ids)]
+        elif config.shots is not None or config.pool is not None:
+            needed["shots"] = max(config.shots or 1, config.pool or 1)
+        output = f"{cache.path}-new" if needed["ids"] else ""
+        note = "then give that cache as --cache"
+        raise IdentityMismatch(
+            "The cache holds a part of the split, and the run sees more.",
+            where=str(cache.path),
+            why=f"{num_missing:,} of the {len(positions):,} examples that the run sees are not in it",
+            next_command=extract_command(cache.provenance["config"] | needed, output, note=note),
+        )
+
+
+def holds(cache: TeacherCache, example: Example) -> bool:
+    """Whether a cache has features of an example's picture and texts."""
+    texts = [candidate.text_unit.unit_id for candidate in example.candidates]
+    return (cache.image is None or bool(cache.image.contains([example.image.unit_id]).all())) and (
+        cache.text is None or bool(cache.text.contains(texts).all())
+    )
+
+
+def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSettings) -> None:
+    """Refuse caches of some words if a distance or a selection requires all of them.
+
+    Raises:
+        ConfigError: words are missing; the message has the command that extracts all tokens.
+    """
+    if settings.pathway == "vision":
+        return
+    for cache in caches:
+        instead = ""
+        if cache.keeps_some_texts and settings.distance != "relational":
+            what = f"A cache of some texts' words cannot serve the distance {settings.distance!r}."
+            instead = "add --distance relational, or "
+        elif cache.lacks_common_words:
+            what = "Caches of the rarest words of each text can no longer be trained on."
+        else:
+            continue
+        again = extract_command(cache.provenance["config"] | {"select_texts": None}, cache.path, renew=True)
+        raise ConfigError(what, where=str(cache.path), next_command=f"{instead}{again}")
