@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,19 @@ def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[st
     Raises:
         ConfigError: the split has fewer questions, or `shots` is not positive.
     """
-    table = require_shots(dataset, shots)
-    chosen = question_order(table, seed)[:shots]
-    return tuple(example_id for question in chosen for example_id in table.example_ids[question])
+    return nested_subsets(dataset, [shots], seed)[shots]
+
+
+def nested_subsets(dataset: StratifiedDataset, sizes: Sequence[int], seed: int) -> dict[int, tuple[str, ...]]:
+    """Return several subsets by their number of questions, as `nested_subset` returns and refuses one."""
+    if not sizes:
+        return {}
+    table = require_shots(dataset, max(sizes))
+    order = question_order(table, seed)
+    return {
+        shots: tuple(example_id for question in order[:shots] for example_id in table.example_ids[question])
+        for shots in sizes
+    }
 
 
 def require_shots(dataset: StratifiedDataset, shots: int) -> QuestionTable:

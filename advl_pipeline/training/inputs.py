@@ -12,7 +12,7 @@ from advl_pipeline.base.errors import (
     advise,
 )
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.lowshot import nested_subsets
 from advl_pipeline.datasets.records import Dataset, StratifiedDataset, head_name
 from advl_pipeline.datasets.registry import open_split, open_splits, read_dataset
 from advl_pipeline.datasets.roots import dataset_label
@@ -103,23 +103,25 @@ def open_run_inputs(config: FinetuneConfig, spec: DatasetSpec, caches: Sequence[
             ones without a pool.
 
     Raises:
-        DatasetError, ConfigError: as for `open_splits`, `nested_subset` and `listed_ids`; or no training item has a
+        DatasetError, ConfigError: as for `open_splits`, `nested_subsets` and `listed_ids`; or no training item has a
             label, or a split of the adapt stage has tasks of another kind.
     """
     refuse_two_subsets(config.shots, config.ids)
     dataset = open_splits(spec, config.split, tasks=config.task, **config.reading)
     everything = list(range(len(dataset)))
     labelled = seen = everything
+    sizes = [size for size in (config.shots, config.pool) if size is not None]
+    subsets = nested_subsets(dataset, sizes, config.seed)
     if config.ids is not None:
         labelled = _positions(dataset, listed_ids(config.ids, dataset))
     elif config.shots is not None:
-        labelled = _positions(dataset, nested_subset(dataset, config.shots, config.seed))
+        labelled = _positions(dataset, subsets[config.shots])
     if not any(dataset[place].label is not None or dataset[place].soft_label for place in labelled):
         where = f"{dataset_label(config.dataset)}/{config.split}, {len(labelled)} items"
         instead = "--split with one that has labels"
         raise DatasetError("No item has a label, so there is nothing to learn.", where=where, next_command=instead)
     if config.pool is not None:
-        seen = sorted({*labelled, *_positions(dataset, nested_subset(dataset, config.pool, config.seed))})
+        seen = sorted({*labelled, *_positions(dataset, subsets[config.pool])})
     elif any(
         "selection" in made_from and (made_from["name"], made_from["split"]) == (dataset.identity_name, dataset.split)
         for made_from in (cache.identity["dataset"] for cache in caches)

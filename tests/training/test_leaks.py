@@ -23,6 +23,7 @@ from advl_data.scenes.students.lookup import LookupHead
 from advl_pipeline.base.configuration import build_config
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
+from advl_pipeline.datasets import lowshot
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.subsets import Concatenated
@@ -31,6 +32,7 @@ from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.inputs import open_run_inputs
 from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 
@@ -72,13 +74,26 @@ def test_only_labels_of_the_subset_and_inputs_that_may_be_seen_influence_a_low_s
     assert losses(tmp_path / "subset") != losses(tmp_path / "inputs")
 
 
+def test_labels_and_pool_are_prefixes_of_one_order_that_is_drawn_once(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, drawn = small_corpus.dataset(), []
+    labelled, seen = (set(nested_subset(dataset, shots, 0)) for shots in (4, 10))
+    order = lowshot.question_order
+    monkeypatch.setattr(lowshot, "question_order", lambda *given: drawn.append(given) or order(*given))
+    inputs = open_run_inputs(small_corpus.config(tmp_path, method="plain", shots=4, pool=10), [])
+    assert len(drawn) == 1
+    assert {dataset.example_ids[place] for place in inputs.labelled} == labelled < seen
+    assert {dataset.example_ids[place] for place in inputs.seen} == seen
+
+
 def test_heads_that_look_things_up_count_words_where_inputs_may_be_seen(small_corpus: Any, tmp_path: Path) -> None:
     options = {"method": "plain", "dataset": "scenes-vqa", "task": (), "shots": 4, "num_steps": 1}
     dataset = open_dataset("scenes-vqa", split="train", data_root=small_corpus.data_root)
     student = build_student("scenes-small")
     for pool in (10, None):
         small_corpus.run(tmp_path / f"{pool}", pool=pool, **options)
-        shares_V = load_file(tmp_path / f"{pool}" / "heads.safetensors")["vqa.token_share_V"]
+        shares_V = load_file(tmp_path / f"{pool}" / "heads.safetensors")["answers.token_share_V"]
         seen = set(dataset.example_ids if pool is None else nested_subset(dataset, pool, 0))
         texts = [dataset[index] for index in range(len(dataset)) if dataset.example_ids[index] in seen]
         expected = LookupHead(student.hidden_size, len(shares_V), 1)
