@@ -72,8 +72,11 @@ def open_as_trained(
         if fits and head != "answers":
             fits = finished.label_names[head] == tuple(opened.label_names(task))
         if not fits:
-            what, why = f"The run has no head for {task} with this set's classes.", ", ".join(finished.label_names)
-            raise ConfigError(what, where=f"{opened.name}/{opened.split}", why=f"heads of the run: {why}")
+            raise ConfigError(
+                f"The run has no head for {task} with this set's classes.",
+                where=f"{opened.name}/{opened.split}",
+                why=f"heads of the run: {', '.join(finished.label_names)}",
+            )
     read = [(dataset.name, split)]
     regions = open_region_caches(config.regions or regions_of_run(trained_on), read, data_root=config.data_root)
     stored = use_stored_pictures(finished.student, config.pictures, read)

@@ -34,9 +34,12 @@ def require_finished(run: Path) -> dict[str, Any]:
     config = read_config(run)
     if is_finished(run):
         return config
-    resume = advise(["advl", "finetune", *command_words(FinetuneConfig, config | {"output": str(run)})])
-    why = "there is no result.json, which comes last"
-    raise WeightsUnavailable("The run is not finished.", where=str(run), why=why, next_command=resume)
+    raise WeightsUnavailable(
+        "The run is not finished.",
+        where=str(run),
+        why="there is no result.json, which comes last",
+        next_command=advise(["advl", "finetune", *command_words(FinetuneConfig, config | {"output": str(run)})]),
+    )
 
 
 def by_name(config: BesideCaches) -> bool:
@@ -74,18 +77,23 @@ def prepare_look(config: LookT, dataset: DatasetSpec | None = None) -> PreparedL
     require_effect(config, {"a student by name": "" if by_name(config) else f"{config.student} has its own weights"})
     if not config.cache:
         extract = "advl extract --teacher NAME --dataset NAME --split train".split()
-        advice = advise(extract, note="then give it as --cache DIR")
-        what = "The command needs a teacher cache, whose inputs are looked at."
-        raise ConfigError(what, where="--cache", next_command=advice)
+        raise ConfigError(
+            "The command needs a teacher cache, and examines the inputs in it.",
+            where="--cache",
+            next_command=advise(extract, note="then give it as --cache DIR"),
+        )
     trained_on = read_config(config.student) if is_finished(config.student) else {}
     caches = [open_cache(location) for location in config.cache]
     for cache in caches:
         _require_typed_paths(config, cache, trained_on)
     splits = {(cache.identity["dataset"]["name"], cache.identity["dataset"]["split"]) for cache in caches}
     if len(splits) > 1:
-        why = ", ".join(f"{name}/{split}" for name, split in sorted(splits))
-        instead = "give the caches of one split; run the command once for each"
-        raise ConfigError("The caches are of different splits.", where="--cache", why=why, next_command=instead)
+        raise ConfigError(
+            "The caches are of different splits.",
+            where="--cache",
+            why=", ".join(f"{name}/{split}" for name, split in sorted(splits)),
+            next_command="give the caches of one split; run the command once for each",
+        )
     recorded = caches[0].provenance["config"]
     data_root = moved_to(config.data_root, recorded)
     return PreparedLook(

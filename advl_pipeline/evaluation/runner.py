@@ -76,8 +76,11 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
         trained_on = prepared.trained_on
         finished = load_finished(config.run, config, trained_on=trained_on)
         if config.protocol == LETTERS and type(finished.student).generate is Student.generate:
-            what = f"{finished.student.name} generates no text, so no letter can be read."
-            raise ConfigError(what, where=str(config.run), next_command=leave_out("--as letters"))
+            raise ConfigError(
+                f"{finished.student.name} generates no text, so no letter can be read.",
+                where=str(config.run),
+                next_command=leave_out("--as letters"),
+            )
         finished.student.cut_texts()
         # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
         needs_head = config.protocol != LETTERS

@@ -39,9 +39,12 @@ def folders_of_runs(named: Sequence[Path]) -> list[Path]:
             path for path in ([folder] if folder_kind(folder) == "run" else inside) if folder_kind(path) == "run"
         ]
         if not run_folders:
-            why = near_folder(folder, "run", "study") or "it is neither a study, nor a run, nor a folder of runs"
-            remedy = advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next")
-            raise ConfigError("There is nothing to report on.", where=str(folder), why=why, next_command=remedy)
+            raise ConfigError(
+                "There is nothing to report on.",
+                where=str(folder),
+                why=near_folder(folder, "run", "study") or "it is neither a study, nor a run, nor a folder of runs",
+                next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
+            )
         folders |= dict.fromkeys(run_folders)
     return list(folders)
 
@@ -60,9 +63,11 @@ def lay_out_runs(*named: Path) -> Plan:
     documents = {path: read_documents(path) for path in folders if names.is_finished(path)}
     runs = {path: stored for path, stored in documents.items() if stored}
     if not runs:
-        what = f"Of {len(folders)} runs here none is both finished and scored on a test set."
-        remedy = advise(["advl", "evaluate", str(folders[0]), "--on", "test"])
-        raise ConfigError(what, where=", ".join(map(str, named)), next_command=remedy)
+        raise ConfigError(
+            f"Of {len(folders)} runs here none is both finished and scored on a test set.",
+            where=", ".join(map(str, named)),
+            next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
+        )
     cells = [_cell(path, stored, folder, is_one=len(runs) == 1) for path, stored in runs.items()]
     settings = _settings(cells)
     cells = [replace(cell, setting=settings[cell.finetune.dataset].name) for cell in cells]

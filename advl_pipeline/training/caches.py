@@ -231,7 +231,7 @@ def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSetti
             what = f"A cache of some texts' words cannot serve the distance {settings.distance!r}."
             instead = "add --distance relational, or "
         elif cache.lacks_common_words:
-            what = "Caches of the rarest words of each text can no longer be trained on."
+            what = "This version does not train on caches of the rarest words of each text."
         else:
             continue
         again = extract_command(cache.provenance["config"] | {"select_texts": None}, cache.path, renew=True)

@@ -33,8 +33,11 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
     named = [text.rpartition("/") for text in adapt_on if text not in OWN_INPUTS]
     is_once = len(set(adapt_on)) == len(adapt_on) and not set(OWN_INPUTS) <= set(adapt_on)
     if not adapt_on or not is_once or not all(dataset and split for dataset, _, split in named):
-        what = "The inputs of the adapt stage are inputs or subset, and DATASET/SPLIT like vcr/val, each named once."
-        raise ConfigError(what, where="--adapt-on", why=f"got {', '.join(adapt_on) or 'nothing'}")
+        raise ConfigError(
+            "--adapt-on takes inputs or subset, and DATASET/SPLIT such as mine.jsonl/val, each named once.",
+            where="--adapt-on",
+            why=f"got {', '.join(adapt_on) or 'nothing'}",
+        )
     return [(dataset, split) for dataset, _, split in named]
 
 
@@ -62,10 +65,12 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
         caches_of[place][cache.teacher_name] = cache
     for other, of_split in zip(splits[1:], caches_of[1:], strict=True):
         if missing := [teacher for teacher in caches_of[0] if teacher not in of_split]:
-            what = f"The adapt stage takes inputs from {other.name}/{other.split}; {missing[0]} has no cache of them."
             words = ["advl", "extract", "--teacher", missing[0], "--dataset", other.name, "--split", other.split]
-            instead = advise(words, note="then give it by one more --cache")
-            raise ConfigError(what, where="--adapt-on", next_command=instead)
+            raise ConfigError(
+                f"The adapt stage takes inputs from {other.name}/{other.split}; {missing[0]} has no cache of them.",
+                where="--adapt-on",
+                next_command=advise(words, note="then give it by one more --cache"),
+            )
     return [[of_split[teacher] for teacher in caches_of[0]] for of_split in caches_of]
 
 
@@ -117,9 +122,11 @@ def open_run_inputs(config: FinetuneConfig, spec: DatasetSpec, caches: Sequence[
     elif config.shots is not None:
         labelled = _positions(dataset, subsets[config.shots])
     if not any(dataset[place].label is not None or dataset[place].soft_label for place in labelled):
-        where = f"{dataset_label(config.dataset)}/{config.split}, {len(labelled)} items"
-        instead = "--split with one that has labels"
-        raise DatasetError("No item has a label, so there is nothing to learn.", where=where, next_command=instead)
+        raise DatasetError(
+            "No item has a label, so there is nothing to learn.",
+            where=f"{dataset_label(config.dataset)}/{config.split}, {len(labelled)} items",
+            next_command="--split with one that has labels",
+        )
     if config.pool is not None:
         seen = sorted({*labelled, *_positions(dataset, subsets[config.pool])})
     elif any(
@@ -135,8 +142,11 @@ def open_run_inputs(config: FinetuneConfig, spec: DatasetSpec, caches: Sequence[
             specs[name] = read_dataset(name, config.data_root)
         other = open_split(specs[name], split, tasks=tasks, **config.reading)
         if {head_name(task) for task in other.tasks} != {head_name(task) for task in dataset.tasks}:
-            what = f"{name}/{split} holds tasks of another kind than {', '.join(dataset.tasks)}."
-            raise ConfigError(what, where="--adapt-on", why=f"it has {', '.join(other.tasks)}")
+            raise ConfigError(
+                f"{name}/{split} holds tasks of another kind than {', '.join(dataset.tasks)}.",
+                where="--adapt-on",
+                why=f"it has {', '.join(other.tasks)}",
+            )
         others.append(other)
     prefixes = ["", *(f"{other.name}/{other.split}:" for other in others)]
     joined = Concatenated([dataset, *others], prefixes=prefixes) if others else dataset

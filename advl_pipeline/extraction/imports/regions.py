@@ -68,8 +68,9 @@ def regions_of(arrays: Arrays, size: tuple[int, int]) -> FoundFeatures:
     if {"image_w", "image_h"} <= arrays.keys():
         stated = tuple(positive(arrays[name].sum(), name) for name in ("image_w", "image_h"))
         if stated != size:
-            why = f"its features are for a picture of {stated[0]}x{stated[1]}, the picture is {size[0]}x{size[1]}"
-            raise Malformed(why)
+            raise Malformed(
+                f"its features are for a picture of {stated[0]}x{stated[1]}, the picture is {size[0]}x{size[1]}"
+            )
     boxes = next((arrays[name] for name in ("boxes", "bbox", "norm_bb") if name in arrays), None)
     if boxes is None or boxes.ndim != 2 or boxes.shape[1] < 4:
         raise Malformed("there is no array of boxes with four columns")
@@ -187,8 +188,9 @@ class RegionFeatures:
         try:
             for name, entry in entries:
                 if (other := self._entries.setdefault(name, entry)) is not entry:
-                    why = f"{name} is at {other.where} too"
-                    raise DatasetError("Features are there twice.", where=entry.where, why=why)
+                    raise DatasetError(
+                        "Features are there twice.", where=entry.where, why=f"{name} is at {other.where} too"
+                    )
         except OSError as error:
             raise unreadable_features(path, error) from None
 

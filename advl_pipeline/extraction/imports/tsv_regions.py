@@ -34,8 +34,11 @@ def tsv_entries(path: Path) -> Iterator[tuple[str, Entry]]:
                 is_empty = False
                 where, num_columns = f"{path}:{number}", line.count(b"\t") + 1
                 if num_columns not in _LAYOUTS:
-                    why = f"{num_columns} columns, expected {' or '.join(map(str, _LAYOUTS))}"
-                    raise DatasetError(MALFORMED_REGIONS, where=where, why=why)
+                    raise DatasetError(
+                        MALFORMED_REGIONS,
+                        where=where,
+                        why=f"{num_columns} columns, expected {' or '.join(map(str, _LAYOUTS))}",
+                    )
                 name = line.split(b"\t", 1)[0].decode("utf-8", "replace")
                 yield name, Entry(where, partial(_read_line, path, offset, len(line)))
             offset += len(line)
