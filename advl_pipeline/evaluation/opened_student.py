@@ -72,7 +72,9 @@ def open_student(look: PreparedLook[LookT]) -> OpenedStudent:
         dataset=dataset,
         positions=positions,
         prior=fit_word_prior(choice.text for index in positions for choice in dataset[index].candidates),
-        recorded=recorded_words(config.init or config.student),
+        recorded=recorded_words(
+            config.init or (None if by_name(config) else config.student), student=str(config.student)
+        ),
     )
 
 

@@ -16,7 +16,9 @@ from typing import get_args
 
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.packages import read_tables
 from advl_pipeline.datasets.words import KnownWords, WordClass
+from advl_pipeline.students.presets import family_of
 
 KNOWN_WORDS_FILE = "pretraining_words.json"
 """Words of a student's pretraining, split as in `datasets/words.py`, with their counts."""
@@ -44,15 +46,24 @@ def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:
     write_text(folder / KNOWN_WORDS_FILE, json.dumps(ordered, indent=0, ensure_ascii=False) + "\n")
 
 
-def recorded_words(student: Path | None) -> KnownWords:
+def recorded_words(init: Path | None, *, student: str = "") -> KnownWords:
     """Return the record of a pretrained student's folder; without one, nothing is known.
+
+    A student whose word vectors start at random knows no word, which its facts say (`knows_words` of
+    `data/students.toml`).
+
+    Args:
+        init: pretrained student; None for the weights that it has by its name.
+        student: its name.
 
     Raises:
         ConfigError: the record is damaged.
     """
-    if student is None or not (student / KNOWN_WORDS_FILE).is_file():
+    if init is None and not read_tables("students.toml").get(family_of(student), {}).get("knows_words", True):
+        return KnownWords(counts={})
+    if init is None or not (init / KNOWN_WORDS_FILE).is_file():
         return KnownWords()
-    return read_known_words(student / KNOWN_WORDS_FILE)
+    return read_known_words(init / KNOWN_WORDS_FILE)
 
 
 def read_known_words(path: Path) -> KnownWords:

@@ -75,7 +75,11 @@ def run_record(
     if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
         # The default was once the same number of steps for any number of labels.
         more["num_steps"] = run.settings.num_steps
-    if run.method.reads_words and config.known_words is None and not recorded_words(config.init).is_given:
+    if (
+        run.method.reads_words
+        and config.known_words is None
+        and not recorded_words(config.init, student=config.student).is_given
+    ):
         more["estimated_words"] = ESTIMATE
     if run.stops_early and isinstance(validation, Validation) and validation.dataset is not dataset:
         more["val"] = dataset_identity(validation.dataset)

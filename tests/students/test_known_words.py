@@ -15,6 +15,7 @@ from advl_pipeline.students.known_words import (
     read_known_words,
     recorded_words,
     word_table,
+    write_known_words,
 )
 
 
@@ -66,3 +67,12 @@ def test_a_damaged_list_of_words_is_refused_with_its_place(tmp_path: Path, name:
         read_known_words(path)
     assert refused.value.where == str(path)
     assert why in str(refused.value.why)
+
+
+def test_a_student_whose_word_vectors_start_at_random_knows_no_word(tmp_path: Path) -> None:
+    known = recorded_words(None, student="words-efficientnet")
+    assert known.is_given
+    assert known.of_word("dog") == 0
+    assert not recorded_words(None, student="efficientnet-minilm").is_given
+    write_known_words(tmp_path, {"dog": 50})
+    assert recorded_words(tmp_path, student="words-efficientnet").of_word("dog") > 0.5

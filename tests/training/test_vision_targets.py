@@ -44,7 +44,7 @@ from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.signals.averages import TeacherGrid
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import TeacherFeatures
-from advl_pipeline.training.signals.teaching import choose_vision_targets
+from advl_pipeline.training.signals.teaching import VisionChoice, choose_vision_targets
 
 
 @pytest.fixture(scope="module")
@@ -371,3 +371,15 @@ def test_a_cache_that_does_not_say_where_its_rows_lie_has_no_grid() -> None:
     assert (
         TeacherGrid.of_description({"tokens": {"kind": "boxes"}, "pixels": {"size": [8, 8], "fit": "squash"}}) is None
     )
+
+
+def test_a_run_says_which_teacher_covers_places_outside_a_central_crop() -> None:
+    part, whole = (
+        VisionChoice(
+            teacher="t", target="regions", places="patches", num_targets=targets, num_places=10, num_pictures=2
+        ).line()
+        for targets in (6, 10)
+    )
+    assert "6 of 10 patches have one" in part
+    assert "siglip2-b, covers the others" in part
+    assert "squeezes" not in whole

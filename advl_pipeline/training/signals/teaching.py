@@ -71,10 +71,13 @@ class VisionChoice:
             why = f"nothing tells where the student's {self.places} lie in {self.num_pictures} pictures looked at"
             return f"vision target of {self.teacher}: the whole picture alone, because {why}"
         what = {"image": "the whole picture", "regions": self.places, "both": f"{self.places} and the whole picture"}
-        return (
+        line = (
             f"vision target of {self.teacher}: {what[self.target]}; {self.num_targets} of {self.num_places} "
             f"{self.places} have one in {self.num_pictures} pictures looked at"
         )
+        if self.places != "patches" or self.num_targets == self.num_places:
+            return line
+        return f"{line}; a teacher that squeezes pictures and crops none, such as siglip2-b, covers the others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +202,9 @@ def _open_sources(
     source = SignalSource(
         learned,
         prior=fit_word_prior(candidate.text for candidate in candidates),
-        known=recorded_words(config.init) if config.known_words is None else read_known_words(config.known_words),
+        known=recorded_words(config.init, student=config.student)
+        if config.known_words is None
+        else read_known_words(config.known_words),
     )
     return source, replace(source, teachers=judges)
 
