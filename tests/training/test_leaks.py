@@ -25,7 +25,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.datasets import lowshot
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import find_dataset, open_dataset
 from advl_pipeline.datasets.subsets import Concatenated
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
@@ -81,7 +81,8 @@ def test_labels_and_pool_are_prefixes_of_one_order_that_is_drawn_once(
     labelled, seen = (set(nested_subset(dataset, shots, 0)) for shots in (4, 10))
     order = lowshot.question_order
     monkeypatch.setattr(lowshot, "question_order", lambda *given: drawn.append(given) or order(*given))
-    inputs = open_run_inputs(small_corpus.config(tmp_path, method="plain", shots=4, pool=10), [])
+    config = small_corpus.config(tmp_path, method="plain", shots=4, pool=10)
+    inputs = open_run_inputs(config, find_dataset(config.dataset), [])
     assert len(drawn) == 1
     assert {dataset.example_ids[place] for place in inputs.labelled} == labelled < seen
     assert {dataset.example_ids[place] for place in inputs.seen} == seen

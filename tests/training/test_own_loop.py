@@ -59,7 +59,8 @@ def own_states(
 
 def distillation_of(opened: Any, caches: Sequence[Path], **options: Any) -> RelationalDistillation:
     """Return the distillation of an opened run as a loop of one's own makes it."""
-    student, inputs, dataset = opened.model.student, opened.inputs, opened.inputs.adapt_dataset
+    inputs = opened.session.prepared.inputs
+    student, dataset = opened.model.student, inputs.adapt_dataset
 
     def at_start() -> Iterator[HiddenStates]:
         chosen = [dataset[position] for position in sampled(dataset, inputs.adapt, num_texts=8192)]
@@ -86,7 +87,8 @@ def test_terms_are_those_of_a_run_to_the_bit(
         changes["known_words"] = tmp_path / "words.json"
         changes["known_words"].write_text(json.dumps(counts), encoding="utf-8")
     opened = open_run(small_corpus.config(tmp_path / "run", **changes))
-    model, inputs, dataset = opened.model.eval(), opened.inputs, opened.inputs.adapt_dataset
+    inputs = opened.session.prepared.inputs
+    model, dataset = opened.model.eval(), inputs.adapt_dataset
     distil = distillation_of(opened, small_corpus.caches, known_words=counts)
     assert bool(opened.teaching.landmarks.words) is bool(opened.teaching.landmarks.regions) is knows
     # A step further, so that the anchor has something to hold.
@@ -135,7 +137,8 @@ def test_a_trainer_s_loop_has_the_losses_of_every_step_of_finetune(small_corpus:
     small_corpus.run(tmp_path / "run", **changes)
     expected = [record for record in read_log(tmp_path / "run") if record["phase"] == "adapt"]
     opened = open_run(small_corpus.config(tmp_path / "again", **changes))
-    student, dataset, inputs = opened.model.student, opened.inputs.adapt_dataset, opened.inputs
+    inputs = opened.session.prepared.inputs
+    student, dataset = opened.model.student, inputs.adapt_dataset
     distil = distillation_of(opened, small_corpus.caches, known_words=counts)
     at_start = copy.deepcopy(student).eval().requires_grad_(False)
     losses: list[dict[str, float]] = []
@@ -153,11 +156,11 @@ def test_a_trainer_s_loop_has_the_losses_of_every_step_of_finetune(small_corpus:
             losses.append({name: value.item() for name, value in terms.raw.items()})
             return {"loss": terms.total}
 
-    order = order_inputs(opened.run, inputs, rank=0)
+    order = order_inputs(opened.session.run, inputs, rank=0)
     rows = [inputs.adapt[at] for step in range(5) for batch in order.micro_batches(step) for at in batch]
     arguments = TrainingArguments(
         str(tmp_path / "trained"),
-        per_device_train_batch_size=opened.run.settings.batch_size,
+        per_device_train_batch_size=opened.session.run.settings.batch_size,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         max_steps=5,
