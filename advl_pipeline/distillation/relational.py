@@ -107,15 +107,30 @@ def _best_names(states_XH: torch.Tensor, names_NH: torch.Tensor) -> tuple[torch.
     return best.values[..., 0] - best.values[..., 1], best.indices[..., 0]
 
 
-class LandmarkSums:
-    """Accumulator of `Landmarks` over batches, with sums by group.
+class GroupSums:
+    """Sums of rows by group over batches: group -> (Y,) float64.
 
     The sums are in double precision so that their order does not matter, and on the host because some devices have no
     double precision.
     """
 
     def __init__(self) -> None:
-        self._of_group: dict[int, torch.Tensor] = {}
+        self.of_group: dict[int, torch.Tensor] = {}
+
+    def add(self, rows_XY: torch.Tensor, group_X: torch.Tensor) -> None:
+        """Add the rows of a batch, each to its group (int64)."""
+        rows_XY = rows_XY.cpu().double()
+        groups_G, place_X = torch.unique(group_X.cpu(), return_inverse=True)
+        sums_GY = rows_XY.new_zeros(len(groups_G), rows_XY.shape[1]).index_add_(0, place_X, rows_XY)
+        for group, sums_Y in zip(groups_G.tolist(), sums_GY, strict=True):
+            self.of_group[group] = self.of_group.get(group, 0.0) + sums_Y
+
+
+class LandmarkSums:
+    """Accumulator of `Landmarks` over batches."""
+
+    def __init__(self) -> None:
+        self._sums = GroupSums()
         self._of_all: torch.Tensor | float = 0.0
 
     def add(
@@ -132,10 +147,7 @@ class LandmarkSums:
         rows_XY = torch.cat([torch.ones_like(states_XH[:, :1]), states_XH, features_XD], 1).cpu().double()
         self._of_all = self._of_all + rows_XY.sum(0)
         known_X = known_X.cpu()
-        groups_G, place_X = torch.unique(group_X.cpu()[known_X], return_inverse=True)
-        sums_GY = rows_XY.new_zeros(len(groups_G), rows_XY.shape[1]).index_add_(0, place_X, rows_XY[known_X])
-        for group, sums_Y in zip(groups_G.tolist(), sums_GY, strict=True):
-            self._of_group[group] = self._of_group.get(group, 0.0) + sums_Y
+        self._sums.add(rows_XY[known_X], group_X.cpu()[known_X])
 
     def landmarks(self, *, fewest: int = 1) -> Landmarks | None:
         """Return the means in the order of the groups; None if there are too few.
@@ -143,7 +155,7 @@ class LandmarkSums:
         Args:
             fewest: minimum members of a group that is a landmark.
         """
-        kept = [sums_Y for _, sums_Y in sorted(self._of_group.items()) if sums_Y[0] >= fewest]
+        kept = [sums_Y for _, sums_Y in sorted(self._sums.of_group.items()) if sums_Y[0] >= fewest]
         if len(kept) < MIN_LANDMARKS:
             return None
         assert isinstance(self._of_all, torch.Tensor)

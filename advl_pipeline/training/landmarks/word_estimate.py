@@ -15,7 +15,7 @@ import torch
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import KnownWords, WordPrior
 from advl_pipeline.distillation.familiarity import familiarity, peak_cosines
-from advl_pipeline.distillation.relational import some_of
+from advl_pipeline.distillation.relational import GroupSums, some_of
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import WordRow
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, sampled, take_census
@@ -81,21 +81,22 @@ class WordSearch:
         most_at_once: maximum number of visual tokens that are taken of a batch.
         """
         self._prior = prior
-        self._words = _WordSums()
+        self._words = GroupSums()
         self._visual = _VisualTokens(most_at_once=most_at_once)
 
     def add(self, census: Census) -> None:
         """Add the words and visual tokens of a batch."""
-        self._words.add(census)
+        if (other_B := _other_pictures(census)) is not None:
+            self._add_words(census, other_B)
         self._visual.add(census)
 
     def estimate(self) -> WordEstimate:
         """Return the estimate of the batches so far."""
-        if not self._words.of_form:
+        if not self._words.of_group:
             why = "no text of the inputs has a word with a meaning and a picture of its own"
             return WordEstimate(rows=(), why=why)
-        forms = sorted(self._words.of_form)
-        sums_FY = torch.stack([self._words.of_form[form] for form in forms])
+        forms = sorted(self._words.of_group)
+        sums_FY = torch.stack([self._words.of_group[form] for form in forms])
         count_F, nearer_F, states_FH = torch.split(sums_FY, [1, 1, sums_FY.shape[1] - 2], 1)
         visual_VH = torch.cat(self._visual.states)
         result = familiarity(states_FH / count_F, visual_VH, (nearer_F / count_F)[:, 0].numpy())
@@ -106,17 +107,12 @@ class WordSearch:
         ]
         return WordEstimate(rows=tuple(rows), why=result.why)
 
+    def _add_words(self, census: Census, other_B: torch.Tensor) -> None:
+        """Add, by spelling, occurrences, own less other peaks, and states.
 
-class _WordSums:
-    """Sums by spelling, in double precision on the host: occurrences, own less other peaks, states."""
-
-    def __init__(self) -> None:
-        self.of_form: dict[int, torch.Tensor] = {}
-
-    def add(self, census: Census) -> None:
-        other_B = _other_pictures(census)
-        if other_B is None:
-            return
+        Args:
+            other_B: example that shows another picture.
+        """
         batch, states_NWH = census.batch.student, census.states_NWH
         node_NW = census.meant() & ~census.words.frequent_NW
         own_NW, other_NW = (
@@ -126,11 +122,7 @@ class _WordSums:
         rows_XY = torch.cat(
             [torch.ones_like(own_NW)[node_NW][:, None], (own_NW - other_NW)[node_NW][:, None], states_NWH[node_NW]], 1
         )
-        forms_F, place_X = torch.unique(census.words.form_NW[node_NW].cpu(), return_inverse=True)
-        rows_XY = rows_XY.cpu().double()
-        sums_FY = rows_XY.new_zeros(len(forms_F), rows_XY.shape[1]).index_add_(0, place_X, rows_XY)
-        for form, sums_Y in zip(forms_F.tolist(), sums_FY, strict=True):
-            self.of_form[form] = self.of_form.get(form, 0.0) + sums_Y
+        self._words.add(rows_XY, census.words.form_NW[node_NW])
 
 
 class _VisualTokens:
