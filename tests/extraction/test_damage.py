@@ -242,7 +242,7 @@ def test_repair_refuses_another_teacher_and_the_records_of_another_cache(
     shutil.copy(estimated / "cache/records/provenance.json", cache / "records")
     found = tree_bytes(cache)
     monkeypatch.setattr(run, "open_teacher_and_data", lambda config: (tiny_teacher(), other))
-    with pytest.raises(IdentityMismatch, match=r"those of another one(?s:.)*advl cache prune") as caught:
+    with pytest.raises(IdentityMismatch, match=r"belong to another cache(?s:.)*advl cache prune") as caught:
         run_repair(RepairConfig(cache=cache))
     assert caught.value.exit_code == 3
     assert tree_bytes(cache) == found
