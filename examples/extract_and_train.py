@@ -34,7 +34,7 @@ trained = advl.finetune(
     num_steps=4,
     adapt_steps=2,
     batch_size=4,
-    confidence_confidence_folds=2,
+    confidence_folds=2,
     output=folder / "run",
 )
 print(advl.evaluate(trained.output, on="val", probe="none").sets["val"]["metrics"])

@@ -67,14 +67,14 @@ def shared_tokenizer(
     special: dict[str, int] = {}
     for row in rows:
         pieces = []
-        for position, (token, kind) in enumerate(zip(row.token_ids, row.types, strict=True)):
+        for position, (token, token_type) in enumerate(zip(row.token_ids, row.types, strict=True)):
             if token in (_FIRST, _SECOND):
-                pieces.append(f"${'A' if token == _FIRST else 'B'}:{kind}")
+                pieces.append(f"${'A' if token == _FIRST else 'B'}:{token_type}")
                 continue
             for index in (token, *(image_tokens if position == 0 else ())):
                 name = core.id_to_token(index) or "<image>"
                 special[name] = index
-                pieces.append(f"{name}:{kind}")
+                pieces.append(f"{name}:{token_type}")
         templates.append(pieces)
     core.post_processor = TemplateProcessing(
         single=templates[0], pair=templates[1], special_tokens=[*special.items()]

@@ -201,7 +201,7 @@ EARLY = [
     # Names that no file has.
     (f"datasets check {LONG}", 2, LONG[:40]),
     (f"datasets check hf:{LONG}", 2, LONG[:40]),
-    (f"extract --teacher minilm-l6 --data {LONG}/mine.jsonl", 2, LONG[:40]),
+    (f"extract --teacher minilm-l6 --data {LONG}/mine.jsonl", 2, "too long"),
     (f"extract --teacher {LONG} {DATA}", 2, LONG[:40]),
     (f"{EXTRACT} --output {LONG}", 2, LONG[:40]),
     (f"{EXTRACT} --config {LONG}", 2, LONG[:40]),

@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[int, ...], str, type[AdvlErr
     "mark": ("smolvlm-tiny", {}, (64, 64), "What is <image>?", DatasetError, "token of the picture", "reword"),
     "tiles": (
         "smolvlm-tiny", {"image_splitting": True, "longest_edge": 64 * 8}, (200, 200), PLAIN, ConfigError,
-        "names 6 x 6", "longest_edge=384",
+        "at most 6 x 6", "longest_edge=384",
     ),
     "long, tiles": (
         "smolvlm-tiny", {"image_splitting": True, "longest_edge": 64 * 6}, (900, 700), LONG, DatasetError,

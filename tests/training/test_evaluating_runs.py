@@ -240,7 +240,7 @@ def test_scores_that_are_not_numbers_are_refused(small_corpus: Any, trained: Pat
     forget_digests(run)
     path = run / "heads.safetensors"
     save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(path).items()}, path)
-    with pytest.raises(ConfigError, match="not numbers for 8 of 8 items") as refused:
+    with pytest.raises(ConfigError, match="NaN for 8 of 8 items") as refused:
         small_corpus.evaluate(run)
     assert "diverged" in refused.value.why
 
