@@ -38,7 +38,7 @@ MIN_QUESTIONS: Final = 50
 """Fewest labelled questions of a task: with fewer the interval covers any gain."""
 
 MAX_QUESTIONS: Final = 300
-MAX_TEXTS: Final = 1200
+MAX_TEXTS: Final = 1500
 """Most questions and texts of a task: half a minute on one core, whatever the size of the split."""
 
 FOLDS: Final = 5
@@ -205,7 +205,7 @@ def take_gates(opened: OpenedStudent) -> tuple[TeacherGate, ...]:
     """
     order = torch.randperm(len(opened.positions), generator=torch.Generator().manual_seed(0))
     of_task: dict[Task, list[Example]] = {}
-    texts_left = dict.fromkeys(opened.dataset.tasks, 5 * MAX_QUESTIONS)
+    texts_left = dict.fromkeys(opened.dataset.tasks, MAX_TEXTS)
     for place in order.tolist():
         task, candidates = opened.dataset.candidates_of(opened.positions[place])
         chosen = of_task.setdefault(task, [])
