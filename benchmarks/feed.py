@@ -25,6 +25,8 @@ from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, PrepareConfig, of_pictures
 from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract, run_import
+from advl_pipeline.stored_inputs.pictures import StoredPictures
+from advl_pipeline.stored_inputs.regions import use_region_caches
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.pixel_student import PixelStudent
@@ -33,7 +35,6 @@ from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
-from advl_pipeline.training.student_inputs import StoredPictures, use_region_caches
 from benchmarks.made_up import sentence, write_photos, write_rows
 from benchmarks.rows import Row
 

@@ -10,9 +10,9 @@ import click
 from advl_pipeline.evaluation.config import (
     EvaluateConfig,
     PredictConfig,
-    ReadoutConfig,
     ScoreShiftConfig,
 )
+from advl_pipeline.readout.config import ReadoutConfig
 
 from .advice import what_follows
 from .flags import config_command
@@ -122,10 +122,10 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
     \b
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.evaluation.prepare import prepare_look
+    from advl_pipeline.readout.prepare import prepare_look
 
     look = prepare_look(config)
-    from advl_pipeline.evaluation.readout import run_readout
+    from advl_pipeline.readout.run import run_readout
 
     result = run_readout(look)
     yield result

@@ -42,7 +42,7 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     result = run_extract(prepared)
     gates = None
     if config.confidence and result.encoded_units and not result.shards_left:
-        from advl_pipeline.evaluation.gate import gate_by_default
+        from advl_pipeline.readout.gate import gate_by_default
 
         gates = gate_by_default(result.path, dataset, data_root=config.data_root, device=config.device)
     yield vars(result) | {"gates": gates}

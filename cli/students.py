@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from advl_pipeline.evaluation.config import WordsConfig
+from advl_pipeline.readout.config import WordsConfig
 from advl_pipeline.sharing.config import ExportRunConfig
 
 from .flags import config_command, exit_with, json_option
@@ -124,10 +124,10 @@ def words(config: WordsConfig) -> Iterator[Any]:
     advl students words runs/vcr-advl --cache caches/minilm-l6/vcr/train
     advl students words vilt --init hf:dandelin/vilt-b32-mlm --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.evaluation.prepare import prepare_look
+    from advl_pipeline.readout.prepare import prepare_look
 
     look = prepare_look(config)
-    from advl_pipeline.evaluation.words import run_words
+    from advl_pipeline.readout.words import run_words
 
     result = run_words(look)
     yield result

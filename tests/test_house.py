@@ -109,6 +109,20 @@ def test_a_folder_does_not_know_what_the_page_says(folder: str, other: str) -> N
     assert not wrong, "\n".join(wrong)
 
 
+OPTIONS_OF_TRAINING = ("advl_pipeline.training.config.", "advl_pipeline.training.facts.")
+
+
+@pytest.mark.parametrize("folder", ["evaluation", "reporting", "sharing"])
+def test_what_uses_a_finished_student_knows_only_the_options_of_its_training(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (PACKAGE / folder).rglob("*.py")
+        for name in imported_modules(path)
+        if name.startswith("advl_pipeline.training") and not name.startswith(OPTIONS_OF_TRAINING)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_wheel_holds_every_folder() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}

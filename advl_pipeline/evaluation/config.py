@@ -1,18 +1,16 @@
-"""Configurations of `advl evaluate`, `predict`, `readout` and `score`."""
+"""Configurations of `advl evaluate`, `predict` and `score`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from advl_pipeline.base.compute import ComputeConfig, DeviceConfig
+from advl_pipeline.base.compute import ComputeConfig
 from advl_pipeline.base.configuration import Configuration, Output, option
-from advl_pipeline.base.locations import Location
 from advl_pipeline.base.outputs import ReplaceOptions
 from advl_pipeline.datasets.config import DataRootOptions
-from advl_pipeline.runs import names
-from advl_pipeline.students.options import PictureOptions, RegionOptions
+from advl_pipeline.students.options import PictureOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is replaced: by another one of the set, by its boxes only, or hidden; `none` replaces none."""
@@ -70,55 +68,6 @@ class EvaluateConfig(AnswerOptions):
     def probes(self) -> tuple[Probe, ...]:
         """Replacements of the pictures, as given or by default."""
         return self.probe or (() if self.protocol == "letters" else ("swapped", "blanked", "removed"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BesideCaches(DataRootOptions, DeviceConfig, RegionOptions):
-    """A student before or after training, and the inputs of caches, on which its states are looked at."""
-
-    command: ClassVar[tuple[str, ...]]
-    """Words of the command."""
-
-    student: Path = option(
-        help="Folder of a pretrained student or of a finished run, or the name of a student (`advl students list`)."
-    )
-    init: Path | None = option(
-        None,
-        help="Pretrained weights of a student that is given by name: a folder, a checkpoint file, or hf:ORG/MODEL.",
-        needs=("a student by name",),
-    )
-    cache: tuple[Location, ...] = option(
-        (), help="Teacher cache of the split to look at; repeatable, all of one split."
-    )
-    dataset: str | None = option(
-        None, help="Your own data that the caches are of, if the run was not trained on them.", also="--data"
-    )
-    task: tuple[str, ...] = option((), help="Tasks whose texts are used; repeatable [default: all].")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutConfig(BesideCaches):
-    """Configuration of `advl readout`."""
-
-    command: ClassVar[tuple[str, ...]] = ("advl", "readout")
-    oracle: bool = option(
-        False,
-        help="Also use labels: the share of name questions that the student answers correctly by cosine, and after a "
-        "linear map onto true names, or onto its own names as the control. If the two differ by less than five "
-        "points, a vision step is not worth running.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WordsConfig(BesideCaches, ReplaceOptions):
-    """Configuration of `advl students words`."""
-
-    command: ClassVar[tuple[str, ...]] = ("advl", "students", "words")
-    output: Path = option(
-        Path(names.WORDS),
-        help="Table to write.",
-        output=Output(makes="file", begins=rb"word,occurrences,score,class\n"),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,9 @@ from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
+from advl_pipeline.stored_inputs.pictures import use_stored_pictures
+from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
 from advl_pipeline.students.registry import label_order_of
-from advl_pipeline.training.caches import open_region_caches
-from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches, use_stored_pictures
 
 EXAMPLES_AT_ONCE = 8192
 """Examples in memory at once, with one row of scores per view each: 100 MB per view for 3,129 answers."""

@@ -51,15 +51,13 @@ from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.prepare import require_finished
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
+from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
+from advl_pipeline.students.heads import described_heads, load_heads, shape_logits
 from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.students.memory import hold_frozen_in_bf16
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.training.build_model import hold_frozen_in_bf16
-from advl_pipeline.training.caches import open_region_caches
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.heads import described_heads, load_heads
-from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
-from advl_pipeline.training.targets import shape_logits
 
 View = Literal["shown", "swapped", "blanked", "removed"]
 """The true picture, another one, a blank one, or none: the student with only its text."""

@@ -26,10 +26,10 @@ from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import Evaluation, filed_as, moved_to, read_evaluation, read_json
+from advl_pipeline.students.heads import described_heads
 from advl_pipeline.students.registry import label_order_of
 from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.training.heads import described_heads
 
 PICTURE_WIDTH = 360
 """Maximum width in pixels; wider pictures are scaled down before they are embedded."""

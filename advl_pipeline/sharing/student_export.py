@@ -31,6 +31,7 @@ from advl_pipeline.sharing.card import model_card, render_card
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.push_pull import CARD_FILE, open_repository, upload
 from advl_pipeline.students.generative import GenerativeStudent
+from advl_pipeline.students.heads import described_heads
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.modernvbert import ModernVBert
 from advl_pipeline.students.pixel_student import PixelStudent
@@ -38,7 +39,6 @@ from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.weight_files import run_files
-from advl_pipeline.training.heads import described_heads
 
 _FIRST, _SECOND = -1, -2
 """Placeholders in a row for the tokens of a text and of the next text."""

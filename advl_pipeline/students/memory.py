@@ -1,4 +1,4 @@
-"""Two ways to save memory in finetuning: recompute layers, or train only low-rank updates.
+"""Ways to save memory in finetuning: recompute layers, train only low-rank updates, hold frozen weights in bf16.
 
 Low-rank updates are merged into a plain student. For a student that starts from published weights and answers in
 words, they are saved separately in the format of peft, so that a run needs megabytes instead of gigabytes on disk.
@@ -49,6 +49,13 @@ def enable_gradient_checkpointing(student: Student) -> int:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
     return len(layers)
+
+
+def hold_frozen_in_bf16(student: Student) -> None:
+    """Round the frozen weights of a student to bf16, in place; trained weights and buffers keep their dtype."""
+    for parameter in student.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 PEFT_PREFIX = "base_model.model."

@@ -39,6 +39,7 @@ from advl_pipeline.datasets.roots import is_location
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
 from advl_pipeline.runs.results import filed_as, read_json
+from advl_pipeline.stored_inputs.regions import open_region_caches, region_places
 from advl_pipeline.students.weight_files import (
     file_digest,
     is_on_hub,
@@ -48,7 +49,6 @@ from advl_pipeline.students.weight_files import (
 )
 from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
 from advl_pipeline.teachers.registry import card_of
-from advl_pipeline.training.caches import open_region_caches, region_places
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.identity import NAMED_FILES, SCHEMA, recipe_identity, run_identity
 from advl_pipeline.training.inputs import other_splits, splits_read

@@ -20,7 +20,12 @@ from advl_pipeline.base.toml import parse_toml
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.students.interface import OutputHead, Student
-from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
+from advl_pipeline.students.memory import (
+    add_lora,
+    enable_gradient_checkpointing,
+    hold_frozen_in_bf16,
+    lora_settings,
+)
 from advl_pipeline.students.options import PIXELS, BaseDtype
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
@@ -79,13 +84,6 @@ def base_dtype(student: Student, config: FinetuneConfig) -> BaseDtype:
         return config.base_dtype
     computes_bf16 = config.mixed_precision == "bf16" and torch.device(config.device).type != "cpu"
     return "bf16" if can_hold_bf16 and computes_bf16 else "fp32"
-
-
-def hold_frozen_in_bf16(student: Student) -> None:
-    """Round the frozen weights of a student to bf16, in place; trained weights and buffers keep their dtype."""
-    for parameter in student.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def fill_towers(student: Student) -> dict[str, Any]:

@@ -1,25 +1,18 @@
-"""The caches of a run: those of its teachers and of its regions, opened once and compared with its data."""
+"""The caches of a run's teachers, opened once and compared with its data."""
 
 from __future__ import annotations
 
-import itertools
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise
-from advl_pipeline.base.folders import default_cache
-from advl_pipeline.base.locations import Location, parse_location
+from advl_pipeline.base.errors import ConfigError, IdentityMismatch
 from advl_pipeline.cache.identity import difference_table, differences, extract_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.store import IDENTITY_FILE
-from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.datasets.records import Dataset, Example
-from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.students.options import PIXELS
+from advl_pipeline.stored_inputs.regions import other_option
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.inputs import Inputs, cache_of_split, dataset_identity
@@ -34,80 +27,9 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     caches = [open_cache(path) for path in config.cache]
     for cache in caches:
         if cache.teacher_name.startswith(PICTURES):
-            raise _other_option("pictures, and no teacher's features", cache, "--pictures")
+            raise other_option("pictures, and no teacher's features", cache, "--pictures")
         if cache.image is not None and cache.image.has_regions:
-            raise _other_option("a detector's regions, and no teacher's features", cache, "--regions")
-    return caches
-
-
-def _other_option(holds: str, cache: TeacherCache, option: str) -> ConfigError:
-    instead = f"give it as {option} {shlex.quote(str(cache.path))}"
-    return ConfigError(f"This cache holds {holds}.", where=str(cache.path), next_command=instead)
-
-
-def region_places(
-    locations: Iterable[Location], splits: Iterable[tuple[str, str]]
-) -> dict[Location, tuple[Location, str, str]]:
-    """Return the caches named by the region options: place -> the option, and the dataset and split that it is for.
-
-    Args:
-        locations: `{dataset}` and `{split}` stand for each of the splits. If that cache is missing, `{split}` is the
-            split that contains its pictures, as for a shifted set.
-        splits: (dataset, split) of the data to read.
-    """
-    places: dict[Location, tuple[Location, str, str]] = {}
-    options = [location for location in locations if location != PIXELS]
-    for option, (dataset, split) in itertools.product(options, splits):
-        named = str(option).replace("{dataset}", dataset_label(dataset))
-        tried = [
-            parse_location(named.replace("{split}", filed_under))
-            for filed_under in (split, *picture_splits(dataset, split))
-        ]
-        # An object store is checked when the cache is opened.
-        caches = (
-            location for location in tried if not isinstance(location, Path) or (location / IDENTITY_FILE).is_file()
-        )
-        places.setdefault(next(caches, tried[0]), (option, dataset, split))
-    return places
-
-
-def open_region_caches(
-    locations: Iterable[Location],
-    splits: Sequence[tuple[str, str]],
-    *,
-    data_root: Path | None = None,
-) -> list[TeacherCache]:
-    """Open the caches named by the region options; none for crops.
-
-    Args:
-        locations: as for `region_places`.
-        splits: as for `region_places`.
-        data_root: of the datasets, for the advice.
-
-    Raises:
-        ConfigError: the place is empty or has a detector's files; the message has the command that imports them.
-            CorruptCache: a cache is damaged.
-    """
-    caches = []
-    for place, (option, dataset, split) in region_places(locations, splits).items():
-        if isinstance(place, Path) and not (place / IDENTITY_FILE).is_file():
-            source = str(option).replace("{dataset}", dataset_label(dataset))
-            filed_under = picture_splits(dataset, split)[0]
-            are_there = place.exists() or Path(source.replace("{split}", filed_under)).exists()
-            words = ["advl", "cache", "import", source if are_there else "FILE", "--name", "regions"]
-            words += ["--dataset", dataset, "--split", split]
-            usual = default_cache("import-regions", "{dataset}", "{split}")
-            words += [] if data_root is None else ["--data-root", str(data_root)]
-            raise ConfigError(
-                "Regions are read from a cache; import a detector's files first.",
-                where=str(place),
-                why="these are no files of a cache" if are_there else "there is nothing here",
-                next_command=advise(words, note=f"then give --regions {shlex.quote(str(usual))}"),
-            )
-        cache = open_cache(place)
-        if cache.image is None or not cache.image.has_regions:
-            raise _other_option("no regions of a detector", cache, "--cache")
-        caches.append(cache)
+            raise other_option("a detector's regions, and no teacher's features", cache, "--regions")
     return caches
 
 

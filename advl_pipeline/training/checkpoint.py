@@ -25,7 +25,7 @@ from advl_pipeline.base.errors import (
     again,
 )
 from advl_pipeline.base.tensors import parameter_digest, save_tensors
-from advl_pipeline.training.heads import under_present_names
+from advl_pipeline.students.heads import under_present_names
 
 
 class CheckpointWriter:

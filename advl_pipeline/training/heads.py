@@ -1,4 +1,4 @@
-"""Task heads: their initial values, and their files in a run folder, `heads.safetensors` and `heads.json`.
+"""Initial values of task heads.
 
 A run starts from the checkpoint's heads if they have the same classes, else from fresh ones: a head is only
 meaningful with the classes that it was trained for. A run folder names its classes. A pretrained student's folder
@@ -11,77 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from advl_pipeline.base.atomic import write_text
-from advl_pipeline.base.configuration import json_text
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable
-from advl_pipeline.base.tensors import save_tensors
-from advl_pipeline.datasets.records import PUBLISHED_FOR, Dataset, Task, head_name
+from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.datasets.records import Dataset, Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.checkpoints import load_file as load_checkpoint
+from advl_pipeline.students.heads import described_heads, under_present_names
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.config import FinetuneConfig
-
-_TRAIN_AGAIN = "run the command that trained it again, with --no-resume"
-
-
-def save_heads(folder: Path, heads: nn.ModuleDict, described: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write heads by name, with task and class names of each; `learned_by` names the training behind it."""
-    save_tensors(folder / names.HEADS_WEIGHTS, heads.state_dict())
-    write_text(folder / names.HEADS, json_text(described) + "\n")
-
-
-_OF_BENCHMARK = {benchmark: head for head, benchmark in PUBLISHED_FOR.items()}
-"""Earlier names of heads, in `heads.json` and in the keys of weights -> the heads."""
-
-
-def described_heads(folder: Path) -> dict[str, Any]:
-    """Return the content of a run's `heads.json`: task and class names of each head."""
-    return {_OF_BENCHMARK.get(name, name): facts for name, facts in read_json(folder / names.HEADS).items()}
-
-
-def under_present_names(tensors: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Tensor]:
-    """Return the weights of heads with their keys, below a prefix, named after the heads of this version."""
-    renamed = {}
-    for key, value in tensors.items():
-        name, dot, rest = key.removeprefix(prefix).partition(".")
-        is_earlier = key.startswith(prefix) and name in _OF_BENCHMARK
-        renamed[f"{prefix}{_OF_BENCHMARK[name]}{dot}{rest}" if is_earlier else key] = value
-    return renamed
-
-
-def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str, tuple[str, ...]]]:
-    """Return the heads of a run and the class names of each.
-
-    Raises:
-        WeightsUnavailable: their files are missing. IdentityMismatch: an earlier version built other heads.
-    """
-    if not (folder / names.HEADS).exists():
-        raise WeightsUnavailable("This run has no task heads.", where=str(folder), next_command=_TRAIN_AGAIN)
-    description = described_heads(folder)
-    heads = nn.ModuleDict(
-        {name: student.build_head(name, max(1, len(entry["label_names"]))) for name, entry in description.items()}
-    )
-    try:
-        heads.load_state_dict(under_present_names(load_file(folder / names.HEADS_WEIGHTS)))
-    except RuntimeError as error:
-        raise IdentityMismatch(
-            "The task heads of this run are of another shape than its student has now.",
-            where=str(folder),
-            why=str(error),
-            next_command=_TRAIN_AGAIN,
-        ) from None
-    return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}
-
 
 HeadOrigin = dict[Literal["origin", "why"], str]
 """The origin of a head's values, `checkpoint`, `fresh` or `none`, and the reason."""

@@ -36,6 +36,9 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
+from advl_pipeline.stored_inputs.pictures import use_stored_pictures
+from advl_pipeline.stored_inputs.regions import use_region_caches
+from advl_pipeline.students.heads import save_heads
 from advl_pipeline.students.known_words import word_table
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import save_student
@@ -49,7 +52,7 @@ from advl_pipeline.training.build_model import (
     build_finetune_student,
 )
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
-from advl_pipeline.training.heads import HeadOrigin, save_heads
+from advl_pipeline.training.heads import HeadOrigin
 from advl_pipeline.training.inputs import splits_read
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.readout import Readout, take_readout
@@ -65,7 +68,7 @@ from advl_pipeline.training.signals.word_selection import AT_ONCE, selected_word
 from advl_pipeline.training.step import FinetuneModel, Phase
 from advl_pipeline.training.step_log import TOTALLED, phase_totals
 from advl_pipeline.training.stopping import EarlyStopping, validation_scores
-from advl_pipeline.training.student_inputs import StudentInputs, read_inputs, use_region_caches, use_stored_pictures
+from advl_pipeline.training.student_inputs import StudentInputs, read_inputs
 from advl_pipeline.training.validation import FEWEST_STEPS, is_due
 
 

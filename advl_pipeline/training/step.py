@@ -39,12 +39,7 @@ from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.signals.confidences import StudentConfidence
-from advl_pipeline.training.targets import (
-    TaskScores,
-    right_sequences,
-    score_task,
-    student_confidence,
-)
+from advl_pipeline.training.targets import TaskScores, right_sequences, score_task, student_confidence
 
 Phase = Literal["adapt", "finetune"]
 

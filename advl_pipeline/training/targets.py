@@ -17,6 +17,7 @@ from torch.nn import functional
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
+from advl_pipeline.students.heads import shape_logits
 from advl_pipeline.students.interface import Answered, AnswerHead, StudentOutput
 from advl_pipeline.training.config import TaskLoss
 
@@ -65,14 +66,6 @@ def collate_targets(
         scores_BK=None,
         known_B=known_B,
     )
-
-
-def shape_logits(logits_NK: torch.Tensor, num_candidates: Sequence[int], is_choice: bool) -> torch.Tensor:
-    """Return (B, C) for multiple choice, with -inf for candidates that an example lacks, else (B, K) unchanged."""
-    if not is_choice:
-        return logits_NK
-    scores = torch.split(logits_NK.squeeze(-1), list(num_candidates))
-    return torch.nn.utils.rnn.pad_sequence(list(scores), batch_first=True, padding_value=-torch.inf)
 
 
 @dataclass(kw_only=True)

@@ -17,9 +17,9 @@ from torch.nn import functional
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
 from advl_pipeline.students.generative import GenerativeStudent
+from advl_pipeline.students.heads import shape_logits
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.training.signals.averages import box_shares
-from advl_pipeline.training.targets import shape_logits
 
 FEW = 4
 """One in this many captions of a batch gets masked words and a swapped picture: these cost most and teach least."""

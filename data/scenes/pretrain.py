@@ -44,6 +44,7 @@ from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.runs import names
+from advl_pipeline.students.heads import save_heads
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
@@ -57,7 +58,6 @@ from advl_pipeline.students.saved import (
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.build_model import fill_towers
 from advl_pipeline.training.checkpoint import CheckpointWriter, load_checkpoint, restore
-from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.optimiser import linear_warmup_decay
 
 CHECKPOINT_EVERY = 100

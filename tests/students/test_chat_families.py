@@ -24,9 +24,8 @@ from advl_pipeline.students.chat_batch import ChatBatch
 from advl_pipeline.students.chat_config import family_facts
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import AnswerHead
-from advl_pipeline.students.memory import add_lora, merge_lora
+from advl_pipeline.students.memory import add_lora, hold_frozen_in_bf16, merge_lora
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.build_model import hold_frozen_in_bf16
 
 # PaliGemma's processor copies tensors in a way that NumPy 2 means to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

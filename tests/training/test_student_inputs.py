@@ -32,10 +32,11 @@ from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.extraction.config import ImportConfig
 from advl_pipeline.extraction.run import import_features
+from advl_pipeline.stored_inputs.pictures import StoredPictures
+from advl_pipeline.stored_inputs.regions import CachedRegions, use_region_caches
 from advl_pipeline.students.picture_source import DecodedPictures, Regions, with_whole_picture
 from advl_pipeline.students.region_student import PIXELS_CAVEAT, RegionStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.student_inputs import CachedRegions, StoredPictures, use_region_caches
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from own_rows import write_json_lines
 from PIL import Image
 
 from advl_pipeline.confidence.match_probe import MatchProbe
-from advl_pipeline.evaluation.gate import GateNames, PooledVectors, Questions, TeacherGate, measure_gate
+from advl_pipeline.readout.gate import GateNames, PooledVectors, Questions, TeacherGate, measure_gate
 
 NUM_QUESTIONS = 160
 

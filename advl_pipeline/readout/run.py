@@ -10,10 +10,10 @@ from typing import Any
 
 from advl_pipeline.base.errors import ConfigError, leave_out
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
-from advl_pipeline.evaluation.config import ReadoutConfig
-from advl_pipeline.evaluation.gate import take_gates
-from advl_pipeline.evaluation.opened_student import open_student
-from advl_pipeline.evaluation.prepare import PreparedLook
+from advl_pipeline.readout.config import ReadoutConfig
+from advl_pipeline.readout.gate import take_gates
+from advl_pipeline.readout.opened_student import open_student
+from advl_pipeline.readout.prepare import PreparedLook
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.naming import name_questions, naming_gate
 from advl_pipeline.training.landmarks.readout import take_readout

@@ -9,9 +9,9 @@ import numpy as np
 
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.distillation.relational import KNOWN
-from advl_pipeline.evaluation.config import WordsConfig
-from advl_pipeline.evaluation.opened_student import open_student
-from advl_pipeline.evaluation.prepare import PreparedLook
+from advl_pipeline.readout.config import WordsConfig
+from advl_pipeline.readout.opened_student import open_student
+from advl_pipeline.readout.prepare import PreparedLook
 from advl_pipeline.students.known_words import word_table
 
 

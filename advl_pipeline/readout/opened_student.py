@@ -10,17 +10,17 @@ from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior
-from advl_pipeline.evaluation.config import BesideCaches
-from advl_pipeline.evaluation.prepare import LookT, PreparedLook, by_name
+from advl_pipeline.readout.config import BesideCaches
+from advl_pipeline.readout.prepare import LookT, PreparedLook, by_name
+from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import recorded_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.students.weight_files import located
 from advl_pipeline.training.build_model import fill_towers
-from advl_pipeline.training.caches import check_caches, holds, open_region_caches
+from advl_pipeline.training.caches import check_caches, holds
 from advl_pipeline.training.landmarks.word_estimate import WordEstimate, estimate_words
-from advl_pipeline.training.student_inputs import regions_of_run, use_region_caches
 
 
 @dataclass(frozen=True, kw_only=True)
