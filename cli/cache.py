@@ -182,7 +182,7 @@ def import_(config: ImportConfig) -> Iterator[Any]:
     from advl_pipeline.extraction.run import run_import
 
     result = run_import(config, dataset)
-    yield result
+    yield result.document()
     if result.dry_run:
         (image,) = result.estimates
         click.echo(

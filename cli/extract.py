@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from advl_pipeline.base.errors import AdvlError
 from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
 from advl_pipeline.students.options import OWN_DATA_STUDENT
 
@@ -19,6 +17,7 @@ from .flags import config_command, read_and_print
 if TYPE_CHECKING:
     from advl_pipeline.extraction.forecast import Payback
     from advl_pipeline.extraction.run import ExtractResult
+    from advl_pipeline.readout.gate import Gates
 
 
 @config_command(ExtractConfig, "extract")
@@ -40,19 +39,21 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(prepared)
-    gates = None
-    if config.confidence and result.encoded_units and not result.shards_left:
+    complete = result.cache if config.confidence and dataset.line else None
+    gates: Gates | None = None
+    if complete is not None and result.encoded_units:
         from advl_pipeline.readout.gate import gate_by_default
 
-        gates = gate_by_default(result.path, dataset, data_root=config.data_root, device=config.device)
-    yield vars(result) | {"gates": gates}
+        gates = gate_by_default(complete, dataset, data_root=config.data_root, device=config.device)
+    yield result.document() | {"gates": gates}
     say_extraction(result, config)
-    if isinstance(gates, AdvlError):
-        click.echo(f"what the teacher adds to {OWN_DATA_STUDENT} is not measured: {gates.what}")
-        click.echo(f"  next:  {running().next_command(gates)}")
-    else:
-        for gate in gates or ():
-            click.echo(gate.line())
+    if complete is not None and gates is None:
+        readout = what_follows(
+            "advl", "readout", OWN_DATA_STUDENT, "--data", dataset.name, "--cache", str(result.path)
+        )
+        click.echo(f"nothing was encoded; what the teacher adds to {OWN_DATA_STUDENT}: {readout}")
+    for gate in gates or ():
+        click.echo(gate.line())
 
 
 def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
@@ -146,5 +147,5 @@ def prepare(config: PrepareConfig) -> Iterator[Any]:
     size = config.size or picture_side(config.student, config.student_option, tasks=dataset.tasks)
     extraction = of_pictures(config, size)
     result = run_extract(prepare_extract(extraction, dataset, may_idle=True))
-    yield {"size": size, **dataclasses.asdict(result)}
+    yield {"size": size, **result.document()}
     say_extraction(result, extraction)

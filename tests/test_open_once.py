@@ -55,14 +55,16 @@ def test_each_command_opens_each_thing_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     splits = ("train", "train", "val", "test")
-    write_json_lines(Path("mine.jsonl"), [class_row(number, split=splits[number % 4]) for number in range(40)])
+    write_json_lines(Path("mine.jsonl"), [class_row(number, split=splits[number % 4]) for number in range(100)])
     cache, run = Path("caches/minilm-l6/mine/train"), Path("runs/mine")
     short = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 4, "--confidence-folds", 2)
     student = ("--student", "scenes-small", "--student-option", *SMALL_WORDS)
     data = {opener.__name__ for opener in OF_DATA}
     method = {"open_run_inputs", "resolve_method", "resolve_run"}
     commands = {
-        ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--no-confidence"): data | {"open_cache"},
+        ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--confidence-folds", 2): (
+            data | {"open_cache", "build_student"}
+        ),
         ("finetune", "--data", "mine.jsonl", "--cache", cache, "--output", run, *student, *short): (
             data | method | {"open_cache", "build_student"}
         ),

@@ -99,7 +99,8 @@ class ExtractResult:
     examples with estimates, `skipped` entries that the dataset omitted as malformed (`advl datasets check` lists
     them). `shards_left` counts uncommitted shards of other parts; the cache is complete if it is 0. `payback` is set
     for a dry run of a teacher into a folder. `untimed` is the reason why a dry run has no time: the weights are not
-    available, and the sizes come from the teacher's card. `averaged_grid`: see `sources.averaged_grid`.
+    available, and the sizes come from the teacher's card. `averaged_grid`: see `sources.averaged_grid`. `cache` is
+    the complete cache, opened.
     """
 
     path: Location
@@ -117,6 +118,11 @@ class ExtractResult:
     payback: Payback | None = None
     untimed: WeightsUnavailable | None = None
     averaged_grid: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    cache: TeacherCache | None = field(default=None, repr=False)
+
+    def document(self) -> dict[str, Any]:
+        """Return the fields that a document of the command holds: all but the opened cache."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "cache"}
 
 
 def run_extract(prepared: PreparedExtract, teacher: Teacher | None = None) -> ExtractResult:
@@ -319,6 +325,7 @@ def extract_held(
     if not writer.is_complete():
         shards_left = sum(len(writer.pending(modality)) for modality in writer.plan.modalities)
     confidences, complete = 0, None
+    cache: TeacherCache | None = None
     if not shards_left:
         encoded_by = time.perf_counter()
         cache = _complete_cache(config, store, writer, identity)
@@ -342,6 +349,7 @@ def extract_held(
         confidences=confidences,
         shards_left=shards_left,
         averaged_grid=averaged_grid(sources),
+        cache=cache,
     )
 
 

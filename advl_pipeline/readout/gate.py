@@ -20,11 +20,10 @@ import numpy.typing as npt
 import torch
 
 from advl_pipeline.base.errors import WeightsUnavailable
-from advl_pipeline.base.locations import Location
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.confidence.estimators import assign_folds, bag_of_words
 from advl_pipeline.confidence.match_probe import MatchFeatures, Vectors, cross_fitted_scores, joined
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Task
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Example, Task
 from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.statistics import Contribution, Interval, item_groups, joint_interval
 from advl_pipeline.readout.config import ReadoutConfig
@@ -124,12 +123,28 @@ class TeacherGate:
         return "so few questions do not decide it"
 
     def line(self) -> str:
-        """Return the gate in words."""
+        """Return the gate in a sentence."""
         held = f"what {self.names.student} holds ({self.by_student:.1f} % of {self.num_questions})"
         line = f"{self.names.teacher} adds {self.adds} to {held}: {self.verdict}"
         if self.adds_without_language is None:
             return line
         return f"{line}; for a student without language it adds {self.adds_without_language}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoGate:
+    """Why nothing says what teachers add to a student."""
+
+    teachers: tuple[str, ...]
+    student: str
+    why: str
+
+    def line(self) -> str:
+        """Return the reason in a sentence."""
+        return f"what {self.student} gains by {' and '.join(self.teachers)} is not measured: {self.why}"
+
+
+Gates = tuple[TeacherGate | NoGate, ...]
 
 
 def measure_gate(
@@ -198,25 +213,35 @@ def measure_gate(
     )
 
 
-def take_gates(opened: OpenedStudent) -> tuple[TeacherGate, ...]:
-    """Return the gate of each teacher for each task with at least `MIN_QUESTIONS` labelled questions.
+def take_gates(opened: OpenedStudent) -> Gates:
+    """Return the gate of each teacher for each task, or why a task gives none.
 
     A sample of the questions is read, the same for every teacher.
     """
     order = torch.randperm(len(opened.positions), generator=torch.Generator().manual_seed(0))
-    of_task: dict[Task, list[Example]] = {}
+    of_task: dict[Task, list[Example]] = {task: [] for task in opened.dataset.tasks}
     texts_left = dict.fromkeys(opened.dataset.tasks, MAX_TEXTS)
+    beyond: set[Task] = set()
     for place in order.tolist():
         task, candidates = opened.dataset.candidates_of(opened.positions[place])
-        chosen = of_task.setdefault(task, [])
-        if len(chosen) < MAX_QUESTIONS and texts_left[task] >= len(candidates):
-            example = opened.dataset[opened.positions[place]]
-            if example.label is not None:
-                chosen.append(example)
-                texts_left[task] -= len(candidates)
-    gates: list[TeacherGate] = []
+        chosen = of_task[task]
+        if len(chosen) == MAX_QUESTIONS:
+            continue
+        if texts_left[task] < len(candidates):
+            beyond.add(task)
+            continue
+        example = opened.dataset[opened.positions[place]]
+        if example.label is not None:
+            chosen.append(example)
+            texts_left[task] -= len(candidates)
+    teachers = tuple(cache.teacher_name for cache in opened.caches)
+    if not of_task:
+        return (NoGate(teachers=teachers, student=opened.student.name, why="the data have no questions"),)
+    gates: list[TeacherGate | NoGate] = []
     for task, examples in of_task.items():
-        if len(examples) < MIN_QUESTIONS or len({example.cluster for example in examples}) < FOLDS:
+        limit = f" with at most {MAX_TEXTS:,} texts in all" if task in beyond else ""
+        if why := _too_few(task, examples, limit=limit):
+            gates.append(NoGate(teachers=teachers, student=opened.student.name, why=why))
             continue
         questions = _questions(examples, opened)
         of_student = vectors_of_student(opened.student, examples)
@@ -272,26 +297,37 @@ def vectors_of_teacher(cache: TeacherCache, examples: Sequence[Example], student
     )
 
 
-def gate_by_default(
-    cache: Location, dataset: DatasetSpec, *, data_root: Path | None, device: str
-) -> tuple[TeacherGate, ...] | WeightsUnavailable:
+def gate_by_default(cache: TeacherCache, dataset: DatasetSpec, *, data_root: Path | None, device: str) -> Gates:
     """Return the gates of a cache for the student that the user's own data train by default.
-
-    There are none for other data, and for a split with few labels. If the student's towers are not on this machine,
-    the error says so.
 
     Args:
         dataset: of the cache, as `read_dataset` returns it.
     """
-    if not dataset.line:
-        return ()
     config = ReadoutConfig(
-        student=Path(OWN_DATA_STUDENT), cache=(cache,), dataset=dataset.name, data_root=data_root, device=device
+        student=Path(OWN_DATA_STUDENT),
+        cache=(cache.path,),
+        dataset=dataset.name,
+        data_root=data_root,
+        device=device,
     )
+    look = prepare_look(config, dataset, caches=[cache])
     try:
-        return take_gates(open_student(prepare_look(config, dataset)))
+        return take_gates(open_student(look))
     except WeightsUnavailable as error:
-        return error
+        why = f"{error.what} {error.next_command}".strip()
+        return (NoGate(teachers=(cache.teacher_name,), student=OWN_DATA_STUDENT, why=why),)
+
+
+def _too_few(task: Task, examples: Sequence[Example], *, limit: str) -> str:
+    """Return why the labelled examples of a task give no gate; "" if they give one."""
+    items = TASKS[task].items
+    num_pictures = len({example.cluster for example in examples})
+    if len(examples) >= MIN_QUESTIONS and num_pictures >= FOLDS:
+        return ""
+    labelled = f"{len(examples)} labelled {items} of {num_pictures} picture(s){limit}"
+    if not examples and not limit:
+        labelled = "no labels"
+    return f"there are {labelled}, and at least {MIN_QUESTIONS} {items} of {FOLDS} pictures are needed"
 
 
 def _questions(examples: Sequence[Example], opened: OpenedStudent) -> Questions:

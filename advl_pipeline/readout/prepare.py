@@ -43,11 +43,14 @@ class PreparedLook(Generic[LookT]):
     data_root: Path | None
 
 
-def prepare_look(config: LookT, dataset: DatasetSpec | None = None) -> PreparedLook[LookT]:
+def prepare_look(
+    config: LookT, dataset: DatasetSpec | None = None, *, caches: Sequence[TeacherCache] | None = None
+) -> PreparedLook[LookT]:
     """Open the caches of a look, and find their dataset.
 
     Args:
         dataset: that of the caches, as `read_dataset` returns it; None to find it.
+        caches: those of the configuration; None to open them.
 
     Raises:
         ConfigError: a cache is missing or names a path not given by the user, or the caches are of different splits.
@@ -63,7 +66,8 @@ def prepare_look(config: LookT, dataset: DatasetSpec | None = None) -> PreparedL
             next_command=advise(extract, note="then give it as --cache DIR"),
         )
     trained_on = read_config(config.student) if is_finished(config.student) else {}
-    caches = [open_cache(location) for location in config.cache]
+    if caches is None:
+        caches = [open_cache(location) for location in config.cache]
     for cache in caches:
         _require_typed_paths(config, cache, trained_on)
     splits = {(cache.identity["dataset"]["name"], cache.identity["dataset"]["split"]) for cache in caches}

@@ -30,7 +30,7 @@ def run_readout(look: PreparedLook[ReadoutConfig]) -> dict[str, Any]:
     Returns:
         placement: the readout by teacher (see `Readout.shares`); naming: the gate of names, None if not requested;
         words: a line about the words that pretraining taught if they are estimated, else None; gates: what each
-        teacher adds to the student's own vectors (`take_gates`).
+        teacher adds to the student's own vectors, or why that is not known (`take_gates`).
 
     Raises:
         ConfigError: caches of different splits, or no name questions for `--oracle`.

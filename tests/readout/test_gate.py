@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from commands import completed, printed
-from own_rows import write_json_lines
+from commands import completed, exit_code, printed
+from own_rows import COLOURS, write_json_lines
 from PIL import Image
 
+from advl_pipeline.cache.reader import FeatureStore
 from advl_pipeline.confidence.match_probe import MatchProbe
-from advl_pipeline.readout.gate import GateNames, PooledVectors, Questions, TeacherGate, measure_gate
+from advl_pipeline.readout.config import ReadoutConfig
+from advl_pipeline.readout.gate import GateNames, PooledVectors, Questions, TeacherGate, measure_gate, take_gates
+from advl_pipeline.readout.opened_student import open_student
+from advl_pipeline.readout.prepare import prepare_look
 
 NUM_QUESTIONS = 160
 
@@ -109,18 +116,94 @@ def test_extract_ends_with_the_gate_of_the_default_student_if_there_are_enough_l
     assert "for a student without language it adds " in line
     # Nothing was encoded, so nothing is asked again.
     again, _ = printed(capsys, *words)
-    assert "adds" not in again
+    assert " adds " not in again.replace("what the teacher adds to", "")
+    assert "advl readout efficientnet-minilm --data mine.jsonl --cache caches/minilm-l6/mine/train" in again
     looked = completed("readout", "scenes-small", *("--cache", "caches/minilm-l6/mine/train", "--data", "mine.jsonl"))
     assert looked.returncode == 0, looked.stderr
     assert "to what scenes-small holds (" in looked.stdout
 
 
-def test_few_labels_are_not_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def unlabelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "label"} for row in rows]
+
+
+def of_one_picture(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"image": rows[0]["image"], "question": f"Which colour has part {row['image']}?"} for row in rows]
+
+
+def with_many_choices(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"choices": [f"colour {place}" for place in range(400)]} for row in rows[:10]]
+
+
+FEW = (
+    ("few labels", lambda rows: rows[:49], "49 labelled questions of 49 picture(s), and at least 50 questions of 5"),
+    ("no labels", unlabelled, "there are no labels, and at least 50 questions of 5 pictures are needed"),
+    ("few pictures", of_one_picture, "50 labelled questions of 1 picture(s), and at least 50 questions of 5"),
+    ("many choices", with_many_choices, "3 labelled questions of 3 picture(s) with at most 1,500 texts in all"),
+)
+
+
+@pytest.mark.parametrize(("changed", "why"), [row[1:] for row in FEW], ids=[row[0] for row in FEW])
+def test_both_commands_say_why_nothing_is_measured(
+    changed: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows_of(tmp_path, 49)
+    rows = [json.loads(line) for line in rows_of(tmp_path, 50).read_text().splitlines()]
+    write_json_lines(Path("mine.jsonl"), changed(rows))
     words = ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--confidence-folds", 2)
-    said, _ = printed(capsys, *words, "--json")
-    document: dict[str, Any] = json.loads(said)
-    assert document["gates"] == []
+    said, _ = printed(capsys, *words)
+    start = "what efficientnet-minilm gains by minilm-l6 is not measured: "
+    (line,) = (line for line in said.splitlines() if line.startswith(start))
+    assert why in line
+    cache = "caches/minilm-l6/mine/train"
+    looked, _ = printed(capsys, "readout", "scenes-small", "--cache", cache, "--data", "mine.jsonl", "--json")
+    (gate,) = json.loads(looked)["gates"]
+    assert why in gate["why"]
+
+
+KINDS = {
+    "bird": "sparrow pigeon robin swallow parrot crow gull stork owl finch falcon hawk goose".split(),
+    "fruit": "apple pear plum banana cherry peach mango lemon orange grape melon fig lime".split(),
+    "vehicle": "lorry bus tram bicycle car train van tractor truck motorcycle taxi scooter ambulance".split(),
+    "clothing": "shirt coat scarf glove jacket skirt sweater sock trousers dress cap shoe belt".split(),
+}
+
+
+@dataclass(frozen=True)
+class ShuffledTexts:
+    """The vectors of a cache's texts, each under the name of another text."""
+
+    store: FeatureStore
+
+    def global_features(self, ids: Sequence[str]) -> npt.NDArray[np.floating]:
+        distinct = sorted({*ids})
+        other = dict(zip(distinct, np.random.default_rng(0).permutation(distinct).tolist(), strict=True))
+        return self.store.global_features([other[name] for name in ids])
+
+
+def test_a_real_teacher_adds_to_open_answers_and_a_shuffled_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    things = [(thing, kind) for kind, named in KINDS.items() for thing in named]
+    rows = [
+        {"image": f"pictures/{COLOURS[place % 5]}.png", "question": f"What is a {thing}?", "answer": kind}
+        for place, (thing, kind) in enumerate(things)
+    ]
+    data = write_json_lines(Path("mine.jsonl"), [row | {"split": "train"} for row in rows])
+    words = ("extract", "--teacher", "minilm-l6", "--data", data, "--no-confidence")
+    assert exit_code(*words) == 0
+    config = ReadoutConfig(student=Path("scenes-small"), cache=(Path("caches/minilm-l6/mine/train"),))
+    opened = open_student(prepare_look(replace(config, dataset=str(data))))
+    (cache,) = opened.caches
+    assert cache.text is not None
+    shuffled = replace(cache, text=ShuffledTexts(cache.text))  # type: ignore[arg-type]
+    helped, misled = take_gates(replace(opened, caches=[cache, shuffled]))
+    assert isinstance(helped, TeacherGate)
+    assert isinstance(misled, TeacherGate)
+    assert helped.adds.interval.low > 5
+    assert misled.adds.interval.contains(0)
