@@ -72,6 +72,8 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
             f"{item.num_bytes / 1e6:.1f} MB{seconds}"
         )
     if result.dry_run:
+        if result.confidence_seconds is not None:
+            click.echo(f"confidences: about {result.confidence_seconds:.0f} s")
         say_grid(result.averaged_grid)
         if result.untimed is None:
             click.echo(f"times are of {device_name(config.device)}")

@@ -99,8 +99,8 @@ class ExtractResult:
     examples with estimates, `skipped` entries that the dataset omitted as malformed (`advl datasets check` lists
     them). `shards_left` counts uncommitted shards of other parts; the cache is complete if it is 0. `payback` is set
     for a dry run of a teacher into a folder. `untimed` is the reason why a dry run has no time: the weights are not
-    available, and the sizes come from the teacher's card. `averaged_grid`: see `sources.averaged_grid`. `cache` is
-    the complete cache, opened.
+    available, and the sizes come from the teacher's card. `confidence_seconds` is the time of the confidences in a
+    dry run, None without any. `averaged_grid`: see `sources.averaged_grid`. `cache` is the complete cache, opened.
     """
 
     path: Location
@@ -117,6 +117,7 @@ class ExtractResult:
     shards_left: int = 0
     payback: Payback | None = None
     untimed: WeightsUnavailable | None = None
+    confidence_seconds: float | None = None
     averaged_grid: Mapping[str, Sequence[int]] = field(default_factory=dict)
     cache: TeacherCache | None = field(default=None, repr=False)
 
@@ -251,7 +252,19 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
     estimates = estimates_of(plan, measured_seconds(config, sources, plan))
     result = forecast_result(config, estimates, dataset)
-    return replace(result, averaged_grid=averaged_grid(sources))
+    confidence_seconds = _forecast_confidences(config, sources, dataset) if config.confidence else None
+    return replace(result, averaged_grid=averaged_grid(sources), confidence_seconds=confidence_seconds)
+
+
+def _forecast_confidences(config: ExtractConfig, sources: Sequence[Source], dataset: Dataset) -> float | None:
+    from advl_pipeline.confidence.estimators import Modality
+    from advl_pipeline.confidence.forecast import forecast_seconds
+
+    widths: dict[Modality, int] = {
+        "vision" if source.modality == "image" else "text": source.global_dim for source in sources
+    }
+    num_examples = min(config.shots or len(dataset), len(dataset)) * len(config.seed)
+    return forecast_seconds(dataset, widths, num_examples=num_examples, folds=config.confidence_folds) or None
 
 
 def forecast_result(

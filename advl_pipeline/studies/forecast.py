@@ -50,7 +50,8 @@ def forecast_cache(config: ExtractConfig) -> dict[str, Any]:
     planned["num_bytes"] = sum(item.num_bytes for item in result.estimates)
     if result.untimed is not None:
         return planned | {"obstacle": result.untimed.what}
-    return planned | {"seconds": sum(item.seconds or 0.0 for item in result.estimates)}
+    seconds = sum(item.seconds or 0.0 for item in result.estimates) + (result.confidence_seconds or 0.0)
+    return planned | {"seconds": seconds}
 
 
 CacheForecaster = Callable[[ExtractConfig], dict[str, Any]]

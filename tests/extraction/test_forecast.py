@@ -7,14 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from commands import advl
+from commands import advl, printed
 from dataset_mirrors import write_vqa
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from own_rows import answer_row, class_row, write_json_lines
+from scipy.sparse import csr_array
 from tiny_extraction import TinyDataset, TinyImageTower, TinyTextTower, tiny_config, tiny_extract
 
 from advl_cli.extract import when_it_pays
+from advl_pipeline.confidence import probe
+from advl_pipeline.confidence.forecast import EVALUATIONS
+from advl_pipeline.confidence.probe import Kind, ProbeData, cross_fitted_confidence
 from advl_pipeline.extraction import run
 from advl_pipeline.extraction.forecast import Estimate, payback, uses_per_epoch
 from advl_pipeline.extraction.sources import image_tokens_of
@@ -69,6 +75,43 @@ def test_a_dry_run_encodes_one_batch_of_each_modality_after_one_unit(
         monkeypatch.setattr(tower, "encode", encode)
     tiny_extract(tmp_path / "data", tmp_path / "cache", dry_run=True, batch_size=2)
     assert sizes == [1, 2, 1, 2]
+
+
+def test_a_dry_run_has_a_line_for_confidences_if_there_will_be_any(capsys: pytest.CaptureFixture[str]) -> None:
+    write_json_lines(Path("answers.jsonl"), [answer_row(number) for number in range(40)])
+    write_json_lines(Path("unlabelled.jsonl"), [class_row(number, label=...) for number in range(40)])
+    asked = ("extract", "--teacher", "minilm-l6", "--dry-run", "--data")
+    assert "confidences: about " in printed(capsys, *asked, "answers.jsonl")[0]
+    for words in (("answers.jsonl", "--no-confidence"), ("unlabelled.jsonl",)):
+        said, _ = printed(capsys, *asked, *words)
+        assert "confidences" not in said
+        assert "would write" in said
+
+
+@pytest.mark.parametrize("kind", ["choice", "classes", "soft-labels"])
+def test_a_forecast_counts_on_about_as_many_evaluations_as_a_fit_needs(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    num_classes = 0 if kind == "choice" else 20
+    features_NCF = draw.normal(size=(200, 1 if num_classes else 4, 24)).astype(np.float32)
+    label_N = features_NCF[:, :, 0].argmax(1) if kind == "choice" else features_NCF[:, 0, :num_classes].argmax(1)
+    data = ProbeData(
+        kind=kind,
+        features_NCF=features_NCF,
+        label_N=label_N,
+        score_NK=csr_array(np.eye(num_classes, dtype=np.float32)[label_N]) if kind == "soft-labels" else None,
+        num_classes=num_classes,
+    )
+    counted = []
+    fit = probe.fit_logistic
+
+    def counting(features: Any, likelihood: Any, **options: Any) -> Any:
+        return fit(features, lambda scores: counted.append(1) or likelihood(scores), **options)
+
+    monkeypatch.setattr(probe, "fit_logistic", counting)
+    cross_fitted_confidence(data, np.arange(200) % 5)
+    assert EVALUATIONS[kind] / 2 < len(counted) / 5 < 2 * EVALUATIONS[kind]
 
 
 def test_boxes_of_the_first_picture_spare_opening_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
