@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("datasets")
 
 from commands import printed
-from hub_server import serve_hub
-from hub_twins import TWINS, colour_samples, write_twin
+from fake_hub.server import serve_hub
+from fake_hub.sets import TWINS, colour_samples, write_twin
 from published_sets import published
 
 from advl_pipeline.cache.reader import open_cache

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, served_models
+from fake_hub.server import Hub, served_models
 
 from advl_pipeline.base import locations
 from advl_pipeline.base.errors import WeightsUnavailable

@@ -20,7 +20,7 @@ import pytest
 import torch
 from commands import exit_code, printed
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
-from hub_repositories import write_repository
+from fake_hub.models import write_repository
 from own_rows import choice_row, write_json_lines
 from region_mirrors import write_butd_tsv
 from small_corpus import SmallCorpus

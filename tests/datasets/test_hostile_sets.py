@@ -25,7 +25,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 from commands import complaint, printed
-from hub_server import serve_hub
+from fake_hub.server import serve_hub
 from own_rows import COLOURS, write_pictures
 
 from advl_pipeline.base.errors import DatasetError

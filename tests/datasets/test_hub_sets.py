@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import advl, printed
-from hub_server import serve_hub
+from fake_hub.server import serve_hub
 from own_rows import choice_row, data_of, refusal
 
 from advl_pipeline.base.errors import DatasetError
@@ -39,7 +39,7 @@ from advl_pipeline.teachers.text_units import covering_texts
 pytest.importorskip("datasets")
 
 import datasets
-from hub_twins import TWINS, Sample, colour_samples, stored, write_twin
+from fake_hub.sets import TWINS, Sample, colour_samples, stored, write_twin
 
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:

@@ -166,7 +166,7 @@ def test_pictures_that_were_exchanged_in_the_index_are_found(
 ) -> None:
     """Of a revision that is named, and of a set that is read with its pictures."""
     pytest.importorskip("datasets")
-    from hub_twins import colour_samples, write_twin
+    from fake_hub.sets import colour_samples, write_twin
 
     write_twin(tmp_path, "cv-bench", colour_samples(24), group_rows=5)
     unpinned = re.sub(r"@[0-9a-f]{7,40}\"", '"', data_files("cards")["cv-bench"].read_text())

@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("datasets")
 
 import datasets
-from hub_server import serve_hub
-from hub_twins import colour_samples, stored, write_twin
+from fake_hub.server import serve_hub
+from fake_hub.sets import colour_samples, stored, write_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from own_rows import (

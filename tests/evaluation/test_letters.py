@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("datasets")
 
 from commands import complaint, printed
-from hub_twins import colour_samples, write_twin
+from fake_hub.sets import colour_samples, write_twin
 from own_rows import choice_row, write_json_lines, write_pictures
 from run_logs import items_file
 

@@ -14,7 +14,7 @@ import commands
 import pyarrow.parquet as pq
 import pytest
 import timm
-from hub_server import TOKEN, Hub, serve_hub
+from fake_hub.server import TOKEN, Hub, serve_hub
 from huggingface_hub import DatasetCard, ModelCard
 from own_rows import class_row, write_json_lines, write_pictures
 from safetensors.torch import save_file

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_tokenizers import KINDS, save_tokenizer
+from fake_hub.tokenizers import KINDS, save_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_examples import answered, unit

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 from commands import completed
-from hub_repositories import LFS_POINTER
-from hub_server import served_models
-from hub_students import student_files
-from hub_tokenizers import Files, as_json, vocabulary_size
+from fake_hub.models import files_of
+from fake_hub.server import served_models
+from fake_hub.teachers import LFS_POINTER
+from fake_hub.tokenizers import Files, as_json, vocabulary_size
 from made_examples import picture, question
 from references import ASSETS
 from small_corpus import SmallCorpus
@@ -268,7 +268,7 @@ def test_every_family_with_weights_on_the_hub_is_here() -> None:
 def test_from_an_empty_cache_and_without_a_network(
     repository: str, small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = student_files(repository)
+    files = files_of(repository)
     with served_models(tmp_path / "hub", monkeypatch) as hub:
         hub.repositories[f"models/{repository}"] = files
         commit = hub.sha(f"models/{repository}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import exit_code, printed
 from dataset_mirrors import vcr_record, write_vcr
-from hub_repositories import write_repository
+from fake_hub.models import write_repository
 
 from advl_pipeline.base.errors import ConfigError, InUse
 from advl_pipeline.cache.reader import open_cache

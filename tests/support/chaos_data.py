@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from hub_server import TOKEN, serve_hub
-from hub_twins import colour_samples, write_twin
+from fake_hub.server import TOKEN, serve_hub
+from fake_hub.sets import colour_samples, write_twin
 from own_rows import class_row, write_json_lines
 from PIL import Image
 from real_processes import Running, start, start_advl

@@ -1,6 +1,6 @@
 """The README's public sets in the files of their repositories: names, page, columns, pictures.
 
-Rows come from `hub_twins`. Pictures are JPEG files of varied modes (grey, CMYK, rotated by EXIF), as in COCO.
+Rows come from `fake_hub/sets.py`. Pictures are JPEG files of varied modes (grey, CMYK, rotated by EXIF), as in COCO.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from hub_twins import Sample, colour_samples, write_twin
+from fake_hub.sets import Sample, colour_samples, write_twin
 from PIL import Image, ImageDraw
 
 Files = dict[str, bytes]

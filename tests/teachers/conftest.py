@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hub_tokenizers import save_tokenizer
+from fake_hub.tokenizers import save_tokenizer
 from made_examples import unit
 from PIL import Image
 

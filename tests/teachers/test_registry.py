@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 from commands import completed
-from hub_repositories import write_repository
+from fake_hub.models import write_repository
 from tiny_extraction import TinyTextTower
 
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable

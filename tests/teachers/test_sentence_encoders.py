@@ -11,9 +11,10 @@ import pytest
 import torch
 import transformers as hf
 from closeness import assert_near
-from hub_repositories import PUBLISHED, SMALL, bert, modernbert, pickled, published, saved, weights
-from hub_server import Hub, served_models
-from hub_tokenizers import Files, as_json, fast, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
+from fake_hub.models import PUBLISHED
+from fake_hub.server import Hub, served_models
+from fake_hub.teachers import SMALL, bert, modernbert, pickled, published, saved, weights
+from fake_hub.tokenizers import Files, as_json, fast, gemma_tokenizer, modernbert_tokenizer, vocabulary_size
 from safetensors.torch import load
 from tiny_extraction import tree_bytes
 from tokenizers import Tokenizer, normalizers

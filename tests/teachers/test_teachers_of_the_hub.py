@@ -18,13 +18,13 @@ import torch
 import transformers as hf
 from closeness import assert_near
 from commands import printed
-from hub_repositories import (
+from fake_hub.models import PUBLISHED, files_of
+from fake_hub.server import Hub, served_models
+from fake_hub.teachers import (
     LFS_POINTER,
-    PUBLISHED,
     State,
     bert,
     clip,
-    files_of,
     narrow_models,
     pickled,
     published,
@@ -32,8 +32,7 @@ from hub_repositories import (
     shards,
     weights,
 )
-from hub_server import Hub, served_models
-from hub_tokenizers import Files, as_json, fast
+from fake_hub.tokenizers import Files, as_json, fast
 from own_rows import choice_row, rows_of, write_json_lines
 from PIL import Image
 from safetensors.torch import load, load_file

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_repositories import write_repository
+from fake_hub.models import write_repository
 from run_logs import load_json, losses, metrics
 from transformers import CLIPModel
 

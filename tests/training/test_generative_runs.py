@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
-from hub_server import served_models
+from fake_hub.server import served_models
 from interrupting import interrupted_at
 from peft import PeftModel
 from run_logs import forget_digests, load_json, metrics

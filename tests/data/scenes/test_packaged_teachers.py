@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 from commands import completed
-from hub_tokenizers import save_tokenizer
+from fake_hub.tokenizers import save_tokenizer
 from transformers import AutoTokenizer, BertModel, MPNetConfig, MPNetModel
 
 from advl_data.scenes import packaged_teachers

@@ -1,7 +1,7 @@
-"""Hub repositories as published: files, configuration keys, parameter names.
+"""Repositories of teachers as published: files, configuration keys, parameter names.
 
-Only the widths are tiny and the weights random. `PUBLISHED` creates the files of each repository by name. Parameter
-names are those that the libraries write; names from older versions are restored where the originals have them.
+Only the widths are tiny and the weights random. Parameter names are those that the libraries write; names from older
+versions are restored where the originals have them.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hub_tokenizers
 import torch
 import transformers as hf
-from hub_tokenizers import Files, as_json, vocabulary_size
 from safetensors.torch import load, save
 from timm import create_model
 from tiny_extraction import tree_bytes
+
+from fake_hub import tokenizers
+from fake_hub.tokenizers import Files, as_json, vocabulary_size
 
 State = dict[str, torch.Tensor]
 Form = Callable[[State], Files]
 """Stores weights in files."""
 
-MODELS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("hub_models.toml").read_text(encoding="utf-8"))
+MODELS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("teachers.toml").read_text(encoding="utf-8"))
 SMALL: Mapping[str, Any] = MODELS.pop("small")
 
 
@@ -99,13 +100,13 @@ def configured(settings: Mapping[str, Any], size: int = 0, *, unused_words: int 
 
 
 def published(family: str, name: str, *, form: Form | None = None) -> Files:
-    """Return the repository of a transformers model, whose family is described in `hub_models.toml`.
+    """Return the repository of a transformers model, whose family is described in `teachers.toml`.
 
     Args:
         form: of the weights, instead of the family's own.
     """
     facts = MODELS[family]
-    tokenizer: Files = getattr(hub_tokenizers, facts["tokenizer"])() if "tokenizer" in facts else {}
+    tokenizer: Files = getattr(tokenizers, facts["tokenizer"])() if "tokenizer" in facts else {}
     size = vocabulary_size(tokenizer) if "tokenizer.json" in tokenizer else 0
 
     def of_pair(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,16 +218,3 @@ PUBLISHED: dict[str, Callable[[str], Files]] = {
     },
 }
 """Teacher repository -> the function that creates its files."""
-
-
-@cache
-def files_of(name: str) -> Files:
-    """Return the files of a published repository; they are created once."""
-    return PUBLISHED[name](name)
-
-
-def write_repository(name: str, folder: Path) -> None:
-    """Write the files of a published repository to a folder, as after a download."""
-    for place, content in files_of(name).items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(content)

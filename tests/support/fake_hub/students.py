@@ -1,6 +1,6 @@
 """Student repositories as published: files, configuration keys, parameter names, tokenizers.
 
-Only the widths are tiny and the weights random, as in `hub_repositories`.
+Only the widths are tiny and the weights random, as in `teachers`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hub_tokenizers
 import torch
 import transformers as hf
-from hub_repositories import FORMS, Form, page, saved, shards, weights
-from hub_tokenizers import Files, as_json, byte_core, byte_level, fast, merges_file, vocabulary_size
 from tiny_chat_models import TEMPLATES, WIDTHS, resolved
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
 from advl_pipeline.students.registry import build_student
+from fake_hub import tokenizers
+from fake_hub.teachers import FORMS, Form, page, saved, shards, weights
+from fake_hub.tokenizers import Files, as_json, byte_core, byte_level, fast, merges_file, vocabulary_size
 
-FACTS = tomllib.loads(Path(__file__).with_name("hub_students.toml").read_text(encoding="utf-8"))
+FACTS = tomllib.loads(Path(__file__).with_name("students.toml").read_text(encoding="utf-8"))
 
 
 def preset(name: str) -> Files:
@@ -31,7 +31,7 @@ def preset(name: str) -> Files:
     Its weights are the complete `state_dict`, as in older files: tied word embeddings twice, and constants.
     """
     facts = FACTS["presets"][name]
-    tokenizer: Files = getattr(hub_tokenizers, facts["tokenizer"])() if "tokenizer" in facts else {}
+    tokenizer: Files = getattr(tokenizers, facts["tokenizer"])() if "tokenizer" in facts else {}
     words = {"vocab_size": vocabulary_size(tokenizer) + facts.get("unused_words", 0)} if tokenizer else {}
     student: Any = build_student(f"{name}-tiny", overrides=words)
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def smol_vlm(model_type: str, **more: Any) -> Files:
     return chat_model("smolvlm", cut_as_smolvlm, kind=kind, model_type=model_type, vision_config=eyes, **more)
 
 
-PUBLISHED: Mapping[str, Callable[[], Files]] = {
+MADE: Mapping[str, Callable[[], Files]] = {
     "dandelin/vilt-b32-mlm": partial(preset, "vilt"),
     "unc-nlp/lxmert-base-uncased": partial(preset, "lxmert"),
     "uclanlp/visualbert-vcr-coco-pre": partial(preset, "visualbert"),
@@ -125,9 +125,12 @@ PUBLISHED: Mapping[str, Callable[[], Files]] = {
     "Qwen/Qwen3-VL-2B-Instruct": partial(chat_model, "qwen3_vl", cut_as_qwen),
     "Qwen/Qwen3-VL-4B-Instruct": partial(chat_model, "qwen3_vl", cut_as_qwen, form=shards),
 }
+"""Student repository -> the function that creates its files, without a page."""
+
+
+def _with_page(name: str) -> Files:
+    return MADE[name]() | page(name)
+
+
+PUBLISHED: Mapping[str, Callable[[str], Files]] = dict.fromkeys(MADE, _with_page)
 """Student repository -> the function that creates its files."""
-
-
-def student_files(name: str) -> Files:
-    """Return the files of a published repository."""
-    return PUBLISHED[name]() | page(name)

@@ -1,4 +1,4 @@
-"""Twins of public sets: synthetic rows in the published columns, types and files."""
+"""Public sets as published: synthetic rows in the columns, types and files of their repositories."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def _mmmu_pro(_: str, part: Samples) -> Iterator[tuple[Sample, Row]]:
 
 
 TWINS: dict[str, list[dict[str, Any]]] = tomllib.loads(
-    Path(__file__).with_name("hub_twins.toml").read_text(encoding="utf-8")
+    Path(__file__).with_name("sets.toml").read_text(encoding="utf-8")
 )
 """The repositories of each card."""
 for _card, _same in {
