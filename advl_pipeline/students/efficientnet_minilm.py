@@ -28,7 +28,7 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert
 from advl_pipeline.students.frozen_towers import TowerStudent, efficientnet_lite0
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.match import MatchHead, MatchStream
+from advl_pipeline.students.match import AnswerMatchHead, ChoiceMatchHead, MatchStream
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import BertStream
 
@@ -105,12 +105,12 @@ class EfficientNetStudent(TowerStudent, MatchStream, BertStream, PixelStudent):
         return pooled_NH
 
     def build_head(self, kind: str, num_classes: int) -> nn.Module:
-        return MatchHead(
-            text_size=self.said_size,
-            picture_size=self.vision.num_features,
-            pooled_size=self.pooled_size,
-            num_classes=num_classes,
-        )
+        sizes = {
+            "text_size": self.said_size,
+            "picture_size": self.vision.num_features,
+            "pooled_size": self.pooled_size,
+        }
+        return ChoiceMatchHead(**sizes) if num_classes == 1 else AnswerMatchHead(**sizes, num_classes=num_classes)
 
     def _seen(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the vision tower's pooled features (B, G), and its maps, averaged to cells and joined, (B, R, F)."""

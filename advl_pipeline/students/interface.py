@@ -175,11 +175,23 @@ class Perturbation:
         return features_NRF if self.visual_NRF is None else features_NRF + self.visual_NRF
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelledChoices:
+    """A batch of labelled multiple-choice questions, without gradient: `output` has a sequence for each choice."""
+
+    output: StudentOutput
+    num_candidates: Sequence[int]
+    label_B: torch.Tensor
+
+
 class OutputHead(nn.Module, ABC):
     """A head that reads more of a student's output than its pooled state."""
 
     def read_texts(self, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Receive the texts of a split before training: token ids and mask (N, L) per batch. Ignored by default."""
+
+    def read_choices(self, questions: Iterable[LabelledChoices]) -> None:
+        """Receive labelled multiple-choice questions before the finetune stage, in batches. Ignored by default."""
 
     @abstractmethod
     def forward(self, output: StudentOutput) -> torch.Tensor:

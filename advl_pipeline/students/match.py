@@ -1,10 +1,11 @@
 """Heads that read how well text and picture match before their fusion, beside the fused state.
 
-Fusion layers with random weights learn a few hundred labels by heart. Two linear maps of pooled states into a common
-space, as in two-tower models, learn from as few labels which texts fit which pictures. A choice is scored by the
-cosine of the two; classes and open answers are read off the pooled states and the product of the maps. What the fused
-state says starts at zero and is added: to choices with a small weight, so that it learns later than the maps; to
-answers as it is, because it alone knows what lies where.
+Fusion layers with random weights learn a few hundred labels by heart. A bilinear form of pooled states, as of two-
+tower models, learns from as few labels which texts fit which pictures. For choices it is fitted before the finetune
+stage and then held, and the cosine of two linear maps, which training moves, is added. Classes and open answers are
+read off the pooled states and the product of the maps. What the fused state says starts at zero and is added: to
+choices with a small weight, so that it learns later than the maps; to answers as it is, because it alone knows what
+lies where.
 
 Shapes: N sequences, L text tokens, R visual tokens, H width, P width of the fused pooled state, T and V widths of the
 pooled states of text and picture, M width of the common space, K classes.
@@ -13,15 +14,18 @@ pooled states of text and picture, M width of the common space, K classes.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
+from advl_pipeline.confidence.match_probe import MatchProbe
 from advl_pipeline.students.bert_parts import norm_first_head
-from advl_pipeline.students.interface import OutputHead, Perturbation, StudentOutput
+from advl_pipeline.students.interface import LabelledChoices, OutputHead, Perturbation, StudentOutput
 from advl_pipeline.students.text_student import SingleStream
 
 COMMON_SIZE: Final = 256
@@ -32,6 +36,9 @@ FIRST_SCALE: Final = 10.0
 
 FUSED_WEIGHT: Final = 0.03
 """Weight of the fused state in the score of a choice."""
+
+CHOICE_DROPOUT: Final = 0.5
+"""Dropout of the pooled states that the maps of choices read."""
 
 DROPOUT: Final = 0.3
 """Dropout of the layers that read answers off the pooled states."""
@@ -75,31 +82,98 @@ class MatchHead(OutputHead):
 
     def __init__(self, *, text_size: int, picture_size: int, pooled_size: int, num_classes: int) -> None:
         super().__init__()
-        self.text_norm, self.picture_norm = nn.LayerNorm(text_size), nn.LayerNorm(picture_size)
         self.text_map = nn.Linear(text_size, COMMON_SIZE)
         self.picture_map = nn.Linear(picture_size, COMMON_SIZE)
         *fused, last = norm_first_head(pooled_size, num_classes, hidden=2 * pooled_size)
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         self.fused = nn.Sequential(*fused, last)
-        self.matched = None
-        if num_classes == 1:
-            self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
-        else:
-            num_read = text_size + picture_size + COMMON_SIZE
-            *layers, last = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
-            self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers, nn.Dropout(DROPOUT), last)
+
+    def match(self, said_NT: torch.Tensor, shown_NV: torch.Tensor) -> torch.Tensor:
+        """Return the products of the coordinates of both maps of norm 1, (N, M); their sum is the cosine."""
+        text_NM = functional.normalize(self.text_map(said_NT), dim=-1)
+        return text_NM * functional.normalize(self.picture_map(shown_NV), dim=-1)
+
+
+class ChoiceMatchHead(MatchHead):
+    """Scores a choice by a bilinear form that the labels fit before training, and by what training adds to it.
+
+    The form is that of `MatchProbe`: the best one under a penalty, which few labels determine better than any number
+    of steps. It is fitted to the pooled states at the start of the finetune stage and then held. Until then it is 0.
+    """
+
+    text_mean_T: torch.Tensor
+    picture_mean_V: torch.Tensor
+    form_TV: torch.Tensor
+
+    def __init__(self, *, text_size: int, picture_size: int, pooled_size: int) -> None:
+        super().__init__(text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=1)
+        self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
+        self.register_buffer("text_mean_T", torch.zeros(text_size))
+        self.register_buffer("picture_mean_V", torch.zeros(picture_size))
+        self.register_buffer("form_TV", torch.zeros(text_size, picture_size))
+
+    def read_choices(self, questions: Iterable[LabelledChoices]) -> None:
+        said: list[torch.Tensor] = []
+        shown: list[torch.Tensor] = []
+        labels: list[torch.Tensor] = []
+        for batch in questions:
+            assert isinstance(batch.output, MatchOutput)
+            said += torch.split(batch.output.said_NT.float().cpu(), list(batch.num_candidates))
+            shown += [of[:1] for of in torch.split(batch.output.shown_NV.float().cpu(), list(batch.num_candidates))]
+            labels.append(batch.label_B.cpu())
+        counts_N = torch.tensor([len(of) for of in said])
+        valid_NC = torch.arange(int(counts_N.max())) < counts_N[:, None]
+        probe = MatchProbe.fit(
+            pad_sequence(said, batch_first=True).numpy(),
+            torch.cat(shown).numpy(),
+            torch.cat(labels).numpy(),
+            valid_NC=None if valid_NC.all() else valid_NC.numpy(),
+        )
+        self.text_mean_T.copy_(torch.from_numpy(probe.features.mean_T))
+        self.picture_mean_V.copy_(torch.from_numpy(probe.features.mean_V))
+        self.form_TV.copy_(torch.from_numpy(probe.bilinear_form))
+
+    def forward(self, output: StudentOutput) -> torch.Tensor:
+        """Return (N, 1)."""
+        assert isinstance(output, MatchOutput)
+        said_NT = _unit(_unit(output.said_NT) - self.text_mean_T)
+        shown_NV = _unit(_unit(output.shown_NV) - self.picture_mean_V)
+        fitted_N = ((said_NT @ self.form_TV) * shown_NV).sum(1)
+        match_NM = self.match(
+            functional.dropout(said_NT * said_NT.shape[1] ** 0.5, CHOICE_DROPOUT, self.training),
+            functional.dropout(shown_NV * shown_NV.shape[1] ** 0.5, CHOICE_DROPOUT, self.training),
+        )
+        fused_N1: torch.Tensor = self.fused(output.pooled_NP)
+        trained_N = self.log_scale.exp() * match_NM.sum(1)
+        return (fitted_N + trained_N)[:, None] + FUSED_WEIGHT * fused_N1
+
+
+class AnswerMatchHead(MatchHead):
+    """Reads classes and answers off the pooled states, their match and the fused state."""
+
+    def __init__(self, *, text_size: int, picture_size: int, pooled_size: int, num_classes: int) -> None:
+        super().__init__(
+            text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=num_classes
+        )
+        self.text_norm = nn.LayerNorm(text_size)
+        self.picture_norm = nn.LayerNorm(picture_size)
+        num_read = text_size + picture_size + COMMON_SIZE
+        *layers, last = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
+        self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers, nn.Dropout(DROPOUT), last)
 
     def forward(self, output: StudentOutput) -> torch.Tensor:
         """Return (N, K)."""
         assert isinstance(output, MatchOutput)
-        said_NT, shown_NV = self.text_norm(output.said_NT), self.picture_norm(output.shown_NV)
-        match_NM = functional.normalize(self.text_map(said_NT), dim=-1)
-        match_NM = match_NM * functional.normalize(self.picture_map(shown_NV), dim=-1)
-        fused_NK: torch.Tensor = self.fused(output.pooled_NP)
-        if self.matched is None:
-            return self.log_scale.exp() * match_NM.sum(1, keepdim=True) + FUSED_WEIGHT * fused_NK
+        said_NT = self.text_norm(output.said_NT)
+        shown_NV = self.picture_norm(output.shown_NV)
         # Scaled to the magnitude of a layer-normalised state.
-        read = [said_NT, shown_NV, COMMON_SIZE * match_NM]
+        read = [said_NT, shown_NV, COMMON_SIZE * self.match(said_NT, shown_NV)]
         matched_NK: torch.Tensor = self.matched(torch.cat(read, dim=-1))
+        fused_NK: torch.Tensor = self.fused(output.pooled_NP)
         return matched_NK + fused_NK
+
+
+def _unit(states_NX: torch.Tensor) -> torch.Tensor:
+    """Return states without their mean over coordinates, each of norm 1, as `match_probe.unit` does."""
+    return functional.normalize(states_NX - states_NX.mean(-1, keepdim=True), dim=-1)

@@ -6,7 +6,7 @@ The student's settings come from the run's options (kind of regions, tokenizer) 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +17,9 @@ from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.errors import ConfigError, ineffective
 from advl_pipeline.base.toml import parse_toml
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.students.interface import OutputHead, Student
+from advl_pipeline.students.interface import LabelledChoices, OutputHead, Student
 from advl_pipeline.students.memory import (
     add_lora,
     enable_gradient_checkpointing,
@@ -42,6 +42,10 @@ from advl_pipeline.training.step import FinetuneModel
 from advl_pipeline.training.targets import require_fitting_loss
 
 MOST_TEXTS: Final = 10_000
+MOST_FITTED: Final = 2500
+QUESTIONS_AT_ONCE: Final = 64
+"""Labelled questions that heads read before the finetune stage (`OutputHead.read_choices`), and those in a batch."""
+
 TEXTS_AT_ONCE: Final = 256
 """Number of texts per batch when words are counted (`OutputHead.read_texts`)."""
 
@@ -121,6 +125,29 @@ def build_finetune_heads(
         require_fitting_loss(run.settings.task_loss, task, heads[head_name(task)])
     with drawing():
         return heads, fill_heads(heads, student, inputs.dataset, run.config)
+
+
+def fit_heads(start: StudentAtStart, dataset: Dataset, labelled: Sequence[int]) -> None:
+    """Show labelled questions to heads that labels fit before the finetune stage; at most `MOST_FITTED`."""
+    fitted = labelled[:: -(-len(labelled) // MOST_FITTED)]
+    task_of = {position: dataset.candidates_of(position)[0] for position in fitted}
+    choices = [position for position, task in task_of.items() if task in MULTIPLE_CHOICE_TASKS]
+    for name, head in start.heads.items():
+        if isinstance(head, OutputHead):
+            questions = [position for position in choices if head_name(task_of[position]) == name]
+            head.read_choices(_labelled_choices(start, dataset, questions))
+
+
+@torch.no_grad()
+def _labelled_choices(start: StudentAtStart, dataset: Dataset, positions: Sequence[int]) -> Iterator[LabelledChoices]:
+    """Yield questions as the student reads them without dropout."""
+    for _, _, batch in start.looked_at(dataset, positions, at_once=QUESTIONS_AT_ONCE, labelled_ids=None):
+        with start.evaluating():
+            output = start.student.encode_pooled(batch.student, mask_visual=start.hide_picture)
+        assert batch.targets.label_B is not None
+        yield LabelledChoices(
+            output=output, num_candidates=batch.student.num_candidates, label_B=batch.targets.label_B
+        )
 
 
 def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, inputs: Inputs) -> FinetuneModel:

@@ -50,6 +50,7 @@ from advl_pipeline.training.build_model import (
     build_finetune_heads,
     build_finetune_model,
     build_finetune_student,
+    fit_heads,
 )
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
 from advl_pipeline.training.heads import HeadOrigin
@@ -345,6 +346,8 @@ def _train(opened: _Opened) -> int:
                 continue
             inside = checkpoint is not None and phase == resumed_phase
             start_step = done if inside else 0
+            if phase == "finetune" and not inside:
+                fit_heads(opened.start, inputs.dataset, opened.labelled)
             if start_step < num_steps:
                 remembered = model.remembered
                 if phase == "finetune" and remembered is not None and not remembered.is_measured:
