@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from advl_pipeline.base.errors import AdvlError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from advl_pipeline.cache.reader import open_cache as open_cache
     from advl_pipeline.cache.torch_dataset import CachedFeatures as CachedFeatures
     from advl_pipeline.cache.torch_dataset import FeatureCollator as FeatureCollator
     from advl_pipeline.confidence.match_probe import MatchProbe as MatchProbe
     from advl_pipeline.datasets.pictures import picture_unit as picture_unit
+    from advl_pipeline.datasets.records import Dataset
     from advl_pipeline.datasets.records import picture_unit_id as picture_unit_id
     from advl_pipeline.datasets.records import text_unit_id as text_unit_id
     from advl_pipeline.distillation.projected import distance as distance
@@ -62,7 +65,7 @@ _NAMES_OF = {
 """Module -> its public names for custom loops, teachers and scores, imported on first use."""
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
-__all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "predict", *_MODULE_OF]
+__all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "open_data", "predict", *_MODULE_OF]
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 Data: TypeAlias = str | os.PathLike[str] | Rows | Mapping[str, Rows]
@@ -86,7 +89,7 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
         options: other options of `advl extract`, such as `split` or `output`.
 
     Returns:
-        The `path` of the cache and the counts of encoded units.
+        The `path` of the cache, the counts of encoded units, and the `cache`, opened, if it is complete.
 
     Raises:
         AdvlError: on any failure; states what is wrong, where, why, and what to do next.
@@ -99,6 +102,38 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
     name = getattr(teacher, "name", teacher)
     config = _configured(ExtractConfig, options | {"teacher": name}, data)
     return run_extract(prepare_extract(config, by_name=opened is None), opened)
+
+
+def open_data(
+    data: Data,
+    split: str = "train",
+    *,
+    shots: int | None = None,
+    seed: int = 0,
+    data_root: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Open the examples of a split: `dataset[place]` has the picture, the candidates and the label.
+
+    Args:
+        data: a dataset name, a path, rows, or split -> rows.
+        split: such as train, or several joined by +.
+        shots: the number of labelled questions that `advl finetune --shots` trains on; None for the whole split.
+        seed: of these questions.
+        data_root: as for `advl finetune`.
+
+    Raises:
+        AdvlError: the data are missing or malformed, or have fewer questions.
+    """
+    from pathlib import Path
+
+    from advl_pipeline.datasets.lowshot import nested_subset
+    from advl_pipeline.datasets.registry import open_splits, read_dataset
+    from advl_pipeline.datasets.subsets import Selected
+
+    root = None if data_root is None else Path(data_root)
+    dataset = read_dataset(_name_of(data, root), root)
+    whole = open_splits(dataset, split, data_root=root)
+    return whole if shots is None else Selected(whole, nested_subset(whole, shots, seed))
 
 
 def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> FinetuneResult:
@@ -187,11 +222,16 @@ def _configured(cls: type[ConfigT], options: Mapping[str, Any], data: Data | Non
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
     if data is None:
         return build_config(cls, values)
-    if isinstance(data, (str, os.PathLike)):
-        return build_config(cls, values, {"dataset": os.fspath(data)})
     # Rows are written only after everything else is validated.
     build_config(cls, values, {"dataset": "given"})
+    root = values.get("data_root")
+    return build_config(cls, values, {"dataset": _name_of(data, Path(root) if root else None)})
+
+
+def _name_of(data: Data, root: Path | None) -> str:
+    """Return the name of data; rows are written first."""
+    if isinstance(data, (str, os.PathLike)):
+        return os.fspath(data)
     from advl_pipeline.datasets.own.kept_rows import keep_rows
 
-    root = values.get("data_root")
-    return build_config(cls, values, {"dataset": str(keep_rows(data, pictures=Path(root) if root else None))})
+    return str(keep_rows(data, pictures=root))

@@ -202,31 +202,26 @@ def test_easy_vqa_is_learned_and_scored_by_one_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_photographs_of_people_are_made_into_two_sets_that_a_probe_answers(tmp_path: Path) -> None:
+def test_a_probe_answers_choices_and_open_questions_of_people(tmp_path: Path) -> None:
     """Of files in the form of DAQUAR and of Flickr8k."""
-    for name in ("daquar", "flickr"):
-        (tmp_path / f"raw-{name}" / "images").mkdir(parents=True)
-    for number in range(20):
-        Image.new("RGB", (32, 24), (12 * number, 90, 30)).save(tmp_path / f"raw-daquar/images/image{number}.png")
-        Image.new("RGB", (32, 24), (12 * number, 30, 90)).save(tmp_path / f"raw-flickr/images/{number}.jpg")
-    pairs = [f"what is on the table in the image{number} ?\n{('cup', 'lamp')[number % 2]}" for number in range(20)]
-    (tmp_path / "raw-daquar/all_qa_pairs.txt").write_text("\n".join(pairs) + "\n", encoding="utf-8")
-    for name, numbers in (("train", range(10)), ("test", range(10, 20))):
-        listed = "\n".join(f"image{number}" for number in numbers)
-        (tmp_path / f"raw-daquar/{name}_images_list.txt").write_text(listed, encoding="utf-8")
+    daquar = tmp_path / "datasets/daquar"
+    flickr = tmp_path / "datasets/flickr-captions"
+    for folder, name in ((daquar, "image{}.png"), (flickr, "{}.jpg")):
+        (folder / "images").mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (32, 24), (12 * number, 90, 30)).save(folder / "images" / name.format(number))
+    for split, numbers in (("train", range(10)), ("test", range(10, 20))):
+        asked = [
+            f"what is on the table in the image{number} ?\n{('cup', 'lamp')[number % 2]}\n" for number in numbers
+        ]
+        (daquar / f"qa.894.raw.{split}.txt").write_text("".join(asked), encoding="utf-8")
     said = [f"{number}.jpg,Number {number} is {word} ." for number in range(20) for word in ("dark", "plain")]
-    (tmp_path / "raw-flickr/captions.txt").write_text("\n".join(["image,caption", *said]), encoding="utf-8")
-    for name, number in (("daquar", 10), ("captions", 8)):
-        source, made = tmp_path / ("raw-daquar" if name == "daquar" else "raw-flickr"), tmp_path / name
-        run_example(EXAMPLES / "real_photographs.py", name, source, made, folder=tmp_path)
-        pictures = {
-            path.stem: {json.loads(line)["image"] for line in path.read_text(encoding="utf-8").splitlines()}
-            for path in made.glob("*.jsonl")
-        }
-        assert pictures["train"]
-        assert not pictures["train"] & (pictures["test"] | pictures["val"])
-        printed = run_example(EXAMPLES / "own_probe.py", made, folder=tmp_path)
+    (flickr / "captions.txt").write_text("\n".join(["image,caption", *said]), encoding="utf-8")
+    for name, shots, number in (("daquar", "4", 10), ("flickr-captions", "6", 8)):
+        printed = run_example(EXAMPLES / "probe.py", name, "--shots", shots, folder=tmp_path)
         assert re.search(rf"^[\d.]+ % of {number} questions of test$", printed, re.M)
+        (cache,) = (tmp_path / "caches/minilm-l6" / name).glob("train-*/identity.json")
+        assert json.loads(cache.read_text(encoding="utf-8"))["dataset"]["selection"]["num_examples"] == int(shots)
 
 
 @pytest.mark.slow
