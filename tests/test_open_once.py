@@ -17,6 +17,7 @@ from small_corpus import SMALL_WORDS
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.cards import known_card
 from advl_pipeline.datasets.index import open_index
+from advl_pipeline.datasets.lowshot import question_order
 from advl_pipeline.datasets.own.sources import find_source
 from advl_pipeline.runs.results import read_config
 from advl_pipeline.students.registry import build_student
@@ -25,7 +26,7 @@ from advl_pipeline.training.resolved import resolve_method, resolve_run
 
 OF_DATA = (known_card, find_source, open_index)
 OPENERS: tuple[Callable[..., Any], ...] = (
-    *(*OF_DATA, open_cache, open_run_inputs, resolve_method, resolve_run, read_config, build_student),
+    *(*OF_DATA, open_cache, open_run_inputs, question_order, resolve_method, resolve_run, read_config, build_student),
 )
 
 
@@ -57,10 +58,10 @@ def test_each_command_opens_each_thing_once(
     splits = ("train", "train", "val", "test")
     write_json_lines(Path("mine.jsonl"), [class_row(number, split=splits[number % 4]) for number in range(100)])
     cache, run = Path("caches/minilm-l6/mine/train"), Path("runs/mine")
-    short = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 4, "--confidence-folds", 2)
+    short = ("--shots", 16, "--num-steps", 1, "--adapt-steps", 1, "--batch-size", 4, "--confidence-folds", 2)
     student = ("--student", "scenes-small", "--student-option", *SMALL_WORDS)
     data = {opener.__name__ for opener in OF_DATA}
-    method = {"open_run_inputs", "resolve_method", "resolve_run"}
+    method = {"open_run_inputs", "question_order", "resolve_method", "resolve_run"}
     commands = {
         ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--confidence-folds", 2): (
             data | {"open_cache", "build_student"}
