@@ -2,8 +2,8 @@
 
 python -m benchmarks.release [CHECK ...]
 
-Checks take hours, so they may be run one at a time: their records in `build/release` hold for the commit that was
-checked, and the page shows all of that commit. Nothing is uploaded.
+Checks take hours, so they may be run one at a time: `build/release` keeps the last record of each. The page shows the
+commit of each check, and only those of the commit to release count. Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -131,35 +131,41 @@ def run_check(check: Check, log: Path, *, commit: str) -> Record:
     return Record(commit=commit, passed=passed, result=result, minutes=minutes, machine=machine)
 
 
-def kept_records(folder: Path, *, commit: str) -> dict[str, Record]:
-    """Return the records of a commit by the names of their checks."""
+def kept_records(folder: Path) -> dict[str, Record]:
+    """Return the last records by the names of their checks."""
     files = {name: folder / f"{name}.json" for name in CHECKS}
-    records = {
+    return {
         name: Record(**json.loads(file.read_text(encoding="utf-8"))) for name, file in files.items() if file.is_file()
     }
-    return {name: record for name, record in records.items() if record.commit == commit}
+
+
+def checks_left(records: Mapping[str, Record], *, commit: str) -> list[str]:
+    """Return the checks that did not pass on a commit."""
+    return [
+        name for name in CHECKS if not (name in records and records[name].passed and records[name].commit == commit)
+    ]
 
 
 def render_page(records: Mapping[str, Record], *, version: str, commit: str) -> str:
-    """Return the page: whether the version may be released, and the result of each check."""
-    num_left = sum(not (name in records and records[name].passed) for name in CHECKS)
+    """Return the page: whether the version may be released, and the result and the commit of each check."""
     verdict = f"All {len(CHECKS)} checks passed."
-    if num_left:
-        verdict = f"**Not to be released**: {num_left} of {len(CHECKS)} checks did not pass, or were not run."
+    if left := checks_left(records, commit=commit):
+        verdict = f"**Not to be released**: {len(left)} of {len(CHECKS)} checks did not pass on this commit."
     lines = [
         f"# Release {version}",
         "",
         f"{verdict} `make release` wrote this page, for commit {commit[:12]}. It uploads nothing.",
         "",
-        "| check | of what | | found | minutes | on |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| check | of what | | found | commit | minutes | on |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, check in CHECKS.items():
         record = records.get(name)
-        cells = ["not run", "", "", ""]
+        cells = ["not run", "", "", "", ""]
         if record is not None:
             outcome = "passed" if record.passed else "**failed**"
-            cells = [outcome, record.result.replace("|", "\\|"), f"{record.minutes:.0f}", record.machine]
+            result = record.result.replace("|", "\\|")
+            cells = [outcome, result, record.commit[:12], f"{record.minutes:.0f}", record.machine]
         lines.append("| " + " | ".join([name, check.what, *cells]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -180,10 +186,10 @@ def main() -> int:
         (folder / f"{name}.json").write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
         outcome = record.result if record.passed else f"FAILED, see {KEPT / name}.log"
         print(f"{name}: {outcome} ({record.minutes:.1f} min)", flush=True)
-        records = kept_records(folder, commit=commit)
+        records = kept_records(folder)
         page = render_page(records, version=advl_pipeline.__version__, commit=commit)
         (ROOT / PAGE).write_text(page, encoding="utf-8")
-    return 0 if all(name in records and records[name].passed for name in CHECKS) else 1
+    return 1 if checks_left(records, commit=commit) else 0
 
 
 if __name__ == "__main__":

@@ -35,16 +35,19 @@ def test_the_page_releases_nothing_before_every_check_passed(tmp_path: Path, mon
     assert "broken" in (tmp_path / "bad.log").read_text(encoding="utf-8")
     for name, record in records.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
-    assert kept_records(tmp_path, commit="c0ffee") == records
-    assert kept_records(tmp_path, commit="another") == {}
+    assert kept_records(tmp_path) == records
     page = render_page(records, version="0.3.0", commit="c0ffee")
     assert "**Not to be released**: 2 of 3 checks" in page
     good, bad, left = page.splitlines()[-3:]
-    assert good.startswith("| good | tests | passed | 7 passed in 1 s | 0 | ")
-    assert bad.startswith("| bad | kills | **failed** |  | 0 | ")
-    assert left == "| left | goals | not run |  |  |  |"
+    assert good.startswith("| good | tests | passed | 7 passed in 1 s | c0ffee | 0 | ")
+    assert bad.startswith("| bad | kills | **failed** |  | c0ffee | 0 | ")
+    assert left == "| left | goals | not run |  |  |  |  |"
     passed = dict.fromkeys(checks, records["good"])
     assert "All 3 checks passed." in render_page(passed, version="0.3.0", commit="c0ffee")
+    # A check of an earlier commit is shown, and says nothing about this one.
+    later = render_page(passed, version="0.3.0", commit="decade")
+    assert "**Not to be released**: 3 of 3 checks" in later
+    assert "| passed | 7 passed in 1 s | c0ffee |" in later
 
 
 def test_what_no_commit_states_alike_is_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
