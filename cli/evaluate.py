@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -30,9 +30,10 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
 
     prepared = prepare_scoring(config)
     from advl_pipeline.evaluation.runner import run_evaluate
+    from advl_pipeline.runs.evaluations import without_the_unmeasured
 
     result = run_evaluate(prepared)
-    yield {"run": str(result.run), "sets": result.sets}
+    yield {"run": str(result.run), "sets": without_the_unmeasured(result.sets)}
     click.echo(
         "each answer is written by the student, its options listed behind letters"
         if config.protocol == "letters"
@@ -43,49 +44,48 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
         "delta with the picture"
     )
     for name, document in result.sets.items():
-        for metric, value in document["metrics"].items():
-            use = document.get("use_of_vision", {}).get(metric, {})
-            change = "  ".join(f"{kind} {0.0 - loss['drop']:+.2f}" for kind, loss in use.items())
-            spread = document["intervals"][metric]
-            change = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {change}" if document["sample"] else change
-            trivial = document["trivial"].get(metric, {})
+        for metric, value in document.metrics.items():
+            use = document.use_of_vision.get(metric, {})
+            change = "  ".join(f"{view} {0.0 - seen.drop:+.2f}" for view, seen in use.items())
+            spread = document.intervals[metric]
+            change = f"[{spread.low:.2f}, {spread.high:.2f}]  {change}" if document.sample else change
+            known = document.trivial.get(metric)
+            shares = ((known and known.prior, 7), (known and known.majority, 9), (known and known.chance, 7))
             baselines = " ".join(
-                f"{trivial[name]:>{width}.2f}" if name in trivial else f"{'-':>{width}}"
-                for name, width in (("prior", 7), ("majority", 9), ("chance", 7))
+                f"{'-':>{width}}" if share is None else f"{share:>{width}.2f}" for share, width in shares
             )
-            row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {baselines}  {change}"
+            row = f"{name:<24} {metric:<8} {document.num_items[metric]:>6} {value:>11.2f} {baselines}  {change}"
             click.echo(row.rstrip())
-        for metric, numbers in document.get("measures", {}).items():
-            for measure, value in numbers.items():
-                click.echo(f"  {metric}: {measure} {'has no denominator' if value is None else f'{value:.2f}'}")
-        for metric, trivial in document["trivial"].items():
-            line = f"the majority answer is {trivial['answer']!r}"
-            if "outside" in trivial:
-                line += f"; of {trivial['outside']:.1f} % of the questions no right answer is in the run's list"
-            if "given" in trivial:
-                line += f"; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
+        for metric, numbers in document.measures.items():
+            for measure, number in numbers.items():
+                click.echo(f"  {metric}: {measure} {'has no denominator' if number is None else f'{number:.2f}'}")
+        for metric, trivial in document.trivial.items():
+            line = f"the majority answer is {trivial.answer!r}"
+            if trivial.outside is not None:
+                line += f"; of {trivial.outside:.1f} % of the questions no right answer is in the run's list"
+            if trivial.given is not None:
+                line += f"; the student answers {trivial.given_answer!r} {trivial.given:.0f} times of 100"
             click.echo(f"  {metric}: {line}")
-            if "prior" in trivial:
-                click.echo(f"  {metric}: {prior_line(document['metrics'][metric], trivial)}")
-        for metric, group_score in document.get("by_group", {}).items():
+            if trivial.prior is not None:
+                click.echo(f"  {metric}: {prior_line(document.metrics[metric], trivial.prior, trivial.prior_known)}")
+        for metric, groups in document.by_group.items():
             click.echo(
-                f"  {metric}: {group_score['accuracy']:.2f} % of {group_score['num_groups']} groups, "
-                "all of whose items are right"
+                f"  {metric}: {groups.accuracy:.2f} % of {groups.num_groups} groups, all of whose items are right"
             )
-        if "vqa_mode" in document:
-            click.echo(f"  evaluator {document['vqa_mode']}")
-    for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document["caveats"]):
+        if document.vqa_mode is not None:
+            click.echo(f"  evaluator {document.vqa_mode}")
+    for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document.caveats):
         click.echo(f"caution: {caveat}")
     click.echo(f"where it errs: {what_follows('advl', 'report', str(result.run))}")
 
 
-def prior_line(score: float, trivial: Mapping[str, float]) -> str:
+def prior_line(score: float, prior: float, known: float | None) -> str:
     """Return a line that compares a score with the prior of the question."""
     line = (
-        f"the commonest training answer to the same question is right {trivial['prior']:.2f} times of 100 "
-        f"({trivial['prior_known']:.0f} % of the questions are in training)"
+        f"the commonest training answer to the same question is right {prior:.2f} times of 100 "
+        f"({known:.0f} % of the questions are in training)"
     )
-    return line if score > trivial["prior"] else f"{line}: the student is no better, it may not look at its pictures"
+    return line if score > prior else f"{line}: the student is no better, it may not look at its pictures"
 
 
 @config_command(PredictConfig, "predict", arguments=("run",))

@@ -37,7 +37,7 @@ trained = advl.finetune(
     confidence_folds=2,
     output=folder / "run",
 )
-print(advl.evaluate(trained.output, on="val", probe="none").sets["val"]["metrics"])
+print(advl.evaluate(trained.output, on="val", probe="none").sets["val"].metrics)
 
 question = "Which colour has this picture?"
 print(advl.load_run(trained.output).answer(Image.new("RGB", (64, 48), "red"), question, ["red", "blue"]).text)

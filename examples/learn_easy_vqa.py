@@ -39,5 +39,5 @@ with (folder / "easy-vqa.jsonl").open("w", encoding="utf-8") as file:
 data = folder / "easy-vqa.jsonl"
 run = advl.finetune(data=data, method="plain", epochs=epochs, output=folder / "run").output
 scores = advl.evaluate(run, on="test", probe="none").sets["test"]
-print(f"{scores['num_examples']} questions of test, {time.perf_counter() - began:.0f} s in all")
-print(scores["metrics"])
+print(f"{scores.num_examples} questions of test, {time.perf_counter() - began:.0f} s in all")
+print(scores.metrics)

@@ -35,5 +35,5 @@ with (folder / "nlvr.jsonl").open("w", encoding="utf-8") as file:
 data = folder / "nlvr.jsonl"
 run = advl.finetune(data=data, data_root=source, method="plain", epochs=epochs, output=folder / "run").output
 scores = advl.evaluate(run, on="test", probe="none").sets["test"]
-print(f"{scores['num_examples']} drawings of dev, {time.perf_counter() - began:.0f} s in all")
-print(scores["metrics"])
+print(f"{scores.num_examples} drawings of dev, {time.perf_counter() - began:.0f} s in all")
+print(scores.metrics)

@@ -64,7 +64,7 @@ def test_the_code_of_the_pages_runs(here: Path) -> None:
     assert namespace["loss"].requires_grad
     assert namespace["terms"].raw.keys() == {"text"}
     assert namespace["run"].summary["num_labelled"] == 16
-    assert 0 <= namespace["scores"].sets["test"]["metrics"]["choice"] <= 100
+    assert 0 <= namespace["scores"].sets["test"].metrics["choice"] <= 100
     loaded, answer = namespace["loaded"], namespace["answer"]
     assert answer.text in answer.logits.keys() == {"red", "blue"}
     assert answer.text == max(answer.logits, key=answer.logits.__getitem__)
@@ -137,7 +137,7 @@ def test_a_dataset_of_the_library_is_read_with_its_classes(here: Path, datasets_
     run = advl.finetune(data=data, method="plain", student="scenes-small", output="run", num_steps=1, batch_size=4)
     # In the library's order, not in that of the alphabet.
     assert advl.load_run(run.output).answers == ("yes", "no")
-    assert advl.evaluate(run.output, on="test", probe="none").sets["test"]["num_items"] == {"classes": 5}
+    assert advl.evaluate(run.output, on="test", probe="none").sets["test"].num_items == {"classes": 5}
 
 
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(here: Path) -> None:

@@ -10,12 +10,11 @@ from advl_pipeline.base.compute import ComputeConfig
 from advl_pipeline.base.configuration import Configuration, Output, option
 from advl_pipeline.base.outputs import ReplaceOptions
 from advl_pipeline.datasets.config import DataRootOptions
+from advl_pipeline.runs.evaluations import Protocol
 from advl_pipeline.students.options import PictureOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is replaced: by another one of the set, by its boxes only, or hidden; `none` replaces none."""
-
-Protocol = Literal["likelihood", "letters"]
 
 
 @dataclass(frozen=True, kw_only=True)

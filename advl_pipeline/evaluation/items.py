@@ -11,7 +11,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from advl_pipeline.datasets.records import JOINT_METRICS, TASKS, Example, Task
 from advl_pipeline.datasets.vqa_answers import ANSWER_TYPES
 from advl_pipeline.evaluation.measures import Items, group_share
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
+from advl_pipeline.runs.evaluations import GroupAccuracy, PartAccuracy, TrivialScores
 
 
 def metric_name(metric: str) -> str:
@@ -138,22 +138,24 @@ def joint_items(answers: Items, rationales: Items) -> Items:
     return replace(both, score_n=both.score_n * [rationale_of[question] for question in both.question_ids])
 
 
-def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.floating]) -> dict[str, dict[str, float]]:
+def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.floating]) -> dict[str, PartAccuracy]:
     """Return accuracy in percent and number of items per kind; `kinds` gives the kind of each item."""
     kind_n = np.array(kinds)
     return {
-        kind: {"accuracy": 100.0 * float(score_n[kind_n == kind].mean()), "num_items": int((kind_n == kind).sum())}
+        kind: PartAccuracy(
+            accuracy=100.0 * float(score_n[kind_n == kind].mean()), num_items=int((kind_n == kind).sum())
+        )
         for kind in sorted(set(kinds))
     }
 
 
-def group_accuracy(items: Items) -> dict[str, float]:
+def group_accuracy(items: Items) -> GroupAccuracy:
     """Return the percentage of groups with all items right, and the number of groups."""
     share = group_share(items.score_n, items.pictures) or 0.0
-    return {"accuracy": 100.0 * share, "num_groups": len(set(items.pictures))}
+    return GroupAccuracy(accuracy=100.0 * share, num_groups=len(set(items.pictures)))
 
 
-def accuracy_by_answer_type(items: Items, dataset: IndexedDataset) -> dict[str, dict[str, float]]:
+def accuracy_by_answer_type(items: Items, dataset: IndexedDataset) -> dict[str, PartAccuracy]:
     """Return accuracy and number of VQA questions by answer type: yes/no, number or other."""
     types = [dataset.ground_truth(name).answer_type for name in items.question_ids]
     accuracies = accuracy_by(types, items.score_n)
@@ -185,34 +187,29 @@ class AnswerTally:
             self._labels[question_id(example)] = max(worth, key=worth.__getitem__, default=-1)
         self._given.update(given)
 
-    def summary(self) -> dict[str, Any]:
-        """Return percentages of all examples.
-
-        `chance`: a random answer. `majority`: always giving `answer`, the one that is right most often; a right
-        answer without a class in the student counts as wrong. `given`: how often the student gives `given_answer`,
-        its most common answer. `outside`: questions for which the student has no class of any right answer, if there
-        are such questions; its accuracy is at most the remaining share.
-        """
+    def summary(self) -> TrivialScores:
+        """Return percentages of all examples, without a prior; without `outside` if there are no such questions."""
         number = self._given.total()
         best, worth = max(self._worth.items(), key=lambda pair: pair[1], default=(0, 0.0))
         most, times = self._given.most_common(1)[0]
-        return {
-            "chance": 100.0 * self._chance / number,
-            "majority": 100.0 * worth / number,
-            "answer": self._name(best),
-            "given": 100.0 * times / number,
-            "given_answer": self._name(most),
-        } | ({"outside": 100.0 * self._num_outside / number} if self._num_outside else {})
+        return TrivialScores(
+            chance=100.0 * self._chance / number,
+            majority=100.0 * worth / number,
+            answer=self._name(best),
+            given=100.0 * times / number,
+            given_answer=self._name(most),
+            outside=100.0 * self._num_outside / number if self._num_outside else None,
+        )
 
-    def joint_summary(self, other: AnswerTally) -> dict[str, Any]:
+    def joint_summary(self, other: AnswerTally) -> TrivialScores:
         """Return the same summary for both answers to a question being right, with `other` the second task."""
         both = [(label, other._labels[name]) for name, label in self._labels.items() if name in other._labels]
         (first, second), number = Counter(both).most_common(1)[0]
-        return {
-            "chance": self.summary()["chance"] * other.summary()["chance"] / 100.0,
-            "majority": 100.0 * number / len(both),
-            "answer": f"{self._name(first)}, {other._name(second)}",
-        }
+        return TrivialScores(
+            chance=self.summary().chance * other.summary().chance / 100.0,
+            majority=100.0 * number / len(both),
+            answer=f"{self._name(first)}, {other._name(second)}",
+        )
 
     def _name(self, place: int) -> str:
         if place < 0:

@@ -108,11 +108,19 @@ def snli_ve_accuracy(
     """
     if not len(labels_N):
         raise DatasetError("There is nothing to score.")
-    count = len(label_names)
-    counts_CC = np.bincount(labels_N * count + predicted_N, minlength=count * count).reshape(count, count)
+    counts_CC = confusion_counts(predicted_N, labels_N, len(label_names))
     return {
         "num_items": len(labels_N),
         "accuracy": 100.0 * int(counts_CC.trace()) / len(labels_N),
         "label_names": list(label_names),
         "confusion": counts_CC.tolist(),
     }
+
+
+def confusion_counts(
+    predicted_N: npt.NDArray[np.int64], labels_N: npt.NDArray[np.int64], num_classes: int
+) -> npt.NDArray[np.int64]:
+    """Return (C, C) the number of items of class t that are predicted as p, at [t, p]."""
+    cell_N = labels_N * num_classes + predicted_N
+    counts: npt.NDArray[np.int64] = np.bincount(cell_N, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.runs.evaluations import TrivialScores
 
 
 class QuestionPrior:
@@ -32,17 +33,15 @@ class QuestionPrior:
             total.update(counter)
         self._overall = _commonest(total)
 
-    def summary(self, dataset: IndexedDataset, positions: Sequence[int]) -> dict[str, Any]:
-        """Return percentages of the given examples of a split that was opened with the same classes.
-
-        `prior`: examples that the prior answers correctly. `prior_known`: examples whose question is in training too.
-        """
+    def beside(self, trivial: TrivialScores, dataset: IndexedDataset, positions: Sequence[int]) -> TrivialScores:
+        """Return trivial scores with the prior of these examples of a split that was opened with the same classes."""
         right, known = 0.0, 0
         for words, worth in dataset.words_and_labels(positions):
             answer = self._by_words.get(_words(words))
             known += answer is not None
             right += worth.get(self._overall if answer is None else answer, 0.0)
-        return {"prior": 100.0 * right / len(positions), "prior_known": 100.0 * known / len(positions)}
+        num = len(positions)
+        return replace(trivial, prior=100.0 * right / num, prior_known=100.0 * known / num)
 
 
 def _words(text: str) -> str:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from advl_pipeline.base.array_archives import arrays_digest
-from advl_pipeline.base.atomic import replacing_file, write_text, writing
 from advl_pipeline.base.compute import resolved
-from advl_pipeline.base.configuration import json_text
 from advl_pipeline.base.errors import ConfigError, DatasetError, leave_out
-from advl_pipeline.base.folders import LOCK
 from advl_pipeline.base.interruption import interruptible
-from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.measures import Measure
 from advl_pipeline.datasets.records import JOINT_METRICS, MULTIPLE_CHOICE_TASKS, TASKS, Task, head_name
 from advl_pipeline.datasets.registry import read_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import set_name
@@ -36,15 +27,27 @@ from advl_pipeline.evaluation.items import (
     joint_items,
 )
 from advl_pipeline.evaluation.measures import Items, measured
-from advl_pipeline.evaluation.official_metrics import snli_ve_accuracy
+from advl_pipeline.evaluation.official_metrics import confusion_counts
 from advl_pipeline.evaluation.open_sets import open_as_trained, open_with_classes, sample_questions
 from advl_pipeline.evaluation.predict import FinishedRun, View, load_finished
 from advl_pipeline.evaluation.prepare import PreparedScoring
 from advl_pipeline.evaluation.prior import QuestionPrior
-from advl_pipeline.evaluation.score_parts import TRUE_PICTURE, ScoredTask, score_parts
+from advl_pipeline.evaluation.score_parts import ScoredTask, score_parts
 from advl_pipeline.evaluation.statistics import accuracy_interval
-from advl_pipeline.runs.names import evaluation_file, files_of_evaluation, items_suffix
-from advl_pipeline.runs.results import ITEMS_DIGEST, LETTERS, RUN_DIGEST, filed_as, run_digest
+from advl_pipeline.runs.evaluations import (
+    LETTERS,
+    TRUE_PICTURE,
+    Confusion,
+    EvaluationDocument,
+    ExampleScores,
+    ItemScores,
+    Sample,
+    TrivialScores,
+    ViewAccuracy,
+    filed_as,
+    write_evaluation,
+)
+from advl_pipeline.runs.results import run_digest
 from advl_pipeline.students.interface import Student
 
 _VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
@@ -55,7 +58,7 @@ class EvaluateResult:
     """One document per test set, as written to evaluation/<set>.json."""
 
     run: Path
-    sets: dict[str, dict[str, Any]]
+    sets: dict[str, EvaluationDocument]
 
 
 def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
@@ -85,7 +88,7 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
         # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
         needs_head = config.protocol != LETTERS
         prior, caveats = _question_prior(prepared, finished) if needs_head else (None, [])
-        sets: dict[str, dict[str, Any]] = {}
+        sets: dict[str, EvaluationDocument] = {}
         for name in config.on:
             dataset_name, split = set_name(name, trained_on["dataset"])
             spec = prepared.datasets[dataset_name]
@@ -138,7 +141,7 @@ def _evaluate_set(
     is_seen: bool,
     prior: QuestionPrior | None,
     caveats: Sequence[str],
-) -> dict[str, Any]:
+) -> EvaluationDocument:
     """Score a set part by part with all views, reading each example once, and write the results."""
     usual_mode = vqa_mode_of(spec.card)
     mode = config.vqa_mode or usual_mode
@@ -157,75 +160,80 @@ def _evaluate_set(
     scored = score_parts(config, finished, dataset, sampled, views=views, mode=mode, measures=measures)
     items_by_view = _items_by_view(scored)
     true_items = items_by_view[TRUE_PICTURE]
-    arrays = _score_arrays(scored, items_by_view, is_lettered=is_lettered)
+    items = [
+        ItemScores(
+            metric=metric,
+            view=view,
+            ids=scores.question_ids,
+            score_n=scores.score_n,
+            pictures=scores.pictures,
+            types=scores.types,
+        )
+        for view, by_metric in items_by_view.items()
+        for metric, scores in by_metric.items()
+    ]
+    examples = {task: _example_scores(task, kept, is_lettered=is_lettered) for task, kept in scored.items()}
     percents = {
-        view: {metric: 100.0 * float(items.score_n.mean()) for metric, items in by_metric.items()}
+        view: {metric: 100.0 * float(scores.score_n.mean()) for metric, scores in by_metric.items()}
         for view, by_metric in items_by_view.items()
     }
     metrics = percents.pop(TRUE_PICTURE)
     seconds = sum(kept.seconds for kept in scored.values())
     num_examples = sum(len(kept.example_ids) for kept in scored.values())
     asked = config.num_questions
-    document: dict[str, Any] = {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "content_digest": dataset.content_digest(),
-        RUN_DIGEST: run_digest(config.run),
-        "protocol": config.protocol,
-        "caveats": [*caveats, *_caveats(finished, dataset, scored, is_seen=is_seen)],
-        "num_items": {metric: len(items.score_n) for metric, items in true_items.items()},
-        "metrics": metrics,
-        "intervals": _intervals(true_items),
-        "trivial": _trivial(scored, metrics, is_lettered=is_lettered),
-        "sample": None if asked is None else {"asked": asked, "of_examples": len(dataset)},
-        "seconds": seconds,
-        "num_examples": num_examples,
-        # Each view is one pass over the same batches.
-        "milliseconds_per_item": 1000.0 * seconds / (num_examples * len(views)),
-        "by_question_type": {metric: accuracy_by(items.types, items.score_n) for metric, items in true_items.items()},
-    }
+    trivial = _trivial(scored, metrics, is_lettered=is_lettered)
     if prior is not None:
-        for task in scored:
-            document["trivial"][TASKS[task].metric] |= prior.summary(dataset, sampled)
-    document |= _breakdowns(dataset, scored, true_items, arrays, measures=measures, is_whole=asked is None)
-    if "vqa" in metrics:
-        document["vqa_mode"] = mode
-    if percents:
-        document["use_of_vision"] = _use_of_vision(metrics, percents)
+        of_tasks = [TASKS[task].metric for task in scored]
+        trivial |= {metric: prior.beside(trivial[metric], dataset, sampled) for metric in of_tasks}
+    document = EvaluationDocument(
+        dataset=dataset.name,
+        split=dataset.split,
+        content_digest=dataset.content_digest(),
+        run_digest=run_digest(config.run),
+        protocol=config.protocol,
+        vqa_mode=mode if "vqa" in metrics else None,
+        caveats=(*caveats, *_caveats(finished, dataset, scored, is_seen=is_seen)),
+        num_items={metric: len(scores.score_n) for metric, scores in true_items.items()},
+        metrics=metrics,
+        intervals={
+            metric: accuracy_interval(scores.score_n, scores.pictures, scores.types)
+            for metric, scores in true_items.items()
+        },
+        trivial=trivial,
+        sample=None if asked is None else Sample(asked=asked, of_examples=len(dataset)),
+        seconds=seconds,
+        num_examples=num_examples,
+        # Each view is one pass over the same batches.
+        milliseconds_per_item=1000.0 * seconds / (num_examples * len(views)),
+        use_of_vision=_use_of_vision(metrics, percents) if percents else {},
+        by_question_type={metric: accuracy_by(scores.types, scores.score_n) for metric, scores in true_items.items()},
+        by_answer_type=accuracy_by_answer_type(true_items["vqa"], dataset) if "vqa" in true_items else {},
+        by_group=(
+            {metric: group_accuracy(scores) for metric, scores in true_items.items()}
+            if dataset.is_grouped and asked is None
+            else {}
+        ),
+        measures={
+            metric: {name: value for each in measures for name, value in measured(each, true_items[metric]).items()}
+            for metric in (TASKS[task].metric for task in scored)
+        }
+        if measures
+        else {},
+        confusion=_confusion(dataset, examples),
+    )
     filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
     filed = filed_as(config.run, name, None, LETTERS) if is_lettered else filed
-    _write_scores(config.run, filed, document, arrays)
-    return document
-
-
-def _write_scores(run: Path, filed: str, document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Replace an evaluation: write the item scores under a name of their own, then the document that names them.
-
-    The document commits both: until it is in its place, the former document names the former item scores.
-    """
-    digest = arrays_digest(arrays)
-    items, written = evaluation_file(run, filed, items_suffix(digest)), evaluation_file(run, filed, ".json")
-    with process_lock(items.parent / LOCK, "this evaluation", wait=_say_who):
-        with replacing_file(items) as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        write_text(written, json_text({**document, ITEMS_DIGEST: digest}, sort_keys=True) + "\n")
-        with writing(items.parent):
-            for left in files_of_evaluation(run, filed):
-                if left not in (items, written):
-                    left.unlink()
-
-
-def _say_who(holder: str) -> None:
-    print(f"the scores are written: waiting for {holder}", file=sys.stderr)
+    return write_evaluation(config.run, filed, document, items, list(examples.values()))
 
 
 def _use_of_vision(
     metrics: Mapping[str, float], percents: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, ViewAccuracy]]:
     """Return the accuracy with each other view of the pictures, and its drop, by metric."""
     return {
         metric: {
-            view: {"accuracy": other[metric], "drop": accuracy - other[metric]} for view, other in percents.items()
+            view: ViewAccuracy(accuracy=other[metric], drop=accuracy - other[metric])
+            for view, other in percents.items()
         }
         for metric, accuracy in metrics.items()
     }
@@ -246,70 +254,34 @@ def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Ite
     return items_by_view
 
 
-def _score_arrays(
-    scored: Mapping[Task, ScoredTask], items_by_view: Mapping[str, Mapping[str, Items]], *, is_lettered: bool
-) -> dict[str, npt.NDArray[Any]]:
-    """Return the content of the file of item scores: scores by task, and items by view and metric."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for task, kept in scored.items():
-        arrays[f"example_ids/{task}"] = np.array(kept.example_ids)
-        if is_lettered:
-            arrays[f"written/{task}"] = np.array(kept.written)
-            continue
-        # Parts with fewer candidates are padded with -inf.
-        width = max(part.shape[1] for part in kept.shown)
-        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
-        arrays[f"scores/{task}"] = np.concatenate(wide)
-        if head_name(task) != "answers":
-            arrays[f"labels/{task}"] = np.array(kept.labels, dtype=np.int64)
-    for view, by_metric in items_by_view.items():
-        prefix = f"item_{view}" if view else "item"
-        for metric, items in by_metric.items():
-            arrays[f"{prefix}/{metric}"] = items.score_n
-            arrays[f"{prefix}_ids/{metric}"] = np.array(items.question_ids)
-    for metric, items in items_by_view[TRUE_PICTURE].items():
-        arrays[f"pictures/{metric}"], arrays[f"strata/{metric}"] = np.array(items.pictures), np.array(items.types)
-    return arrays
+def _example_scores(task: Task, kept: ScoredTask, *, is_lettered: bool) -> ExampleScores:
+    """Return the scores of a task with its labels, or the texts that the student wrote."""
+    if is_lettered:
+        return ExampleScores(task=task, example_ids=kept.example_ids, written=kept.written)
+    # Parts with fewer candidates are padded with -inf.
+    width = max(part.shape[1] for part in kept.shown)
+    wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in kept.shown]
+    return ExampleScores(
+        task=task,
+        example_ids=kept.example_ids,
+        scores_NC=np.concatenate(wide),
+        label_N=None if head_name(task) == "answers" else np.array(kept.labels, dtype=np.int64),
+    )
 
 
-def _breakdowns(
-    dataset: IndexedDataset,
-    scored: Mapping[Task, ScoredTask],
-    true_items: Mapping[str, Items],
-    arrays: Mapping[str, npt.NDArray[Any]],
-    *,
-    measures: Sequence[Measure],
-    is_whole: bool,
-) -> dict[str, Any]:
-    """Return the numbers that the card defines, and accuracies by group, answer type and class."""
-    parts: dict[str, Any] = {}
-    if measures:
-        parts["measures"] = {
-            metric: {name: value for each in measures for name, value in measured(each, true_items[metric]).items()}
-            for metric in (TASKS[task].metric for task in scored)
-        }
-    if dataset.is_grouped and is_whole:
-        parts["by_group"] = {metric: group_accuracy(items) for metric, items in true_items.items()}
-    if "vqa" in true_items:
-        parts["by_answer_type"] = accuracy_by_answer_type(true_items["vqa"], dataset)
-    for task in scored:
-        if head_name(task) == "classes" and f"labels/{task}" in arrays:
-            scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
-            whole = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
-            parts["confusion"] = {"label_names": whole["label_names"], "counts": whole["confusion"]}
-    return parts
-
-
-def _intervals(true_items: Mapping[str, Items]) -> dict[str, dict[str, float]]:
-    intervals = {
-        metric: accuracy_interval(items.score_n, items.pictures, items.types) for metric, items in true_items.items()
-    }
-    return {metric: {"low": interval.low, "high": interval.high} for metric, interval in intervals.items()}
+def _confusion(dataset: IndexedDataset, examples: Mapping[Task, ExampleScores]) -> Confusion | None:
+    """Return how often each class is called which; None for other answers than classes."""
+    for task, scores in examples.items():
+        if head_name(task) == "classes" and scores.scores_NC is not None and scores.label_N is not None:
+            classes = dataset.label_names(task)
+            counts_CC = confusion_counts(scores.scores_NC.argmax(axis=1), scores.label_N, len(classes))
+            return Confusion(label_names=tuple(classes), counts=tuple(map(tuple, counts_CC.tolist())))
+    return None
 
 
 def _trivial(
     scored: Mapping[Task, ScoredTask], metrics: Mapping[str, float], *, is_lettered: bool
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TrivialScores]:
     """Return the accuracy without a student, by metric."""
     # Generated answers have no chance level.
     tallies = {

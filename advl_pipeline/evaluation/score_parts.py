@@ -30,10 +30,7 @@ from advl_pipeline.evaluation.measures import Items
 from advl_pipeline.evaluation.official_metrics import VqaMode
 from advl_pipeline.evaluation.open_sets import example_parts
 from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, swapped_pictures
-from advl_pipeline.runs.results import LETTERS
-
-TRUE_PICTURE = ""
-"""Name of the view with the true picture."""
+from advl_pipeline.runs.evaluations import LETTERS, TRUE_PICTURE
 
 
 @dataclass(kw_only=True)

@@ -36,8 +36,9 @@ from advl_pipeline.evaluation.statistics import (
     relative_percent,
     sign_flip_test,
 )
+from advl_pipeline.runs.evaluations import TRUE_PICTURE, read_evaluation
 from advl_pipeline.runs.names import set_of
-from advl_pipeline.runs.results import read_config, read_evaluation
+from advl_pipeline.runs.results import read_config
 
 
 def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def _items(run: Path, name: str) -> dict[str, Any]:
             where=str(run),
             next_command=advise(["advl", "evaluate", str(run), "--on", name]),
         )
-    by_metric: Any = evaluation.items[evaluation.items["view"] == ""].groupby("metric", sort=False)
+    by_metric: Any = evaluation.items[evaluation.items["view"] == TRUE_PICTURE].groupby("metric", sort=False)
     return dict(iter(by_metric))
 
 

@@ -29,6 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy  # Its `stats` are imported when they are first used.
 
+from advl_pipeline.runs.evaluations import Interval
+
 FloatArray = npt.NDArray[np.float64]
 
 EXACT_UP_TO = 14
@@ -38,23 +40,6 @@ _FEW_DISTINCT = 512
 _RESAMPLES_AT_ONCE = 250
 _GRAIN = 1e-6
 """Differences closer than this count as equal, since item scores are stored as float32."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A confidence interval in points."""
-
-    low: float
-    high: float
-    level: float = 0.95
-
-    def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def scaled(self, factor: float) -> Interval:
-        """Return the interval multiplied by a factor."""
-        low, high = sorted((factor * self.low, factor * self.high))
-        return Interval(low=low, high=high, level=self.level)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

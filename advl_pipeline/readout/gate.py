@@ -25,10 +25,11 @@ from advl_pipeline.confidence.estimators import assign_folds, bag_of_words
 from advl_pipeline.confidence.match_probe import MatchFeatures, Vectors, cross_fitted_scores, joined
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Example, Task
 from advl_pipeline.datasets.spec import DatasetSpec
-from advl_pipeline.evaluation.statistics import Contribution, Interval, item_groups, joint_interval
+from advl_pipeline.evaluation.statistics import Contribution, item_groups, joint_interval
 from advl_pipeline.readout.config import ReadoutConfig
 from advl_pipeline.readout.opened_student import OpenedStudent, open_student
 from advl_pipeline.readout.prepare import prepare_look
+from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.students.match import MatchStream
 from advl_pipeline.students.options import OWN_DATA_STUDENT

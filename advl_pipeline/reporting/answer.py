@@ -58,11 +58,10 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
         controls = [row for row in rows.values() if study.variant(row.method).role == "control"]
         name, things = wording.method_label(study, study.focus), _ASKED.get(metric, "questions")
         sentence = f"{name} answers {focus.mean:.0f} of 100 {things} correctly"
-        prior = result.trivial_of(place).get("prior")
-        if prior is not None and focus.mean <= prior:
-            sentence += (
-                f", no more than the training answers to the same {things} do without a picture ({prior:.0f}),"
-            )
+        trivial = result.trivial_of(place)
+        if trivial is not None and trivial.prior is not None and focus.mean <= trivial.prior:
+            without_picture = f"the training answers to the same {things} do without a picture ({trivial.prior:.0f})"
+            sentence += f", no more than {without_picture},"
         sentence += f" and {wording.method_label(study, baseline.method)} {baseline.mean:.0f}" if baseline else ""
         others = (f"{_control(study, row.method)}: {row.mean:.0f}" for row in controls)
         sentence = ". ".join([sentence.removesuffix(","), *others])
@@ -104,17 +103,17 @@ def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[dict[str, 
             "note": f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
         }
     if known := result.trivial_of(place):
-        note = f"of 100 are right without a student; an answer at random is right {known['chance']:.0f} times."
-        yield {"label": f"always “{known['answer']}”", "value": f"{known['majority']:.0f}", "note": note}
-        if "prior" in known:
+        note = f"of 100 are right without a student; an answer at random is right {known.chance:.0f} times."
+        yield {"label": f"always “{known.answer}”", "value": f"{known.majority:.0f}", "note": note}
+        if known.prior is not None:
             note = (
                 f"of 100 are right without a picture, by the commonest training answer to the same words; "
-                f"{known['prior_known']:.0f} % of the test set's are in training."
+                f"{known.prior_known:.0f} % of the test set's are in training."
             )
-            yield {"label": "prior of the question", "value": f"{known['prior']:.0f}", "note": note}
-        if len(result.cells) == 1 and known.get("given") is not None:
-            note = f"times of 100 it answers “{known['given_answer']}”."
-            yield {"label": "its commonest answer", "value": f"{known['given']:.0f}", "note": note}
+            yield {"label": "prior of the question", "value": f"{known.prior:.0f}", "note": note}
+        if len(result.cells) == 1 and known.given is not None:
+            note = f"times of 100 it answers “{known.given_answer}”."
+            yield {"label": "its commonest answer", "value": f"{known.given:.0f}", "note": note}
     count = len(focus.seeds)
     note = f"labelled questions; {wording.seeds(count)}, scored on {focus.num_items:,} of {place.test_set}."
     if count < study.min_seeds and len(result.cells) > 1 and not result.of_runs:

@@ -25,7 +25,8 @@ from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import Evaluation, filed_as, moved_to, read_evaluation, read_json
+from advl_pipeline.runs.evaluations import TRUE_PICTURE, Evaluation, filed_as, read_evaluation
+from advl_pipeline.runs.results import moved_to, read_json
 from advl_pipeline.students.heads import described_heads
 from advl_pipeline.students.registry import label_order_of
 from advl_pipeline.studies.config import Setting
@@ -134,7 +135,7 @@ def collect_examples(
 def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
     """Return a row for each item: the answer and its score."""
     items = evaluation.items
-    shown = items[(items["metric"] == TASKS[task].metric) & (items["view"] == "")]
+    shown = items[(items["metric"] == TASKS[task].metric) & (items["view"] == TRUE_PICTURE)]
     columns = {"right": shown["score"].to_numpy(), "said": evaluation.scores[task].argmax(axis=1)}
     return pd.DataFrame(columns, index=shown["item"])
 

@@ -236,9 +236,12 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
     """Draw every method at one size, with its controls, on each test set, as the first sentence of a report."""
     where: dict[str, Any] = {"setting": place.setting, "metric": place.metric, "shots": place.shots}
     by_set = _grouped(result.find("accuracy", **where), "test_set")
-    trivial = {name: result.trivial_of(place._replace(test_set=name)) for name in by_set}
+    without_student: dict[str, dict[str, float]] = {}
+    for test_set in by_set:
+        trivial = result.trivial_of(place._replace(test_set=test_set))
+        without_student[test_set] = {"chance": trivial.chance, "majority": trivial.majority} if trivial else {}
     ends = [end for rows in by_set.values() for row in rows for end in (*_ends(row), *row.per_seed)]
-    ends += [known[name] for known in trivial.values() for name in ("chance", "majority") if name in known]
+    ends += [level for levels in without_student.values() for level in levels.values()]
     ticks = round_ticks(_percents(ends))
     drawings: list[Drawing] = []
     for (test_set, rows), share in zip(by_set.items(), shares_of_rows(len(by_set)), strict=True):
@@ -261,11 +264,10 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
                 mark(drawn, value, height, style, size=4.0, faint=True)
             mark(drawn, row.mean, height, style, size=8.5)
             drawn.text(1.02, height, mean, color=INK, fontsize=12, fontweight="bold", va="center", transform=at_right)
-        for name, side in (("chance", "right"), ("majority", "left")):
-            if name in trivial[test_set]:
-                level = trivial[test_set][name]
-                drawn.axvline(level, color=SOFT, linewidth=1.2, linestyle=(0, (1.5, 3)))
-                drawn.text(level, 1.04, name, color=SOFT, fontsize=11, ha=side, va="bottom", transform=above)
+        for name, level in without_student[test_set].items():
+            drawn.axvline(level, color=SOFT, linewidth=1.2, linestyle=(0, (1.5, 3)))
+            side: Literal["left", "right"] = "right" if name == "chance" else "left"
+            drawn.text(level, 1.04, name, color=SOFT, fontsize=11, ha=side, va="bottom", transform=above)
         write = wording.percent
         cells = [
             (test_set, look[row.method].label, write(row.mean), wording.interval(row.interval, write)) for row in rows

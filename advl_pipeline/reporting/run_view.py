@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.words import WordClass
-from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import (
     SERIES,
@@ -26,8 +25,8 @@ from advl_pipeline.reporting.figures import (
     round_ticks,
     shares_of_rows,
 )
-from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_json, read_log, read_result, read_words
+from advl_pipeline.runs.evaluations import LETTERS, EvaluationDocument, read_document
+from advl_pipeline.runs.results import read_config, read_log, read_result, read_words
 from advl_pipeline.studies.result import StudyResult
 
 _MOST_CLASSES = 12
@@ -64,7 +63,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
     run = result.runs / str(cell["run"])
     setting = result.study.settings[0]
     config, done = read_config(run), read_result(run)
-    documents = {name: read_json(names.evaluation_file(run, name, ".json")) for name in setting.test_sets}
+    documents = {name: document for name in setting.test_sets if (document := read_document(run, name)) is not None}
     scores = scores_of(documents)
     return {
         "name": run.absolute().name,
@@ -85,9 +84,9 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "words": words_figure(read_words(run), run=str(cell["run"])),
         "kinds": _kinds(documents),
         "confusions": {
-            test_set: document["confusion"]
+            test_set: document.confusion
             for test_set, document in documents.items()
-            if 0 < len(document.get("confusion", {}).get("label_names", ())) <= _MOST_CLASSES
+            if document.confusion is not None and len(document.confusion.label_names) <= _MOST_CLASSES
         },
     }
 
@@ -100,7 +99,7 @@ def _start(config: Mapping[str, Any], done: Mapping[str, Any]) -> str:
     return f"{' and '.join(towers)}, frozen; other layers at random" if towers else "random weights"
 
 
-def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def scores_of(documents: Mapping[str, EvaluationDocument]) -> list[dict[str, Any]]:
     """Return every metric on every test set with the accuracy without a student, formatted for a page.
 
     Args:
@@ -112,32 +111,31 @@ def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
     """
     scores = []
     for test_set, document in documents.items():
-        for metric, accuracy in document["metrics"].items():
-            interval = document.get("intervals", {}).get(metric)
-            replaced = document.get("use_of_vision", {}).get(metric, {})
+        for metric, accuracy in document.metrics.items():
             scores.append(
                 {
                     "test_set": test_set,
-                    "metric": wording.metric_name(metric) + wording.WRITTEN * (document.get("protocol") == "letters"),
-                    "num_items": document.get("num_items", {}).get(metric, 0),
+                    "metric": wording.metric_name(metric) + wording.WRITTEN * (document.protocol == LETTERS),
+                    "num_items": document.num_items.get(metric, 0),
                     "accuracy": wording.percent(accuracy),
-                    "interval": wording.interval(interval and Interval(**interval), wording.percent),
-                    **wording.without_student(document.get("trivial", {}).get(metric, {})),
+                    "interval": wording.interval(document.intervals.get(metric), wording.percent),
+                    **wording.without_student(document.trivial.get(metric)),
                     "changes": {
-                        kind: wording.signed(-view["drop"]) for kind, view in replaced.items() if "drop" in view
+                        view: wording.signed(-seen.drop)
+                        for view, seen in document.use_of_vision.get(metric, {}).items()
                     },
                 }
             )
     return scores
 
 
-def measures_of(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def measures_of(documents: Mapping[str, EvaluationDocument]) -> list[str]:
     """Return the numbers that the card of each test set defines, in words; empty if no card defines any."""
     return [
         f"{test_set}: "
         + "; ".join(f"{name} {'-' if value is None else wording.percent(value)}" for name, value in of.items())
         for test_set, document in documents.items()
-        for of in document.get("measures", {}).values()
+        for of in document.measures.values()
     ]
 
 
@@ -246,19 +244,15 @@ def _scale(drawn: Axes, values: Sequence[float]) -> None:
     mark_ticks(drawn, "y", ticks)
 
 
-def _kinds(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def _kinds(documents: Mapping[str, EvaluationDocument]) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Return tables of accuracy by question type and by answer type, if there are several, the worst first."""
     tables = []
     for test_set, document in documents.items():
-        ways = {"question type": document.get("by_question_type", {})}
-        ways["answer type"] = {"vqa": document.get("by_answer_type") or {}}
+        ways = {"question type": document.by_question_type, "answer type": {"vqa": document.by_answer_type}}
         for way, by_metric in ways.items():
             for metric, kinds in by_metric.items():
                 if len(kinds) > 1:
-                    ordered = sorted(kinds.items(), key=lambda pair: pair[1]["accuracy"])
-                    rows = [
-                        (name, f"{group['num_items']:.0f}", wording.percent(group["accuracy"]))
-                        for name, group in ordered
-                    ]
+                    ordered = sorted(kinds.items(), key=lambda pair: pair[1].accuracy)
+                    rows = [(name, str(part.num_items), wording.percent(part.accuracy)) for name, part in ordered]
                     tables.append((f"{wording.metric_name(metric)} on {test_set} by {way}", rows))
     return tables

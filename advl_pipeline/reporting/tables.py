@@ -23,6 +23,7 @@ from advl_pipeline.base.inert import inert_cell, inert_markdown, inert_text
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
+from advl_pipeline.runs.evaluations import without_the_unmeasured
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import shots_rank
 from advl_pipeline.studies.result import StudyResult, place_of, rows_of
@@ -91,7 +92,7 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
                         if baseline != study.baseline:
                             label += f" (against {wording.method_label(study, baseline)})"
                         rows.append(_row(result, shots, method, label, cells))
-            trivial = (result.trivial.get((setting.name, metric, name), {}) for name in setting.test_sets)
+            trivial = (result.trivial.get((setting.name, metric, name)) for name in setting.test_sets)
             known = list(map(wording.without_student, trivial))
             head = {label: tuple(each[name] for each in known) for name, label in _WITHOUT_STUDENT.items()}
             if rows:
@@ -219,7 +220,8 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
             len(row.seeds), row.num_items, row.mean, row.deviation,
             against, points, *ends, relative, *tests,
             over and over.against, over and over.mean, *ends_over,
-            trivial.get("majority"), trivial.get("answer"), trivial.get("chance"), trivial.get("prior"),
+            trivial and trivial.majority, trivial and trivial.answer,
+            trivial and trivial.chance, trivial and trivial.prior,
             " ".join(row.runs), "; ".join(result.caveats.get(row.setting, ())),
         )  # fmt: skip
         rows.append(dict(zip(LONG_COLUMNS, values, strict=True)))
@@ -287,8 +289,8 @@ def as_json(result: StudyResult) -> str:
         "table": long_rows(result),
         **{name: value for name, value in gathered.items() if name not in ("items", "trivial")},
         "trivial": [
-            {"setting": setting, "metric": metric, "test_set": test_set, **shares}
-            for (setting, metric, test_set), shares in result.trivial.items()
+            {"setting": setting, "metric": metric, "test_set": test_set, **without_the_unmeasured(scores)}
+            for (setting, metric, test_set), scores in result.trivial.items()
         ],
     }
     return json_text(document) + "\n"

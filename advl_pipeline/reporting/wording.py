@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from advl_pipeline.evaluation.items import metric_name as metric_name
 from advl_pipeline.evaluation.shift import Questions
-from advl_pipeline.evaluation.statistics import Interval
+from advl_pipeline.runs.evaluations import Interval, TrivialScores
 from advl_pipeline.studies.claims import MINUS as MINUS
 from advl_pipeline.studies.claims import signed as signed
 from advl_pipeline.studies.config import FULL, StudyConfig
@@ -68,16 +67,18 @@ def interval(value: Interval | None, write: Callable[[float], str] = signed) -> 
     return "" if value is None else f"[{write(value.low)}, {write(value.high)}]"
 
 
-def without_student(trivial: Mapping[str, Any]) -> dict[str, str]:
+def without_student(trivial: TrivialScores | None) -> dict[str, str]:
     """Write the accuracies without a student from an evaluation, "" if unknown: ceiling, prior, majority and chance.
 
     The ceiling is the share of items of which the run's list of answers has a right one.
     """
+    if trivial is None:
+        return dict.fromkeys(("ceiling", "prior", "majority", "chance"), "")
     return {
-        "ceiling": percent(100 - trivial["outside"]) if trivial.get("outside") else "",
-        "prior": percent(trivial["prior"]) if "prior" in trivial else "",
-        "majority": f"{percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
-        "chance": percent(trivial["chance"]) if trivial else "",
+        "ceiling": percent(100 - trivial.outside) if trivial.outside else "",
+        "prior": "" if trivial.prior is None else percent(trivial.prior),
+        "majority": f"{percent(trivial.majority)} ({trivial.answer})",
+        "chance": percent(trivial.chance),
     }
 
 

@@ -1,53 +1,30 @@
-"""Read the files of a finished run that a study needs. Nothing here executes or unpickles a file.
+"""Read the files of a finished run that a study needs, except its evaluations (`evaluations.py`).
 
-Shapes: N items of a test set, C candidates or classes.
+Nothing here executes or unpickles a file.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from advl_pipeline.base.array_archives import arrays_digest, read_array_archive
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise, again
+from advl_pipeline.base.errors import ConfigError, advise, again
 from advl_pipeline.base.folders import near_folder
 from advl_pipeline.base.locations import read_regular
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.runs import names
-from advl_pipeline.runs.names import evaluation_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """The scores of one run on one test set."""
-
-    summary: Mapping[str, Any]
-    items: pd.DataFrame
-    """Tidy table with one row per score.
-
-    Its columns are `metric`, `view` ("" for the true picture, else how it was replaced), `item`, its `picture` and
-    question `type` ("" where the evaluation did not write them), and `score` in [0, 1].
-    """
-    scores: Mapping[str, npt.NDArray[np.floating]]
-    """Task -> logits (N, C), in the item order of the task's own metric; padded with -inf where C varies."""
-
-
 @contextmanager
-def _undamaged(what: str, where: str, next_command: str) -> Iterator[None]:
+def undamaged(what: str, where: str, next_command: str) -> Iterator[None]:
     """Refuse a file of a run that is missing, or that training and evaluation would not have written."""
     try:
         yield
@@ -74,7 +51,7 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     Raises:
         ConfigError: the document is missing or damaged; the message names the file.
     """
-    with _undamaged("A file of a run cannot be read.", str(path), _ANEW):
+    with undamaged("A file of a run cannot be read.", str(path), _ANEW):
         document = json.loads(read_regular(path))
         if not isinstance(document, kind):
             raise ValueError(f"it holds no {'list' if kind is list else 'object'}")
@@ -99,7 +76,7 @@ _NUMBERS_OF_RESULT = ("num_labelled", "num_steps", "seconds", "seconds_per_step"
 
 def require_number(document: Mapping[str, Any], name: str, path: Path) -> None:
     """Refuse a document of a run whose value of a name is not a number; raises `ConfigError`."""
-    with _undamaged("A file of a run is damaged.", str(path), _ANEW):
+    with undamaged("A file of a run is damaged.", str(path), _ANEW):
         if isinstance(value := document[name], bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} is no number")
 
@@ -142,22 +119,9 @@ def run_digest(run: Path) -> str | None:
         ConfigError: result.json is damaged.
     """
     files = read_result(run).get("files")
-    with _undamaged("A file of a run is damaged.", str(run / names.RESULT), _ANEW):
+    with undamaged("A file of a run is damaged.", str(run / names.RESULT), _ANEW):
         # Paths are in the options as they were given.
         return None if files is None else digest({name: files[name] for name in files if name != names.CONFIG})
-
-
-def is_of_run(run: Path, document: Mapping[str, Any]) -> bool:
-    """Return whether the document of an evaluation is about a run; one of an earlier version is taken on trust.
-
-    Raises:
-        ConfigError: the result of the run is damaged.
-    """
-    scored, present = document.get(RUN_DIGEST), run_digest(run)
-    if scored is None or present is None:
-        say_on_trust("evaluations by an earlier version, or of a run of one, do not tell which student they scored")
-        return True
-    return bool(scored == present)
 
 
 @cache
@@ -174,138 +138,12 @@ def read_caches(run: Path) -> list[dict[str, Any]]:
     """
     path = run / names.CACHES
     caches: list[dict[str, Any]] = read_json(path, list) if path.exists() else []
-    with _undamaged("A file of a run is damaged.", str(path), _ANEW):
+    with undamaged("A file of a run is damaged.", str(path), _ANEW):
         for entry in caches:
             Path(entry["path"])
             dict(entry["identity"]["dataset"])
             str(entry["identity"]["teacher"]["name"])
     return caches
-
-
-def read_documents(run: Path) -> dict[str, dict[str, Any]]:
-    """Return the document of each evaluation of a run, by test set as passed to `advl evaluate --on`.
-
-    The keys of scores by another VQA evaluator than the set's default, and of letters that the student wrote, are the
-    names that they are filed under.
-
-    Raises:
-        ConfigError: an evaluation is damaged.
-    """
-    documents: dict[str, dict[str, Any]] = {}
-    for path in sorted((run / names.EVALUATION).glob("*.json")):
-        document = read_json(path)
-        remedy = "delete it, then score the set again with advl evaluate"
-        with _undamaged("The document of an evaluation is damaged.", str(path), remedy):
-            dict(document["metrics"])
-            test_sets = document["split"], f"{document['dataset']}/{document['split']}"
-        other_ways = (document.get("vqa_mode"), LETTERS)
-        filed = [*test_sets, *(f"{name}@{way}" for name in test_sets for way in other_ways)]
-        name = next((name for name in filed if evaluation_file(run, name, ".json") == path), None)
-        documents[name or path.stem.replace("--", "/")] = document
-    return documents
-
-
-ITEMS_DIGEST = "items_digest"
-"""Key of an evaluation's document: `arrays_digest` of its item scores, which are in the file of that name."""
-
-RUN_DIGEST = "run_digest"
-"""Key of an evaluation's document: `run_digest` of the run that it scored."""
-
-LETTERS = "letters"
-"""Suffix of the name of a set, for scores of generated answers to questions with lettered options."""
-
-
-def filed_as(run: Path, test_set: str, vqa_mode: str | None, protocol: str = "likelihood") -> str:
-    """Return the name under which the scores of a test set by a VQA evaluator are filed.
-
-    It is the name of the set for the set's default evaluator. Scores by another one are filed next to those.
-
-    Args:
-        vqa_mode: the requested evaluator; None for the default.
-        protocol: how questions are asked; `LETTERS` for scores of letters.
-
-    Raises:
-        ConfigError: the evaluation is damaged.
-    """
-    if protocol == LETTERS:
-        return f"{test_set}@{LETTERS}"
-    usual = evaluation_file(run, test_set, ".json")
-    if vqa_mode is None or (usual.exists() and read_json(usual).get("vqa_mode", vqa_mode) == vqa_mode):
-        return test_set
-    return f"{test_set}@{vqa_mode}"
-
-
-def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
-    """Read a run's evaluation on a test set; None if the run was not evaluated on it.
-
-    Raises:
-        ConfigError: the evaluation is damaged, or its document and its item scores contradict each other.
-        IdentityMismatch: it is an evaluation of another run.
-    """
-    summary_path = evaluation_file(run, test_set, ".json")
-    if not summary_path.exists():
-        return None
-    import pandas as pd
-
-    summary, parts = read_json(summary_path), list[pd.DataFrame]()
-    again_by = advise(["advl", "evaluate", str(run), "--on", test_set])
-    with _undamaged("The document of an evaluation is damaged.", str(summary_path), again_by):
-        dict(summary["metrics"])
-        items_digest = summary.get(ITEMS_DIGEST)
-        if items_digest is not None and not re.fullmatch("[0-9a-f]{64}", items_digest):
-            raise ValueError(f"its {ITEMS_DIGEST} is no SHA-256")
-    if names.is_finished(run) and not is_of_run(run, summary):
-        raise IdentityMismatch(
-            "The evaluation is of another run.",
-            where=str(summary_path),
-            why=f"its {RUN_DIGEST} is not that of the files of this run",
-            next_command=again_by,
-        )
-    arrays_path = evaluation_file(run, test_set, names.items_suffix(items_digest))
-    with _undamaged("The item scores of a run cannot be read.", str(arrays_path), again_by):
-        arrays = read_array_archive(arrays_path)
-        if items_digest not in (None, arrays_digest(arrays)):
-            raise ValueError(f"they are not those that {summary_path.name} was written with")
-        _require_own_numbers(summary, arrays)
-        # item/METRIC, item_VIEW/METRIC, each with its ids; pictures/METRIC and strata/METRIC group the items.
-        for name, array in arrays.items():
-            group, _, metric = name.partition("/")
-            if group != "item" and (not group.startswith("item_") or group.endswith("_ids")):
-                continue
-            ids = list(map(str, arrays[f"{group}_ids/{metric}"]))
-            if len(ids) != len(array):
-                raise ValueError(f"{name} has {len(array)} values for {len(ids)} items")
-            if ids != list(map(str, arrays[f"item_ids/{metric}"])):
-                raise ValueError(f"{name} is about other items than item/{metric}")
-            table: dict[str, Any] = {"metric": metric, "view": group[len("item_") :], "item": ids}
-            for column, kind in (("picture", "pictures"), ("type", "strata")):
-                table[column] = arrays[f"{kind}/{metric}"].tolist() if f"{kind}/{metric}" in arrays else ""
-            parts.append(pd.DataFrame(table | {"score": array.astype(np.float64)}))
-        scores = {name.removeprefix("scores/"): array for name, array in arrays.items() if name.startswith("scores/")}
-        columns = ["metric", "view", "item", "picture", "type", "score"]
-        items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-        return Evaluation(summary=summary, items=items, scores=scores)
-
-
-def _require_own_numbers(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Refuse accuracies, with the true picture or another one, that are not the means of their item scores.
-
-    Raises:
-        ValueError: one of them contradicts its items.
-    """
-    percents = {f"item/{metric}": percent for metric, percent in summary["metrics"].items()}
-    for metric, views in summary.get("use_of_vision", {}).items():
-        percents |= {f"item_{view}/{metric}": seen["accuracy"] for view, seen in views.items()}
-    for name, percent in percents.items():
-        if name not in arrays:
-            continue
-        mean = 100.0 * float(arrays[name].mean())
-        if not math.isclose(percent, mean, abs_tol=_AS_SHOWN):
-            raise ValueError(f"the mean of {name} is {mean:.3f}, and the document says {percent:.3f}")
-
-
-_AS_SHOWN = 0.001
-"""Percentage points that no table shows; the mean of many item scores depends on the order of the additions."""
 
 
 def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
@@ -322,7 +160,7 @@ def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     lines = read_regular(path).split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines[:-1] if before is not None or not lines[-1] else lines, start=1):
-        with _undamaged("A logged step is damaged.", f"{path}, line {number}", instead):
+        with undamaged("A logged step is damaged.", f"{path}, line {number}", instead):
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("it is no object with the number of a step")
@@ -344,7 +182,7 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     document = read_json(path)
-    with _undamaged("The readout of a run is damaged.", str(path), _ANEW):
+    with undamaged("The readout of a run is damaged.", str(path), _ANEW):
         return [
             {
                 "teacher": teacher,
@@ -371,7 +209,7 @@ def read_words(run: Path) -> pd.DataFrame | None:
         return None
     import pandas as pd
 
-    with _undamaged("The words of a run cannot be read.", str(path), _ANEW):
+    with undamaged("The words of a run cannot be read.", str(path), _ANEW):
         # A word such as "nan" is a word.
         table = pd.read_csv(path, keep_default_na=False, dtype={"word": str, "class": str, "score": float})
         return table[["word", "score", "class"]]

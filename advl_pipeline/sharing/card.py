@@ -19,14 +19,8 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.run_view import measures_of, scores_of
 from advl_pipeline.reporting.tables import as_markdown
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import (
-    read_caches,
-    read_config,
-    read_documents,
-    read_evaluation,
-    read_json,
-    read_result,
-)
+from advl_pipeline.runs.evaluations import read_documents, read_evaluation
+from advl_pipeline.runs.results import read_caches, read_config, read_json, read_result
 from advl_pipeline.sharing.hub_facts import model_metadata
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
@@ -68,7 +62,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         study = re.sub("^#", "###", table, flags=re.MULTILINE)
     # Read completely, so that a damaged evaluation is refused.
     documents = {
-        name: evaluation.summary for name in read_documents(run) if (evaluation := read_evaluation(run, name))
+        name: evaluation.document for name in read_documents(run) if (evaluation := read_evaluation(run, name))
     }
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_ours = model.startswith("advl_pipeline.")
@@ -110,11 +104,9 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         written=wording.WRITTEN.removeprefix(", "),
         by_type=[
             f"{test_set}, {wording.metric_name(metric)}: "
-            + ", ".join(
-                f"{kind or 'others'} {score['accuracy']:.1f} of {score['num_items']}" for kind, score in kinds.items()
-            )
+            + ", ".join(f"{kind or 'others'} {part.accuracy:.1f} of {part.num_items}" for kind, part in kinds.items())
             for test_set, document in documents.items()
-            for metric, kinds in document.get("by_question_type", {}).items()
+            for metric, kinds in document.by_question_type.items()
             if len(kinds) > 1
         ],
         study=Markdown(study),

@@ -6,12 +6,12 @@ Unknown facts are omitted: a licence that no dataset card states, and a base mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from advl_pipeline.datasets.cards import by_split, known_card
 from advl_pipeline.datasets.roots import HUB_PREFIX
+from advl_pipeline.runs.evaluations import EvaluationDocument, Protocol
 
 TAG = "advl"
 """Tag in the card of every push; a repository with it may be replaced."""
@@ -28,7 +28,10 @@ _LICENCES: Mapping[str, str] = {
 }
 """Prefix of a dataset card's licence -> the hub's identifier."""
 
-_WAYS: Mapping[str, str] = {"likelihood": "likeliest candidate", "letters": "answer written, options behind letters"}
+_WAYS: Mapping[Protocol, str] = {
+    "likelihood": "likeliest candidate",
+    "letters": "answer written, options behind letters",
+}
 """Protocols in results -> their descriptions."""
 
 
@@ -61,7 +64,7 @@ def model_metadata(
     dataset: str,
     init: str | None,
     is_generative: bool,
-    documents: Mapping[str, Mapping[str, Any]],
+    documents: Mapping[str, EvaluationDocument],
 ) -> str:
     """Return the metadata of a student's card: base model, task, data, and its results as a model index.
 
@@ -74,15 +77,15 @@ def model_metadata(
     results = [
         EvalResult(
             task_type="visual-question-answering",
-            dataset_type=(repositories_of(document["dataset"]) or [document["dataset"].rpartition("/")[2]])[0],
-            dataset_name=str(document["dataset"]).rpartition("/")[2],
-            dataset_split=str(document["split"]),
+            dataset_type=(repositories_of(document.dataset) or [document.dataset.rpartition("/")[2]])[0],
+            dataset_name=document.dataset.rpartition("/")[2],
+            dataset_split=document.split,
             metric_type="accuracy",
-            metric_name=f"{metric}, {_WAYS[document.get('protocol', 'likelihood')]}",
+            metric_name=f"{metric}, {_WAYS[document.protocol]}",
             metric_value=round(value, 2),
         )
         for document in documents.values()
-        for metric, value in document["metrics"].items()
+        for metric, value in document.metrics.items()
     ]
     data = ModelCardData(
         library_name=library,

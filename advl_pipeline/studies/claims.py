@@ -34,7 +34,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from advl_pipeline.evaluation.items import metric_name
-from advl_pipeline.evaluation.statistics import Interval, holm, paired_t_test, summarise
+from advl_pipeline.evaluation.statistics import holm, paired_t_test, summarise
+from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.studies.config import FULL, PARTS, Setting, StudyConfig
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import USE_VIEW, Place

@@ -6,14 +6,15 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise, again
+from advl_pipeline.evaluation.config import Probe
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import is_of_run, read_json
+from advl_pipeline.runs.evaluations import EvaluationDocument, is_of_run, read_document
 from advl_pipeline.students.weight_files import file_digest
 from advl_pipeline.studies.plan import Cell, studies_of
 
@@ -45,10 +46,13 @@ def execute_cell(cell: Cell) -> None:
         missing = missing_test_sets(cell)
     if missing:
         # An evaluation covers the requests of this study and those of other studies with this cell.
-        asked, stored = cell.evaluate, {name: _stored(cell, name) for name in missing}
-        probes = dict.fromkeys(probe for probe in asked.probes if probe != "none")
-        probes |= dict.fromkeys(probe for document in stored.values() for probe in _probed(document))
-        counts = [_num_questions(document) for document in stored.values() if document]
+        asked = cell.evaluate
+        stored = {name: document for name in missing if (document := _stored(cell, name)) is not None}
+        probed_before = {probe for document in stored.values() for probe in _probed(document)}
+        probes = tuple(
+            probe for probe in get_args(Probe) if probe != "none" and probe in probed_before.union(asked.probes)
+        )
+        counts = [_num_questions(document) for document in stored.values()]
         most = max([asked.num_questions or math.inf, *counts])
         probed = (name for name, document in stored.items() if _probed(document))
         try:
@@ -56,7 +60,7 @@ def execute_cell(cell: Cell) -> None:
                 asked,
                 on=missing,
                 num_questions=None if most == math.inf else int(most),
-                probe=tuple(probes) or ("none",),
+                probe=probes or ("none",),
                 probe_on=tuple(dict.fromkeys((*asked.probe_on, *probed))),
             )
             run_evaluate(prepare_scoring(scoring, may_idle=True))
@@ -69,24 +73,20 @@ def execute_cell(cell: Cell) -> None:
             file.unlink(missing_ok=True)
 
 
-def _stored(cell: Cell, test_set: str) -> Mapping[str, Any]:
-    """Return the document of an evaluation of a cell's run by the evaluator of the study; empty if there is none."""
-    file = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
-    if not file.exists() or not names.is_finished(cell.run):
-        return {}
-    document: dict[str, Any] = read_json(file)
-    return document if is_of_run(cell.run, document) else {}
+def _stored(cell: Cell, test_set: str) -> EvaluationDocument | None:
+    """Return the document of an evaluation of a cell's run by the evaluator of the study; None if there is none."""
+    document = read_document(cell.run, cell.filed(test_set)) if names.is_finished(cell.run) else None
+    return document if document is not None and is_of_run(cell.run, document) else None
 
 
-def _probed(document: Mapping[str, Any]) -> list[Any]:
+def _probed(document: EvaluationDocument) -> set[str]:
     """Return how pictures were replaced in an evaluation."""
-    return list(dict.fromkeys(kind for kinds in document.get("use_of_vision", {}).values() for kind in kinds))
+    return {view for views in document.use_of_vision.values() for view in views}
 
 
-def _num_questions(document: Mapping[str, Any]) -> float:
+def _num_questions(document: EvaluationDocument) -> float:
     """Return the requested number of questions of an evaluation; infinity if it covers the complete set."""
-    sample = document.get("sample")
-    return sample["asked"] if sample else math.inf
+    return document.sample.asked if document.sample else math.inf
 
 
 def _weights(run: Path) -> list[Path]:
@@ -103,9 +103,9 @@ def missing_test_sets(cell: Cell) -> tuple[str, ...]:
         wanted = set(asked.probes) - {"none"} if is_probed else set()
         # A larger sample contains the questions of a smaller one.
         if (
-            not document
+            document is None
             or _num_questions(document) < (asked.num_questions or math.inf)
-            or wanted - set(_probed(document))
+            or wanted - _probed(document)
         ):
             missing.append(name)
     return tuple(missing)

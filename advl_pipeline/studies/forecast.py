@@ -17,7 +17,8 @@ from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.base.folders import folder_bytes, nearest_existing
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_documents, read_json, read_result
+from advl_pipeline.runs.evaluations import read_documents
+from advl_pipeline.runs.results import read_json, read_result
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, shots_label
 from advl_pipeline.studies.execute import is_cell_finished
 from advl_pipeline.studies.plan import (
@@ -137,7 +138,7 @@ def _seconds(left: Sequence[Cell], done: Sequence[Cell], steps: Mapping[str, int
     paces: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in done:
         result = read_result(cell.run)
-        scoring = sum(document.get("seconds", 0.0) for document in read_documents(cell.run).values())
+        scoring = sum(document.seconds for document in read_documents(cell.run).values())
         pace = result["seconds"] / max(1, result["num_steps"]), scoring
         paces.setdefault((cell.setting, cell.method), []).append(pace)
     if any((cell.setting, cell.method) not in paces for cell in left):

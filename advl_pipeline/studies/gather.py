@@ -22,11 +22,10 @@ from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.extraction.progress import extraction_seconds
 from advl_pipeline.runs import names
+from advl_pipeline.runs.evaluations import Evaluation, EvaluationDocument, TrivialScores, read_evaluation
 from advl_pipeline.runs.results import (
-    Evaluation,
     read_caches,
     read_config,
-    read_evaluation,
     read_json,
     read_readout,
     read_result,
@@ -90,25 +89,25 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
         _require_run_of_cell(plan, cell)
     results = {cell.cell_id: read_result(cell.run) for cell in trained}
     parts, costs, readouts = list[pd.DataFrame](), list[Row](), list[Row]()
-    trivial: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    trivial: dict[tuple[str, ...], TrivialScores] = {}
     caveats: dict[str, dict[str, None]] = {}
     contents: dict[tuple[str, str], tuple[Any, Path]] = {}
     sizes = _sizes(plan, trained, results)
     for cell in trained:
-        about, result, summaries = _about(cell), results[cell.cell_id], list[Mapping[str, Any]]()
+        about, result, documents = _about(cell), results[cell.cell_id], list[EvaluationDocument]()
         size = sizes[cell.setting, cell.shots]
         # One at a time: the scores of a test set may be large.
         for test_set in cell.test_sets:
             if (evaluation := read_evaluation(cell.run, cell.filed(test_set))) is None:
                 continue
-            summaries.append(evaluation.summary)
-            content = evaluation.summary.get("content_digest"), cell.run
+            documents.append(evaluation.document)
+            content = evaluation.document.content_digest, cell.run
             _require_same_content(test_set, contents.setdefault((cell.setting, test_set), content), content)
             parts.append(_items(plan, cell, test_set, evaluation).assign(**about, size=size, test_set=test_set))
             # Values that depend only on the set are the same for every run.
-            for metric, summary in evaluation.summary.get("trivial", {}).items():
-                trivial.setdefault((cell.setting, metric, test_set), summary)
-        costs.append(about | _cost(cell, result, summaries))
+            for metric, scores in evaluation.document.trivial.items():
+                trivial.setdefault((cell.setting, metric, test_set), scores)
+        costs.append(about | _cost(cell, result, documents))
         readouts += [about | row for row in read_readout(cell.run)]
         caveats.setdefault(cell.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
     items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
@@ -220,13 +219,13 @@ def _sizes(
     return sizes
 
 
-def _cost(cell: Cell, result: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> Row:
+def _cost(cell: Cell, result: Mapping[str, Any], documents: Sequence[EvaluationDocument]) -> Row:
     """Return the costs of a run, and its inference time in milliseconds per item.
 
     Raises:
         ConfigError: the result of the run lacks one of them.
     """
-    times = [float(summary["milliseconds_per_item"]) for summary in summaries if "milliseconds_per_item" in summary]
+    times = [document.milliseconds_per_item for document in documents if document.milliseconds_per_item is not None]
     cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": fmean(times) if times else None}
     for name in _COSTS:
         if name != "milliseconds_per_item" or times:

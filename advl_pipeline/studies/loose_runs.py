@@ -14,7 +14,8 @@ from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_caches, read_config, read_documents
+from advl_pipeline.runs.evaluations import EvaluationDocument, read_documents
+from advl_pipeline.runs.results import read_caches, read_config
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
@@ -90,11 +91,11 @@ def lay_out_runs(*named: Path) -> Plan:
     return Plan(study=study, command=finetune_command(cells[0].finetune), cells=tuple(cells), of_runs=True)
 
 
-def _cell(folder: Path, stored: Mapping[str, Mapping[str, object]], outer: Path, *, is_one: bool) -> Cell:
+def _cell(folder: Path, stored: Mapping[str, EvaluationDocument], outer: Path, *, is_one: bool) -> Cell:
     """Return a run as a cell, the test set with replaced pictures first; its setting is not known yet."""
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in read_caches(folder)))
-    test_sets = tuple(sorted(stored, key=lambda name: (not stored[name].get("use_of_vision"), name)))
+    test_sets = tuple(sorted(stored, key=lambda name: (not stored[name].use_of_vision, name)))
     run_name = str(folder.absolute().relative_to(outer.absolute()))
     row = _row(config, teachers)
     return Cell(
@@ -133,7 +134,7 @@ def _settings(cells: Sequence[Cell]) -> dict[str, Setting]:
     for number, (dataset, group) in enumerate(by_dataset.items(), start=1):
         label = dataset_label(dataset)
         stored = [document for cell in group for document in read_documents(cell.run).values()]
-        metrics = {metric for document in stored for metric in document["metrics"]}
+        metrics = {metric for document in stored for metric in document.metrics}
         settings[dataset] = Setting(
             dataset=dataset,
             name=f"{label} ({number})" if counts[label] > 1 else label,

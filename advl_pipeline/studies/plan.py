@@ -38,7 +38,8 @@ from advl_pipeline.datasets.records import PUBLISHED_FOR, head_name
 from advl_pipeline.datasets.roots import is_location
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
-from advl_pipeline.runs.results import filed_as, read_json
+from advl_pipeline.runs.evaluations import filed_as
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.stored_inputs.regions import open_region_caches, region_places
 from advl_pipeline.students.weight_files import (
     file_digest,

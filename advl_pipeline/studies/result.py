@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from advl_pipeline.runs.evaluations import TrivialScores
 from advl_pipeline.studies.config import StudyConfig, shots_rank
 from advl_pipeline.studies.table import Number, Place, Row
 
@@ -52,8 +53,8 @@ class StudyResult:
     environments: tuple[Mapping[str, Any], ...]
     caveats: Mapping[str, tuple[str, ...]]
     """Setting -> caveats of its numbers, about the inputs of the students; empty for most settings."""
-    trivial: Mapping[tuple[str, ...], Mapping[str, Any]]
-    """(setting, metric, test set) -> chance and majority answer, as returned by `AnswerTally.summary`."""
+    trivial: Mapping[tuple[str, ...], TrivialScores]
+    """(setting, metric, test set) -> scores without a student."""
     of_runs: bool = False
     """Whether it was gathered from runs without a study: one table by differences, without comparisons or claims."""
 
@@ -88,9 +89,9 @@ class StudyResult:
         """Return the places with an accuracy, in the order of the grid."""
         return list(dict.fromkeys(map(place_of, self.find("accuracy"))))
 
-    def trivial_of(self, place: Place) -> Mapping[str, Any]:
-        """Return the trivial scores at a place, without a student; empty if its evaluations have none."""
-        return self.trivial.get(place[:3], {})
+    def trivial_of(self, place: Place) -> TrivialScores | None:
+        """Return the scores at a place without a student; None if its evaluations have none."""
+        return self.trivial.get(place[:3])
 
     def best_control(self, place: Place) -> Any:
         """Return the accuracy of the best of the baseline and the controls, over the seeds of the focus method.

@@ -31,7 +31,8 @@ from advl_pipeline.base.processes import worker_processes
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_json
+from advl_pipeline.runs.evaluations import EvaluationDocument, read_document
+from advl_pipeline.runs.results import read_config
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import CellExecutor, execute_cell, is_cell_finished
 from advl_pipeline.studies.gather import gather_study
@@ -149,21 +150,23 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
     """
     from advl_pipeline.datasets.registry import open_dataset
 
-    scored: dict[tuple[str, str], Path] = {}
+    scored: dict[tuple[str, str], tuple[Cell, EvaluationDocument]] = {}
     for cell in plan.cells:
         for test_set in cell.test_sets:
-            path = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
-            if path.exists() and names.is_finished(cell.run):
-                scored.setdefault((cell.finetune.dataset, test_set), path)
-    for (dataset, test_set), path in scored.items():
+            if (cell.finetune.dataset, test_set) in scored or not names.is_finished(cell.run):
+                continue
+            if (document := read_document(cell.run, cell.filed(test_set))) is not None:
+                scored[cell.finetune.dataset, test_set] = cell, document
+    for (dataset, test_set), (cell, document) in scored.items():
         name, split = set_name(test_set, dataset)
-        then, style = read_json(path).get("content_digest"), read_config(path.parents[1]).get("text_style")
+        then, style = document.content_digest, read_config(cell.run).get("text_style")
         try:
             opened = open_dataset(name, split=split, data_root=data_root, text_style=style)
             now = opened.content_digest()
         except AdvlError:
             continue
         if then is not None and then != now:
+            path = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
             old = f"{shlex.quote(str(path.parents[2]))}/*/evaluation/{shlex.quote(path.name)}"
             raise ConfigError(
                 f"The test set {test_set} has changed since runs were scored on it.",

@@ -36,7 +36,6 @@ from advl_pipeline.evaluation.shift import Questions, lost_to_shift, match_quest
 from advl_pipeline.evaluation.statistics import (
     Contribution,
     FloatArray,
-    Interval,
     ItemGroups,
     compare,
     holm,
@@ -48,10 +47,8 @@ from advl_pipeline.evaluation.statistics import (
     slope_per_doubling,
     summarise,
 )
+from advl_pipeline.runs.evaluations import TRUE_PICTURE, Interval
 from advl_pipeline.studies.config import FULL, StudyConfig
-
-WITH_PICTURE = ""
-"""View of the true picture; the names of other views say how it was replaced."""
 
 USE_VIEW = "swapped"
 """View that measures the use of vision."""
@@ -170,7 +167,7 @@ class Table:
         return self.study.setting(place.setting).reference
 
     def accuracy(self, place: Place, method: str) -> Scores | None:
-        return self.scores.get((place, method, WITH_PICTURE))
+        return self.scores.get((place, method, TRUE_PICTURE))
 
 
 def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
@@ -277,7 +274,7 @@ def _number(quantity: str, place: Place, method: str, by_seed: Mapping[int, floa
 
 def _accuracies(table: Table) -> Iterator[Number]:
     for (place, method, view), scores in table.scores.items():
-        if view == WITH_PICTURE:
+        if view == TRUE_PICTURE:
             num_items = scores.matrix.shape[1]
             yield _number("accuracy", place, method, scores.by_seed, num_items=num_items, runs=scores.runs)
 

@@ -26,7 +26,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.answer_reading import read_option
 from advl_pipeline.evaluation.lettered import as_asked
 from advl_pipeline.evaluation.predict import FinishedRun
-from advl_pipeline.runs.results import read_documents, read_evaluation
+from advl_pipeline.runs.evaluations import read_documents, read_evaluation
 
 SHORT = ("--num-steps", 1, "--batch-size", 2, "--method", "plain")
 SETS = ("cv-bench/test", "pope/test", "naturalbench/test", "realworldqa-all/test", "gqa/testdev", "aokvqa-direct/val")
@@ -95,9 +95,9 @@ def test_what_is_written_is_read_by_the_rule_of_each_card(
     for test_set in SETS:
         name, split = test_set.split("/")
         found = documents[f"{test_set}@letters"]
-        assert found["protocol"] == "letters"
+        assert found.protocol == "letters"
         assert test_set not in documents, "scores of the likeliest candidate are others, and are not made"
-        (metric,) = found["metrics"]
+        (metric,) = found.metrics
         evaluation = read_evaluation(chat_run, f"{test_set}@letters")
         assert evaluation is not None
         with np.load(items_file(chat_run, f"{name}--{split}@letters")) as file:
@@ -120,9 +120,9 @@ def test_what_is_written_is_read_by_the_rule_of_each_card(
         shares[name] = sum(hits) / len(hits)
     assert all(0 < shares[name] < 1 for name in ("cv-bench", "pope", "naturalbench", "realworldqa-all")), shares
     assert shares["gqa"] + shares["aokvqa-direct"] > 0, shares
-    assert documents["pope/test@letters"]["measures"]["choice"]["mean F1 of the three splits"] > 0
-    assert documents["gqa/testdev@letters"]["measures"]["answers"]["distribution"] >= 0
-    assert documents["naturalbench/test@letters"]["measures"]["choice"].keys() == {"Acc", "Q-Acc", "I-Acc", "G-Acc"}
+    assert documents["pope/test@letters"].measures["choice"]["mean F1 of the three splits"] > 0
+    assert documents["gqa/testdev@letters"].measures["answers"]["distribution"] >= 0
+    assert documents["naturalbench/test@letters"].measures["choice"].keys() == {"Acc", "Q-Acc", "I-Acc", "G-Acc"}
     assert "B. " in prompts[0]
     assert f"\n{CLOSINGS['letters']}" in prompts[0]
     assert any(prompt.count("Please answer Yes or No.") == 1 and "\nA. " not in prompt for prompt in prompts)

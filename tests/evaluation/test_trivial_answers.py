@@ -17,6 +17,7 @@ from advl_pipeline.evaluation.items import AnswerTally
 from advl_pipeline.evaluation.predict import ON_ONE_THREAD, load_finished
 from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.reporting.answer import answers
+from advl_pipeline.runs.evaluations import TrivialScores
 from advl_pipeline.sharing.card import model_card
 from advl_pipeline.studies.gather import gather_runs
 
@@ -37,23 +38,23 @@ def test_a_student_that_always_says_no_is_seen_beside_the_majority_answer() -> N
     for part in (softs[:2], softs[2:]):
         tally.add([example(str(number), soft=soft) for number, soft in enumerate(part)], [1] * 2)
     summary = tally.summary()
-    assert (summary["answer"], summary["given_answer"], summary["given"]) == ("no", "no", 100.0)
-    assert summary["majority"] == pytest.approx(100 * 1.6 / 4)
+    assert (summary.answer, summary.given_answer, summary.given) == ("no", "no", 100.0)
+    assert summary.majority == pytest.approx(100 * 1.6 / 4)
     # The fourth question has a right answer that the student has no class for.
-    assert summary["chance"] == pytest.approx(100 * (1.0 + 0.9 + 1.0) / 3 / 4)
-    assert summary["outside"] == 25.0
+    assert summary.chance == pytest.approx(100 * (1.0 + 0.9 + 1.0) / 3 / 4)
+    assert summary.outside == 25.0
 
 
 def test_choices_may_be_fewer_and_are_named_by_their_place() -> None:
     tally, other = AnswerTally(label_names=()), AnswerTally(label_names=())
     tally.add([example("a:vcr-q2a", label=3, choices=4), example("b:vcr-q2a", label=1, choices=2)], [3, 0])
     summary = tally.summary()
-    assert summary["chance"] == pytest.approx(100 * (1 / 4 + 1 / 2) / 2)
-    assert (summary["majority"], summary["answer"]) == (50.0, "choice 4")
+    assert summary.chance == pytest.approx(100 * (1 / 4 + 1 / 2) / 2)
+    assert (summary.majority, summary.answer) == (50.0, "choice 4")
     other.add([example("b:vcr-qa2r", label=0, choices=4), example("a:vcr-qa2r", label=2, choices=2)], [0, 0])
     joint = tally.joint_summary(other)
-    assert joint["chance"] == pytest.approx(37.5 * 37.5 / 100)
-    assert (joint["majority"], joint["answer"]) == (50.0, "choice 4, choice 3")
+    assert joint.chance == pytest.approx(37.5 * 37.5 / 100)
+    assert (joint.majority, joint.answer) == (50.0, "choice 4, choice 3")
 
 
 ROWS = [("Is it red?", "no", 3), ("Is it red?", "yes", 1), ("Is it blue?", "yes", 2), ("Is it blue?", "no", 1)]
@@ -113,4 +114,5 @@ def test_the_commonest_training_answer_to_the_same_words_stands_next_to_a_score(
 
 def test_the_prior_without_any_training_label_is_never_right() -> None:
     asked: Any = SimpleNamespace(words_and_labels=lambda positions: [("Is it red?", {0: 1.0})])
-    assert QuestionPrior([]).summary(asked, [0]) == {"prior": 0.0, "prior_known": 0.0}
+    beside = QuestionPrior([]).beside(TrivialScores(chance=50.0, majority=50.0, answer="yes"), asked, [0])
+    assert (beside.prior, beside.prior_known) == (0.0, 0.0)

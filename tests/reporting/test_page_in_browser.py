@@ -135,7 +135,7 @@ def demo_like() -> str:
     methods = ["plain", "naive-kd", "advl", "advl-shuffled", "plain-no-picture"]
     sets = ["test", "test-rephrased", "test-shift"]
     result = made_up_result({"seeds": [0, 1, 2], "methods": methods, "test_sets": sets})
-    trivial = {("scenes-vcr", "q2a", name): TRIVIAL | {"answer": "an answer of many words"} for name in sets}
+    trivial = {("scenes-vcr", "q2a", name): replace(TRIVIAL, answer="an answer of many words") for name in sets}
     return page_of(replace(result, trivial=trivial), data_root=None, num_examples=0)
 
 

@@ -17,7 +17,7 @@ from page_reader import Element, drawings, is_beside, read_page
 from synthetic_runs import NUM_ITEMS, TINY, made_up_result, run_trial
 
 from advl_pipeline.base.errors import ConfigError, StorageError
-from advl_pipeline.evaluation.statistics import Interval, summarise
+from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import SCHEMES, accuracy_figure, gain_figure, looks
 from advl_pipeline.reporting.page import page_of
@@ -31,6 +31,7 @@ from advl_pipeline.reporting.tables import (
     as_text,
     readout_tables,
 )
+from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.result import StudyResult, place_of

@@ -27,6 +27,7 @@ from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction
+from advl_pipeline.runs.evaluations import TrivialScores, without_the_unmeasured
 from advl_pipeline.runs.results import run_digest
 from advl_pipeline.students.weight_files import run_files
 from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_label
@@ -46,7 +47,7 @@ GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "adv
 BASE = {"test": 62.0, "test-shift": 47.0, "test-unseen": 52.0, "val": 60.0}
 SWAPPED_CHANCE = 27.0
 BY_TYPE = {"why": {"accuracy": 70.5, "num_items": 120}, "what": {"accuracy": 50.5, "num_items": 120}}
-TRIVIAL = {"chance": 25.0, "majority": 27.5, "answer": "choice 3", "given": 68.0, "given_answer": "choice 1"}
+TRIVIAL = TrivialScores(chance=25.0, majority=27.5, answer="choice 3", given=68.0, given_answer="choice 1")
 
 
 def generator(*parts: object) -> np.random.Generator:
@@ -213,7 +214,7 @@ def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
         "num_items": dict.fromkeys(metrics, NUM_ITEMS),
         "intervals": {metric: {"low": value - 5.0, "high": value + 5.0} for metric, value in metrics.items()},
         "by_question_type": dict.fromkeys(metrics, BY_TYPE),
-        "trivial": dict.fromkeys(metrics, TRIVIAL),
+        "trivial": dict.fromkeys(metrics, without_the_unmeasured(TRIVIAL)),
     }
     if test_set in cell.evaluate.probe_on:
         document["use_of_vision"] = {

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from synthetic_runs import GAINS, Spot, made_up_result
 
-from advl_pipeline.evaluation.statistics import Interval
+from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.studies.claims import (
     NOT_SUPPORTED,
     SUPPORTED,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from advl_pipeline.evaluation.statistics import Contribution, item_groups
+from advl_pipeline.runs.evaluations import TRUE_PICTURE
 from advl_pipeline.studies.config import StudyConfig, parse_study
-from advl_pipeline.studies.table import WITH_PICTURE, Place, Scores, Table, numbers_of
+from advl_pipeline.studies.table import Place, Scores, Table, numbers_of
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -37,7 +38,7 @@ def table(config: StudyConfig, ids: dict[str, list[str]]) -> Table:
         for test_set, names in ids.items():
             share = np.where(np.arange(len(names)) < len(names) // 2, 0.9, 0.3) if test_set == reference else 0.5
             items_SN = random.random((len(SEEDS), len(names))) < share
-            found[place(config, test_set), method, WITH_PICTURE] = series(items_SN, names)
+            found[place(config, test_set), method, TRUE_PICTURE] = series(items_SN, names)
     return Table(study=config, scores=found)
 
 
@@ -65,7 +66,7 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
     drops, befores, afters = (
         {row.method: row for row in numbers if row.quantity == name} for name in ("drop", "drop before", "drop after")
     )
-    before, after = (scores.scores[place(config, name), "advl", WITH_PICTURE].matrix for name in (reference, shifted))
+    before, after = (scores.scores[place(config, name), "advl", TRUE_PICTURE].matrix for name in (reference, shifted))
     base = before[:, :60] if questions == "same" else before
     assert abs(before[:, :60].mean() - before.mean()) > 0.2
     assert drops["advl"].questions == questions

@@ -163,7 +163,7 @@ def test_what_another_study_has_asked_of_an_evaluation_is_asked_again(machine: M
     machine.study("swaps", "[evaluation]\nprobe = ['swapped']\n")
     machine.study("blanks", "[evaluation]\nprobe = ['blanked']\nnum_questions = 40\n")
     machine.study("swaps", "[evaluation]\nprobe = ['swapped']\n")
-    assert machine.scored == [(("test",), None, ("swapped",)), (("test",), None, ("blanked", "swapped"))]
+    assert machine.scored == [(("test",), None, ("swapped",)), (("test",), None, ("swapped", "blanked"))]
 
 
 def test_scores_by_another_evaluator_of_vqa_take_no_place(machine: Machine) -> None:

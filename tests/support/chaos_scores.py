@@ -17,7 +17,7 @@ from run_logs import load_json
 from small_corpus import SmallCorpus
 
 from advl_cli.main import main
-from advl_pipeline.runs.results import Evaluation, read_evaluation
+from advl_pipeline.runs.evaluations import Evaluation, read_evaluation
 
 STUDY = """
 name = "trial"
@@ -148,7 +148,7 @@ def _counted(evaluation: Evaluation | None) -> tuple[int, int]:
     """Return the number of items of an evaluation, and the number that its document tells."""
     assert evaluation is not None
     items = evaluation.items
-    return len(items[items["view"] == ""]), sum(evaluation.summary["num_items"].values())
+    return len(items[items["view"] == ""]), sum(evaluation.document.num_items.values())
 
 
 def _evaluate_killed(words: Sequence[str], folder: Path, call: int) -> None:

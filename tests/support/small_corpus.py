@@ -22,6 +22,7 @@ from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.runs.evaluations import EvaluationDocument
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.facts import finetune_command
 from advl_pipeline.training.prepare import prepare_finetune
@@ -100,8 +101,8 @@ class SmallCorpus:
         dataset = self.dataset(split)
         return [dataset[index] for index in range(len(dataset) if number is None else number)]
 
-    def evaluate(self, run: Path, **changes: Any) -> dict[str, dict[str, Any]]:
-        """Evaluate a run, by default on test; returns the results of each set."""
+    def evaluate(self, run: Path, **changes: Any) -> dict[str, EvaluationDocument]:
+        """Evaluate a run, by default on test; returns the document of each set."""
         config = EvaluateConfig(run=run, data_root=self.data_root, **changes)
         return run_evaluate(prepare_scoring(config, may_idle=True)).sets
 

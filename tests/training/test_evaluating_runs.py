@@ -28,7 +28,7 @@ from advl_pipeline.evaluation.predict import View, load_finished, swapped_pictur
 from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.evaluation.score_parts import score_matrices
-from advl_pipeline.runs.results import read_evaluation
+from advl_pipeline.runs.evaluations import Sample, read_evaluation
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 
@@ -44,30 +44,28 @@ def trained(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_evaluation_scores_items_and_spoilt_pictures(trained: Path) -> None:
     # The run knows where its data lie.
     sets = run_evaluate(prepare_scoring(EvaluateConfig(run=trained, on=("test", "test-shift")))).sets
-    assert "use_of_vision" not in sets["test-shift"]
+    assert not sets["test-shift"].use_of_vision
     document = sets["test"]
-    assert set(document["metrics"]) == {"q2a", "qa2r", "q2ar"}
+    assert set(document.metrics) == {"q2a", "qa2r", "q2ar"}
     arrays = np.load(items_file(trained), allow_pickle=False)
-    for metric, percent in document["metrics"].items():
+    for metric, percent in document.metrics.items():
         items = arrays[f"item/{metric}"]
         assert items.shape == (8,)
         assert 100 * items.mean() == pytest.approx(percent)
         for kind in ("swapped", "blanked", "removed"):
             replaced = 100 * arrays[f"item_{kind}/{metric}"].mean()
-            expected = {"accuracy": replaced, "drop": percent - replaced}
-            assert document["use_of_vision"][metric][kind] == pytest.approx(expected)
-        by_type = document["by_question_type"][metric]
-        assert (
-            sum(entry["num_items"] for entry in by_type.values()) == len(items) == len(arrays[f"pictures/{metric}"])
-        )
+            seen = document.use_of_vision[metric][kind]
+            assert (seen.accuracy, seen.drop) == pytest.approx((replaced, percent - replaced))
+        by_type = document.by_question_type[metric]
+        assert sum(part.num_items for part in by_type.values()) == len(items) == len(arrays[f"pictures/{metric}"])
     scores, labels = arrays["scores/vcr-q2a"], arrays["labels/vcr-q2a"]
     assert (scores.argmax(1) == labels).astype(np.float32).tolist() == arrays["item/q2a"].tolist()
-    trivial = document["trivial"]
-    assert (trivial["q2a"]["chance"], trivial["q2ar"]["chance"]) == (25.0, 6.25)
+    trivial = document.trivial
+    assert (trivial["q2a"].chance, trivial["q2ar"].chance) == (25.0, 6.25)
     ((_, number),) = Counter(labels.tolist()).most_common(1)
-    assert trivial["q2a"]["majority"] == 100 * number / 8
-    assert trivial["q2a"]["answer"] in {f"choice {label + 1}" for label in set(labels.tolist())}
-    assert trivial["q2a"]["given"] == 100 * max(Counter(scores.argmax(1).tolist()).values()) / 8
+    assert trivial["q2a"].majority == 100 * number / 8
+    assert trivial["q2a"].answer in {f"choice {label + 1}" for label in set(labels.tolist())}
+    assert trivial["q2a"].given == 100 * max(Counter(scores.argmax(1).tolist()).values()) / 8
 
 
 def test_a_split_that_was_trained_on_and_texts_that_are_cut_are_told(small_corpus: Any, tmp_path: Path) -> None:
@@ -75,9 +73,9 @@ def test_a_split_that_was_trained_on_and_texts_that_are_cut_are_told(small_corpu
     run = tmp_path / "run"
     small_corpus.run(run, student_option=("max_text_length=12",), **options)
     sets = small_corpus.evaluate(run, on=("train", "test"))
-    assert "the run was trained on train" in sets["train"]["caveats"]
-    assert "the run was trained on train" not in sets["test"]["caveats"]
-    (cut,) = [caveat for caveat in sets["test"]["caveats"] if "are cut" in caveat]
+    assert "the run was trained on train" in sets["train"].caveats
+    assert "the run was trained on train" not in sets["test"].caveats
+    (cut,) = [caveat for caveat in sets["test"].caveats if "are cut" in caveat]
     assert re.fullmatch(r"[1-9]\d* of 32 texts of test are cut to the student's length", cut)
 
 
@@ -102,10 +100,10 @@ def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, t
 
 def test_probes_and_the_sets_that_they_are_made_on_can_be_chosen(small_corpus: Any, trained: Path) -> None:
     sets = small_corpus.evaluate(trained, on=("test", "test-shift"), probe=("removed",), probe_on=("test-shift",))
-    assert "use_of_vision" not in sets["test"]
-    assert set(sets["test-shift"]["use_of_vision"]["q2a"]) == {"removed"}
+    assert not sets["test"].use_of_vision
+    assert set(sets["test-shift"].use_of_vision["q2a"]) == {"removed"}
     none = small_corpus.evaluate(trained, on=("test", "test-shift"), probe=("none",))
-    assert not any("use_of_vision" in document for document in none.values())
+    assert not any(document.use_of_vision for document in none.values())
 
 
 def test_spoilt_pictures_are_what_they_say(small_corpus: Any, trained: Path) -> None:
@@ -153,18 +151,18 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
     small_corpus: Any, trained: Path, tmp_path: Path
 ) -> None:
     whole = small_corpus.evaluate(trained, probe=("none",))["test"]
-    assert whole["sample"] is None
-    assert whole["num_examples"] == sum(whole["num_items"].values()) - whole["num_items"]["q2ar"]
+    assert whole.sample is None
+    assert whole.num_examples == sum(whole.num_items.values()) - whole.num_items["q2ar"]
     scores = np.load(items_file(trained))
     score_of = dict(zip(scores["item_ids/q2a"].tolist(), scores["item/q2a"].tolist(), strict=True))
     small_corpus.run(tmp_path, task=(), num_steps=1, method="plain", cache=(), seed=3)
     ids = []
     for run in (trained, tmp_path):
-        summary = small_corpus.evaluate(run, num_questions=5, probe=("none",))["test"]
-        assert summary["num_items"] == {"q2a": 5, "qa2r": 5, "q2ar": 5}
-        assert summary["sample"] == {"asked": 5, "of_examples": whole["num_examples"]}
-        for metric, value in summary["metrics"].items():
-            assert summary["intervals"][metric]["low"] - 1e-6 <= value <= summary["intervals"][metric]["high"] + 1e-6
+        document = small_corpus.evaluate(run, num_questions=5, probe=("none",))["test"]
+        assert document.num_items == {"q2a": 5, "qa2r": 5, "q2ar": 5}
+        assert document.sample == Sample(asked=5, of_examples=whole.num_examples)
+        for metric, value in document.metrics.items():
+            assert document.intervals[metric].low - 1e-6 <= value <= document.intervals[metric].high + 1e-6
         sampled = np.load(items_file(run))
         ids.append(sampled["item_ids/q2a"].tolist())
         if run == trained:
@@ -189,7 +187,7 @@ def test_an_evaluation_is_replaced_whole_or_not_at_all_wherever_the_disk_fills_u
         assert code == 7 or num_items == 5, message
         assert "Traceback" not in message
         # The last calls remove the former items; the new evaluation is in its place then.
-        assert (num_items, evaluation.summary["num_items"]["q2a"]) in ((8, 8), (5, 5))
+        assert (num_items, evaluation.document.num_items["q2a"]) in ((8, 8), (5, 5))
         printed(capsys, *words)
     assert call > 5
     assert (code, num_items) == (0, 5)
@@ -227,7 +225,7 @@ def test_numbers_that_contradict_their_items_are_refused_and_an_earlier_evaluati
 def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: Path) -> None:
     """It has the same answers about other pictures; that they change nothing in training, `test_leaks.py` tells."""
     small_corpus.run(tmp_path / "run", method="plain", cache=(), hide_picture=True)
-    assert "use_of_vision" not in small_corpus.evaluate(tmp_path / "run")["test"]
+    assert not small_corpus.evaluate(tmp_path / "run")["test"].use_of_vision
     finished, examples = load_finished(tmp_path / "run"), small_corpus.examples("test")
     others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)
     swapped = [replace(example, image=others[example.image.unit_id]) for example in examples]

@@ -235,7 +235,7 @@ def test_classes_and_answers_are_trained_scored_and_written(
     assert all(np.isfinite(entry["raw/task"]) for entry in metrics(run))
     generate = dataset == "scenes-vqa"
     document = small_corpus.evaluate(run, on=("val",), probe=("blanked",))["val"]
-    assert document["use_of_vision"].keys() == document["metrics"].keys() == {"vqa" if generate else "snli_ve"}
+    assert document.use_of_vision.keys() == document.metrics.keys() == {"vqa" if generate else "snli_ve"}
     for name in (False, True) if generate else (False,):
         output = tmp_path / (f"{name}.json" if generate else "labels.csv")
         predictions = run_predict(
@@ -249,8 +249,8 @@ def test_classes_and_answers_are_trained_scored_and_written(
         assert [row["question_id"] for row in listed] == [row["question_id"] for row in worded]
         assert {row["answer"] for row in listed} != {row["answer"] for row in worded}
         document = small_corpus.evaluate(run, on=("val",), protocol="letters")["val"]
-        assert (document["metrics"].keys(), document["vqa_mode"]) == ({"vqa"}, "2021")
-        assert sum(kind["num_items"] for kind in document["by_answer_type"].values()) == len(worded)
+        assert (document.metrics.keys(), document.vqa_mode) == ({"vqa"}, "2021")
+        assert sum(part.num_items for part in document.by_answer_type.values()) == len(worded)
 
 
 def test_a_student_with_heads_generates_nothing(small_corpus: SmallCorpus, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_one_command_from_files_to_evaluation(
     assert saved["regions"] == "detector"
     assert heads_of(run)["choice"] == {"origin": "checkpoint", "why": "of as many classes"}
     document = small_corpus.evaluate(run, probe=())["test"]
-    assert document["num_items"]["q2a"] == 8
+    assert document.num_items["q2a"] == 8
     scores = np.load(items_file(run))["scores/vcr-q2a"]
     # The training pictures' features hold none of the test set's: they are looked up by the split that is read.
     with pytest.raises(DatasetError):
