@@ -23,7 +23,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -256,16 +255,30 @@ def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatAr
     return slopes_S
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """The difference between two methods, `mean` and `per_seed` in points, and its tests.
+
+    `p_seed` is from the paired t-test over seeds (None if undefined) and `p_sign_flip` from their sign-flip test.
+    `p_item` is from the sign-flip test over items of the difference averaged over seeds; items of one group are
+    flipped together. It and `item_interval` take these seeds as given; `joint_interval` covers another draw of both
+    seeds and items.
+    """
+
+    mean: float
+    relative_percent: float | None
+    per_seed: tuple[float, ...]
+    p_seed: float | None
+    p_sign_flip: float
+    p_item: float
+    item_interval: Interval
+    joint_interval: Interval
+
+
 def compare(
     treated_SN: FloatArray, baseline_SN: FloatArray, *, groups: ItemGroups | None = None, resamples: int = 2000
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
-
-    Returns:
-        The fields of a `studies.table.Number`. `mean` and `per_seed` are differences in points. `p_seed` is from the
-        paired t-test over seeds (None if undefined) and `p_sign_flip` from their sign-flip test. `p_item` is from the
-        sign-flip test over items of the difference averaged over seeds; items of one group are flipped together. It
-        and `item_interval` take these seeds as given; `joint_interval` covers another draw of both seeds and items.
 
     Args:
         groups: groups of dependent items; None for independent items.
@@ -282,17 +295,16 @@ def compare(
     random = np.random.default_rng(0)
     means_BS = resampled_means(difference_SN, groups=groups, resamples=resamples, random=random)
     treated, baseline = 100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN))
-    return {
-        "mean": treated - baseline,
-        "relative_percent": relative_percent(treated - baseline, baseline),
-        "per_seed": per_seed,
-        "p_seed": paired_t_test(per_seed),
-        "p_sign_flip": sign_flip_test(per_seed_S),
-        "p_item": sign_flip_test(sum_G),
-        "item_interval": interval_of_resamples(means_BS, random=None),
-        "joint_interval": interval_of_resamples(means_BS, random=random),
-        "num_items": difference_SN.shape[1],
-    }
+    return Comparison(
+        mean=treated - baseline,
+        relative_percent=relative_percent(treated - baseline, baseline),
+        per_seed=per_seed,
+        p_seed=paired_t_test(per_seed),
+        p_sign_flip=sign_flip_test(per_seed_S),
+        p_item=sign_flip_test(sum_G),
+        item_interval=interval_of_resamples(means_BS, random=None),
+        joint_interval=interval_of_resamples(means_BS, random=random),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

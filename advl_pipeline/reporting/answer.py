@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from advl_pipeline.datasets.records import JOINT_METRICS, TASKS
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.numbers import Accuracy
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import Place
 
@@ -40,33 +40,34 @@ def answers(result: StudyResult) -> tuple[Answer, ...]:
 
     It uses the metric of the complete task, the first test set, and the smallest finished size.
     """
-    study, per_place = result.study, []
+    study, numbers, per_place = result.study, result.numbers, []
     for setting in study.settings:
         metric = next((both.metric for both in JOINT_METRICS if both.metric in setting.metrics), setting.metrics[0])
         places = [
             place
-            for place in sorted(result.places(), key=lambda place: place.rank)
+            for place in sorted(numbers.places(), key=lambda place: place.rank)
             if place[:3] == (setting.name, metric, setting.reference)
-            and result.row("accuracy", place, method=study.focus)
-            and (len(study.methods) == 1 or result.row("gain", place, method=study.focus, against=study.baseline))
+            and numbers.accuracy(place, study.focus)
+            and (len(study.methods) == 1 or numbers.gain(place, study.focus, study.baseline))
         ]
         if not places:
             continue
         place = places[0]
-        rows = {row.method: row for row in result.find("accuracy", place)}
-        focus, baseline = rows.pop(study.focus), rows.get(study.baseline)
-        controls = [row for row in rows.values() if study.variant(row.method).role == "control"]
+        by_method = {row.method: row for row in numbers.accuracies if row.place == place}
+        focus, baseline = by_method.pop(study.focus), by_method.get(study.baseline)
+        controls = [row for row in by_method.values() if study.variant(row.method).role == "control"]
         name, things = wording.method_label(study, study.focus), _ASKED.get(metric, "questions")
-        sentence = f"{name} answers {focus.mean:.0f} of 100 {things} correctly"
+        sentence = f"{name} answers {focus.estimate.mean:.0f} of 100 {things} correctly"
         trivial = result.trivial_of(place)
-        if trivial is not None and trivial.prior is not None and focus.mean <= trivial.prior:
+        if trivial is not None and trivial.prior is not None and focus.estimate.mean <= trivial.prior:
             without_picture = f"the training answers to the same {things} do without a picture ({trivial.prior:.0f})"
             sentence += f", no more than {without_picture},"
-        sentence += f" and {wording.method_label(study, baseline.method)} {baseline.mean:.0f}" if baseline else ""
-        others = (f"{_control(study, row.method)}: {row.mean:.0f}" for row in controls)
+        if baseline is not None:
+            sentence += f" and {wording.method_label(study, baseline.method)} {baseline.estimate.mean:.0f}"
+        others = (f"{_control(study, control.method)}: {control.estimate.mean:.0f}" for control in controls)
         sentence = ". ".join([sentence.removesuffix(","), *others])
         where = f"On {setting.name}, " if len(study.settings) > 1 else ""
-        facts = tuple(_facts(result, place, focus))
+        facts = tuple(_facts(result, focus))
         per_place.append(Answer(place=place, sentence=f"{where}{sentence}.", facts=facts))
     return tuple(per_place)
 
@@ -88,19 +89,21 @@ def _control(study: StudyConfig, method: str) -> str:
     return f"The same student with {kind} teachers"
 
 
-def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[dict[str, str]]:
+def _facts(result: StudyResult, focus: Accuracy) -> Iterator[dict[str, str]]:
     """Yield the gain of the focus method, the accuracy without a student, and the runs behind the numbers."""
-    study, best = result.study, result.best_control(place)
+    study, place = result.study, focus.place
+    best = result.best_control(place)
     for other in dict.fromkeys([study.baseline, *([best.method] if best else [])]):
-        if (gain := result.row("gain", place, method=study.focus, against=other)) is None:
+        if (gain := result.numbers.gain(place, study.focus, other)) is None:
             continue
         p_values = {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
         tests = ", ".join(f"p {wording.p_value(p)} over {what}" for what, p in p_values.items() if p is not None)
-        open_ = " This may be no gain at all." if gain.joint_interval.contains(0.0) else ""
+        interval = gain.compared.joint_interval
+        open_ = " This may be no gain at all." if interval.contains(0.0) else ""
         yield {
             "label": wording.over(study, other),
-            "value": wording.signed(gain.mean),
-            "note": f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
+            "value": wording.signed(gain.estimate.mean),
+            "note": f"points {wording.interval(interval)}, {tests}.{open_}",
         }
     if known := result.trivial_of(place):
         note = f"of 100 are right without a student; an answer at random is right {known.chance:.0f} times."
@@ -114,7 +117,7 @@ def _facts(result: StudyResult, place: Place, focus: Any) -> Iterator[dict[str, 
         if len(result.cells) == 1 and known.given is not None:
             note = f"times of 100 it answers “{known.given_answer}”."
             yield {"label": "its commonest answer", "value": f"{known.given:.0f}", "note": note}
-    count = len(focus.seeds)
+    count = len(focus.estimate.by_seed)
     note = f"labelled questions; {wording.seeds(count)}, scored on {focus.num_items:,} of {place.test_set}."
     if count < study.min_seeds and len(result.cells) > 1 and not result.of_runs:
         note += f" A claim rests on at least {wording.seeds(study.min_seeds)}."

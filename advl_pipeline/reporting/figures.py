@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import matplotlib
 from markupsafe import Markup
@@ -26,10 +26,13 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.result import StudyResult, place_of
+from advl_pipeline.studies.numbers import Estimate, Measured
+from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import Place
 
 Share = Literal["whole", "half", "third"]
+
+RowT = TypeVar("RowT", bound=Measured)
 
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^"}
 
@@ -234,13 +237,16 @@ def anchor(result: StudyResult, setting: str, metric: str) -> str:
 
 def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
     """Draw every method at one size, with its controls, on each test set, as the first sentence of a report."""
-    where: dict[str, Any] = {"setting": place.setting, "metric": place.metric, "shots": place.shots}
-    by_set = _grouped(result.find("accuracy", **where), "test_set")
+    here = place.setting, place.metric, place.shots
+    of_size = (
+        row for row in result.numbers.accuracies if (row.place.setting, row.place.metric, row.place.shots) == here
+    )
+    by_set = _grouped(of_size, lambda row: row.place.test_set)
     without_student: dict[str, dict[str, float]] = {}
     for test_set in by_set:
         trivial = result.trivial_of(place._replace(test_set=test_set))
         without_student[test_set] = {"chance": trivial.chance, "majority": trivial.majority} if trivial else {}
-    ends = [end for rows in by_set.values() for row in rows for end in (*_ends(row), *row.per_seed)]
+    ends = [end for rows in by_set.values() for row in rows for end in (*_ends(row.estimate), *row.estimate.per_seed)]
     ends += [level for levels in without_student.values() for level in levels.values()]
     ticks = round_ticks(_percents(ends))
     drawings: list[Drawing] = []
@@ -258,11 +264,12 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
         drawn.tick_params(axis="y", length=0, pad=10, labelsize=12, labelcolor=INK)
         at_right, above = drawn.get_yaxis_transform(), drawn.get_xaxis_transform()
         for height, row in enumerate(ordered):
-            style, mean = look[row.method], wording.percent(row.mean)
-            drawn.plot(_inside(row, ticks), [height] * 2, color=style.colour, linewidth=1.8)
-            for value in row.per_seed:
+            style, estimate = look[row.method], row.estimate
+            mean = wording.percent(estimate.mean)
+            drawn.plot(_inside(estimate, ticks), [height] * 2, color=style.colour, linewidth=1.8)
+            for value in estimate.per_seed:
                 mark(drawn, value, height, style, size=4.0, faint=True)
-            mark(drawn, row.mean, height, style, size=8.5)
+            mark(drawn, estimate.mean, height, style, size=8.5)
             drawn.text(1.02, height, mean, color=INK, fontsize=12, fontweight="bold", va="center", transform=at_right)
         for name, level in without_student[test_set].items():
             drawn.axvline(level, color=SOFT, linewidth=1.2, linestyle=(0, (1.5, 3)))
@@ -270,7 +277,13 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
             drawn.text(level, 1.04, name, color=SOFT, fontsize=11, ha=side, va="bottom", transform=above)
         write = wording.percent
         cells = [
-            (test_set, look[row.method].label, write(row.mean), wording.interval(row.interval, write)) for row in rows
+            (
+                test_set,
+                look[row.method].label,
+                write(row.estimate.mean),
+                wording.interval(row.estimate.interval, write),
+            )
+            for row in rows
         ]
         drawings.append((test_set, drawn, cells))
     return as_figure(
@@ -285,7 +298,7 @@ def answer_figure(result: StudyResult, look: Looks, place: Place) -> Figure:
 
 def accuracy_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) -> Figure | None:
     """Draw accuracy over shots; None without several sizes."""
-    rows = result.find("accuracy", setting=setting, metric=metric)
+    rows = [row for row in result.numbers.accuracies if row.place[:2] == (setting, metric)]
     return _over_shots(result, look, rows, "accuracy", metric=wording.metric_name(metric))
 
 
@@ -297,21 +310,22 @@ def gain_figure(result: StudyResult, look: Looks, *, setting: str, metric: str) 
     """
     study = result.study
     blind = {name for name in study.methods if study.variant(name).training.get("hide_picture")}
-    rows = [row for row in result.find("gain along shots", setting=setting, metric=metric) if row.method not in blind]
+    trends = [trend for trend in result.numbers.trends if trend.method not in blind]
+    rows = [gain for trend in trends for gain in trend.gains if gain.place[:2] == (setting, metric)]
     remark = " The student that sees no picture is in the table." if blind else ""
     return _over_shots(result, look, rows, "gain", baseline=wording.method_label(study, study.baseline), blind=remark)
 
 
-def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **words: str) -> Figure | None:
-    sizes = {row.size: row.shots for row in sorted(rows, key=lambda row: place_of(row).rank)}
+def _over_shots(result: StudyResult, look: Looks, rows: Sequence[Measured], kind: str, **words: str) -> Figure | None:
+    sizes = {place.size: place.shots for place in sorted((row.place for row in rows), key=lambda place: place.rank)}
     if len(sizes) < 2:
         return None
     gains = kind == "gain"
-    ends = [end for row in rows for end in _ends(row)]
+    ends = [end for row in rows for end in _ends(row.estimate)]
     # The t-interval over few seeds may leave the range of a percentage.
     ticks = round_ticks([*ends, 0.0] if gains else _percents(ends))
     write = wording.signed if gains else wording.percent
-    by_set = _grouped(sorted(rows, key=lambda row: row.size), "test_set")
+    by_set = _grouped(sorted(rows, key=lambda row: row.place.size), lambda row: row.place.test_set)
     drawings: list[Drawing] = []
     for (test_set, rows_of_set), share in zip(by_set.items(), shares_of_rows(len(by_set)), strict=True):
         drawn = axes(WIDTHS[share], 250, left=38, right=10, bottom=38)
@@ -323,47 +337,54 @@ def _over_shots(result: StudyResult, look: Looks, rows: list[Any], kind: str, **
         mark_ticks(drawn, "x", list(map(float, sizes)), list(sizes.values()), name="training questions")
         if gains:
             drawn.axhline(0, color=SOFT, linewidth=1.2, zorder=1)
-        lines = _grouped(rows_of_set, "method")
+        lines = _grouped(rows_of_set, lambda row: row.method)
         for position, (method, line) in enumerate(lines.items()):
             # Methods are drawn side by side, so that intervals of one size do not overlap.
             shift = 1.03 ** (position - (len(lines) - 1) / 2)
-            style, xs, means = look[method], [row.size * shift for row in line], [row.mean for row in line]
+            style, xs = look[method], [row.place.size * shift for row in line]
             dashes = (0, (5, 4)) if style.hollow else "-"
-            drawn.plot(xs, means, color=style.colour, linewidth=1.8, linestyle=dashes)
+            drawn.plot(xs, [row.estimate.mean for row in line], color=style.colour, linewidth=1.8, linestyle=dashes)
             for x, row in zip(xs, line, strict=True):
-                drawn.plot([x, x], _inside(row, ticks), color=style.colour, linewidth=1.6)
-                mark(drawn, x, row.mean, style)
+                drawn.plot([x, x], _inside(row.estimate, ticks), color=style.colour, linewidth=1.6)
+                mark(drawn, x, row.estimate.mean, style)
         shown = [
-            (test_set, look[method].label, row.shots, write(row.mean), wording.interval(row.interval, write))
+            (
+                test_set,
+                look[method].label,
+                row.place.shots,
+                write(row.estimate.mean),
+                wording.interval(row.estimate.interval, write),
+            )
             for method, line in lines.items()
             for row in line
         ]
         drawings.append((test_set, drawn, shown))
-    where = {"setting": rows[0].setting, "metric": rows[0].metric}
+    here = rows[0].place.setting, rows[0].place.metric
     return as_figure(
         kind,
         drawings,
-        identifier=f"{kind}-{anchor(result, *where.values())}",
-        runs=(run for row in result.find("accuracy", **where) for run in row.runs),
+        identifier=f"{kind}-{anchor(result, *here)}",
+        runs=(run for row in result.numbers.accuracies if row.place[:2] == here for run in row.runs),
         series=(row.method for row in rows),
         **words,
     )
 
 
-def _grouped(rows: Iterable[Any], column: str) -> dict[str, list[Any]]:
-    groups: dict[str, list[Any]] = {}
+def _grouped(rows: Iterable[RowT], name_of: Callable[[RowT], str]) -> dict[str, list[RowT]]:
+    groups: dict[str, list[RowT]] = {}
     for row in rows:
-        groups.setdefault(getattr(row, column), []).append(row)
+        groups.setdefault(name_of(row), []).append(row)
     return groups
 
 
-def _ends(row: Any) -> tuple[float, float]:
-    return (row.interval.low, row.interval.high) if row.interval else (row.mean, row.mean)
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    interval = estimate.interval
+    return (interval.low, interval.high) if interval else (estimate.mean, estimate.mean)
 
 
 def _percents(values: Iterable[float]) -> list[float]:
     return [min(max(value, 0.0), 100.0) for value in values]
 
 
-def _inside(row: Any, ticks: list[float]) -> list[float]:
-    return [min(max(end, ticks[0]), ticks[-1]) for end in _ends(row)]
+def _inside(estimate: Estimate, ticks: list[float]) -> list[float]:
+    return [min(max(end, ticks[0]), ticks[-1]) for end in _ends(estimate)]

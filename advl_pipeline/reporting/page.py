@@ -66,9 +66,7 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int = 
         run=view_run(result) if is_run else None,
         margin=f"{result.study.margin:g}",
         figures=[] if is_run else _over_shots(result, look),
-        losses={
-            section: loss_tables(result, quantity) for section, quantity in (("shift", "drop"), ("vision", "use"))
-        },
+        losses={"shift": loss_tables(result, "drop"), "vision": loss_tables(result, "use")},
         examples=examples,
         words=words,
     )

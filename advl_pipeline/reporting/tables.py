@@ -1,6 +1,6 @@
 """The numbers of a study as tables, and the tables as text for the terminal, Markdown, CSV and JSON.
 
-One table is long (a row per method and place); the others are laid out for people, by templates in `assets/`.
+The frame has a row for each number; the tables are laid out for people, by templates in `assets/`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -26,20 +26,15 @@ from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.runs.evaluations import without_the_unmeasured
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import shots_rank
-from advl_pipeline.studies.result import StudyResult, place_of, rows_of
+from advl_pipeline.studies.numbers import Lost, Number
+from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.table import Place
 
 _RANDOM = "random:"
 _WITHOUT_STUDENT = {"prior": "prior of the question", "majority": "majority answer", "chance": "chance"}
 
-LONG_COLUMNS = (
-    "setting", "metric", "test_set", "shots", "method", "role", "num_seeds", "num_items", "accuracy_percent",
-    "deviation_points", "baseline", "gain_points", "gain_low_points", "gain_high_points", "gain_relative_percent",
-    "p_seed", "p_seed_holm", "p_item", "p_item_holm", "best_control", "gain_over_best_points",
-    "gain_over_best_low_points", "gain_over_best_high_points",
-    "majority_percent", "majority_answer", "chance_percent", "prior_percent", "runs", "caveats",
-)  # fmt: skip
-"""Columns of the long table; their names include the units."""
+FRAME_COLUMNS = (*Place._fields, "method", "against", "quantity", "statistic", "value", "low", "high")
+"""Columns of the frame of numbers. Accuracies are in percent and differences in points; low and high are 95 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +72,7 @@ def wide_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     tables, study = [], result.study
     for setting in study.settings:
         for metric in setting.metrics:
-            places = [place for place in result.places() if place[:2] == (setting.name, metric)]
+            places = [place for place in result.numbers.places() if place[:2] == (setting.name, metric)]
             by_shots: dict[str, dict[str, Place]] = {}
             for place in sorted(places, key=lambda place: place.rank):
                 by_shots.setdefault(place.shots, {})[place.test_set] = place
@@ -113,48 +108,41 @@ def _row(result: StudyResult, shots: str, method: str, label: str, cells: Sequen
 
 def _accuracy(result: StudyResult, place: Place, method: str) -> dict[str, Any] | None:
     """Return a method's accuracy and gain over its baseline; for the focus method, also over the best control."""
-    row = result.row("accuracy", place, method=method)
-    if row is None:
+    study, numbers = result.study, result.numbers
+    if (row := numbers.accuracy(place, method)) is None:
         return None
-    short = len(row.seeds) < len(result.study.seeds)
-    accuracy = wording.spread(row.mean, row.deviation) + (f", {wording.seeds(len(row.seeds))}" if short else "")
-    gain, over = _gains(result, row)
-    text, best = accuracy, wording.over(result.study, over.against) if over else ""
+    estimate, num_seeds = row.estimate, len(row.estimate.by_seed)
+    accuracy = wording.spread(estimate.mean, estimate.deviation)
+    if num_seeds < len(study.seeds):
+        accuracy += f", {wording.seeds(num_seeds)}"
+    gain = numbers.gain(place, method, study.baseline_of(method))
+    control = result.best_control(place) if method == study.focus else None
+    over = numbers.gain(place, method, control.method) if control else None
+    text, best = accuracy, wording.over(study, over.against) if over else ""
     if gain:
         tests = f"{wording.p_value(gain.p_seed_holm)}, {wording.p_value(gain.p_item_holm)}"
-        best = f"; best control {wording.signed(over.mean)}" if over else ""
-        text += f" ({wording.signed(gain.mean)}; {tests}{best})"
+        above = f"; best control {wording.signed(over.estimate.mean)}" if over else ""
+        text += f" ({wording.signed(gain.estimate.mean)}; {tests}{above})"
     return {"text": text, "accuracy": accuracy, "gain": gain, "over_best": over, "best": best}
 
 
-def _gains(result: StudyResult, row: Any) -> tuple[Any, Any]:
-    """Return the gain of an accuracy over its baseline and, for the focus method, over the best control."""
-    study, place = result.study, place_of(row)
-    best = result.best_control(place) if row.method == study.focus else None
-    others = (study.baseline_of(row.method), best and best.method)
-    gain, over = (result.row("gain", place, method=row.method, against=other) for other in others)
-    return gain, over
-
-
-def loss_tables(result: StudyResult, quantity: str) -> tuple[ShownTable, ...]:
+def loss_tables(result: StudyResult, quantity: Lost) -> tuple[ShownTable, ...]:
     """Arrange the losses on each shifted test set ("drop"), or with each kind of replaced picture ("use")."""
     by_title: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(result.find(quantity), key=lambda row: place_of(row).rank):
-        wanted = {"method": row.method, "against": row.against}
-        before, after, change = (
-            result.row(f"{quantity} {side}", place_of(row), **wanted) for side in ("before", "after", "change")
-        )
-        sides = f"{row.test_set}, picture {row.against}"
-        if row.questions:
-            sides = f"{row.against} → {row.test_set}, {wording.QUESTIONS[row.questions]}"
-        texts = [wording.percent(before.mean), wording.percent(after.mean)]
-        texts.append(wording.spread(-row.mean, row.deviation, wording.signed))
+    losses = [loss for loss in result.numbers.losses if loss.quantity == quantity]
+    for loss in sorted(losses, key=lambda loss: loss.place.rank):
+        place, change = loss.place, loss.change
+        sides = f"{place.test_set}, picture {loss.against}"
+        if loss.questions:
+            sides = f"{loss.against} → {place.test_set}, {wording.QUESTIONS[loss.questions]}"
+        texts = [wording.percent(loss.before.mean), wording.percent(loss.after.mean)]
+        texts.append(wording.spread(-loss.lost.mean, loss.lost.deviation, wording.signed))
         interval = change and wording.interval(change.interval and change.interval.scaled(-1.0))
         texts.append(f"{wording.signed(-change.mean)} {interval}".rstrip() if change else "")
-        label = wording.method_label(result.study, row.method)
+        label = wording.method_label(result.study, loss.method)
         cells = [{"text": text} for text in texts]
-        title = f"{row.setting}, {wording.metric_name(row.metric)} in percent: {sides}"
-        by_title.setdefault(title, []).append(_row(result, row.shots, row.method, label, cells))
+        title = f"{place.setting}, {wording.metric_name(place.metric)} in percent: {sides}"
+        by_title.setdefault(title, []).append(_row(result, place.shots, loss.method, label, cells))
     columns = ("before", "after", "change", "change minus the baseline's")
     return tuple(ShownTable(title=title, columns=columns, rows=rows) for title, rows in by_title.items())
 
@@ -204,28 +192,28 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     return tuple(tables)
 
 
-def long_rows(result: StudyResult) -> list[dict[str, Any]]:
-    """Return a record per method and place, unrounded; keys are `LONG_COLUMNS`."""
+def frame_rows(result: StudyResult) -> list[dict[str, Any]]:
+    """Return every number as a record, unrounded; keys are `FRAME_COLUMNS`.
+
+    The accuracies without a student are among them, under the name of how it answers in place of a method.
+    """
     rows = []
-    for row in result.find("accuracy"):
-        trivial, (gain, over) = result.trivial_of(place_of(row)), _gains(result, row)
-        names = ("against", "mean", "relative_percent", "p_seed", "p_seed_holm", "p_item", "p_item_holm")
-        against, points, relative, *tests = (getattr(gain, name) if gain else None for name in names)
-        ends, ends_over = (
-            (compared.joint_interval.low, compared.joint_interval.high) if compared else (None, None)
-            for compared in (gain, over)
-        )
-        values = (
-            row.setting, row.metric, row.test_set, row.shots, row.method, result.study.variant(row.method).role,
-            len(row.seeds), row.num_items, row.mean, row.deviation,
-            against, points, *ends, relative, *tests,
-            over and over.against, over and over.mean, *ends_over,
-            trivial and trivial.majority, trivial and trivial.answer,
-            trivial and trivial.chance, trivial and trivial.prior,
-            " ".join(row.runs), "; ".join(result.caveats.get(row.setting, ())),
-        )  # fmt: skip
-        rows.append(dict(zip(LONG_COLUMNS, values, strict=True)))
+    for number in (*result.numbers.frame(), *_without_student(result)):
+        low, high = (number.interval.low, number.interval.high) if number.interval else (None, None)
+        about = {"method": number.method, "against": number.against, "quantity": number.quantity}
+        value = {"statistic": number.statistic, "value": number.value, "low": low, "high": high}
+        rows.append({**number.place._asdict(), **about, **value})
     return rows
+
+
+def _without_student(result: StudyResult) -> Iterator[Number]:
+    for place in result.numbers.places():
+        if (trivial := result.trivial_of(place)) is not None:
+            percents = {"prior": trivial.prior, "majority": trivial.majority, "chance": trivial.chance}
+            for name, percent in percents.items():
+                if percent is not None:
+                    method = _WITHOUT_STUDENT[name]
+                    yield Number(place=place, method=method, quantity="accuracy", statistic="mean", value=percent)
 
 
 def render_report(template: str, result: StudyResult, **more: Any) -> str:
@@ -257,9 +245,8 @@ def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
 
 
 def as_csv(result: StudyResult) -> str:
-    """Render the long table as CSV, unrounded; empty if there are no numbers."""
-    frame = pd.DataFrame(long_rows(result), columns=list(LONG_COLUMNS), dtype=object)
-    return _csv(frame)
+    """Render the frame of numbers as CSV, unrounded; only its columns if there are no numbers."""
+    return _csv(pd.DataFrame(frame_rows(result), columns=list(FRAME_COLUMNS), dtype=object))
 
 
 def as_items(result: StudyResult) -> str:
@@ -281,13 +268,13 @@ def _csv(frame: pd.DataFrame) -> str:
 
 
 def as_json(result: StudyResult) -> str:
-    """Render everything gathered, except the items, as JSON."""
+    """Render everything gathered, except the items, as JSON; `table` is the frame of numbers."""
     gathered = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     document = {
         "answers": answers(result),
         "verdicts": judge_claims(result),
-        "table": long_rows(result),
-        **{name: value for name, value in gathered.items() if name not in ("items", "trivial")},
+        "table": frame_rows(result),
+        **{name: value for name, value in gathered.items() if name not in ("items", "numbers", "trivial")},
         "trivial": [
             {"setting": setting, "metric": metric, "test_set": test_set, **without_the_unmeasured(scores)}
             for (setting, metric, test_set), scores in result.trivial.items()

@@ -31,12 +31,13 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from advl_pipeline.evaluation.items import metric_name
 from advl_pipeline.evaluation.statistics import holm, paired_t_test, summarise
 from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.studies.config import FULL, PARTS, Setting, StudyConfig
+from advl_pipeline.studies.numbers import Averaged, MeanDifference, Slope
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.table import USE_VIEW, Place
 
@@ -100,35 +101,40 @@ class _Draft:
     lacks: list[str] = field(default_factory=list)
     not_reached: list[str] = field(default_factory=list)
 
-    def add(self, name: str, sentence: str, row: Any, *, factor: float = 1.0) -> None:
-        """Add the test that a number of the study, times a factor, is above 0, with any p-value of the table."""
-        per_seed, joint = [factor * value for value in row.per_seed], row.joint_interval.scaled(factor)
-        self.tests.append(claim_test(name, per_seed, joint, row.p_seed_holm, sentence=sentence))
+    def add(self, name: str, sentence: str, number: Slope | MeanDifference, *, factor: float = 1.0) -> None:
+        """Add the test that a number of the study, times a factor, is above 0."""
+        per_seed = [factor * value for value in number.estimate.per_seed]
+        self.tests.append(claim_test(name, per_seed, number.joint_interval.scaled(factor), sentence=sentence))
 
-    def add_mean(self, quantity: str, other: str, like: Any, name: str, sentence: str) -> None:
+    def add_mean(self, quantity: Averaged, other: str, like: MeanDifference, name: str, sentence: str) -> None:
         """Add the test of a mean over shots against another method, on the test set of `like`."""
-        where: dict[str, Any] = {"setting": like.setting, "metric": like.metric, "test_set": like.test_set}
-        row = self.result.row(f"mean {quantity}", against=other, **where)
-        if row is None:
+        test_set = like.places[0][:3]
+        mean_of_other = next((mean for mean in self.means(quantity, other) if mean.places[0][:3] == test_set), None)
+        if mean_of_other is None:
             self.lacks.append(f"{other} is not finished")
             return
-        if missing := [shots for shots in like.over if shots not in row.over]:
+        if missing := [place.shots for place in like.places if place not in mean_of_other.places]:
             self.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
-        self.add(name, sentence, row, factor=-1.0 if quantity == "drop" else 1.0)
+        self.add(name, sentence, mean_of_other, factor=-1.0 if quantity == "drop" else 1.0)
 
     def add_gains(self, place: Place) -> None:
         """Add the tests of the focus method against the baseline and the controls at a place."""
         focus = self.result.study.focus
         for other in self.rivals():
-            if (gain := self.result.row("gain", place, method=focus, against=other)) is None:
+            if (gain := self.result.numbers.gain(place, focus, other)) is None:
                 self.lacks.append(f"{other} is not finished at {_shots(place.shots)}")
-            else:
-                size = "full data" if place.shots == FULL else f"{place.shots} labels"
-                self.add(
+                continue
+            size = "full data" if place.shots == FULL else f"{place.shots} labels"
+            sentence = f"{self.label(focus)} against {self.label(other)} at {size}, {metric_name(place.metric)}"
+            self.tests.append(
+                claim_test(
                     f"{place.metric} at {_shots(place.shots)}: {focus} minus {other}",
-                    f"{self.label(focus)} against {self.label(other)} at {size}, {metric_name(place.metric)}",
-                    gain,
+                    gain.estimate.per_seed,
+                    gain.compared.joint_interval,
+                    gain.p_seed_holm,
+                    sentence=sentence,
                 )
+            )
 
     def label(self, method: str) -> str:
         """Return the name of a method in a sentence; a variant of the focus method is named by its difference."""
@@ -146,14 +152,15 @@ class _Draft:
 
     def in_domain(self) -> list[Place]:
         """Return the places on the in-domain test set with a comparison of the focus method and the baseline."""
-        study, here = self.result.study, (self.setting.name, self.setting.reference)
-        places = [place for place in self.result.places() if (place.setting, place.test_set) == here]
-        met = {"method": study.focus, "against": study.baseline}
-        return [place for place in places if self.result.row("gain", place, **met)]
+        study, numbers, here = self.result.study, self.result.numbers, (self.setting.name, self.setting.reference)
+        places = [place for place in numbers.places() if (place.setting, place.test_set) == here]
+        return [place for place in places if numbers.gain(place, study.focus, study.baseline)]
 
-    def means(self, quantity: str) -> list[Any]:
-        """Return the differences between the focus method and the baseline, on each test set with a measurement."""
-        return self.result.find(f"mean {quantity}", setting=self.setting.name, against=self.result.study.baseline)
+    def means(self, quantity: Averaged, other: str) -> list[MeanDifference]:
+        """Return the differences between the focus method and another, on each test set with a measurement."""
+        wanted = quantity, self.setting.name, other
+        means = self.result.numbers.means
+        return [mean for mean in means if (mean.quantity, mean.places[0].setting, mean.against) == wanted]
 
 
 def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
@@ -205,31 +212,32 @@ def _low_shot(draft: _Draft) -> None:
     """Collect the tests that the gain over the baseline exists at the fewest shots and is larger than at the most."""
     places, result = draft.in_domain(), draft.result
     for metric in dict.fromkeys(place.metric for place in places):
-        where: dict[str, Any] = {"method": result.study.focus, "setting": draft.setting.name, "metric": metric}
-        where["test_set"] = draft.setting.reference
-        along, slope = result.find("gain along shots", **where), result.row("slope", **where)
-        if slope is None:
+        here = draft.setting.name, metric, draft.setting.reference
+        trends = (trend for trend in result.numbers.trends if trend.method == result.study.focus)
+        trend = next((trend for trend in trends if trend.gains[0].place[:3] == here), None)
+        if trend is None or trend.slope is None:
             draft.not_reached.append(
-                "only one shot size was run" if along else "no seed has finished every shot size"
+                "only one shot size was run" if trend else "no seed has finished every shot size"
             )
         else:
-            fewest, most = along[0].size, along[-1].size
+            fewest, most = trend.gains[0].place.size, trend.gains[-1].place.size
             name = f"{metric}: gain at {fewest} minus gain at {most} shots"
             focus, baseline = draft.label(result.study.focus), draft.label(result.study.baseline)
             gains = f"How much more {focus} gains over {baseline} at {fewest} labels than at {most}"
-            draft.add(name, f"{gains}, {metric_name(metric)}", slope, factor=-math.log2(most / fewest))
+            draft.add(name, f"{gains}, {metric_name(metric)}", trend.slope, factor=-math.log2(most / fewest))
     smallest = min((place.size for place in places), default=0)
     for place in (place for place in places if place.size == smallest):
         draft.add_gains(place)
 
 
 def _shift(draft: _Draft) -> None:
-    study, drops = draft.result.study, draft.means("drop")
+    study, drops = draft.result.study, draft.means("drop", draft.result.study.baseline)
     if not drops:
         draft.lacks.append(f"there is no shifted test set with scores of {study.focus} and {study.baseline}")
     for drop in drops:
-        where, questions = f"{drop.metric} on {drop.test_set}", _QUESTIONS[drop.questions or "same"]
-        focus, there = draft.label(study.focus), f"on {drop.test_set}, {metric_name(drop.metric)}"
+        place, questions = drop.places[0], _QUESTIONS[drop.questions or "same"]
+        where, focus = f"{place.metric} on {place.test_set}", draft.label(study.focus)
+        there = f"on {place.test_set}, {metric_name(place.metric)}"
         for other in draft.rivals():
             name = f"{where}: drop of {other} minus drop of {study.focus}{questions}"
             sentence = f"How much less {focus} loses than {draft.label(other)} {there}{questions}"
@@ -239,14 +247,15 @@ def _shift(draft: _Draft) -> None:
 
 
 def _vision(draft: _Draft) -> None:
-    study, uses = draft.result.study, draft.means("use")
+    study, uses = draft.result.study, draft.means("use", draft.result.study.baseline)
     if not uses:
         draft.lacks.append(f"{study.focus} and {study.baseline} were not both scored with swapped pictures")
     for use, other in itertools.product(uses, draft.rivals() if uses else ()):
-        name = f"{use.metric} on {use.test_set}: what swapping pictures costs {study.focus} beyond {other}"
+        place = use.places[0]
+        name = f"{place.metric} on {place.test_set}: what swapping pictures costs {study.focus} beyond {other}"
         sentence = (
             f"How much more {draft.label(study.focus)} than {draft.label(other)} loses with swapped pictures on "
-            f"{use.test_set}, {metric_name(use.metric)}"
+            f"{place.test_set}, {metric_name(place.metric)}"
         )
         draft.add_mean("use", other, use, name, sentence)
 
@@ -255,12 +264,14 @@ def _parts(draft: _Draft) -> None:
     parts = _left_out(draft.result.study)
     if missing := PARTS - set(parts.values()):
         draft.lacks.append(f"the study does not leave out {', '.join(sorted(missing))}")
-    baseline = [row for row in draft.means("accuracy") if row.test_set == draft.setting.reference]
+    means = draft.means("accuracy", draft.result.study.baseline)
+    baseline = [mean for mean in means if mean.places[0].test_set == draft.setting.reference]
     for other, like in itertools.product(("naive-kd", *parts), baseline):
         name = f"{parts[other]} (against {other})" if other in parts else f"whole method against {other}"
         rival = f"itself without the {parts[other]}" if other in parts else draft.label(other)
-        sentence = f"{draft.label(draft.result.study.focus)} against {rival}, {metric_name(like.metric)}"
-        draft.add_mean("accuracy", other, like, f"{like.metric}: {name}", sentence)
+        metric = like.places[0].metric
+        sentence = f"{draft.label(draft.result.study.focus)} against {rival}, {metric_name(metric)}"
+        draft.add_mean("accuracy", other, like, f"{metric}: {name}", sentence)
 
 
 def _left_out(study: StudyConfig) -> dict[str, str]:

@@ -36,9 +36,10 @@ from advl_pipeline.students.weight_files import require_run_files
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.execute import is_cell_finished
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
+from advl_pipeline.studies.numbers import numbers_of
 from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder, trained_on
-from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.table import ITEM_COLUMNS, Row, build_table, numbers_of
+from advl_pipeline.studies.result import Row, StudyResult
+from advl_pipeline.studies.table import ITEM_COLUMNS, build_table
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.facts import finetune_command
 

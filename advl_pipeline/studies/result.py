@@ -1,4 +1,4 @@
-"""The gathered result of a study or of runs: plain records, one frame of items, and methods to query them.
+"""The gathered result of a study or of runs: plain records, one frame of items, and its numbers.
 
 Accuracies are in percent and differences in points. A run is named by its folder, relative to the folder that
 contains all runs. `shots` is "full" or a number as text.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,11 @@ import pandas as pd
 
 from advl_pipeline.runs.evaluations import TrivialScores
 from advl_pipeline.studies.config import StudyConfig, shots_rank
-from advl_pipeline.studies.table import Number, Place, Row
+from advl_pipeline.studies.numbers import Accuracy, Numbers
+from advl_pipeline.studies.table import Place
+
+Row = dict[str, Any]
+"""A run's or a cell's values, by column."""
 
 
 def rows_of(rows: Iterable[Row], **wanted: object) -> list[Row]:
@@ -44,7 +47,7 @@ class StudyResult:
     cells: tuple[Row, ...]
     items: pd.DataFrame
     """Tidy table of item scores (`table.ITEM_COLUMNS`)."""
-    numbers: tuple[Number, ...]
+    numbers: Numbers
     """Numbers computed from the table."""
     readouts: tuple[Row, ...]
     costs: tuple[Row, ...]
@@ -67,50 +70,23 @@ class StudyResult:
         done = rows_of(self.cells, setting=setting, state="finished")
         return sorted(done, key=lambda cell: (shots_rank(cell["shots"]), cell["seed"]))
 
-    def find(self, quantity: str, place: Place | None = None, **wanted: object) -> list[Number]:
-        """Return the numbers of a quantity, at a place and with the wanted values of fields."""
-        wanted |= place._asdict() if place else {}
-        numbers = self._by_quantity.get(quantity, ())
-        return [number for number in numbers if all(getattr(number, name) == value for name, value in wanted.items())]
-
-    @cached_property
-    def _by_quantity(self) -> dict[str, list[Number]]:
-        """Numbers by quantity, indexed since a page looks up hundreds of them."""
-        by_quantity: dict[str, list[Number]] = {}
-        for number in self.numbers:
-            by_quantity.setdefault(number.quantity, []).append(number)
-        return by_quantity
-
-    def row(self, quantity: str, place: Place | None = None, **wanted: object) -> Any:
-        """Return the first such number; None if there is none."""
-        return next(iter(self.find(quantity, place, **wanted)), None)
-
-    def places(self) -> list[Place]:
-        """Return the places with an accuracy, in the order of the grid."""
-        return list(dict.fromkeys(map(place_of, self.find("accuracy"))))
-
     def trivial_of(self, place: Place) -> TrivialScores | None:
         """Return the scores at a place without a student; None if its evaluations have none."""
         return self.trivial.get(place[:3])
 
-    def best_control(self, place: Place) -> Any:
+    def best_control(self, place: Place) -> Accuracy | None:
         """Return the accuracy of the best of the baseline and the controls, over the seeds of the focus method.
 
         A gain that does not exceed it does not come from the knowledge of a teacher. None if there is no such row.
         """
-        study, rows = self.study, self.find("accuracy", place)
-        focus = next((row for row in rows if row.method == study.focus), None)
+        study, focus = self.study, self.numbers.accuracy(place, self.study.focus)
         rivals = [
             row
-            for row in rows
+            for row in self.numbers.accuracies
             if focus is not None
+            and row.place == place
             and row is not focus
             and (row.method == study.baseline or study.variant(row.method).role in ("baseline", "control"))
-            and set(row.seeds) >= set(focus.seeds)
+            and row.estimate.by_seed.keys() >= focus.estimate.by_seed.keys()
         ]
-        return max(rivals, key=lambda row: row.mean, default=None)
-
-
-def place_of(row: Any) -> Place:
-    """Return the place of a row of numbers."""
-    return Place(*(getattr(row, name) for name in Place._fields))
+        return max(rivals, key=lambda row: row.estimate.mean, default=None)

@@ -139,8 +139,8 @@ def test_repeated_questions_on_a_picture_add_no_certainty() -> None:
         s.compare(difference, np.zeros_like(difference), groups=grouped)
         for difference, grouped in ((pictures_SG, None), (difference_SN, None), (difference_SN, groups))
     )
-    assert together["p_item"] == once["p_item"]
-    ends = [(item["item_interval"].low, item["item_interval"].high) for item in (together, once, apart)]
+    assert together.p_item == once.p_item
+    ends = [(item.item_interval.low, item.item_interval.high) for item in (together, once, apart)]
     assert ends[0] == pytest.approx(ends[1])
     assert ends[2][1] - ends[2][0] == pytest.approx((ends[1][1] - ends[1][0]) / 3, rel=0.15)
 
@@ -191,7 +191,7 @@ def test_slope_recovers_a_line_per_seed() -> None:
 
 def test_points_and_relative_percent_are_kept_apart() -> None:
     change = s.compare(np.array([[1.0, 1.0, 1.0, 0.0]]), np.array([[1.0, 1.0, 0.0, 0.0]]), resamples=10)
-    assert (change["mean"], change["relative_percent"]) == pytest.approx((25.0, 50.0))
+    assert (change.mean, change.relative_percent) == pytest.approx((25.0, 50.0))
     assert s.relative_percent(5.0, 0.0) is None
 
 
@@ -203,10 +203,9 @@ def test_comparison_is_antisymmetric(data: st.DataObject) -> None:
     treated = np.array(data.draw(draw)).reshape(shape)
     baseline = np.array(data.draw(draw)).reshape(shape)
     forth, back = s.compare(treated, baseline, resamples=200), s.compare(baseline, treated, resamples=200)
-    assert forth["mean"] == pytest.approx(-back["mean"], abs=1e-9)
-    assert forth["mean"] == pytest.approx(np.mean(forth["per_seed"]), abs=1e-9)
-    for name in ("p_item", "p_sign_flip"):
-        assert forth[name] == pytest.approx(back[name])
+    assert forth.mean == pytest.approx(-back.mean, abs=1e-9)
+    assert forth.mean == pytest.approx(np.mean(forth.per_seed), abs=1e-9)
+    assert (forth.p_item, forth.p_sign_flip) == pytest.approx((back.p_item, back.p_sign_flip))
 
 
 def test_unpaired_scores_are_refused() -> None:
@@ -284,7 +283,7 @@ def test_one_set_is_what_compare_says() -> None:
     treated, baseline = random.integers(0, 2, size=(2, 5, 90)).astype(np.float64)
     _, groups = pictures(np.full(30, 3))
     ours = s.joint_interval([s.Contribution(values_SN=treated - baseline, groups=groups)])
-    assert ours == s.compare(treated, baseline, groups=groups)["joint_interval"]
+    assert ours == s.compare(treated, baseline, groups=groups).joint_interval
 
 
 def test_nothing_to_resample_is_refused() -> None:

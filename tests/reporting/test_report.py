@@ -14,7 +14,7 @@ from typing import get_args
 import pandas as pd
 import pytest
 from page_reader import Element, drawings, is_beside, read_page
-from synthetic_runs import NUM_ITEMS, TINY, made_up_result, run_trial
+from synthetic_runs import NUM_ITEMS, TINY, TRIVIAL, made_up_result, run_trial
 
 from advl_pipeline.base.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import summarise
@@ -23,7 +23,7 @@ from advl_pipeline.reporting.figures import SCHEMES, accuracy_figure, gain_figur
 from advl_pipeline.reporting.page import page_of
 from advl_pipeline.reporting.report import ReportConfig, ReportFormat, run_report
 from advl_pipeline.reporting.tables import (
-    LONG_COLUMNS,
+    FRAME_COLUMNS,
     as_csv,
     as_items,
     as_json,
@@ -34,7 +34,7 @@ from advl_pipeline.reporting.tables import (
 from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.result import StudyResult, place_of
+from advl_pipeline.studies.result import StudyResult
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
 
@@ -142,8 +142,8 @@ def test_sections_come_in_order_with_the_answer_first_and_claims_late(page: Elem
 def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, vcr: tuple[StudyResult, Path]) -> None:
     result = vcr[0]
     section = page.find("section", id="answer")[0]
-    place = next(item for item in result.places() if (item.test_set, item.shots) == ("val", "100"))
-    percent = {name: result.row("accuracy", place, method=name).mean for name in result.study.methods}
+    place = next(item for item in result.numbers.places() if (item.test_set, item.shots) == ("val", "100"))
+    percent = {found.method: found.estimate.mean for found in result.numbers.accuracies if found.place == place}
     assert section.find("p", class_="lead")[0].text == (
         f"ADVL answers {percent['advl']:.0f} of 100 questions correctly and plain {percent['plain']:.0f}. "
         f"The same student with shuffled teachers: {percent['advl-shuffled']:.0f}."
@@ -151,15 +151,16 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     best = result.best_control(place)
     assert best is not None
     assert best.method == max(("plain", "advl-shuffled"), key=percent.__getitem__)
-    gain = result.row("gain", place, method="advl", against=best.method)
+    gain = result.numbers.gain(place, "advl", best.method)
+    assert gain is not None
     tiles = {
         tile.find("dt")[0].text: [item.text for item in tile.find("dd")]
         for tile in section.find("div")
         if tile.find("dt")
     }
     (value, note) = tiles[wording.over(result.study, best.method)]
-    assert value == wording.signed(gain.mean)
-    assert wording.interval(gain.joint_interval) in note
+    assert value == wording.signed(gain.estimate.mean)
+    assert wording.interval(gain.compared.joint_interval) in note
     assert tiles["always “choice 3”"][0] == "28"
     # Every method stands in the figure, on every test set.
     (figure,) = section.find("figure")
@@ -238,25 +239,31 @@ def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyR
         method = next(name for name in result.study.methods if result.study.variant(name).label == label)
         assert ("control" in row.attributes["class"].split()) == (method == "advl-shuffled")
         for name, cell in zip(sets, row.find("td"), strict=True):
-            place = next(item for item in result.places() if (item.test_set, item.shots) == (name, shots))
-            accuracy = result.row("accuracy", place, method=method)
-            assert cell.find("span", class_="accuracy")[0].text == wording.spread(accuracy.mean, accuracy.deviation)
-            if method != "plain":
-                gain = result.row("gain", place, method=method, against="plain")
+            place = next(item for item in result.numbers.places() if (item.test_set, item.shots) == (name, shots))
+            accuracy = result.numbers.accuracy(place, method)
+            assert accuracy is not None
+            percent = wording.spread(accuracy.estimate.mean, accuracy.estimate.deviation)
+            assert cell.find("span", class_="accuracy")[0].text == percent
+            if gain := result.numbers.gain(place, method, "plain"):
                 shown = cell.find("span", class_="gain")[0]
-                assert shown.find("b")[0].text == wording.signed(gain.mean)
-                assert wording.interval(gain.joint_interval) in shown.text
+                assert shown.find("b")[0].text == wording.signed(gain.estimate.mean)
+                assert wording.interval(gain.compared.joint_interval) in shown.text
                 assert wording.p_value(gain.p_seed_holm) in cell.find("span", class_="p")[0].text
             seen += 1
-    assert seen == len(result.find("accuracy")) == 16
+    assert seen == len(result.numbers.accuracies) == 16
 
 
 def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tuple[StudyResult, Path]) -> None:
     figure = page.find("figure", id="accuracy-0-q2a")[0]
     rows = [[cell.text for cell in row.find("td")] for row in figure.find("tbody")[0].find("tr")]
     expected = {
-        (row.test_set, vcr[0].study.variant(row.method).label, row.shots, wording.percent(row.mean))
-        for row in vcr[0].find("accuracy")
+        (
+            row.place.test_set,
+            vcr[0].study.variant(row.method).label,
+            row.place.shots,
+            wording.percent(row.estimate.mean),
+        )
+        for row in vcr[0].numbers.accuracies
     }
     assert {tuple(row[:4]) for row in rows} == expected
 
@@ -264,8 +271,9 @@ def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tup
 def test_an_accuracy_is_never_drawn_beyond_what_it_can_be() -> None:
     """The t-interval of two seeds may reach below 0 and above 100."""
     result = made_up_result({"seeds": [0, 1]})
-    first, *others = result.numbers
-    result = replace(result, numbers=(replace(first, interval=Interval(low=-80.0, high=190.0)), *others))
+    first, *others = result.numbers.accuracies
+    wide = replace(first, estimate=replace(first.estimate, interval=Interval(low=-80.0, high=190.0)))
+    result = replace(result, numbers=replace(result.numbers, accuracies=(wide, *others)))
     figure = accuracy_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")
     assert figure is not None
     drawn = drawings(read_page(figure.panels[0][1]))[0]
@@ -395,13 +403,22 @@ def test_csv_json_and_markdown_hold_the_same_numbers(vcr: tuple[StudyResult, Pat
     result = vcr[0]
     rows = list(csv.DictReader(io.StringIO(as_csv(result))))
     document, markdown = json.loads(as_json(result)), as_markdown(result)
-    assert tuple(rows[0]) == LONG_COLUMNS
-    for row, record, accuracy in zip(rows, document["table"], result.find("accuracy"), strict=True):
+    assert tuple(rows[0]) == FRAME_COLUMNS
+    for row, record in zip(rows, document["table"], strict=True):
         assert row == {name: "" if value is None else str(value) for name, value in record.items()}
-        assert record["accuracy_percent"] == accuracy.mean
-        gain = result.row("gain", place_of(accuracy), method=accuracy.method, against="plain")
-        assert record["gain_points"] == (gain and gain.mean)
-        assert wording.spread(accuracy.mean, accuracy.deviation) in markdown
+    means = {
+        (*(row[name] for name in ("metric", "test_set", "shots", "method", "against", "quantity")),): row["value"]
+        for row in document["table"]
+        if row["statistic"] == "mean"
+    }
+    for accuracy in result.numbers.accuracies:
+        place, method, estimate = accuracy.place, accuracy.method, accuracy.estimate
+        here = place.metric, place.test_set, place.shots
+        assert means[*here, method, None, "accuracy"] == estimate.mean
+        assert means[*here, "chance", None, "accuracy"] == TRIVIAL.chance
+        gain = result.numbers.gain(place, method, "plain")
+        assert means.get((*here, method, "plain", "gain")) == (gain and gain.estimate.mean)
+        assert wording.spread(estimate.mean, estimate.deviation) in markdown
     assert [item["outcome"] for item in document["verdicts"]] == [item.outcome for item in judge_claims(result)]
 
 
@@ -411,10 +428,11 @@ def test_the_tidy_table_holds_the_score_of_every_item(vcr: tuple[StudyResult, Pa
     assert set(frame["view"]) == {"", "swapped"}
     shown = frame[frame["view"] == ""]
     assert len(shown) == len(result.cells) * 2 * NUM_ITEMS
-    for accuracy in result.find("accuracy"):
-        wanted = {"method": accuracy.method, "test_set": accuracy.test_set, "shots": int(accuracy.shots)}
+    for accuracy in result.numbers.accuracies:
+        place = accuracy.place
+        wanted = {"method": accuracy.method, "test_set": place.test_set, "shots": int(place.shots)}
         rows = shown[(shown[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-        assert 100 * rows["score"].mean() == pytest.approx(accuracy.mean)
+        assert 100 * rows["score"].mean() == pytest.approx(accuracy.estimate.mean)
         assert set(rows["run"]) == set(accuracy.runs)
 
 

@@ -87,7 +87,9 @@ def test_examples_are_read_as_the_run_read_them(page: Element) -> None:
 
 @pytest.mark.slow
 def test_use_of_vision_is_measured_three_ways_and_so_are_costs(study: StudyResult, page: Element) -> None:
-    uses = {(use.method, use.against, use.test_set) for use in study.find("use")}
+    uses = {
+        (loss.method, loss.against, loss.place.test_set) for loss in study.numbers.losses if loss.quantity == "use"
+    }
     methods, kinds = ("plain", "fast"), ("swapped", "blanked", "removed")
     assert uses == {(method, kind, "test") for method in methods for kind in kinds}
     assert len(page.find("section", id="vision")[0].find("table")) == len(kinds)

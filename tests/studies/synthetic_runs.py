@@ -32,10 +32,11 @@ from advl_pipeline.runs.results import run_digest
 from advl_pipeline.students.weight_files import run_files
 from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_label
 from advl_pipeline.studies.execute import CellExecutor
+from advl_pipeline.studies.numbers import numbers_of
 from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import CachePreparer, run_study
-from advl_pipeline.studies.table import build_table, numbers_of
+from advl_pipeline.studies.table import build_table
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import finetune_steps, planned_steps, takes_two_stages
 

@@ -77,9 +77,11 @@ def test_a_test_that_stands_in_the_table_has_the_number_of_the_table() -> None:
     result = made_up_result({"shots": [100, "full"], "test_sets": ["test"]})
     found = verdicts(result)
     for claim, shots in (("C1", "full"), ("C2", "100")):
-        gain = result.row("gain", method="advl", against="plain", test_set="test", shots=shots)
+        (place,) = (place for place in result.numbers.places() if place.shots == shots)
+        gain = result.numbers.gain(place, "advl", "plain")
+        assert gain is not None
         (test,) = [item for item in found[claim].tests if item.name.endswith("advl minus plain")]
-        assert test.mean == pytest.approx(gain.mean)
+        assert test.mean == pytest.approx(gain.estimate.mean)
         assert test.p_adjusted == gain.p_seed_holm
 
 
@@ -156,16 +158,16 @@ def test_the_gain_that_grows_is_over_the_baseline_of_the_study() -> None:
     raw = {"focus": "advl-own", "variants": own, "methods": methods, "test_sets": ["test"]}
     result = made_up_result(raw, gains={"advl-own": 9.0})
     (test,) = [test for test in verdicts(result)["C2"].tests if "minus gain" in test.name]
-    along = result.find("gain along shots", method="advl-own", test_set="test")
-    assert {gain.against for gain in along} == {"plain"}
-    assert test.mean == pytest.approx(along[0].mean - along[-1].mean)
+    (along,) = (trend for trend in result.numbers.trends if trend.method == "advl-own")
+    assert along.against == "plain"
+    assert test.mean == pytest.approx(along.gains[0].estimate.mean - along.gains[-1].estimate.mean)
 
 
 def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing() -> None:
     raw = {"methods": ["plain", "advl"], "seeds": list(range(6))}
     result = made_up_result(raw, missing=lambda spot: (spot.method, spot.shots, spot.seed) == ("plain", 100, 1))
-    changes = result.find("drop change", method="advl", test_set="test-shift")
-    by_size = [dict(zip(change.seeds, change.per_seed, strict=True)) for change in changes]
+    drops = (loss for loss in result.numbers.losses if (loss.quantity, loss.method) == ("drop", "advl"))
+    by_size = [loss.change.by_seed for loss in drops if loss.change]
     assert [sorted(values) for values in by_size] == [[0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     expected = [-(by_size[0][seed] + by_size[1][seed]) / 2 for seed in by_size[0]]
     assert verdicts(result)["C3"].tests[0].per_seed == pytest.approx(expected)

@@ -8,7 +8,8 @@ import pytest
 from advl_pipeline.evaluation.statistics import Contribution, item_groups
 from advl_pipeline.runs.evaluations import TRUE_PICTURE
 from advl_pipeline.studies.config import StudyConfig, parse_study
-from advl_pipeline.studies.table import Place, Scores, Table, numbers_of
+from advl_pipeline.studies.numbers import numbers_of
+from advl_pipeline.studies.table import Place, Scores, Table
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -63,17 +64,15 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
     }
     scores = table(config, names)
     numbers = numbers_of(scores)
-    drops, befores, afters = (
-        {row.method: row for row in numbers if row.quantity == name} for name in ("drop", "drop before", "drop after")
-    )
+    drops = {loss.method: loss for loss in numbers.losses}
     before, after = (scores.scores[place(config, name), "advl", TRUE_PICTURE].matrix for name in (reference, shifted))
     base = before[:, :60] if questions == "same" else before
     assert abs(before[:, :60].mean() - before.mean()) > 0.2
     assert drops["advl"].questions == questions
-    assert befores["advl"].mean == pytest.approx(100 * base.mean())
-    assert afters["advl"].mean == pytest.approx(100 * after.mean())
-    assert drops["advl"].per_seed == pytest.approx(100 * (base.mean(axis=1) - after.mean(axis=1)))
-    contrast = next(row for row in numbers if row.quantity == "mean drop")
+    assert drops["advl"].before.mean == pytest.approx(100 * base.mean())
+    assert drops["advl"].after.mean == pytest.approx(100 * after.mean())
+    assert drops["advl"].lost.per_seed == pytest.approx(100 * (base.mean(axis=1) - after.mean(axis=1)))
+    contrast = next(mean for mean in numbers.means if mean.quantity == "drop")
     assert contrast.questions == questions
-    expected = np.subtract(drops["advl"].per_seed, drops["plain"].per_seed)
-    assert contrast.per_seed == pytest.approx(expected)
+    expected = np.subtract(drops["advl"].lost.per_seed, drops["plain"].lost.per_seed)
+    assert contrast.estimate.per_seed == pytest.approx(expected)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,14 @@ test_sets = ["test", "test-unseen"]
 """
 METHODS = '["plain", "plain-two-step", "plain-no-picture", "naive-kd", "advl", "advl-shuffled", "no-vision"]'
 NAMES = {
-    "numbers": ("quantity", "family", "setting", "metric", "test_set", "shots", "method", "against"),
-    "table": ("setting", "metric", "test_set", "shots", "method"),
+    "numbers": ("quantity", "setting", "metric", "test_set", "shots", "method", "against"),
     "readouts": ("setting", "method", "shots", "seed", "teacher", "nodes"),
     "costs": ("setting", "method", "shots"),
     "claims": ("setting", "claim", "name"),
 }
 """What a row of each kind is called by."""
 
-LEFT_OUT = {"cell", "run", "runs", "level", "unit", "p_adjusted", "outcome", "sentence"}
-LEFT_OUT |= {"seeds", "size", "family_size", "num_items"}
+LEFT_OUT = {"cell", "run", "p_adjusted", "outcome", "sentence", "size"}
 """What is no number, hangs on ids, or is counted by hand elsewhere."""
 
 
@@ -70,15 +68,22 @@ def golden_numbers(result: StudyResult) -> dict[str, Any]:
         for verdict in judge_claims(result)
         for test in verdict.tests
     )
-    frames = {kind: to_plain(getattr(result, kind)) for kind in ("numbers", "readouts", "costs")}
-    rows = {**frames, "table": json.loads(as_json(result))["table"], "claims": tests}
-    return {name: told for kind, found in rows.items() for name, told in _named(kind, found)}
+    told: dict[str, Any] = {}
+    for row in json.loads(as_json(result))["table"]:
+        ends = [row["value"], row["low"], row["high"]]
+        told.setdefault(_name("numbers", row), {})[row["statistic"]] = _rounded(
+            [end for end in ends if end is not None]
+        )
+    for kind, rows in {"readouts": result.readouts, "costs": result.costs, "claims": tests}.items():
+        told |= {
+            _name(kind, row): _rounded({key: value for key, value in row.items() if key not in NAMES[kind]})
+            for row in rows
+        }
+    return told
 
 
-def _named(kind: str, rows: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:
-    for row in rows:
-        name = " / ".join(map(str, (kind, *(row[column] for column in NAMES[kind] if row[column] is not None))))
-        yield name, _rounded({key: value for key, value in row.items() if key not in NAMES[kind]})
+def _name(kind: str, row: Mapping[str, Any]) -> str:
+    return " / ".join(map(str, (kind, *(row[column] for column in NAMES[kind] if row[column] is not None))))
 
 
 def _rounded(value: Any) -> Any:

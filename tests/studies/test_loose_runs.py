@@ -56,7 +56,7 @@ def test_each_run_is_a_row_and_nothing_is_compared(cells: Cells, tmp_path: Path)
         "shuffled: ADVL, teacher_control shuffle": 0,
     }
     assert answers(result) == ()
-    assert not result.find("gain")
+    assert not result.numbers.gains
     assert judge_claims(result) == ()
     page = page_of(result, data_root=None, num_examples=0)
     assert "shuffled: ADVL, teacher_control shuffle" in page
@@ -78,7 +78,7 @@ def test_a_report_of_one_run_says_what_it_answers_and_what_was_kept_from_its_stu
 ) -> None:
     result = gather_runs(loose_run(tmp_path / "runs" / "plain", cells["plain", 0]))
     (answer,) = answers(result)
-    percent = result.row("accuracy", answer.place, method="plain").mean
+    (percent,) = (found.estimate.mean for found in result.numbers.accuracies if found.place == answer.place)
     assert answer.sentence == f"plain answers {percent:.0f} of 100 questions correctly."
     assert answer.sentence in page_of(result, data_root=None, num_examples=0)
     random = ("random:minilm-l6@1", "random:efficientnet-lite0@1")
@@ -113,7 +113,7 @@ def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(cells: Cells, 
     other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
     synthetic_runs.evaluate(other, "mine", GAINS)
     result = gather_runs(run)
-    found = {(row.test_set, row.metric) for row in result.find("accuracy")}
+    found = {(place.test_set, place.metric) for place in result.numbers.places()}
     assert found == {("test", "q2a"), ("test-shift", "q2a"), ("mine", "choice")}
 
 
@@ -125,5 +125,5 @@ def test_training_questions_of_a_run_of_all_its_datasets_tasks(tmp_path: Path) -
         run = loose_run(tmp_path / name, cell)
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"task": named}))
-        (sizes[name],) = {row.size for row in gather_runs(run).find("accuracy")}
+        (sizes[name],) = {place.size for place in gather_runs(run).numbers.places()}
     assert sizes["named"] == sizes["all"] == 1600

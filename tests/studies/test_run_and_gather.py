@@ -27,10 +27,10 @@ from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.execute import execute_cell
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.numbers import Gain
 from advl_pipeline.studies.plan import Cell, digest_dataset, read_study_folder
 from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.run import run_study
-from advl_pipeline.studies.table import Place
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.facts import finetune_command
 
@@ -46,8 +46,12 @@ def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path:
     assert digest_dataset(replace(config, on_error="skip"))
 
 
-def place(result: StudyResult, test_set: str, shots: int) -> Place:
-    return next(item for item in result.places() if (item.test_set, item.size) == (test_set, shots))
+def gain_on_test(result: StudyResult) -> Gain:
+    """Return the gain of ADVL over the plain student at 100 shots."""
+    place = next(item for item in result.numbers.places() if (item.test_set, item.size) == ("test", 100))
+    gain = result.numbers.gain(place, "advl", "plain")
+    assert gain is not None
+    return gain
 
 
 def stored_items(result: StudyResult, method: str, test_set: str, shots: int) -> np.ndarray:
@@ -59,20 +63,23 @@ def stored_items(result: StudyResult, method: str, test_set: str, shots: int) ->
 
 
 def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
-    gain = result.row("gain", place(result, "test", 100), method="advl", against="plain")
+    gain = gain_on_test(result)
     advl, plain = (stored_items(result, method, "test", 100) for method in ("advl", "plain"))
-    assert gain.mean == pytest.approx(100 * (advl - plain).mean())
-    assert gain.p_seed == pytest.approx(stats.ttest_rel(advl.mean(axis=1), plain.mean(axis=1)).pvalue)
+    assert gain.estimate.mean == pytest.approx(100 * (advl - plain).mean())
+    assert gain.compared.p_seed == pytest.approx(stats.ttest_rel(advl.mean(axis=1), plain.mean(axis=1)).pvalue)
     assert gain.family_size == 12
-    assert gain.p_seed_holm >= gain.p_seed
+    assert gain.p_seed_holm is not None
+    assert gain.p_seed_holm >= gain.compared.p_seed
 
 
 def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them() -> None:
     result = made_up_result(
         {"methods": ["plain", "advl"], "shots": ["full", 1600, 100], "test_sets": ["test"], "seeds": [0, 1]}
     )
-    assert [gain.size for gain in result.find("gain along shots")] == [100, 1600, 1600]
-    assert len(result.row("slope").per_seed) == 2
+    (trend,) = result.numbers.trends
+    assert [gain.place.size for gain in trend.gains] == [100, 1600, 1600]
+    assert trend.slope is not None
+    assert len(trend.slope.estimate.per_seed) == 2
     (table,) = wide_tables(result)
     assert [row["shots"] for row in table.rows] == ["100", "100", "1600", "1600", "full", "full"]
 
@@ -156,11 +163,8 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     for name in ("item/q2a", "item_ids/q2a", "item_swapped/q2a", "item_swapped_ids/q2a"):
         arrays[name] = arrays[name][shuffled]
     np.savez(path, **arrays)
-    again, before = (
-        one.row("gain", place(result, "test", 100), method="advl", against="plain")
-        for one in (gather_study(result.folder), result)
-    )
-    assert again.p_item == before.p_item
+    again, before = (gain_on_test(one) for one in (gather_study(result.folder), result))
+    assert again.compared.p_item == before.compared.p_item
     arrays["item_ids/q2a"] = np.array([f"other-{index}" for index in range(NUM_ITEMS)])
     arrays["item_swapped_ids/q2a"] = arrays["item_ids/q2a"]
     np.savez(path, **arrays)

@@ -152,11 +152,11 @@ def test_a_smaller_sample_is_read_from_a_larger_one_and_never_takes_its_place(ma
     again = machine.study("few", few)
     assert [count for _, count, _ in machine.scored] == [40, None]
     assert first.numbers == again.numbers
-    (of_few,), (of_whole,) = (one.find("accuracy") for one in (again, whole))
+    (of_few,), (of_whole,) = (one.numbers.accuracies for one in (again, whole))
     assert (of_few.num_items, of_whole.num_items) == (40, NUM_ITEMS)
     items = whole.items[whole.items["view"] == ""].set_index("item")["score"]
     chosen = sorted(items.index, key=question_rank)[:40]
-    assert of_few.mean == pytest.approx(100 * items[chosen].mean())
+    assert of_few.estimate.mean == pytest.approx(100 * items[chosen].mean())
 
 
 def test_what_another_study_has_asked_of_an_evaluation_is_asked_again(machine: Machine) -> None:
@@ -175,5 +175,5 @@ def test_scores_by_another_evaluator_of_vqa_take_no_place(machine: Machine) -> N
     assert (machine.trained, machine.modes) == (1, [None, "2017"])
     assert usual.numbers == again.numbers
     assert usual.numbers == named.numbers
-    (of_older,), (of_usual,) = (one.find("accuracy") for one in (older, usual))
-    assert of_older.mean != of_usual.mean
+    (of_older,), (of_usual,) = (one.numbers.accuracies for one in (older, usual))
+    assert of_older.estimate.mean != of_usual.estimate.mean
