@@ -24,6 +24,7 @@ from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.runs.evaluations import EvaluationDocument
 from advl_pipeline.sharing.hub_facts import cache_metadata, model_metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content:DeprecationWarning")
@@ -254,13 +255,10 @@ def test_a_name_that_is_none_is_refused(hub: Hub, advl: Command, small_corpus: A
 
 def test_a_card_says_what_the_pages_of_the_hub_read() -> None:
     documents = {
-        "pope/test@letters": {
-            "dataset": "pope",
-            "split": "test",
-            "metrics": {"choice": 81.234},
-            "protocol": "letters",
-        },
-        "test": {"dataset": "/here/mine.jsonl", "split": "test", "metrics": {"choice": 50.0}},
+        "pope/test@letters": EvaluationDocument(
+            dataset="pope", split="test", metrics={"choice": 81.234}, protocol="letters"
+        ),
+        "test": EvaluationDocument(dataset="/here/mine.jsonl", split="test", metrics={"choice": 50.0}),
     }
     metadata = model_metadata(
         name="mine",
