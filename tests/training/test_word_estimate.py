@@ -16,14 +16,14 @@ from small_corpus import SmallCorpus
 from tokenizers import Tokenizer
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.datasets.words import WordClass, fit_word_prior
 from advl_pipeline.runs.results import read_words
 from advl_pipeline.students.interface import Student, StudentOutput
-from advl_pipeline.students.known_words import read_known_words, write_known_words
+from advl_pipeline.students.known_words import WordRow, read_known_words, write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.tokenizer import embedded_tokenizer_file
-from advl_pipeline.training.landmarks.word_estimate import estimate_words
+from advl_pipeline.training.landmarks.word_estimate import WordEstimate, estimate_words
 
 WIDTH, NUM_VISUAL = 64, 80
 
@@ -171,3 +171,10 @@ def test_a_readout_says_before_training_that_nothing_is_known(small_corpus: Smal
     done = completed("readout", tmp_path / "student", *given)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("nothing says which words")
+
+
+def test_an_estimate_that_decides_few_words_cautions() -> None:
+    classes: list[WordClass] = ["landmark", "held", "moved", "moved"]
+    rows = [WordRow(word=of, num_occurrences=9, score=0.0, word_class=of) for of in classes]
+    assert "caution" not in WordEstimate(rows=tuple(rows)).line()
+    assert "caution" in WordEstimate(rows=tuple(rows[:3])).line()
