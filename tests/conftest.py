@@ -18,6 +18,7 @@ from unittest import mock
 
 import hypothesis
 import pytest
+from slow_mark import SlowMark
 
 # What imports torch is imported by fixtures: pytest-xdist's own process, which runs no test, reads this file too.
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ _LONGEST_FILES = (
     "test_official_sets.py",
 )
 """A quarter of a minute or more each: they begin first, so that no process is left with one of them at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hold what the mark `slow` promises: ten seconds of two cores."""
+    config.pluginmanager.register(SlowMark(seconds=20))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -128,6 +128,7 @@ for environment, commands in json.load(sys.stdin):
 """Forks read the environment anew: the libraries of the hub are imported in them."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_sets_of_the_readme_come_from_a_hub_and_serve_again_without_a_network(tmp_path: Path) -> None:
     """In the files that are published, from an empty cache of the hub; then on a node without a network."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from small_corpus import SmallCorpus
 
 HEAVY = [
@@ -37,6 +38,7 @@ for words in json.loads(sys.argv[1]):
 """Each command runs in a fork of a process that has imported torch."""
 
 
+@pytest.mark.slow
 def test_a_command_imports_no_library_that_its_work_does_not_need(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     # The index of a dataset is written once, which imports pandas.
     for split in ("val", "test"):

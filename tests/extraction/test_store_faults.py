@@ -57,6 +57,7 @@ def require_each_fault(store: FaultyStore, least: int) -> None:
     assert min(store.met[fault] for fault in PASSING) >= least, store.met
 
 
+@pytest.mark.slow
 def test_work_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Path) -> None:
     with serve_faults(s3_server, *PASSING) as store, mock.patch.dict(os.environ, store.environment):
         tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)

@@ -41,6 +41,7 @@ def messages_of(*processes: Running) -> str:
     return "".join(running.messages() for running in processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> None:
     changes = {**COMMON, **METHODS[name]}

@@ -23,6 +23,7 @@ def require_there(process: Running, file: Path) -> None:
     assert process.wait_for(file), process.messages()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_doubled_and_stopped_is_the_uninterrupted_one(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ test_sets = ["val"]
 """
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: Any, tmp_path: Path) -> None:
     file = tmp_path / "stopped.toml"
     file.write_text(STUDY, encoding="utf-8")
@@ -160,5 +162,6 @@ def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: An
         assert (cell / "evaluation" / "val.json").exists()
 
 
+@pytest.mark.slow
 def test_trainings_in_threads_are_those_of_processes_of_their_own(small_corpus: Any, tmp_path: Path) -> None:
     assert train_in_threads(small_corpus, tmp_path / "alone", tmp_path / "threads", offset=0.2, num_steps=4)
