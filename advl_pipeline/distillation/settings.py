@@ -96,7 +96,7 @@ class AdaptOptions(Configuration):
     )
     adapt_steps: int = option(
         400,
-        help="Optimiser steps of the adapt stage, in addition to those of the finetune stage.",
+        help="Steps of the adapt stage; at most 50 epochs of your own data.",
         minimum=1,
         needs=("an adapt stage",),
     )

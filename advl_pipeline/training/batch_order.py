@@ -21,7 +21,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.text_student import TextStudent
-from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.inputs import Inputs, adapt_batch_size
 from advl_pipeline.training.resolved import Run
 
 BUCKET_SIZE = 8192
@@ -261,10 +261,9 @@ def count_tokens(student: Student, dataset: Dataset, indices: Sequence[int]) -> 
 
 def order_inputs(run: Run, inputs: Inputs, *, rank: int) -> ExampleOrder:
     """Return the order in which the adapt stage visits its inputs."""
-    texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
     return ExampleOrder(
         len(inputs.adapt),
-        batch_size=max(2 * run.world_size, round(run.config.adapt.adapt_texts / texts_each)),
+        batch_size=adapt_batch_size(run, inputs),
         accumulate=1,
         seed=run.config.seed,
         rank=rank,

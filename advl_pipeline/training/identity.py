@@ -75,6 +75,8 @@ def run_record(
     if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
         # The default was once the same number of steps for any number of labels.
         more["num_steps"] = run.settings.num_steps
+    if run.method.num_adapt_steps not in (0, config.adapt.adapt_steps):
+        more["adapt_steps"] = run.method.num_adapt_steps
     if (
         run.method.reads_words
         and config.known_words is None

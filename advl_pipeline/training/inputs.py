@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from advl_pipeline.base.errors import (
     ConfigError,
@@ -19,9 +20,12 @@ from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.datasets.subsets import Concatenated, listed_ids, refuse_two_subsets
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.resolved import takes_two_stages
+from advl_pipeline.training.resolved import Run, takes_two_stages
 
 OWN_INPUTS = ("inputs", "subset")
+
+MOST_PASSES: Final = 50
+"""Maximum of passes of the adapt stage over the inputs of your own data: few inputs are soon learnt."""
 
 
 def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
@@ -175,3 +179,17 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
         "text_style": dataset.text_style,
         "content_digest": dataset.content_digest(),
     }
+
+
+def adapt_batch_size(run: Run, inputs: Inputs) -> int:
+    """Return the examples of a step of the adapt stage."""
+    texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
+    return max(2 * run.world_size, round(run.config.adapt.adapt_texts / texts_each))
+
+
+def within_passes(run: Run, inputs: Inputs) -> Run:
+    """Return a run whose adapt stage, if there is one, reads its inputs at most `MOST_PASSES` times."""
+    if not run.method.num_adapt_steps:
+        return run
+    most = math.ceil(MOST_PASSES * len(inputs.adapt) / adapt_batch_size(run, inputs))
+    return replace(run, method=replace(run.method, num_adapt_steps=min(run.method.num_adapt_steps, most)))

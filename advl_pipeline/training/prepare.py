@@ -30,10 +30,10 @@ from advl_pipeline.training.caches import check_teachers, open_caches
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.facts import command_of, facts_of_run
 from advl_pipeline.training.identity import run_record
-from advl_pipeline.training.inputs import Inputs, open_run_inputs, splits_read
+from advl_pipeline.training.inputs import Inputs, open_run_inputs, splits_read, within_passes
 from advl_pipeline.training.recipes import AUTO, NONE
 from advl_pipeline.training.resolved import Run, resolve_method, resolve_run
-from advl_pipeline.training.validation import Validation, open_validation
+from advl_pipeline.training.validation import Validation, may_stop, open_validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,8 @@ def prepare_finetune(
         world_size=num_processes(),
         stops_early=isinstance(validation, Validation) and validation.decides,
     )
+    if scores_val and may_stop(run.config, is_own=is_own):
+        run = within_passes(run, inputs)
     caches = caches if method.uses_teachers else []
     teachers = check_teachers(caches, inputs, config, method.settings)
     if config.init is not None:

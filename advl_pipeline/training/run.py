@@ -54,7 +54,7 @@ from advl_pipeline.training.build_model import (
 )
 from advl_pipeline.training.checkpoint import load_checkpoint, restore
 from advl_pipeline.training.heads import HeadOrigin
-from advl_pipeline.training.inputs import splits_read
+from advl_pipeline.training.inputs import MOST_PASSES, splits_read
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.readout import Readout, take_readout
 from advl_pipeline.training.loop import run_phase
@@ -234,6 +234,9 @@ def _length_lines(run: Run, prepared: PreparedFinetune) -> list[str]:
     if epochs is not None and epochs < 1:
         few = f"{num_steps} steps read {100 * epochs:.0f} % of the {len(prepared.inputs.labelled):,} labels, once"
         lines.append(f"caution: {few}; without --num-steps a run reads all of them several times")
+    if run.method.num_adapt_steps not in (0, run.config.adapt.adapt_steps):
+        passes = f"{MOST_PASSES} passes over its {len(prepared.inputs.adapt):,} inputs"
+        lines.append(f"the adapt stage takes {run.method.num_adapt_steps} steps: {passes}")
     if isinstance(validation, str):
         lines.append(f"val is not scored on the way: {validation}")
     elif not any(is_due(step, num_steps, every=run.config.val_every) for step in range(num_steps)):

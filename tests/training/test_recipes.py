@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import complaint
-from own_rows import choice_row, write_json_lines
+from own_rows import COLOURS, choice_row, write_json_lines
 from run_logs import load_json, metrics
 from small_corpus import train
 
@@ -23,6 +23,7 @@ from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.identity import run_record
 from advl_pipeline.training.inputs import open_run_inputs
 from advl_pipeline.training.optimiser import rate_factor
+from advl_pipeline.training.prepare import prepare_finetune
 from advl_pipeline.training.recipes import choose_recipe, load_recipe, resolve_settings
 from advl_pipeline.training.resolved import finetune_steps, resolve_method, resolve_run
 
@@ -319,3 +320,24 @@ def test_a_run_of_the_default_length_is_known_by_it_where_there_are_many_labels(
     assert length() is None
     monkeypatch.setattr(resolved, "DEFAULT_EPOCHS", 1000)  # As if there were many.
     assert (length(), length(num_steps=1000), length(epochs=1000)) == (1000, None, None)
+
+
+def test_the_adapt_stage_on_few_inputs_of_your_own_ends_after_fifty_passes(tmp_path: Path) -> None:
+    def steps(num_rows: int, *, scores_val: bool = True, **options: Any) -> tuple[int, int | None]:
+        rows = [choice_row(number, split="train", label=COLOURS[number % 5]) for number in range(num_rows)]
+        data = write_json_lines(tmp_path / f"{num_rows}.jsonl", rows)
+        output = str(tmp_path / "run")
+        config = configured(
+            dataset=str(data), output=output, student="scenes-small", method="plain-two-step", **options
+        )
+        prepared = prepare_finetune(config, scores_val=scores_val)
+        recorded = prepared.identity(prepared.run)
+        return prepared.run.method.num_adapt_steps, recorded.get("adapt_steps")
+
+    # 64 texts a step are 16 questions of four choices.
+    assert steps(20) == (63, 63)
+    assert steps(20, adapt_steps=30) == (30, None)
+    assert steps(128) == (400, None)
+    # Neither limit is there where val does not end the run, nor in studies.
+    for options in ({"val_every": 0}, {"num_steps": 10}, {"scores_val": False}):
+        assert steps(20, **options) == (400, None)
