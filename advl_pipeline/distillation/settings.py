@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from advl_pipeline.base.configuration import Configuration, option, rare_option
 
@@ -82,6 +82,10 @@ class DistillationOptions(Configuration):
         return self.weighting == "oracle"
 
 
+ADAPT_STEPS: Final = 400
+"""Steps of the adapt stage without `adapt_steps`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdaptOptions(Configuration):
     """Options of the adapt stage, which precedes learning from labels: its objectives and anchors."""
@@ -94,9 +98,9 @@ class AdaptOptions(Configuration):
         also="--steps",
         recorded_as="steps",
     )
-    adapt_steps: int = option(
-        400,
-        help="Steps of the adapt stage; at most 50 epochs of your own data.",
+    adapt_steps: int | None = option(
+        None,
+        help=f"Steps of the adapt stage [default: {ADAPT_STEPS}, and at most 50 epochs of your own data].",
         minimum=1,
         needs=("an adapt stage",),
     )

@@ -13,7 +13,7 @@ from advl_pipeline.students.weight_files import file_digest, student_digest, tok
 from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
 from advl_pipeline.training.inputs import Inputs, dataset_identity
 from advl_pipeline.training.recipes import OURS, ChosenRecipe
-from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.resolved import Run, adapt_steps
 from advl_pipeline.training.validation import Validation
 
 SCHEMA = 5
@@ -75,7 +75,7 @@ def run_record(
     if run.settings.sources["num_steps"] == OURS and run.settings.num_steps != TrainingSettings.num_steps:
         # The default was once the same number of steps for any number of labels.
         more["num_steps"] = run.settings.num_steps
-    if run.method.num_adapt_steps not in (0, config.adapt.adapt_steps):
+    if run.method.num_adapt_steps not in (0, adapt_steps(config)):
         more["adapt_steps"] = run.method.num_adapt_steps
     if (
         run.method.reads_words

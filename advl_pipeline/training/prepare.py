@@ -125,7 +125,7 @@ def prepare_finetune(
         world_size=num_processes(),
         stops_early=isinstance(validation, Validation) and validation.decides,
     )
-    if scores_val and may_stop(run.config, is_own=is_own):
+    if config.adapt.adapt_steps is None and scores_val and may_stop(run.config, is_own=is_own):
         run = within_passes(run, inputs)
     caches = caches if method.uses_teachers else []
     teachers = check_teachers(caches, inputs, config, method.settings)

@@ -21,7 +21,7 @@ from typing import Any
 from advl_pipeline.base.configuration import option_values
 from advl_pipeline.base.errors import ConfigError, advise, ineffective
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.settings import ADAPT_STEPS, DistillationSettings
 from advl_pipeline.training.config import DEFAULT_EPOCHS, MOST_EPOCHS, FinetuneConfig, TrainingSettings
 from advl_pipeline.training.recipes import (
     ChosenRecipe,
@@ -168,7 +168,7 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
         settings=DistillationSettings(**{**options, **decided}),
-        num_adapt_steps=config.adapt.adapt_steps if two_stages else 0,
+        num_adapt_steps=adapt_steps(config) if two_stages else 0,
     )
     if config.hide_picture:
         _check_hidden_picture(method, confidence=config.confidence)
@@ -177,7 +177,12 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
 
 def planned_steps(config: FinetuneConfig) -> int:
     """Return the planned number of optimiser steps; a recipe's own number is known only with its data."""
-    return finetune_steps(config) + (config.adapt.adapt_steps if takes_two_stages(config) else 0)
+    return finetune_steps(config) + (adapt_steps(config) if takes_two_stages(config) else 0)
+
+
+def adapt_steps(config: FinetuneConfig) -> int:
+    """Return the steps of an adapt stage; few inputs of your own may end it earlier (`inputs.within_passes`)."""
+    return ADAPT_STEPS if config.adapt.adapt_steps is None else config.adapt.adapt_steps
 
 
 def takes_two_stages(config: FinetuneConfig) -> bool:

@@ -61,7 +61,7 @@ from advl_pipeline.training.loop import run_phase
 from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.prepare import PreparedFinetune
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.resolved import Run, adapt_steps
 from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
 from advl_pipeline.training.signals.teaching import Teaching, open_teaching
@@ -234,7 +234,7 @@ def _length_lines(run: Run, prepared: PreparedFinetune) -> list[str]:
     if epochs is not None and epochs < 1:
         few = f"{num_steps} steps read {100 * epochs:.0f} % of the {len(prepared.inputs.labelled):,} labels, once"
         lines.append(f"caution: {few}; without --num-steps a run reads all of them several times")
-    if run.method.num_adapt_steps not in (0, run.config.adapt.adapt_steps):
+    if run.method.num_adapt_steps not in (0, adapt_steps(run.config)):
         passes = f"{MOST_PASSES} passes over its {len(prepared.inputs.adapt):,} inputs"
         lines.append(f"the adapt stage takes {run.method.num_adapt_steps} steps: {passes}")
     if isinstance(validation, str):

@@ -91,6 +91,8 @@ def default_of(name: str) -> object:
     if value is not None:
         return value
     method = resolve_method(config)
+    if name == "adapt_steps":
+        return method.num_adapt_steps
     return "two" if name == "stages" and method.num_adapt_steps else getattr(method.settings, name)
 
 

@@ -337,6 +337,7 @@ def test_the_adapt_stage_on_few_inputs_of_your_own_ends_after_fifty_passes(tmp_p
     # 64 texts a step are 16 questions of four choices.
     assert steps(20) == (63, 63)
     assert steps(20, adapt_steps=30) == (30, None)
+    assert steps(20, adapt_steps=400) == (400, None)
     assert steps(128) == (400, None)
     # Neither limit is there where val does not end the run, nor in studies.
     for options in ({"val_every": 0}, {"num_steps": 10}, {"scores_val": False}):
