@@ -52,6 +52,7 @@ from advl_pipeline.evaluation.prepare import require_finished
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
+from advl_pipeline.students.abilities import Generates, HasInputFiles, HasTextLimit
 from advl_pipeline.students.heads import described_heads, load_heads, shape_logits
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.memory import hold_frozen_in_bf16
@@ -70,7 +71,7 @@ ON_ONE_THREAD = ComputeConfig(device="cpu", mixed_precision="no", num_workers=1)
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The student of a run with its heads and the class names of each head."""
+    """The student of a run, which truncates texts that are too long, with its heads and the class names of each."""
 
     student: Student
     heads: nn.ModuleDict
@@ -120,20 +121,26 @@ class FinishedRun:
         """
         if self.hides_picture:
             raise ConfigError("A run without pictures generates no answers.", next_command=leave_out("--generate"))
+        student = self.student
+        if not isinstance(student, Generates):
+            raise ConfigError(
+                f"{student.name} generates no text.",
+                why="it scores the answers that it was trained on",
+                next_command=leave_out("--generate"),
+            )
         parts = _same_task_batches(examples, batch_size)
-        with Prefetcher(lambda: in_order(self.student.collate, parts, num_workers=self.num_workers)) as batches:
+        with Prefetcher(lambda: in_order(student.collate, parts, num_workers=self.num_workers)) as batches:
             for batch in batches:
                 with precision(self.device, self.mixed_precision):
-                    yield from self.student.generate(batch.to(self.device))
+                    yield from student.generate(batch.to(self.device))
 
     def _logits(self, batch: StudentBatch, task: str, is_choice: bool, view: View) -> npt.NDArray[np.float32]:
         with precision(self.device, self.mixed_precision):
-            scores = self.student.class_logits(
-                self.heads[head_name(task)],
+            output = self.student.encode_pooled(
                 batch.blanked() if view == "blanked" else batch,
                 mask_visual=self.hides_picture or view == "removed",
             )
-            logits = shape_logits(scores, batch.num_candidates, is_choice)
+            logits = shape_logits(output.class_logits(self.heads[head_name(task)]), batch.num_candidates, is_choice)
         rows: npt.NDArray[np.float32] = logits.float().cpu().numpy()
         return rows
 
@@ -149,8 +156,16 @@ class FinishedRun:
         return in_order(collate, _same_task_batches(examples, batch_size), num_workers=self.num_workers)
 
     def _collate(self, examples: Sequence[Example]) -> StudentBatch:
+        batch: StudentBatch = self.student.collate(examples)
+        if not isinstance(self.student, Generates):
+            return batch
         task = examples[0].task
-        return self.student.with_answers(self.student.collate(examples), task, self.label_names[head_name(task)])
+        answered: StudentBatch = self.student.with_answers(batch, task, self.label_names[head_name(task)])
+        return answered
+
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        """Count the texts that the student truncates."""
+        return self.student.count_cut(examples) if isinstance(self.student, HasTextLimit) else 0
 
 
 def load_finished(
@@ -189,7 +204,11 @@ def _load(
     if compute.mixed_precision == "bf16" and read_json(folder / names.ENVIRONMENT).get("base_dtype") == "bf16":
         # As in training, so that it fits on the same device.
         hold_frozen_in_bf16(student.requires_grad_(False))
-    student.require_inputs()  # Loads now, once, what each collating thread would otherwise load first.
+    if isinstance(student, HasInputFiles):
+        # Loads now, once, what each collating thread would otherwise load first.
+        student.require_inputs()
+    if isinstance(student, HasTextLimit):
+        student.cut_texts()
     with drawing():
         heads, label_names = load_heads(folder, student)
     target = open_device(compute.device)
@@ -342,7 +361,6 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
     finished = load_finished(path, compute, trained_on=trained_on)
     splits = [(str(trained_on["dataset"]), str(trained_on["split"]))]
     use_region_caches(finished.student, open_region_caches(regions_of_run(trained_on), splits))
-    finished.student.cut_texts()
     heads = described_heads(path)
     if len(heads) != 1:
         raise ConfigError(

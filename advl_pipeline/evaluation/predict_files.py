@@ -125,7 +125,6 @@ def run_predict(prepared: PreparedScoring[PredictConfig]) -> PredictResult:
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
     finished = load_finished(config.run, config, trained_on=trained_on)
-    finished.student.cut_texts()
     # A run trained on other tasks answers all of them with the shared heads.
     learned = tuple(task for task in tasks if task in trained_on["task"])
     dataset = open_as_trained(config, finished, trained_on, spec, split, every_answer=is_vcr, tasks=learned)
@@ -148,7 +147,7 @@ def run_predict(prepared: PreparedScoring[PredictConfig]) -> PredictResult:
         else:
             cells = ((inert_cell(name), str(place), inert_cell(text)) for name, (place, text) in rows.items())
             write_csv(path, ("id", "index", "prediction"), cells)
-    num_cut = sum(finished.student.count_cut(part) for part in example_parts(dataset))
+    num_cut = sum(finished.count_cut(part) for part in example_parts(dataset))
     return PredictResult(path=path, dataset=name, split=split, num_items=num_items, num_cut=num_cut)
 
 

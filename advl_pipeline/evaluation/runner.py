@@ -48,7 +48,7 @@ from advl_pipeline.runs.evaluations import (
     write_evaluation,
 )
 from advl_pipeline.runs.results import run_digest
-from advl_pipeline.students.interface import Student
+from advl_pipeline.students.abilities import Generates, caveats_of
 
 _VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
 
@@ -78,13 +78,12 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
         config = resolved(prepared.config)
         trained_on = prepared.trained_on
         finished = load_finished(config.run, config, trained_on=trained_on)
-        if config.protocol == LETTERS and type(finished.student).generate is Student.generate:
+        if config.protocol == LETTERS and not isinstance(finished.student, Generates):
             raise ConfigError(
                 f"{finished.student.name} generates no text, so no letter can be read.",
                 where=str(config.run),
                 next_command=leave_out("--as letters"),
             )
-        finished.student.cut_texts()
         # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
         needs_head = config.protocol != LETTERS
         prior, caveats = _question_prior(prepared, finished) if needs_head else (None, [])
@@ -302,7 +301,7 @@ def _caveats(
     finished: FinishedRun, dataset: IndexedDataset, scored: Mapping[Task, ScoredTask], *, is_seen: bool
 ) -> list[str]:
     """Return the caveats of the scores: about the student's inputs and its answers."""
-    caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
+    caveats = [*caveats_of(finished.student), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
     if num_cut := sum(kept.num_cut for kept in scored.values()):
         num_texts = sum(kept.num_texts for kept in scored.values())
         caveats.append(f"{num_cut} of {num_texts} texts of {dataset.split} are cut to the student's length")

@@ -113,7 +113,7 @@ def score_parts(
         matrices = score_matrices(finished, examples, config.batch_size, views, others)
         kept.seconds += time.perf_counter() - began
         kept.num_texts += sum(len(example.candidates) for example in examples)
-        kept.num_cut += finished.student.count_cut(examples)
+        kept.num_cut += finished.count_cut(examples)
         kept.shown.append(matrices[0])
         kept.labels += [example.label for example in examples]
         for view, matrix in zip((TRUE_PICTURE, *views[1:]), matrices, strict=True):

@@ -13,6 +13,7 @@ from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior
 from advl_pipeline.readout.config import BesideCaches
 from advl_pipeline.readout.prepare import LookT, PreparedLook, by_name
 from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
+from advl_pipeline.students.abilities import HasTextLimit
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import recorded_words
 from advl_pipeline.students.registry import build_student
@@ -52,7 +53,8 @@ def open_student(look: PreparedLook[LookT]) -> OpenedStudent:
     config = look.config
     caches = look.caches
     student = _build(config)
-    student.cut_texts()
+    if isinstance(student, HasTextLimit):
+        student.cut_texts()
     made_by = caches[0].provenance["config"]
     reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
     dataset = open_splits(look.dataset, look.split, data_root=look.data_root, tasks=config.task, **reading)

@@ -30,7 +30,7 @@ class BridgeTowerConfig(PixelStudentConfig):
     tower_layers: int = option(12, help="Layers of each single-modality tower.", minimum=1)
 
 
-class BridgeTower(TwoStreams, PixelStudent):
+class BridgeTower(TwoStreams[PixelBatch], PixelStudent):
     """BridgeTower as a student. State names are transformers' with the prefix `model.`."""
 
     config: BridgeTowerConfig

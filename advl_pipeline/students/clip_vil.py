@@ -18,7 +18,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
-from advl_pipeline.students.checkpoints import KeyRules, published_keys
+from advl_pipeline.students.checkpoints import KeyRules, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import PixelGrid, RegionSource
 from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
@@ -96,7 +96,6 @@ class ClipVil(RegionStream):
 
     config: ClipVilConfig
     places = "patches"
-    head_key = "logit_fc"
     reads_first = True
     config_class: ClassVar[type[ClipVilConfig]] = ClipVilConfig
     rules: ClassVar[KeyRules] = published_keys("clip-vil")
@@ -116,3 +115,7 @@ class ClipVil(RegionStream):
 
     def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return widening_head(self.hidden_size, num_classes)
+
+    @classmethod
+    def head_rules(cls, kind: str) -> KeyRules:
+        return rules_below("logit_fc")

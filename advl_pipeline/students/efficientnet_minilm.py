@@ -27,7 +27,7 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert
 from advl_pipeline.students.frozen_towers import TowerStudent, efficientnet_lite0
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Perturbation, StudentOutput
 from advl_pipeline.students.match import AnswerMatchHead, ChoiceMatchHead, MatchStream
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.text_student import BertStream
@@ -37,7 +37,7 @@ DEPTHS = (1, 2, 3, 4)
 TEXT_TOWER = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
-class EfficientNetStudent(TowerStudent, MatchStream, BertStream, PixelStudent):
+class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[PixelBatch], PixelStudent):
     """A student with the vision tower and the fusion layers."""
 
     config: PixelStudentConfig
@@ -186,8 +186,8 @@ class WordsEfficientNet(EfficientNetStudent):
     def pooled_from(self, words_NLD: torch.Tensor, text_NLH: torch.Tensor) -> torch.Tensor:
         return text_NLH
 
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+    def encode_unimodal(self, batch: PixelBatch) -> StudentOutput:
         """Return the states that the heads match: random fusion layers would come between them and the teachers."""
-        text_NLH, visual_NRH, _, _ = self.embed(cast(PixelBatch, batch), Perturbation(), hidden=True)
-        pooled_NP = self.pool(text_NLH, cast(PixelBatch, batch))
+        text_NLH, visual_NRH, _, _ = self.embed(batch, Perturbation(), hidden=True)
+        pooled_NP = self.pool(text_NLH, batch)
         return StudentOutput(text_states_NLH=text_NLH, visual_states_NRH=visual_NRH, pooled_NP=pooled_NP)

@@ -30,6 +30,7 @@ kept_states: RecentlyUsed[torch.Tensor] = RecentlyUsed(KEPT_BYTES)
 class TowerStudent(Student):
     """A student with parts that copy the weights of other networks: `tower_parts`, in the order of `towers`."""
 
+    towers: ClassVar[tuple[str, ...]]
     tower_parts: ClassVar[tuple[str, ...]]
     _tower_digests: dict[str, str]
 

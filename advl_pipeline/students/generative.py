@@ -29,6 +29,7 @@ from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.repositories import read_config
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Candidate, Example, ImageUnit
 from advl_pipeline.runs import names
+from advl_pipeline.students.abilities import added
 from advl_pipeline.students.chat import Chat, ChatRow
 from advl_pipeline.students.chat_batch import ChatBatch, Rows, chat_batch, parts_of_list
 from advl_pipeline.students.chat_config import GenerativeConfig, family_facts
@@ -55,7 +56,6 @@ from advl_pipeline.students.interface import (
     Perturbation,
     PlaceKind,
     Student,
-    StudentBatch,
     StudentOutput,
 )
 from advl_pipeline.students.picture_source import RecentlyUsed
@@ -70,7 +70,7 @@ MOST_NEW_TOKENS = 10
 """Maximum length of a generated answer, in tokens."""
 
 
-class GenerativeStudent(Student):
+class GenerativeStudent(Student[ChatBatch]):
     """A chat model behind the adapter; state names are transformers' with the prefix `model.`."""
 
     config: GenerativeConfig
@@ -234,9 +234,8 @@ class GenerativeStudent(Student):
         return positions
 
     def with_answers(
-        self, batch: StudentBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
+        self, batch: ChatBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
     ) -> ChatBatch:
-        assert isinstance(batch, ChatBatch)
         if batch.passes:
             return batch
         known = tuple(label_names)
@@ -264,15 +263,14 @@ class GenerativeStudent(Student):
 
     def encode(
         self,
-        batch: StudentBatch,
+        batch: ChatBatch,
         *,
         perturbation: Perturbation | None = None,
         mask_visual: bool = False,
         need_relevance: bool = False,
     ) -> StudentOutput:
         # Attention to the picture is spread over markers and sinks, so there is no relevance.
-        assert isinstance(batch, ChatBatch)
-        self.delta(perturbation)
+        added(self, perturbation)
         states_BWH, answered = self._pass(batch, mask_visual, lambda states_BWH: states_BWH)
         output = StudentOutput(
             text_states_NLH=batch.of_sequences(states_BWH, batch.text_place_NL),
@@ -286,29 +284,25 @@ class GenerativeStudent(Student):
         return output
 
     def encode_pooled(
-        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+        self, batch: ChatBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
-        assert isinstance(batch, ChatBatch)
-        self.delta(perturbation)
+        added(self, perturbation)
         pooled_NH, answered = self._pass(batch, mask_visual, batch.last_states)
         none = pooled_NH.new_zeros(batch.num_sequences, 0, self.hidden_size)
         return StudentOutput(text_states_NLH=none, visual_states_NRH=none, pooled_NP=pooled_NH, answered=answered)
 
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        assert isinstance(batch, ChatBatch)
+    def encode_unimodal(self, batch: ChatBatch) -> StudentOutput:
         asked = batch.without_answers()
         # Scores of candidates use the same pass.
         inputs = [batch.sequence_ids_NS, batch.pixels]
         return self.once("unimodal", inputs, lambda: self.encode(asked, mask_visual=True))
 
-    def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
-        assert isinstance(batch, ChatBatch)
+    def visual_tokens(self, batch: ChatBatch) -> torch.Tensor:
         return batch.of_sequences(self.embed(batch, self.shown(batch), mask_visual=True), batch.visual_place_NR)
 
     @torch.inference_mode()
-    def generate(self, batch: StudentBatch) -> list[str]:
+    def generate(self, batch: ChatBatch) -> list[str]:
         """Return each sequence's answer, decoded greedily by transformers."""
-        assert isinstance(batch, ChatBatch)
         size = batch.sequence_ids_NS.shape[1]
         # Generation continues at the end of a row, so padding is on the left.
         place_NS = torch.arange(size, device=batch.length_N.device) - (size - batch.length_N[:, None])

@@ -1,4 +1,4 @@
-"""The adapter that every student implements.
+"""The adapter that every student implements; what only some can do is in `abilities.py`.
 
 Shapes: B examples, N = sum of their candidates (sequences), L text tokens, R visual tokens, H width, K classes.
 """
@@ -6,25 +6,24 @@ Shapes: B examples, N = sum of their candidates (sequences), L text tokens, R vi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Self, cast
 
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import TypeVar
 
-from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.tensors import moved
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, rules_below
 from advl_pipeline.students.presets import published_presets
 
 States = TypeVar("States")
+BatchT = TypeVar("BatchT", bound="StudentBatch", default=Any)
 PlaceKind = Literal["patches", "regions"]
 """Kind of visual tokens with a place: cells of a regular grid over the picture, or regions of any place and size."""
 
@@ -187,12 +186,6 @@ class LabelledChoices:
 class OutputHead(nn.Module, ABC):
     """A head that reads more of a student's output than its pooled state."""
 
-    def read_texts(self, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Receive the texts of a split before training: token ids and mask (N, L) per batch. Ignored by default."""
-
-    def read_choices(self, questions: Iterable[LabelledChoices]) -> None:
-        """Receive labelled multiple-choice questions before the finetune stage, in batches. Ignored by default."""
-
     @abstractmethod
     def forward(self, output: StudentOutput) -> torch.Tensor:
         """Return logits (N, K)."""
@@ -205,14 +198,18 @@ class AnswerHead(nn.Module):
         raise ValueError("a student that answers in words was given no answers to score")
 
 
-class Student(nn.Module, ABC):
-    """A joint encoder of text and picture that builds a head for each task."""
+class Student(nn.Module, ABC, Generic[BatchT]):
+    """A joint encoder of text and picture that builds a head for each task.
+
+    A subclass sets the attributes and has three methods: `collate`, `encode` and `build_head`. It may replace the
+    three passes below them by faster ones. What only some students can do are the protocols of `abilities.py`.
+    """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published_presets()
     """Name -> settings that differ from the defaults of the configuration class."""
     name: str
     config: Any
-    """Its settings, a dataclass."""
+    """Its settings, a dataclass of plain JSON types, enough to build the same student again."""
     hidden_size: int
     """Width H of text and visual states."""
     pooled_size: int
@@ -222,13 +219,54 @@ class Student(nn.Module, ABC):
     places: PlaceKind | None = None
     """Kind of its visual tokens with a place. None: batches have no `places_BR4`, and no teacher's grid can be
     aligned with them."""
-    head_key: ClassVar[str] = ""
-    """Regular expression for the prefix of a task head's keys in published checkpoints."""
-    towers: ClassVar[tuple[str, ...]] = ()
-    """Names of the teachers whose weights it copies before training (`take_towers`)."""
 
     _shared: dict[str, list[tuple[Sequence[torch.Tensor], Any]]] | None = None
     """Cached inputs and outputs of the layers below the fusion."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> BatchT:
+        """Tokenise and pad; open pictures or region features if the student needs them."""
+
+    @abstractmethod
+    def encode(
+        self,
+        batch: BatchT,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        """Run the encoder.
+
+        Args:
+            batch: output of `collate`, on the student's device.
+            perturbation: added to the inputs of a `Perturbable` student; None for the clean pass.
+            mask_visual: hide the modalities from each other: no text state depends on the picture and no visual
+                state on the text (the two summaries of the contrastive objective).
+            need_relevance: also return `relevance_NL`, which may require a slower attention.
+        """
+
+    @abstractmethod
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
+        """Return a new head for a kind of task: pooled (N, P) -> logits (N, num_classes), 1 class for choices."""
+
+    def encode_pooled(
+        self, batch: BatchT, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+    ) -> StudentOutput:
+        """Return the part of `encode` that heads read, such as `pooled_NP` or `answered`; the rest may be missing."""
+        return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
+
+    def encode_unimodal(self, batch: BatchT) -> StudentOutput:
+        """Return text states that do not depend on the picture, and visual states that do not depend on the text.
+
+        Shapes are those of `encode`; `pooled_NP` summarises only the text. A student with layers below its fusion
+        returns their states. Other students run a pass that hides the modalities from each other.
+        """
+        return self.encode(batch, mask_visual=True)
+
+    def visual_tokens(self, batch: BatchT) -> torch.Tensor:
+        """Return the picture's tokens before fusion with the text, (N, R, H)."""
+        return self.encode_unimodal(batch).visual_states_NRH
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
@@ -257,173 +295,3 @@ class Student(nn.Module, ABC):
                 return cast(States, states)
         kept.append((inputs, compute()))
         return cast(States, kept[-1][1])
-
-    @abstractmethod
-    def collate(self, examples: Sequence[Example]) -> StudentBatch:
-        """Tokenise and pad; open pictures or region features if the student needs them."""
-
-    def with_answers(
-        self, batch: StudentBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
-    ) -> StudentBatch:
-        """Return the batch with the answers to score; only students that answer in words need them.
-
-        Args:
-            batch: output of `collate`, before it is moved.
-            label_names: names of the task's K classes or answers.
-            wanted_BK: bool, the answers whose scores are needed, None for all.
-        """
-        return batch
-
-    def announce(self, examples: Sequence[Example]) -> None:
-        """Announce the next examples to collate, so that their features are prefetched; ignored by default."""
-
-    def begin_epoch(self) -> None:
-        """Announce that all examples will be collated again; ignored by default."""
-
-    def generate(self, batch: StudentBatch) -> list[str]:
-        """Generate an answer in words for each sequence of a batch without answers.
-
-        Raises:
-            ConfigError: the student does not answer in words.
-        """
-        raise ConfigError(
-            f"{self.name} generates no text.",
-            why="it scores the answers that it was trained on",
-            next_command="leave out --generate",
-        )
-
-    def take_towers(self, networks: Sequence[nn.Module]) -> None:
-        """Copy the weights of the networks of `towers`; does nothing by default."""
-
-    def require_inputs(self) -> None:
-        """Refuse a student that cannot read any example, before anything is written; does nothing by default.
-
-        Raises:
-            ConfigError: the student's input reader does not fit it. WeightsUnavailable: the reader is missing.
-        """
-
-    def caveats(self) -> tuple[str, ...]:
-        """Return caveats about the student's inputs for readers of its scores; none by default."""
-        return ()
-
-    def load_published(self, path: Path) -> LoadReport:
-        """Load a published checkpoint, file or folder; keys that do not fit raise no error.
-
-        Raises:
-            ConfigError: no key fits. WeightsUnavailable: the checkpoint is missing or damaged.
-        """
-        return load_file(self, path, getattr(self, "rules", KeyRules()))
-
-    def save_inputs(self, folder: Path) -> None:
-        """Save next to the weights whatever else is needed to read examples; nothing by default."""
-
-    @property
-    def max_text_length(self) -> int | None:
-        """Maximum number of tokens of a text row, special tokens included; None for no limit."""
-        return None
-
-    def count_cut(self, examples: Sequence[Example]) -> int:
-        """Count the texts that `collate` would truncate to `max_text_length`, without opening pictures.
-
-        A student that never truncates returns 0, even if it would refuse a text.
-        """
-        return 0
-
-    def cut_texts(self) -> None:
-        """Truncate texts that are too long from now on, instead of refusing them; does nothing by default."""
-
-    @abstractmethod
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        """Run the encoder.
-
-        Args:
-            batch: output of `collate`, on the student's device.
-            perturbation: added to the inputs; None for the clean pass.
-            mask_visual: hide the modalities from each other: no text state depends on the picture and no visual
-                state on the text (the two summaries of the contrastive objective).
-            need_relevance: also return `relevance_NL`, which may require a slower attention.
-        """
-
-    def delta(self, perturbation: Perturbation | None) -> Perturbation:
-        """Return the perturbation of a pass, an empty one for None; raises like `require_perturbable`."""
-        if perturbation is not None:
-            self.require_perturbable()
-        return perturbation or Perturbation()
-
-    @property
-    def is_perturbable(self) -> bool:
-        """Whether its inputs can be perturbed, that is, whether it implements `zero_perturbation`."""
-        return type(self).zero_perturbation is not Student.zero_perturbation
-
-    def require_perturbable(self) -> None:
-        """Refuse a student whose inputs cannot be perturbed.
-
-        Raises:
-            ConfigError: its inputs differ from VILLA's.
-        """
-        if not self.is_perturbable:
-            raise ConfigError(
-                f"{self.name} takes no adversarial perturbations.",
-                why="VILLA perturbs word embeddings and a detector's features, which are not this student's inputs",
-                next_command="choose a region student, such as villa-base",
-            )
-
-    def zero_perturbation(self, batch: StudentBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
-        """Return a perturbation of zeros, shaped like the words and the visual features of a batch.
-
-        Args:
-            batch: on the student's device.
-            text: whether to perturb words; None is returned for them otherwise.
-            visual: likewise for visual features.
-        """
-        raise NotImplementedError(f"{self.name} was not asked by `require_perturbable`")
-
-    def encode_pooled(
-        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
-    ) -> StudentOutput:
-        """Return the part of `encode` that heads read, such as `pooled_NP` or `answered`; the rest may be missing."""
-        return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
-
-    def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
-        """Return the logits of inference (N, K): those of the head, or the scores of answers in words."""
-        return self.encode_pooled(batch, mask_visual=mask_visual).class_logits(head)
-
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
-        """Return text states that do not depend on the picture, and visual states that do not depend on the text.
-
-        Shapes are those of `encode`; `pooled_NP` summarises only the text. A student with layers below its fusion
-        returns their states. Other students run a pass that hides the modalities from each other.
-        """
-        return self.encode(batch, mask_visual=True)
-
-    def visual_tokens(self, batch: StudentBatch) -> torch.Tensor:
-        """Return the picture's tokens before fusion with the text, (N, R, H)."""
-        return self.encode_unimodal(batch).visual_states_NRH
-
-    def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return token ids and mask of the examples' texts, (N, L), as `collate` does, without opening a picture.
-
-        Raises:
-            ConfigError: none of the student's heads needs it.
-        """
-        raise ConfigError(f"{self.name} does not give its texts without their pictures.")
-
-    @abstractmethod
-    def build_head(self, kind: str, num_classes: int) -> nn.Module:
-        """Return a new head for a kind of task: pooled (N, P) -> logits (N, num_classes), 1 class for choices."""
-
-    @classmethod
-    def head_rules(cls, kind: str) -> KeyRules | None:
-        """Return the rules that extract the head of a kind from a published checkpoint; None if it has no heads."""
-        return rules_below(cls.head_key) if cls.head_key else None
-
-    def config_dict(self) -> dict[str, Any]:
-        """Return the architecture as plain JSON types, sufficient to rebuild the student."""
-        return config_to_dict(self.config)

@@ -15,7 +15,7 @@ from transformers import LxmertModel
 
 from advl_pipeline.base.configuration import option
 from advl_pipeline.students.bert_parts import compute_dtype, padding_bias, widening_head
-from advl_pipeline.students.checkpoints import KeyRules, published_keys
+from advl_pipeline.students.checkpoints import KeyRules, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.presets import library_config
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
@@ -34,11 +34,10 @@ class LxmertConfig(RegionStudentConfig):
     num_cross_layers: int = option(5, help="Layers in which the streams meet.", minimum=1)
 
 
-class Lxmert(TwoStreams, RegionStudent):
+class Lxmert(TwoStreams[RegionBatch], RegionStudent):
     """LXMERT as a student. State names are transformers' with the prefix `model.`."""
 
     config: LxmertConfig
-    head_key = r"(?:answer_head\.)?logit_fc"
     config_class: ClassVar[type[LxmertConfig]] = LxmertConfig
     rules: ClassVar[KeyRules] = published_keys("lxmert")
 
@@ -48,6 +47,10 @@ class Lxmert(TwoStreams, RegionStudent):
 
     def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return widening_head(self.hidden_size, num_classes)
+
+    @classmethod
+    def head_rules(cls, kind: str) -> KeyRules:
+        return rules_below(r"(?:answer_head\.)?logit_fc")
 
     @staticmethod
     def pretraining_answer(answer: str) -> str:

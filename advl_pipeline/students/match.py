@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from advl_pipeline.confidence.match_probe import MatchProbe
 from advl_pipeline.students.bert_parts import norm_first_head
 from advl_pipeline.students.interface import LabelledChoices, OutputHead, Perturbation, StudentOutput
-from advl_pipeline.students.text_student import SingleStream
+from advl_pipeline.students.text_student import SingleStream, TextBatchT
 
 COMMON_SIZE: Final = 256
 """Width M."""
@@ -52,18 +52,18 @@ class MatchOutput(StudentOutput):
     shown_NV: torch.Tensor
 
 
-class MatchStream(SingleStream):
+class MatchStream(SingleStream[TextBatchT]):
     """A single stream whose heads also read pooled states of text and picture before their fusion."""
 
     @abstractmethod
     def embed(
-        self, batch: Any, delta: Perturbation, *, hidden: bool
+        self, batch: TextBatchT, delta: Perturbation, *, hidden: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the embeddings of `SingleStream.embed`, and the pooled states of text (N, T) and picture (N, V)."""
 
     def fuse(
         self,
-        batch: Any,
+        batch: TextBatchT,
         text_NLH: torch.Tensor,
         visual_NRH: torch.Tensor,
         *pooled: torch.Tensor,

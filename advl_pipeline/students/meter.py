@@ -108,7 +108,7 @@ def split_in_projections(state: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return split
 
 
-class Meter(TwoStreams, PixelStudent):
+class Meter(TwoStreams[PixelBatch], PixelStudent):
     """METER as a student. State names are the original's for the original's modules."""
 
     config: MeterConfig

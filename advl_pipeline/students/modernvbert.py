@@ -35,7 +35,7 @@ class ModernVBertConfig(PixelStudentConfig):
     pixel_shuffle: int = option(4, help="Patches merged along each side into one token.", minimum=1)
 
 
-class ModernVBert(SingleStream, PixelStudent):
+class ModernVBert(SingleStream[PixelBatch], PixelStudent):
     """ModernVBERT as a student. State names are transformers' with the prefix `model.`."""
 
     config: ModernVBertConfig

@@ -68,7 +68,7 @@ class PixelBatch(TextBatch):
         return dataclasses.replace(super().blanked(), are_alike=True)
 
 
-class PixelStudent(TextStudent):
+class PixelStudent(TextStudent[PixelBatch]):
     """A student that collates texts and pictures; subclasses define the text rows and the encoder.
 
     `pictures` can be replaced after construction by a reader of stored pictures of the same size.

@@ -61,7 +61,7 @@ class RegionBatch(TextBatch):
         )
 
 
-class RegionStudent(TextStudent):
+class RegionStudent(TextStudent[RegionBatch]):
     """A student that collates texts and regions; subclasses define the text rows and the encoder.
 
     `regions` can be replaced after construction. For a detector's regions, it is None until then.
@@ -113,8 +113,7 @@ class RegionStudent(TextStudent):
     def caveats(self) -> tuple[str, ...]:
         return (PIXELS_CAVEAT,) if self.config.regions == "pixels" else ()
 
-    def zero_perturbation(self, batch: StudentBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
-        assert isinstance(batch, RegionBatch)
+    def zero_perturbation(self, batch: RegionBatch, *, text: bool = True, visual: bool = True) -> Perturbation:
         like = batch.features_BRF
         return Perturbation(
             text_NLE=like.new_zeros(*batch.token_ids_NL.shape, self.hidden_size) if text else None,
@@ -153,7 +152,7 @@ def collate_regions(
     )
 
 
-class RegionStream(BertStream, RegionStudent):
+class RegionStream(BertStream[RegionBatch], RegionStudent):
     """A single stream of words and regions over BERT layers."""
 
     @property

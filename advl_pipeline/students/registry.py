@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.base.compute import drawing
+from advl_pipeline.base.configuration import config_to_dict
 from advl_pipeline.base.errors import advise, unknown_name
 from advl_pipeline.base.packages import entry_points, load_plugin, read_tables
 from advl_pipeline.students.presets import STUDENTS, family_of, size_of
@@ -123,7 +124,7 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
         "num_parameters": sum(parameter.numel() for parameter in student.parameters()),
         "hidden_size": student.hidden_size,
         "pooled_size": student.pooled_size,
-        "config": student.config_dict(),
+        "config": config_to_dict(student.config),
     }
 
 
@@ -141,7 +142,9 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     if name in STUDENTS:
         # A chat model's architecture is stored with its weights, and so are many tokenizers.
         settings = family_class(name).settings_beside(checkpoint) | settings
-    return {"student": name, **build_student(name, overrides=settings).load_published(checkpoint).to_dict()}
+    saved = importlib.import_module("advl_pipeline.students.saved")
+    report = saved.load_published(build_student(name, overrides=settings), checkpoint)
+    return {"student": name, **report.to_dict()}
 
 
 _IN_METERS_ORDER = frozenset({"meter", "bridgetower"})

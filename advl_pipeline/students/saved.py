@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_tensors
 
 from advl_pipeline.base.atomic import make_folder, write_text
-from advl_pipeline.base.configuration import build_config, json_text
+from advl_pipeline.base.configuration import build_config, config_to_dict, json_text
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.base.locations import read_regular
 from advl_pipeline.base.tensors import parameter_digest, save_tensors
 from advl_pipeline.runs import names
+from advl_pipeline.students.abilities import HasInputFiles, LoadsPublished
+from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
 from advl_pipeline.students.weight_files import (
@@ -71,7 +73,8 @@ def save_student(
         belongs = {BASE: {"weights": weights, "digest": weights_digest(located(base))}}
         save_adapter_config(folder, updates, base=weights)
     write_description(folder, student, tensors, origin=origin, **belongs)
-    student.save_inputs(folder)
+    if isinstance(student, HasInputFiles):
+        student.save_inputs(folder)
     save_tensors(folder / (WEIGHTS_FILE if updates is None else names.ADAPTER_WEIGHTS), tensors)
 
 
@@ -83,7 +86,7 @@ def write_description(
     description = {
         **more,
         "student": student.name,
-        "config": student.config_dict(),
+        "config": config_to_dict(student.config),
         "parameters_digest": parameter_digest(tensors),
         "origin": dict(origin),
     }
@@ -203,9 +206,20 @@ def _load_updates(student: Student, folder: Path, description: Mapping[str, Any]
     _require_described(load_adapter(student, folder), description, folder / names.ADAPTER_WEIGHTS)
 
 
+def load_published(student: Student, path: Path) -> LoadReport:
+    """Load a published checkpoint, file or folder, into a student; keys that do not fit raise no error.
+
+    Raises:
+        ConfigError: no key fits. WeightsUnavailable: the checkpoint is missing or damaged.
+    """
+    if isinstance(student, LoadsPublished):
+        return student.load_published(path)
+    return load_file(student, path, getattr(student, "rules", KeyRules()))
+
+
 def _load_original(student: Student, path: Path) -> None:
     """Load a checkpoint into a student; ignore its other keys, and refuse missing parameters or other shapes."""
-    report = student.load_published(path)
+    report = load_published(student, path)
     absent = [*report.missing, *report.reinitialised]
     if absent:
         raise ConfigError(
@@ -222,7 +236,7 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
     Settings are applied in this order: preset, saved folder, files next to the weights, overrides.
 
     Args:
-        student_class: has `config_class`, `presets` (name -> settings) and `rules` for published weights.
+        student_class: has `config_class` and `presets` (name -> settings), and `rules` if weights are published.
     """
 
     def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Student:
@@ -230,7 +244,8 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
         if weights is not None:
             if (weights / DESCRIPTION_FILE).is_file():
                 settings.append(saved_settings(weights, name))
-            settings.append(student_class.settings_beside(weights))
+            if isinstance(student_class, HasInputFiles):
+                settings.append(student_class.settings_beside(weights))
         config = build_config(student_class.config_class, *settings, overrides, where=str(weights or name))
         student: Student = student_class(name, config)
         if weights is not None:

@@ -16,11 +16,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from typing_extensions import TypeVar
 
 from advl_pipeline.base.configuration import Configuration, option
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
 from advl_pipeline.runs import names
+from advl_pipeline.students.abilities import added
 from advl_pipeline.students.bert_parts import TokenGrid, run_layers, token_kinds
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.tokenizer import (
@@ -162,7 +164,10 @@ class TextBatch(StudentBatch):
         return replace(self, token_mask_NL=mask_NL)
 
 
-class TextStudent(Student):
+TextBatchT = TypeVar("TextBatchT", bound=TextBatch, default=Any)
+
+
+class TextStudent(Student[TextBatchT]):
     """A student that tokenises candidates part by part and joins the parts with special tokens."""
 
     config: TextStudentConfig
@@ -257,7 +262,7 @@ class TextStudent(Student):
         return pad_rows(rows, self.tokenizer.pad_id), num_cut
 
 
-class SingleStream(TextStudent):
+class SingleStream(TextStudent[TextBatchT]):
     """A student whose layers read text and picture as one sequence."""
 
     model: Any
@@ -265,7 +270,7 @@ class SingleStream(TextStudent):
     """Whether all its heads read only the first token, so that the last layer can skip the others."""
 
     @abstractmethod
-    def embed(self, batch: Any, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, ...]:
+    def embed(self, batch: TextBatchT, delta: Perturbation, *, hidden: bool) -> tuple[torch.Tensor, ...]:
         """Return the input embeddings of text (N, L, H) and picture (N, R, H), and what else `fuse` takes.
 
         Args:
@@ -281,34 +286,34 @@ class SingleStream(TextStudent):
 
     @abstractmethod
     def run_layers(
-        self, x_NSH: torch.Tensor, batch: Any, *, num_text: int, separate: bool, **how: bool
+        self, x_NSH: torch.Tensor, batch: TextBatchT, *, num_text: int, separate: bool, **how: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run `fusion_layers`, with the arguments and the result of `bert_parts.run_layers`."""
 
-    def pool(self, text_NLH: torch.Tensor, batch: Any) -> torch.Tensor:
+    def pool(self, text_NLH: torch.Tensor, batch: TextBatchT) -> torch.Tensor:
         """Pool the text's last states for the heads, (N, H); they may contain only the first tokens."""
         pooled_NH: torch.Tensor = self.model.pooler(text_NLH)
         return pooled_NH
 
     def encode(
         self,
-        batch: StudentBatch,
+        batch: TextBatchT,
         *,
         perturbation: Perturbation | None = None,
         mask_visual: bool = False,
         need_relevance: bool = False,
     ) -> StudentOutput:
-        embedded = self.embed(batch, self.delta(perturbation), hidden=mask_visual)
+        embedded = self.embed(batch, added(self, perturbation), hidden=mask_visual)
         return self.fuse(batch, *embedded, hidden=mask_visual, need_relevance=need_relevance)
 
     def encode_pooled(
-        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+        self, batch: TextBatchT, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
-        embedded = self.embed(batch, self.delta(perturbation), hidden=mask_visual)
+        embedded = self.embed(batch, added(self, perturbation), hidden=mask_visual)
         return self.fuse(batch, *embedded, hidden=mask_visual, first_only=self.reads_first)
 
     def fuse(
-        self, batch: Any, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
+        self, batch: TextBatchT, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool, **how: bool
     ) -> StudentOutput:
         """Run the layers over the output of `embed`; `how` are other arguments of `bert_parts.run_layers`."""
         num_text = text_NLH.shape[1]
@@ -324,7 +329,7 @@ class SingleStream(TextStudent):
         )
 
 
-class BertStream(SingleStream):
+class BertStream(SingleStream[TextBatchT]):
     """A single stream over BERT layers of a `bert_config`, which do not compute padding."""
 
     def kinds(self, batch: TextBatch) -> torch.Tensor:
@@ -346,22 +351,22 @@ States = Sequence[torch.Tensor]
 """States of layers below the fusion, last layer last."""
 
 
-class TwoStreams(TextStudent):
+class TwoStreams(TextStudent[TextBatchT]):
     """A student with separate streams for text and picture that interact through cross-attention.
 
     Every token's cross-attention to the picture sums to 1, so the streams provide no relevance.
     """
 
     @abstractmethod
-    def lower_text(self, batch: Any, delta: Perturbation) -> States:
+    def lower_text(self, batch: TextBatchT, delta: Perturbation) -> States:
         """Return the text states (N, L, H) of one or several layers for the fusion."""
 
     @abstractmethod
-    def lower_picture(self, batch: Any, delta: Perturbation) -> States:
+    def lower_picture(self, batch: TextBatchT, delta: Perturbation) -> States:
         """Return the picture states for the fusion, (N, R, H), or (B, R, H) if computed once per example."""
 
     @abstractmethod
-    def cross(self, batch: Any, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
+    def cross(self, batch: TextBatchT, texts: States, pictures: States) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the last states of both streams after cross-attention."""
 
     @abstractmethod
@@ -370,13 +375,12 @@ class TwoStreams(TextStudent):
 
     def encode(
         self,
-        batch: StudentBatch,
+        batch: TextBatchT,
         *,
         perturbation: Perturbation | None = None,
         mask_visual: bool = False,
         need_relevance: bool = False,
     ) -> StudentOutput:
-        assert isinstance(batch, TextBatch)
         text = self.encode_pooled(batch, perturbation=perturbation, mask_visual=mask_visual)
         if not mask_visual:
             return text
@@ -384,18 +388,16 @@ class TwoStreams(TextStudent):
         return replace(text, visual_states_NRH=picture.visual_states_NRH, image_state_NH=picture.image_state_NH)
 
     def encode_pooled(
-        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+        self, batch: TextBatchT, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
-        assert isinstance(batch, TextBatch)
-        seen, delta = batch.without_picture() if mask_visual else batch, self.delta(perturbation)
+        seen, delta = batch.without_picture() if mask_visual else batch, added(self, perturbation)
         inputs = (seen.token_ids_NL, seen.types_NL, seen.token_mask_NL)
         texts = self.once("text", inputs, lambda: self.lower_text(seen, delta))
         text_NLH, picture_NRH = self.cross(seen, texts, self.lower_picture(seen, delta))
         return self._output(seen, text_NLH, picture_NRH, self.pool(text_NLH, picture_NRH))
 
-    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+    def encode_unimodal(self, batch: TextBatchT) -> StudentOutput:
         """Return the last states below the fusion; the picture's half of a pooled pair is zero."""
-        assert isinstance(batch, TextBatch)
         text_NLH = self.lower_text(batch, Perturbation())[-1]
         picture_NRH = batch.per_sequence(self.lower_picture(batch, Perturbation())[-1])
         return self._output(batch, text_NLH, picture_NRH, self.pool(text_NLH, None))

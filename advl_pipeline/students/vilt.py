@@ -21,7 +21,7 @@ from advl_pipeline.students.bert_parts import (
     norm_first_head,
     token_kinds,
 )
-from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.pixel_student import HALF_MEAN, HALF_STD, PixelBatch, PixelStudent, PixelStudentConfig
 from advl_pipeline.students.presets import library_config
@@ -30,11 +30,10 @@ from advl_pipeline.students.text_student import SingleStream
 IMAGE_TYPE = 1
 
 
-class Vilt(SingleStream, PixelStudent):
+class Vilt(SingleStream[PixelBatch], PixelStudent):
     """ViLT as a student. State names are transformers' with the prefix `model.`."""
 
     config: PixelStudentConfig
-    head_key = "classifier"
     config_class: ClassVar[type[PixelStudentConfig]] = PixelStudentConfig
     rules: ClassVar[KeyRules] = published_keys(
         "vilt", resize={r"^model\.embeddings\.position_embeddings": interpolate_grid}
@@ -68,6 +67,10 @@ class Vilt(SingleStream, PixelStudent):
 
     def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
+
+    @classmethod
+    def head_rules(cls, kind: str) -> KeyRules:
+        return rules_below("classifier")
 
     def embed_text(self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor) -> torch.Tensor:
         parts = self.model.embeddings

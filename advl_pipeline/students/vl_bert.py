@@ -23,7 +23,7 @@ from transformers.models.bert.modeling_bert import BertEncoder, BertPooler, Bert
 from advl_pipeline.base.configuration import option
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, named_or_pooled, token_kinds
-from advl_pipeline.students.checkpoints import KeyRules, published_keys
+from advl_pipeline.students.checkpoints import KeyRules, published_keys, rules_below
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import RegionBatch, RegionStream, RegionStudentConfig
@@ -138,7 +138,6 @@ class VlBert(RegionStream):
     """VL-BERT as a student. State names are the original's, without `_module.`."""
 
     config: VlBertConfig
-    head_key = "final_mlp"
     reads_tags = True
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
     rules: ClassVar[KeyRules] = published_keys("vl-bert")
@@ -205,6 +204,10 @@ class VlBert(RegionStream):
 
     def build_head(self, kind: str, num_classes: int) -> nn.Module:
         return vl_bert_head(kind, self.hidden_size, num_classes)
+
+    @classmethod
+    def head_rules(cls, kind: str) -> KeyRules:
+        return rules_below("final_mlp")
 
 
 def vl_bert_head(kind: str, hidden_size: int, num_classes: int) -> nn.Sequential:

@@ -18,7 +18,8 @@ from typing import Literal
 
 import torch
 
-from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
+from advl_pipeline.students.abilities import Perturbable
+from advl_pipeline.students.interface import Perturbation, StudentBatch
 from advl_pipeline.training.config import AdversarialConfig
 from advl_pipeline.training.step import LossTerms
 
@@ -102,7 +103,7 @@ def _norm(value: torch.Tensor, order: float) -> torch.Tensor:
 
 def adversarial_terms(
     run_model: Callable[..., LossTerms],
-    student: Student,
+    student: Perturbable,
     batch: StudentBatch,
     config: AdversarialConfig,
     *,

@@ -19,6 +19,7 @@ from advl_pipeline.base.prefetch import in_order
 from advl_pipeline.base.tensors import moved, with_tensors
 from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.distillation.signal import TeacherSignal
+from advl_pipeline.students.abilities import Generates, Prefetches
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.training.batch_order import BatchOrder
 from advl_pipeline.training.signals.stored_signals import SignalSource
@@ -101,7 +102,7 @@ def training_batches(
         batch.seconds_preparing = time.thread_time() - began
         return in_pinned_memory(batch) if device.type == "cuda" else batch
 
-    readers: list[Student | SignalSource] = [student] if source is None else [student, source]
+    readers = [reader for reader in (student, source) if isinstance(reader, Prefetches)]
     read = _read_ahead(dataset, indices, readers, steps, order)
     made = in_order(lambda step: [collate(part) for part in step], read, num_workers=num_workers)
     yield from send_ahead(made, device)
@@ -110,7 +111,7 @@ def training_batches(
 def _read_ahead(
     dataset: Dataset,
     indices: Sequence[int],
-    readers: Sequence[Student | SignalSource],
+    readers: Sequence[Prefetches],
     steps: range,
     order: BatchOrder,
 ) -> Iterator[list[list[Example]]]:
@@ -156,7 +157,7 @@ def collate_batch(
     signal = None
     if source is not None:
         signal = source.signal(examples, batch, with_confidence=labelled, places=student.places)
-    if labelled_ids is None:
+    if labelled_ids is None and isinstance(student, Generates):
         wanted_BK = None if targets.scores_BK is None else targets.scores_BK > 0
         batch = student.with_answers(batch, task, names, wanted_BK)
     return TrainingBatch(

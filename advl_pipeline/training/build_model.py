@@ -19,7 +19,14 @@ from advl_pipeline.base.errors import ConfigError, ineffective
 from advl_pipeline.base.toml import parse_toml
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, head_name
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.students.interface import LabelledChoices, OutputHead, Student
+from advl_pipeline.students.abilities import (
+    ReadsChoices,
+    ReadsTexts,
+    StartsFromTowers,
+    TokenisesTexts,
+    require_perturbable,
+)
+from advl_pipeline.students.interface import LabelledChoices, Student
 from advl_pipeline.students.memory import (
     add_lora,
     enable_gradient_checkpointing,
@@ -44,10 +51,10 @@ from advl_pipeline.training.targets import require_fitting_loss
 MOST_TEXTS: Final = 10_000
 MOST_FITTED: Final = 2500
 QUESTIONS_AT_ONCE: Final = 64
-"""Labelled questions that heads read before the finetune stage (`OutputHead.read_choices`), and those in a batch."""
+"""Labelled questions that heads read before the finetune stage (`ReadsChoices`), and those in a batch."""
 
 TEXTS_AT_ONCE: Final = 256
-"""Number of texts per batch when words are counted (`OutputHead.read_texts`)."""
+"""Number of texts per batch when words are counted (`ReadsTexts`)."""
 
 
 def build_finetune_student(run: Run) -> Student:
@@ -60,7 +67,7 @@ def build_finetune_student(run: Run) -> Student:
         if config.init is None:
             fill_towers(student)
         if run.settings.adversarial is not None:
-            student.require_perturbable()
+            require_perturbable(student)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(student)
         if (updates := lora_settings(student, config)) is not None:
@@ -96,6 +103,8 @@ def fill_towers(student: Student) -> dict[str, Any]:
     Raises:
         WeightsUnavailable: they are not available.
     """
+    if not isinstance(student, StartsFromTowers):
+        return {}
     opened: list[Any] = [open_teacher(name) for name in student.towers]
     backbones = [(teacher.image or teacher.text).backbone for teacher in opened]
     student.take_towers([backbone.network for backbone in backbones])
@@ -116,7 +125,9 @@ def build_finetune_heads(
     # Heads with statistics of the texts read those of the split, evenly spaced if there are many; no label.
     seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
     for head in heads.values():
-        if isinstance(head, OutputHead):
+        if isinstance(head, ReadsTexts):
+            if not isinstance(student, TokenisesTexts):
+                raise ConfigError(f"{student.name} does not give its texts without their pictures.")
             head.read_texts(
                 student.text_tokens([inputs.dataset[position] for position in seen[first : first + TEXTS_AT_ONCE]])
                 for first in range(0, len(seen), TEXTS_AT_ONCE)
@@ -133,7 +144,7 @@ def fit_heads(start: StudentAtStart, dataset: Dataset, labelled: Sequence[int]) 
     task_of = {position: dataset.candidates_of(position)[0] for position in fitted}
     choices = [position for position, task in task_of.items() if task in MULTIPLE_CHOICE_TASKS]
     for name, head in start.heads.items():
-        if isinstance(head, OutputHead):
+        if isinstance(head, ReadsChoices):
             questions = [position for position in choices if head_name(task_of[position]) == name]
             head.read_choices(_labelled_choices(start, dataset, questions))
 

@@ -21,6 +21,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import Dataset, Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.runs import names
+from advl_pipeline.students.abilities import HasPublishedHeads
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.checkpoints import load_file as load_checkpoint
 from advl_pipeline.students.heads import described_heads, under_present_names
@@ -87,11 +88,11 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
 def _from_original(
     head: nn.Module, task: Task, student: Student, path: Path, dataset: Dataset, config: FinetuneConfig
 ) -> HeadOrigin:
-    task_rules = student.head_rules(head_name(task))
-    if task_rules is None:
+    if not isinstance(student, HasPublishedHeads):
         return _fresh(f"{student.name} declares no heads in its original files")
     if task == "classes":
         return _fresh("the file does not name the classes of its head")
+    task_rules = student.head_rules(head_name(task))
     before = {name: value.clone() for name, value in head.state_dict().items()}
     is_answers = head_name(task) == "answers"
     if is_answers and config.head_answers is not None:

@@ -24,7 +24,7 @@ from advl_pipeline.base.interruption import Stop, finishing
 from advl_pipeline.base.prefetch import Prefetcher
 from advl_pipeline.distillation.relational import gather_alone
 from advl_pipeline.runs.run_folder import RunFolder
-from advl_pipeline.students.interface import Student
+from advl_pipeline.students.abilities import Perturbable
 from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import Sent, TrainingBatch, received
 from advl_pipeline.training.checkpoint import CheckpointWriter, restore
@@ -285,7 +285,7 @@ class OptimiserSteps:
             self._accelerator.backward(loss * (share * settings.loss_scale), retain_graph=retain_graph)
 
         if settings.adversarial is not None and conditions.phase == "finetune":
-            student: Student = self._accelerator.unwrap_model(self._wrapped).student
+            student: Perturbable = self._accelerator.unwrap_model(self._wrapped).student
             two_way = settings.task_loss == "two-way-choice"
             terms = adversarial_terms(
                 run_model, student, batch.student, settings.adversarial, is_two_way=two_way, backward=backward

@@ -38,6 +38,7 @@ from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.stored_inputs.pictures import use_stored_pictures
 from advl_pipeline.stored_inputs.regions import use_region_caches
+from advl_pipeline.students.abilities import towers_of
 from advl_pipeline.students.heads import save_heads
 from advl_pipeline.students.known_words import word_table
 from advl_pipeline.students.memory import lora_settings, merge_lora
@@ -495,7 +496,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
         "peak_memory_bytes": peak_memory_bytes(),
-        "towers": list(model.student.towers),
+        "towers": list(towers_of(model.student)),
         "caveats": list(opened.reads.caveats),
         "files": run_files(folder.path),
     }

@@ -15,6 +15,7 @@ import torch
 
 from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.datasets.records import Dataset, head_name
+from advl_pipeline.students.abilities import HasInputFiles, HasTextLimit, caveats_of, towers_of
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.region_student import RegionStudent
@@ -75,7 +76,8 @@ def read_inputs(
         ConfigError: its tokenizer has another vocabulary, or its published weights would see noise.
         WeightsUnavailable: its tokenizer is not available.
     """
-    student.require_inputs()
+    if isinstance(student, HasInputFiles):
+        student.require_inputs()
     is_published = init is not None and not (init / DESCRIPTION_FILE).is_file()
     if is_published and isinstance(student, RegionStudent) and student.config.regions is None:
         # A student that this package saved was trained on the inputs that it now gets.
@@ -90,10 +92,13 @@ def read_inputs(
     wanted = max(1, SAMPLED_TEXTS // each)
     stride = max(1, len(positions) // wanted)
     examples = [dataset[position] for position in positions[::stride][:wanted]]
-    num_cut = student.count_cut(examples)
+    num_cut = 0
+    max_tokens = 0
+    if isinstance(student, HasTextLimit):
+        num_cut = student.count_cut(examples)
+        max_tokens = student.max_text_length
     of_weights = None if init is None else tokenizer_folder(init)
     used = student.config.tokenizer if isinstance(student, TextStudent) else None
-    max_tokens = student.max_text_length or 0
     cut = (f"texts of more than {max_tokens} tokens are cut",) if num_cut else ()
     return StudentInputs(
         start=_start(student, init),
@@ -101,7 +106,7 @@ def read_inputs(
         num_texts=sum(len(example.candidates) for example in examples),
         num_cut=num_cut,
         max_tokens=max_tokens,
-        caveats=(*student.caveats(), *_own_teachers(student, teachers), *cut),
+        caveats=(*caveats_of(student), *_own_teachers(student, teachers), *cut),
     )
 
 
@@ -109,9 +114,9 @@ def _start(student: Student, init: Path | None) -> str:
     """Describe the student's knowledge before the first step."""
     if init is not None:
         return f"The student {student.name} starts from pretrained weights (--init)."
-    if student.towers:
+    if towers := towers_of(student):
         return (
-            f"The student {student.name} starts from {' and '.join(student.towers)}, which were trained separately: "
+            f"The student {student.name} starts from {' and '.join(towers)}, which were trained separately: "
             "the layers that relate words to pictures are random before this run."
         )
     return (
@@ -122,10 +127,11 @@ def _start(student: Student, init: Path | None) -> str:
 
 def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
     """Describe the teachers whose weights the student starts from, with alternatives that are as easy to install."""
-    same = [name for name in teachers if name in student.towers]
+    towers = towers_of(student)
+    same = [name for name in teachers if name in towers]
     if not same:
         return []
-    others = [name for name in teacher_plugins() if name not in student.towers]
+    others = [name for name in teacher_plugins() if name not in towers]
     return [
         f"{' and '.join(same)}: the student starts from the same weights, so that it learns nothing new of them; "
         f"teachers of other weights: {', '.join((*others, 'and those of advl teachers list'))}"

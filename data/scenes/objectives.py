@@ -166,9 +166,7 @@ class PretrainHeads(nn.Module):
         target = torch.arange(len(logits_QQ), device=logits_QQ.device)
         return (functional.cross_entropy(logits_QQ, target) + functional.cross_entropy(logits_QQ.T, target)) / 2
 
-    def foretold(
-        self, student: Any, batch: StudentBatch, generator: torch.Generator, probability: float
-    ) -> torch.Tensor:
+    def foretold(self, student: Any, batch: Any, generator: torch.Generator, probability: float) -> torch.Tensor:
         """Return the cross-entropy over the vocabulary at randomly masked words, with a tied output layer.
 
         A generative student predicts all words of a caption, one after the other, instead of masked ones.

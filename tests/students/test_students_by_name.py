@@ -6,12 +6,14 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,18 +26,23 @@ from made_examples import picture, question
 from references import ASSETS
 from small_corpus import SmallCorpus
 from tokenizers import Tokenizer
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.base import repositories
 from advl_pipeline.base.errors import WeightsUnavailable
-from advl_pipeline.datasets.records import Candidate, text_unit
+from advl_pipeline.datasets.pictures import read_square
+from advl_pipeline.datasets.records import Candidate, Example, text_unit
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.runs.results import read_json
-from advl_pipeline.students import registry
+from advl_pipeline.students import abilities, registry
 from advl_pipeline.students.checkpoints import read_checkpoint
 from advl_pipeline.students.generative import GenerativeStudent
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import build_student, families, list_students
-from advl_pipeline.students.saved import save_student
+from advl_pipeline.students.saved import builder, save_student
 from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.students.weight_files import located
 
@@ -157,6 +164,83 @@ def test_the_guides_student_is_found_encodes_and_saves(tmp_path: Path) -> None:
     again = registry.build_student("late-fusion-tiny", weights=tmp_path / "saved").eval()
     with torch.no_grad():
         assert torch.equal(again.encode(batch).pooled_NP, output.pooled_NP)
+
+
+def test_the_guide_names_what_only_some_students_can_do() -> None:
+    protocols = [name for name, value in vars(abilities).items() if getattr(value, "_is_protocol", False)]
+    named = set(re.findall(r"`(\w+)`", GUIDE.read_text(encoding="utf-8")))
+    assert {"Perturbable", "Generates"} <= set(protocols) <= named | {"Protocol"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainConfig:
+    hidden_size: int = 16
+
+
+class PlainStudent(Student[StudentBatch]):
+    """Three methods and no ability: words by their hash, and the mean colour of a picture."""
+
+    config_class = PlainConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"plain-student": {}}
+
+    def __init__(self, name: str, config: PlainConfig) -> None:
+        super().__init__()
+        self.name = name
+        self.config = config
+        self.hidden_size = self.pooled_size = config.hidden_size
+        self.words = nn.Embedding(256, config.hidden_size)
+        self.colour = nn.Linear(3, config.hidden_size)
+
+    def collate(self, examples: Sequence[Example]) -> StudentBatch:
+        texts = [candidate.text for example in examples for candidate in example.candidates]
+        spans = [torch.tensor(word_spans(text)) for text in texts]
+        ids = [
+            torch.tensor([zlib.crc32(text[slice(*span)].encode()) % 256 for span in word_spans(text)])
+            for text in texts
+        ]
+        ids_NL = pad_sequence(ids, batch_first=True, padding_value=-1)
+        colours = [torch.tensor(read_square(example.image, 8).mean((0, 1))) for example in examples]
+        return ColourBatch(
+            num_candidates=tuple(len(example.candidates) for example in examples),
+            token_ids_NL=ids_NL.clamp(min=0),
+            token_mask_NL=ids_NL >= 0,
+            char_spans_NL2=pad_sequence(spans, batch_first=True),
+            visual_mask_NR=torch.ones(len(texts), 1, dtype=torch.bool),
+            box_index_NR=torch.full((len(texts), 1), -1),
+            colours_B3=torch.stack(colours).float() / 255,
+        )
+
+    def encode(self, batch: Any, *, mask_visual: bool = False, **_: Any) -> StudentOutput:
+        words_NLH = self.words(batch.token_ids_NL) * batch.token_mask_NL[..., None]
+        colour_NH = batch.per_sequence(self.colour(batch.colours_B3))
+        said_NH = words_NLH.sum(1)
+        return StudentOutput(
+            text_states_NLH=words_NLH,
+            visual_states_NRH=colour_NH[:, None],
+            pooled_NP=said_NH if mask_visual else said_NH + said_NH * colour_NH,
+        )
+
+    def build_head(self, kind: str, num_classes: int) -> nn.Module:
+        return nn.Linear(self.hidden_size, num_classes)
+
+
+@dataclass(kw_only=True)
+class ColourBatch(StudentBatch):
+    picture_field: ClassVar[str] = "colours_B3"
+    colours_B3: torch.Tensor
+
+
+def test_three_methods_are_enough_for_a_run(
+    small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student without any ability learns from its teachers, is saved, and is scored without its pictures."""
+    point = EntryPoint(name="plain-student", value="elsewhere:build", group="advl.students")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "load_plugin", lambda *_: builder(PlainStudent))
+    small_corpus.run(tmp_path / "run", student="plain-student")
+    sets = small_corpus.evaluate(tmp_path / "run")
+    assert set(sets["test"].use_of_vision["q2a"]) == {"swapped", "blanked", "removed"}
+    assert load_finished(tmp_path / "run").student.config == PlainConfig()
 
 
 PUBLISHED_NAMES = read_json(ASSETS / "published_names.json")

@@ -190,7 +190,7 @@ def test_a_student_of_0_2_says_what_its_regions_are(tmp_path: Path, stored: str 
     description["config"] |= {"regions": stored, "ground_truth_regions": None, "region_split": "train"}
     description["config"] |= {"region_naming": "uniter", "train_towers": False}
     (tmp_path / "student.json").write_text(json.dumps(description), encoding="utf-8")
-    assert build_student("uniter-tiny", weights=tmp_path).config_dict()["regions"] == now
+    assert build_student("uniter-tiny", weights=tmp_path).config.regions == now
 
 
 @pytest.mark.parametrize(("setting", "default", "other"), [("train_towers", False, True), ("max_new_tokens", 10, 3)])
