@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -36,7 +36,7 @@ MASK_ALIGNMENT = 8
 """Rows of attention masks are padded to a multiple of this; kernels copy unaligned masks in each layer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
     """The mapping between sequences and the rows that they share; all tensors are int64.
 
@@ -57,70 +57,118 @@ class Packing:
         return value_NS.flatten(-2)[..., self.token_BW]
 
 
-def packing(
-    num_candidates: Sequence[int],
-    lengths_N: npt.NDArray[np.int64],
-    shows_NS: npt.NDArray[np.bool_],
-    *meant_NS: npt.NDArray[np.int64],
-    block_NS: npt.NDArray[np.int64],
-    apart: bool = False,
-) -> tuple[Packing, torch.Tensor, torch.Tensor]:
-    """Pack each example's sequences into one row: the common prefix, then the rest of each sequence.
+@dataclass(frozen=True, kw_only=True)
+class Packer:
+    """Packs each example's sequences into one row: their common prefix, then the rest of each sequence.
 
-    Args:
+    Attributes:
         num_candidates: number of sequences of each example.
-        lengths_N: number of tokens of each sequence.
-        shows_NS: whether a token represents a part of the picture.
-        meant_NS: everything that distinguishes two tokens at the same place, at least their ids.
+        length_N: number of tokens of each sequence.
+        shows_NS: bool, whether a token represents a part of the picture.
+        meant: everything that distinguishes two tokens at the same place, (N, S) each, at least their ids.
         block_NS: block of each token; tokens of a block attend to each other in both directions. -1 for causal
             attention.
         apart: give each sequence its own row.
-
-    Returns:
-        The packing, the owner of each place (B, W) and its block. The owner is the index of a sequence in the row,
-        `COMMON` for all of them, or `PADDING`.
     """
-    num_sequences, size = shows_NS.shape
-    counts_E = np.array(num_candidates)
-    first_E, example_N = np.cumsum(counts_E) - counts_E, np.repeat(np.arange(len(counts_E)), counts_E)
-    counts_B = np.ones(num_sequences, dtype=np.int64) if apart else counts_E
-    row_N, first_B, place_S = (
-        np.repeat(np.arange(len(counts_B)), counts_B),
-        np.cumsum(counts_B) - counts_B,
-        np.arange(size),
-    )
-    candidate_N = np.arange(num_sequences) - first_B[row_N]
-    is_token_NS = place_S < lengths_N[:, None]
-    # States are equal up to the first differing token, as long as no later token is attended to.
-    alike_NS = is_token_NS.copy()
-    for meant in (*meant_NS, block_NS):
-        alike_NS &= meant == meant[first_B[row_N]]
-    common_B = np.minimum.accumulate(np.logical_and.reduceat(alike_NS, first_B), axis=1).sum(1)
-    # Tokens that attend to later ones can share states only if everything they attend to is common.
-    for row, common in enumerate(common_B):
-        if 0 < common < size and block_NS[first_B[row], common - 1] >= 0:
-            block = block_NS[first_B[row], common - 1]
-            if (block_NS[row_N == row, common] == block).any():
-                common_B[row] = int((block_NS[first_B[row]] == block).argmax())
-    is_own_NS = place_S >= common_B[row_N, None]
-    ends_N = np.cumsum(lengths_N - common_B[row_N])
-    before_N = ends_N - lengths_N + common_B[row_N]
-    before_N -= before_N[first_B][row_N]
-    place_NS = np.where(is_token_NS, place_S + is_own_NS * before_N[:, None], 0)
-    num_features_E = shows_NS[first_E].sum(1)
-    first_feature_E = np.cumsum(num_features_E) - num_features_E
-    feature_NS = np.where(shows_NS, first_feature_E[example_N, None] + shows_NS.cumsum(1) - 1, -1)
-    # The common prefix is taken from the first sequence.
-    laid = np.nonzero(is_token_NS & (is_own_NS | (candidate_N == 0)[:, None]))
-    at = row_N[laid[0]], place_NS[laid]
-    token_BW = np.zeros((len(counts_B), int(place_NS.max()) + 1), dtype=np.int64)
-    own_BW, block_BW, feature_BW = (np.full_like(token_BW, value) for value in (PADDING, -1, -1))
-    token_BW[at] = laid[0] * size + laid[1]
-    own_BW[at] = np.where(is_own_NS[laid], candidate_N[laid[0]], COMMON)
-    block_BW[at], feature_BW[at] = block_NS[laid], feature_NS[laid]
-    row_M, place_M = np.nonzero(feature_BW >= 0)
-    arrays = (token_BW, row_N, place_NS, row_M, place_M, feature_BW[row_M, place_M])
-    return Packing(*map(torch.from_numpy, arrays)), torch.from_numpy(own_BW), torch.from_numpy(block_BW)
+
+    num_candidates: Sequence[int]
+    length_N: npt.NDArray[np.int64]
+    shows_NS: npt.NDArray[np.bool_]
+    meant: Sequence[npt.NDArray[np.int64]]
+    block_NS: npt.NDArray[np.int64]
+    apart: bool
+
+    @cached_property
+    def row_N(self) -> npt.NDArray[np.int64]:
+        """Row of each sequence."""
+        if self.apart:
+            return np.arange(len(self.length_N))
+        return np.repeat(np.arange(len(self.num_candidates)), self.num_candidates)
+
+    @cached_property
+    def first_B(self) -> npt.NDArray[np.int64]:
+        """First sequence of each row."""
+        return np.unique(self.row_N, return_index=True)[1]
+
+    @cached_property
+    def place_S(self) -> npt.NDArray[np.int64]:
+        """Places in a sequence."""
+        return np.arange(self.shows_NS.shape[1])
+
+    @cached_property
+    def is_token_NS(self) -> npt.NDArray[np.bool_]:
+        """Whether a place is not padding."""
+        return self.place_S < self.length_N[:, None]
+
+    @cached_property
+    def common_B(self) -> npt.NDArray[np.int64]:
+        """Length of the prefix that the sequences of a row share."""
+        # States are equal up to the first differing token, as long as no later token is attended to.
+        alike_NS = self.is_token_NS.copy()
+        for meant_NS in (*self.meant, self.block_NS):
+            alike_NS &= meant_NS == meant_NS[self.first_B[self.row_N]]
+        is_common_BS = np.minimum.accumulate(np.logical_and.reduceat(alike_NS, self.first_B), axis=1)
+        common_B: npt.NDArray[np.int64] = is_common_BS.sum(1)
+        # Tokens that attend to later ones can share states only if everything they attend to is common.
+        for row, common in enumerate(common_B):
+            block_S = self.block_NS[self.first_B[row]]
+            if 0 < common < len(block_S) and block_S[common - 1] >= 0:
+                block = block_S[common - 1]
+                if (self.block_NS[self.row_N == row, common] == block).any():
+                    common_B[row] = int((block_S == block).argmax())
+        return common_B
+
+    @cached_property
+    def is_own_NS(self) -> npt.NDArray[np.bool_]:
+        """Whether a place is behind the common prefix."""
+        return self.place_S >= self.common_B[self.row_N, None]
+
+    @cached_property
+    def place_NS(self) -> npt.NDArray[np.int64]:
+        """Place of each token in its row; 0 for padding."""
+        num_own_N = self.length_N - self.common_B[self.row_N]
+        before_N = np.cumsum(num_own_N) - num_own_N
+        before_N -= before_N[self.first_B][self.row_N]
+        return np.where(self.is_token_NS, self.place_S + self.is_own_NS * before_N[:, None], 0)
+
+    @cached_property
+    def feature_NS(self) -> npt.NDArray[np.int64]:
+        """Feature that each token shows; -1 for none. The sequences of an example show the same picture."""
+        counts_E = np.array(self.num_candidates)
+        num_features_E = self.shows_NS[np.cumsum(counts_E) - counts_E].sum(1)
+        before_N = np.repeat(np.cumsum(num_features_E) - num_features_E, counts_E)
+        return np.where(self.shows_NS, before_N[:, None] + self.shows_NS.cumsum(1) - 1, -1)
+
+    def in_rows(self, value_NS: npt.NDArray[np.int64], fill: int) -> npt.NDArray[np.int64]:
+        """Lay values of tokens into rows, (B, W) int64; the first sequence gives those of the common prefix."""
+        is_first_N = self.first_B[self.row_N] == np.arange(len(self.row_N))
+        sequence_X, place_X = np.nonzero(self.is_token_NS & (self.is_own_NS | is_first_N[:, None]))
+        value_BW = np.full((len(self.first_B), int(self.place_NS.max()) + 1), fill)
+        value_BW[self.row_N[sequence_X], self.place_NS[sequence_X, place_X]] = value_NS[sequence_X, place_X]
+        return value_BW
+
+    def packing(self) -> Packing:
+        """Return the mapping between sequences and rows."""
+        token_NS = np.arange(self.shows_NS.size).reshape(self.shows_NS.shape)
+        feature_BW = self.in_rows(self.feature_NS, -1)
+        row_M, place_M = np.nonzero(feature_BW >= 0)
+        return Packing(
+            token_BW=torch.from_numpy(self.in_rows(token_NS, 0)),
+            row_N=torch.from_numpy(self.row_N),
+            place_NS=torch.from_numpy(self.place_NS),
+            row_M=torch.from_numpy(row_M),
+            place_M=torch.from_numpy(place_M),
+            feature_M=torch.from_numpy(feature_BW[row_M, place_M]),
+        )
+
+    def owners(self) -> torch.Tensor:
+        """Return the owner of each place, (B, W): a sequence's index in its row, `COMMON` for all, or `PADDING`."""
+        candidate_N = np.arange(len(self.row_N)) - self.first_B[self.row_N]
+        return torch.from_numpy(self.in_rows(np.where(self.is_own_NS, candidate_N[:, None], COMMON), PADDING))
+
+    def blocks(self) -> torch.Tensor:
+        """Return the block of each place, (B, W)."""
+        return torch.from_numpy(self.in_rows(self.block_NS, -1))
 
 
 _nothing = partial(torch.empty, 0, dtype=torch.int64)
@@ -132,7 +180,7 @@ class Rows:
 
     `positions_BW` are the position ids of each token in its own sequence, (3, B, W) for a model with positions in
     time, height and width. `step_BW` is the token's place in its sequence. `own_BW` and `block_BW` come from
-    `packing`. `picture_BW` (bool) marks the picture's tokens. `behind_BW` (bool) marks the tokens of answers that
+    `Packer`. `picture_BW` (bool) marks the picture's tokens. `behind_BW` (bool) marks the tokens of answers that
     follow their sequences; None without such answers. Token `source_Q`, numbered over all rows, predicts `target_Q`,
     a token of answer `answer_Q`, numbered over all sequences.
     """
@@ -326,7 +374,7 @@ def chat_batch(
         tags: for each row, the picture token that each token refers to.
         pictures: one per example.
         both_ways: as in `FamilyFacts`.
-        apart: as in `packing`.
+        apart: as in `Packer`.
         answers_inside: each row ends in the answer to score.
     """
     text = [np.flatnonzero(~row.is_picture_S) for row in rows]
@@ -340,18 +388,23 @@ def chat_batch(
     starts = np.array([row.prompt_length for row in rows])
     picture_NS = padded([row.is_picture_S for row in rows], 0).bool()
     shows_NS = (picture_NS & (ids_NS == image_token_id)).numpy()
-    block_NS = _blocks(shows_NS, starts, both_ways)
-    packed, own_BW, block_BW = packing(
-        num_candidates, lengths, shows_NS, ids_NS.numpy(), tag_NS.numpy(), block_NS=block_NS, apart=apart
+    packer = Packer(
+        num_candidates=num_candidates,
+        length_N=lengths,
+        shows_NS=shows_NS,
+        meant=(ids_NS.numpy(), tag_NS.numpy()),
+        block_NS=_blocks(shows_NS, starts, both_ways),
+        apart=apart,
     )
+    packed = packer.packing()
     shown = _of_pictures(pictures)
     asked = [grid for grid, count in zip(shown["grids"], num_candidates, strict=False) for _ in range(count)]
     read = Rows(
         ids_BW=packed.packed(ids_NS),
         positions_BW=packed.packed(positions(ids_NS, lengths, asked)),
         step_BW=packed.token_BW % ids_NS.shape[1],
-        own_BW=own_BW,
-        block_BW=block_BW,
+        own_BW=packer.owners(),
+        block_BW=packer.blocks(),
         picture_BW=packed.packed(picture_NS),
     )
     read = read.widened(read.width)
