@@ -144,8 +144,8 @@ def fit_heads(start: StudentAtStart, dataset: Dataset, labelled: Sequence[int]) 
     task_of = {position: dataset.candidates_of(position)[0] for position in fitted}
     choices = [position for position, task in task_of.items() if task in MULTIPLE_CHOICE_TASKS]
     for name, head in start.heads.items():
-        if isinstance(head, ReadsChoices):
-            questions = [position for position in choices if head_name(task_of[position]) == name]
+        questions = [position for position in choices if head_name(task_of[position]) == name]
+        if questions and isinstance(head, ReadsChoices):
             head.read_choices(_labelled_choices(start, dataset, questions))
 
 
