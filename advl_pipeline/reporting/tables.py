@@ -33,7 +33,7 @@ from advl_pipeline.studies.table import Place
 _RANDOM = "random:"
 _WITHOUT_STUDENT = {"prior": "prior of the question", "majority": "majority answer", "chance": "chance"}
 
-FRAME_COLUMNS = (*Place._fields, "method", "against", "quantity", "statistic", "value", "low", "high")
+FRAME_COLUMNS = (*Place._fields, "method", "against", "quantity", "statistic", "value", "low", "high", "caveats")
 """Columns of the frame of numbers. Accuracies are in percent and differences in points; low and high are 95 %."""
 
 
@@ -202,7 +202,8 @@ def frame_rows(result: StudyResult) -> list[dict[str, Any]]:
         low, high = (number.interval.low, number.interval.high) if number.interval else (None, None)
         about = {"method": number.method, "against": number.against, "quantity": number.quantity}
         value = {"statistic": number.statistic, "value": number.value, "low": low, "high": high}
-        rows.append({**number.place._asdict(), **about, **value})
+        caveats = "; ".join(result.caveats.get(number.place.setting, ()))
+        rows.append({**number.place._asdict(), **about, **value, "caveats": caveats})
     return rows
 
 
