@@ -17,7 +17,8 @@ from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.stored_inputs.pictures import use_stored_pictures
-from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
+from advl_pipeline.stored_inputs.region_caches import open_region_caches, regions_of_run
+from advl_pipeline.stored_inputs.regions import use_region_caches
 from advl_pipeline.students.registry import label_order_of
 
 EXAMPLES_AT_ONCE = 8192

@@ -51,7 +51,8 @@ from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.prepare import require_finished
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
-from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
+from advl_pipeline.stored_inputs.region_caches import open_region_caches, regions_of_run
+from advl_pipeline.stored_inputs.regions import use_region_caches
 from advl_pipeline.students.abilities import Generates, HasInputFiles, HasTextLimit
 from advl_pipeline.students.heads import described_heads, load_heads, shape_logits
 from advl_pipeline.students.interface import Student, StudentBatch

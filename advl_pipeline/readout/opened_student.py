@@ -12,7 +12,8 @@ from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior
 from advl_pipeline.readout.config import BesideCaches
 from advl_pipeline.readout.prepare import LookT, PreparedLook, by_name
-from advl_pipeline.stored_inputs.regions import open_region_caches, regions_of_run, use_region_caches
+from advl_pipeline.stored_inputs.region_caches import open_region_caches, regions_of_run
+from advl_pipeline.stored_inputs.regions import use_region_caches
 from advl_pipeline.students.abilities import HasTextLimit
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import recorded_words

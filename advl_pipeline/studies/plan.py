@@ -40,7 +40,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
 from advl_pipeline.runs.evaluations import filed_as
 from advl_pipeline.runs.results import read_json
-from advl_pipeline.stored_inputs.regions import open_region_caches, region_places
+from advl_pipeline.stored_inputs.region_caches import open_region_caches, region_places
 from advl_pipeline.students.weight_files import (
     file_digest,
     is_on_hub,

@@ -12,7 +12,7 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Dataset, Example
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.stored_inputs.regions import other_option
+from advl_pipeline.stored_inputs.region_caches import other_option
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.inputs import Inputs, cache_of_split, dataset_identity

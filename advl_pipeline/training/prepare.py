@@ -23,7 +23,7 @@ from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
-from advl_pipeline.stored_inputs.regions import open_region_caches
+from advl_pipeline.stored_inputs.region_caches import open_region_caches
 from advl_pipeline.students.registry import require_student
 from advl_pipeline.students.weight_files import is_on_hub, located, pinned_init, required_weights
 from advl_pipeline.training.caches import check_teachers, open_caches
