@@ -211,7 +211,7 @@ def test_a_folder_and_rows_of_pictures_have_one_cache_each_with_the_same_feature
         out, messages = advl(*extract)
         assert f"{data}: pictures alone, from the columns image" in messages
         assert "image: 5 units" in out
-        caches.append(open_cache(out.split("cache: ")[1].strip()))
+        caches.append(open_cache(out.split("cache: ")[1].splitlines()[0]))
     left, right = (cache.image for cache in caches)
     assert left is not None
     assert right is not None

@@ -77,7 +77,7 @@ NEEDS: Mapping[str, str] = {
     "aokvqa": "the hub; tests/test_public_sets_end_to_end.py and tests/studies run these on a twin of the set",
     "mmstar/val": "the hub, and a run of a chat model; tests/evaluation/test_letters.py asks twins of sets so",
     "--data-root photographs": "photographs of others; test_photographs.py builds a corpus of small ones",
-    "--data captions": "photographs of others; tests/test_examples.py makes the set of small ones",
+    "flickr-captions": "photographs of others; tests/datasets/test_people.py reads their files",
     "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }
