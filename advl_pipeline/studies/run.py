@@ -182,7 +182,7 @@ def _run_cells(plan: Plan, workers: int, execute: CellExecutor) -> None:
     if not left:
         return
     run_all = partial(run_in_processes, num_workers=workers) if workers > 1 else run_in_turn
-    with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
+    with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="run") as progress:
         # First the cells that no other process runs, then those of others: finished by now, or abandoned.
         for waits in (False, True):
             others: list[Cell] = []
