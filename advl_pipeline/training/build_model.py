@@ -140,12 +140,12 @@ def build_finetune_heads(
 
 def fit_heads(start: StudentAtStart, dataset: Dataset, labelled: Sequence[int]) -> None:
     """Show labelled questions to heads that labels fit before the finetune stage; at most `MOST_FITTED`."""
-    fitted = labelled[:: -(-len(labelled) // MOST_FITTED)]
+    readers = {name: head for name, head in start.heads.items() if isinstance(head, ReadsChoices)}
+    fitted = labelled[:: -(-len(labelled) // MOST_FITTED)] if readers else ()
     task_of = {position: dataset.candidates_of(position)[0] for position in fitted}
     choices = [position for position, task in task_of.items() if task in MULTIPLE_CHOICE_TASKS]
-    for name, head in start.heads.items():
-        questions = [position for position in choices if head_name(task_of[position]) == name]
-        if questions and isinstance(head, ReadsChoices):
+    for name, head in readers.items():
+        if questions := [position for position in choices if head_name(task_of[position]) == name]:
             head.read_choices(_labelled_choices(start, dataset, questions))
 
 
