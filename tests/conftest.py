@@ -94,7 +94,7 @@ def _every_thread_ends() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _small_collections() -> Iterator[None]:
-    """Spare short runs a third of their time: after a phase accelerate collects garbage, of all that tests hold.
+    """Spare short runs a third of their time: after a stage accelerate collects garbage, of all that tests hold.
 
     The interpreter itself looks less often, too, through the half million objects of imported modules.
     """

@@ -92,6 +92,6 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     for name, value in record.items():
         if isinstance(value, Mapping):
             numbers |= {f"{name}/{what}": float(value[what]) for what in ("mean", "max")}
-        elif name not in ("step", "phase"):
+        elif name not in ("step", names.STAGE_KEY):
             numbers[name] = value
     return numbers

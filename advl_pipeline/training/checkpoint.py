@@ -2,7 +2,7 @@
 
 Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`, and those of `EarlyStopping`
 where a run may end early. The file's metadata has the
-step, the phase, and the digest of all of these. Random generators need no state, because every step seeds itself from
+step, the stage, and the digest of all of these. Random generators need no state, because every step seeds itself from
 (seed, step). A run writes checkpoints on a thread: the loop waits while the state is copied, but not while it is
 hashed and written.
 """
@@ -25,6 +25,7 @@ from advl_pipeline.base.errors import (
     again,
 )
 from advl_pipeline.base.tensors import parameter_digest, save_tensors
+from advl_pipeline.runs.names import STAGE_KEY
 from advl_pipeline.students.heads import under_present_names
 
 
@@ -56,11 +57,11 @@ class CheckpointWriter:
         optimizer: torch.optim.Optimizer,
         *,
         step: int,
-        phase: str,
+        stage: str,
         scaler: torch.amp.GradScaler | None = None,
         more: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Copy the state after `step` optimiser steps of a phase, and start to write it.
+        """Copy the state after `step` optimiser steps of a stage, and start to write it.
 
         Args:
             scaler: of fp16's losses, None without.
@@ -78,7 +79,7 @@ class CheckpointWriter:
         if scaler is not None:
             state |= {f"scaler/{key}": torch.as_tensor(value) for key, value in scaler.state_dict().items()}
         copied = {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
-        self._writing = self._thread.submit(_write, self._path, copied, step=step, phase=phase)
+        self._writing = self._thread.submit(_write, self._path, copied, step=step, stage=stage)
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
@@ -93,13 +94,13 @@ def _base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in named.items() if is_updated and not value.requires_grad}
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, phase: str) -> None:
-    metadata = {"step": str(step), "phase": phase}
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], *, step: int, stage: str) -> None:
+    metadata = {"step": str(step), STAGE_KEY: stage}
     save_tensors(path, tensors, metadata={**metadata, "digest": _digest(metadata, tensors)})
 
 
 def load_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:
-    """Return (step, phase, tensors) of a checkpoint, or None if it is missing.
+    """Return (step, stage, tensors) of a checkpoint, or None if it is missing.
 
     Raises:
         CorruptCache: the file is damaged, or was not written by a run.
@@ -113,13 +114,13 @@ def load_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | No
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(path, str(error)) from None
     recorded = metadata.pop("digest", "")
-    if metadata.keys() != {"step", "phase"} or _digest(metadata, tensors) != recorded:
+    if metadata.keys() != {"step", STAGE_KEY} or _digest(metadata, tensors) != recorded:
         raise _damaged(path, "its content is not what its digest says")
-    return int(metadata["step"]), metadata["phase"], tensors
+    return int(metadata["step"]), metadata[STAGE_KEY], tensors
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
-    place = f"{metadata['step']}\0{metadata['phase']}\0"
+    place = f"{metadata['step']}\0{metadata[STAGE_KEY]}\0"
     return hashlib.sha256((place + parameter_digest(tensors)).encode()).hexdigest()
 
 
@@ -138,7 +139,7 @@ def restore(
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Load a checkpoint's tensors; the optimiser only if its phase resumes.
+    """Load a checkpoint's tensors; the optimiser only if its stage resumes.
 
     Args:
         scaler: of fp16's losses, whose scale and growth counter are restored.

@@ -80,7 +80,7 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Training data of both phases: positions of the labelled subset in the split, and positions of the adapt stage's
+    """Training data of both stages: positions of the labelled subset in the split, and positions of the adapt stage's
     inputs in `adapt_dataset`, which starts with the split.
 
     `splits` are the training split and the other splits of the adapt stage. There, ids of the latter start with

@@ -1,6 +1,6 @@
 """The loop over one step of the method (adapt or finetune): optimiser, schedule, log, checkpoint, resume.
 
-Every optimiser step seeds torch from (seed, phase, step), so that a resumed run draws the same random numbers as an
+Every optimiser step seeds torch from (seed, stage, step), so that a resumed run draws the same random numbers as an
 uninterrupted one. On a CPU the results are bit-identical. On a GPU threads add up in any order, so the last bits may
 differ; with `--deterministic` torch uses deterministic operations where it has them.
 """
@@ -23,6 +23,7 @@ from advl_pipeline.base.errors import NotFinite
 from advl_pipeline.base.interruption import Stop, finishing
 from advl_pipeline.base.prefetch import Prefetcher
 from advl_pipeline.distillation.relational import gather_alone
+from advl_pipeline.runs.names import STAGE_KEY
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.abilities import Perturbable
 from advl_pipeline.training.adversarial import adversarial_terms
@@ -31,7 +32,7 @@ from advl_pipeline.training.checkpoint import CheckpointWriter, restore
 from advl_pipeline.training.optimiser import build_optimizer, clip_each, rate_factor
 from advl_pipeline.training.process_group import GradientSum, align_parameters, gather_rows
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.step import FinetuneModel, LossTerms, Phase, StepConditions
+from advl_pipeline.training.step import FinetuneModel, LossTerms, Stage, StepConditions
 from advl_pipeline.training.step_log import (
     StepNumbers,
     StepPlace,
@@ -46,12 +47,12 @@ from advl_pipeline.training.validation import MOST_DECIDING, MOST_TIMES, is_due
 _READY_IN_MEMORY, _READY_ON_DEVICE = 4, 1
 """Steps whose batches may be ready, in host memory or on the device; one more may wait for room."""
 
-_PHASE_SEED = {"adapt": 1, "finetune": 2}
+_STAGE_SEED = {"adapt": 1, "finetune": 2}
 
 
-def run_phase(
+def run_stage(
     run: Run,
-    phase: Phase,
+    stage: Stage,
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
@@ -63,19 +64,19 @@ def run_phase(
     validate: Callable[[int], dict[str, float]] | None = None,
     stopping: EarlyStopping | None = None,
 ) -> None:
-    """Train for the remaining steps of a phase.
+    """Train for the remaining steps of a stage.
 
     Args:
         model: trained in place, on its device.
         make_batches: maps a range of steps to their micro-batches; runs on the background thread.
-        start_step: first step of this phase, more than 0 when resuming.
-        checkpoint: tensors to restore when resuming inside this phase.
+        start_step: first step of this stage, more than 0 when resuming.
+        checkpoint: tensors to restore when resuming inside this stage.
         progress: called with 1 after each step.
         validate: called with the number of a step after which `val` is scored; returns extra fields for its record.
-        stopping: ends the phase early by what `validate` returns.
+        stopping: ends the stage early by what `validate` returns.
     """
-    config, logged_steps, num_steps = run.config, run.steps_of(phase), len(run.steps_of(phase))
-    wrapped, optimizer = _prepare(run, phase, model, accelerator, checkpoint)
+    config, logged_steps, num_steps = run.config, run.steps_of(stage), len(run.steps_of(stage))
+    wrapped, optimizer = _prepare(run, stage, model, accelerator, checkpoint)
     limit = _READY_IN_MEMORY if accelerator.device.type == "cpu" else _READY_ON_DEVICE
     records = _StepRecords(run, model, accelerator, folder)
     due = partial(is_due, every=config.val_every, most=MOST_TIMES if stopping is None else MOST_DECIDING)
@@ -87,13 +88,13 @@ def run_phase(
         GradientSum(wrapped.parameters(), accelerator) as gradients,
         Prefetcher(lambda: make_batches(range(start_step, num_steps)), limit=limit) as batches,
     ):
-        steps = OptimiserSteps(run, phase, wrapped, optimizer, accelerator, gradients, is_asked_to_stop)
+        steps = OptimiserSteps(run, stage, wrapped, optimizer, accelerator, gradients, is_asked_to_stop)
         for step, sent in zip(range(start_step, num_steps), batches, strict=True):
             if is_over:
                 break
             micro_batches = received(sent, accelerator.device)
             began = time.perf_counter()
-            place = StepPlace(config=config, step=logged_steps[step], phase=phase, num_saved=num_saved)
+            place = StepPlace(config=config, step=logged_steps[step], stage=stage, num_saved=num_saved)
             with records.kept_where_one_is_not_finite():
                 numbers, record, stops = steps.take(step, micro_batches)
                 # Read the numbers of the previous step while the device computes this one.
@@ -128,34 +129,34 @@ def run_phase(
                     model,
                     optimizer.optimizer,
                     step=step + 1,
-                    phase=phase,
+                    stage=stage,
                     scaler=accelerator.scaler,
                     more=None if stopping is None else stopping.tensors(),
                 )
                 seconds_saving = time.perf_counter() - saving_began
             if stops:
                 raise Stop
-    # The next phase has its own optimiser. If this one stayed prepared, fp16 gradients would be unscaled twice.
+    # The next stage has its own optimiser. If this one stayed prepared, fp16 gradients would be unscaled twice.
     accelerator.free_memory()
 
 
 def _prepare(
     run: Run,
-    phase: Phase,
+    stage: Stage,
     model: FinetuneModel,
     accelerator: Accelerator,
     checkpoint: dict[str, torch.Tensor] | None,
 ) -> tuple[nn.Module, Any]:
-    """Return the model and the optimiser of a phase, prepared by accelerate and restored if the phase resumes."""
+    """Return the model and the optimiser of a stage, prepared by accelerate and restored if the stage resumes."""
     settings = run.settings
-    built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0)
+    built = build_optimizer(settings, model, student_scale=settings.adapt_lr_scale if stage == "adapt" else 1.0)
     if checkpoint is not None:
         restore(checkpoint, model, built)
     align_parameters(model, accelerator)
     # Processes do not share the model through accelerate: see `process_group.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     # The adapt stage compares similarities with those of teachers, which have no dropout either.
-    wrapped.train(phase == "finetune")
+    wrapped.train(stage == "finetune")
     return wrapped, accelerator.prepare_optimizer(built)
 
 
@@ -210,35 +211,35 @@ class _StepRecords:
 
 
 class OptimiserSteps:
-    """Everything that an optimiser step of a phase needs: the model, its optimiser and the accumulated gradients."""
+    """Everything that an optimiser step of a stage needs: the model, its optimiser and the accumulated gradients."""
 
     def __init__(
         self,
         run: Run,
-        phase: Phase,
+        stage: Stage,
         wrapped: nn.Module,
         optimizer: Any,
         accelerator: Accelerator,
         gradients: GradientSum,
         is_asked_to_stop: Callable[[], bool],
     ) -> None:
-        self._run, self.phase, self._wrapped, self._optimizer = run, phase, wrapped, optimizer
+        self._run, self.stage, self._wrapped, self._optimizer = run, stage, wrapped, optimizer
         self._accelerator, self._gradients, self._is_asked_to_stop = accelerator, gradients, is_asked_to_stop
         self._peak = [group["lr"] for group in optimizer.param_groups]
 
     def take(self, step: int, micro_batches: list[TrainingBatch]) -> tuple[StepNumbers, dict[str, Any], bool]:
         """Take a step; return its numbers, its record, and whether all processes stop after it."""
         settings, accelerator = self._run.settings, self._accelerator
-        factor = rate_factor(settings, step, num_steps=len(self._run.steps_of(self.phase)))
+        factor = rate_factor(settings, step, num_steps=len(self._run.steps_of(self.stage)))
         for group, rate in zip(self._optimizer.param_groups, self._peak, strict=True):
             group["lr"] = rate * factor
         # Each process has a different seed.
-        mixed = (self._run.config.seed * 1_000_003 + _PHASE_SEED[self.phase]) * 1_000_003 + step
+        mixed = (self._run.config.seed * 1_000_003 + _STAGE_SEED[self.stage]) * 1_000_003 + step
         seed = (mixed * 1009 + int(accelerator.process_index)) % (1 << 63)
         # A micro-batch of tokens has many short texts or few long ones; each is a batch of its own on any process.
-        shares_batches = self.phase == "adapt" or settings.batch_unit == "examples"
+        shares_batches = self.stage == "adapt" or settings.batch_unit == "examples"
         conditions = StepConditions(
-            phase=self.phase,
+            stage=self.stage,
             generator=torch.Generator().manual_seed(seed),
             gather=gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone,
         )
@@ -254,7 +255,7 @@ class OptimiserSteps:
             numbers.send(self._move())
         record = {"num_examples": num_examples, "num_texts": num_texts, "num_texts_cut": num_cut}
         rates = {"learning_rate": settings.learning_rate * factor, "lambda": self._run.config.distill.distill_weight}
-        return numbers, record | {"phase": self.phase, **rates}, stops
+        return numbers, record | {STAGE_KEY: self.stage, **rates}, stops
 
     def _counts(self, micro_batches: list[TrainingBatch]) -> list[int]:
         """Return the numbers of examples, texts and truncated texts of a step, over all processes."""
@@ -284,7 +285,7 @@ class OptimiserSteps:
                 self._gradients.begin_last_pass()
             self._accelerator.backward(loss * (share * settings.loss_scale), retain_graph=retain_graph)
 
-        if settings.adversarial is not None and conditions.phase == "finetune":
+        if settings.adversarial is not None and conditions.stage == "finetune":
             student: Perturbable = self._accelerator.unwrap_model(self._wrapped).student
             two_way = settings.task_loss == "two-way-choice"
             terms = adversarial_terms(

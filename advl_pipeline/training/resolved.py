@@ -48,13 +48,13 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """Return the total number of optimiser steps of both phases."""
+        """Return the total number of optimiser steps of both stages."""
         return self.method.num_adapt_steps + self.settings.num_steps
 
-    def steps_of(self, phase: str) -> range:
-        """Return the step numbers of a phase, adapt or finetune, as they are logged."""
+    def steps_of(self, stage: str) -> range:
+        """Return the step numbers of a stage, adapt or finetune, as they are logged."""
         num_adapt = self.method.num_adapt_steps
-        return range(num_adapt) if phase == "adapt" else range(num_adapt, self.num_steps)
+        return range(num_adapt) if stage == "adapt" else range(num_adapt, self.num_steps)
 
 
 def resolve_run(

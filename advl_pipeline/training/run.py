@@ -58,7 +58,7 @@ from advl_pipeline.training.heads import HeadOrigin
 from advl_pipeline.training.inputs import MOST_PASSES, splits_read
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.landmarks.readout import Readout, take_readout
-from advl_pipeline.training.loop import run_phase
+from advl_pipeline.training.loop import run_stage
 from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.prepare import PreparedFinetune
 from advl_pipeline.training.process_group import start_processes, together
@@ -67,8 +67,8 @@ from advl_pipeline.training.signals.confidences import measure_student_confidenc
 from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
 from advl_pipeline.training.signals.teaching import Teaching, open_teaching
 from advl_pipeline.training.signals.word_selection import AT_ONCE, selected_words
-from advl_pipeline.training.step import FinetuneModel, Phase
-from advl_pipeline.training.step_log import TOTALLED, phase_totals
+from advl_pipeline.training.step import FinetuneModel, Stage
+from advl_pipeline.training.step_log import TOTALLED, stage_totals
 from advl_pipeline.training.stopping import EarlyStopping, validation_scores
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs
 from advl_pipeline.training.validation import FEWEST_STEPS, is_due
@@ -316,8 +316,8 @@ def _train(opened: _Opened) -> int:
     model.to(accelerator.device)
     checkpoint = load_checkpoint(folder.checkpoint)
     done = checkpoint[0] if checkpoint else 0
-    resumed_phase = checkpoint[1] if checkpoint else "adapt"
-    first_step = run.steps_of(resumed_phase).start + done
+    resumed_stage = checkpoint[1] if checkpoint else "adapt"
+    first_step = run.steps_of(resumed_stage).start + done
     if accelerator.is_main_process:
         folder.keep_metrics_before(first_step)
         folder.open_trackers(trackers_named(config.log_with), first_step=first_step)
@@ -344,46 +344,46 @@ def _train(opened: _Opened) -> int:
         unit="step",
         disable=not (accelerator.is_main_process and sys.stderr.isatty()),
     ) as bar:
-        for phase in get_args(Phase):
-            num_steps = len(run.steps_of(phase))
-            if num_steps == 0 or (phase == "adapt" and resumed_phase == "finetune"):
+        for stage in get_args(Stage):
+            num_steps = len(run.steps_of(stage))
+            if num_steps == 0 or (stage == "adapt" and resumed_stage == "finetune"):
                 continue
-            inside = checkpoint is not None and phase == resumed_phase
+            inside = checkpoint is not None and stage == resumed_stage
             start_step = done if inside else 0
-            if phase == "finetune" and not inside:
+            if stage == "finetune" and not inside:
                 fit_heads(opened.start, inputs.dataset, opened.labelled)
             if start_step < num_steps:
                 remembered = model.remembered
-                if phase == "finetune" and remembered is not None and not remembered.is_measured:
+                if stage == "finetune" and remembered is not None and not remembered.is_measured:
                     with accelerator.autocast():
                         known = inputs.dataset, inputs.labelled
                         remembered.begin(measure_student_confidence(opened.start, model.task_loss, *known))
-                run_phase(
+                run_stage(
                     run,
-                    phase,
+                    stage,
                     model,
                     accelerator,
                     folder,
-                    _batch_maker(opened, phase),
+                    _batch_maker(opened, stage),
                     start_step=start_step,
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
-                    validate=_validator(opened) if phase == "finetune" else None,
-                    stopping=stopping if phase == "finetune" else None,
+                    validate=_validator(opened) if stage == "finetune" else None,
+                    stopping=stopping if stage == "finetune" else None,
                 )
-            if phase == "finetune" and stopping is not None and stopping.best_step is not None:
+            if stage == "finetune" and stopping is not None and stopping.best_step is not None:
                 stopping.put_back(model)
                 tqdm.write(f"keeps the weights of step {stopping.best_step + 1}, the best on val", file=sys.stderr)
-            # Also if the run was interrupted between the last step of a phase and this point.
+            # Also if the run was interrupted between the last step of a stage and this point.
             if before is not None and accelerator.is_main_process:
                 now = readout()
                 assert now is not None
-                _write_readout(folder, phase, before, now)
+                _write_readout(folder, stage, before, now)
     folder.close()
     return first_step
 
 
-def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readout) -> None:
+def _write_readout(folder: RunFolder, stage: Stage, before: Readout, now: Readout) -> None:
     """Write the readout of the student at the start, after the adapt stage and at the end.
 
     `names_kept` is the share of regions whose nearest known word is the same as at the start.
@@ -391,9 +391,9 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readou
     """
     began, has = before.names(), now.names()
     kept = None if began is None or has is None or not len(began) else float((began == has).float().mean())
-    when = "after" if phase == "adapt" else "finetuned"
+    when = "after" if stage == "adapt" else "finetuned"
     readout: dict[str, Any] = {}
-    if phase == "adapt":
+    if stage == "adapt":
         readout = {"before": before.shares(), "effective_rank": {"before": before.effective_ranks()}}
     else:
         readout = read_json(folder.path / names.READOUT)
@@ -402,7 +402,7 @@ def _write_readout(folder: RunFolder, phase: Phase, before: Readout, now: Readou
     readout["names_kept"] = readout.get("names_kept", {}) | {when: kept}
     folder.write_json(names.READOUT, readout)
     if kept is not None:
-        tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {phase} stage", file=sys.stderr)
+        tqdm.write(f"{100 * kept:.0f} % of the regions keep their name after the {stage} stage", file=sys.stderr)
 
 
 def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
@@ -421,12 +421,12 @@ def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
     return validate
 
 
-def _batch_maker(opened: _Opened, phase: Phase) -> Callable[[range], Iterator[Sent]]:
+def _batch_maker(opened: _Opened, stage: Stage) -> Callable[[range], Iterator[Sent]]:
     session = opened.session
     run, inputs, accelerator = session.run, session.prepared.inputs, session.accelerator
     ids, dataset = inputs.dataset.example_ids, inputs.dataset
     arguments: dict[str, Any] = {"num_workers": num_threads(run.config.num_workers), "device": accelerator.device}
-    if phase == "finetune":
+    if stage == "finetune":
         indices = opened.labelled
         arguments |= {"order": opened.order, "labelled": True}
     else:
@@ -470,9 +470,9 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         chosen = selected_words(model, start, inputs.dataset, inputs.labelled, at_once=at_once)
         folder.write_json(names.SELECTED_WORDS, chosen)
     records = read_log(folder.path)
-    phases = phase_totals(records)
-    totals = {key: sum(of_phase[key] for of_phase in phases.values()) for key in TOTALLED}
-    earlier = phase_totals([record for record in records if record["step"] < first_step])
+    stages = stage_totals(records)
+    totals = {key: sum(of_stage[key] for of_stage in stages.values()) for key in TOTALLED}
+    earlier = stage_totals([record for record in records if record["step"] < first_step])
     computed, num_steps = totals["seconds"], max(1, totals["num_steps"])
     summary = {
         "status": "done",
@@ -482,7 +482,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,
         "num_adapt_inputs": len(inputs.adapt),
-        "seconds": time.perf_counter() - session.began + sum(of_phase["seconds"] for of_phase in earlier.values()),
+        "seconds": time.perf_counter() - session.began + sum(of_stage["seconds"] for of_stage in earlier.values()),
         "seconds_per_step": computed / num_steps,
         "samples_per_second": totals["num_examples"] / computed if computed else 0.0,
         "num_texts": totals["num_texts"],
@@ -490,8 +490,8 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         "wait_share": totals["seconds_waited"] / computed if computed else 0.0,
         "seconds_preparing": totals["seconds_preparing"] / num_steps,
         "phases": {
-            name: {key: of_phase[key] for key in ("seconds", "num_steps", "num_examples")}
-            for name, of_phase in phases.items()
+            name: {key: of_stage[key] for key in ("seconds", "num_steps", "num_examples")}
+            for name, of_stage in stages.items()
         },
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),

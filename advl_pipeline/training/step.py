@@ -41,7 +41,7 @@ from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.signals.confidences import StudentConfidence
 from advl_pipeline.training.targets import TaskScores, right_sequences, score_task, student_confidence
 
-Phase = Literal["adapt", "finetune"]
+Stage = Literal["adapt", "finetune"]
 
 
 @dataclass(kw_only=True)
@@ -97,11 +97,11 @@ class LossTerms:
 class StepConditions:
     """The conditions of an optimiser step, common to its micro-batches.
 
-    The phase `adapt` uses no labels. `generator` draws words and regions, and `gather` collects tensors from the
+    The stage `adapt` uses no labels. `generator` draws words and regions, and `gather` collects tensors from the
     processes that share the batch.
     """
 
-    phase: Phase
+    stage: Stage
     generator: torch.Generator | None = None
     gather: Gather = gather_alone
 
@@ -146,7 +146,7 @@ class FinetuneModel(nn.Module):
             perturbation: of the student's inputs in the finetune stage; teacher targets come from clean inputs only.
         """
         with self.student.sharing() if perturbation is None else nullcontext():
-            return self._adapt(batch, step) if step.phase == "adapt" else self._finetune(batch, step, perturbation)
+            return self._adapt(batch, step) if step.stage == "adapt" else self._finetune(batch, step, perturbation)
 
     def _adapt(self, batch: TrainingBatch, step: StepConditions) -> LossTerms:
         terms, signal, settings = LossTerms(), batch.signal, self.distiller.settings

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from advl_pipeline.base.errors import NotFinite, advise
+from advl_pipeline.runs.names import STAGE_KEY
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.step import LossTerms, Phase
+from advl_pipeline.training.step import LossTerms, Stage
 
 LoggedTerms = tuple[float, bool, dict[str, list[float]]]
 """The terms of one micro-batch as plain numbers, which processes can exchange.
@@ -39,20 +40,20 @@ TOTALLED = (
 )
 
 
-def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, dict[str, float]]:
-    """Sum the records of metrics.jsonl by phase; phases without a step are left out.
+def stage_totals(records: Sequence[Mapping[str, Any]]) -> dict[Stage, dict[str, float]]:
+    """Sum the records of metrics.jsonl by stage; stages without a step are left out.
 
     `seconds` includes `seconds_waited` for data and the time of writing checkpoints before each step.
     `seconds_preparing` is processor time of data preparation elsewhere. Numbers missing from steps that version 0.2.0
     logged count as 0.
     """
-    totals: dict[Phase, dict[str, float]] = {}
-    for phase in get_args(Phase):
-        steps = [record for record in records if record["phase"] == phase]
+    totals: dict[Stage, dict[str, float]] = {}
+    for stage in get_args(Stage):
+        steps = [record for record in records if record[STAGE_KEY] == stage]
         if steps:
-            totals[phase] = {key: sum(step.get(key, 0) for step in steps) for key in TOTALLED}
-            totals[phase]["num_steps"] = len(steps)
-            totals[phase]["seconds"] += sum(
+            totals[stage] = {key: sum(step.get(key, 0) for step in steps) for key in TOTALLED}
+            totals[stage]["num_steps"] = len(steps)
+            totals[stage]["seconds"] += sum(
                 step["seconds_waited"] + step.get("seconds_saving", 0.0) for step in steps
             )
     return totals
@@ -125,11 +126,11 @@ _SMALLEST_LOSS_SCALE = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepPlace:
-    """The position of a run: step and phase as in metrics.jsonl, and the number of steps in its checkpoint."""
+    """The position of a run: step and stage as in metrics.jsonl, and the number of steps in its checkpoint."""
 
     config: FinetuneConfig
     step: int
-    phase: str
+    stage: str
     num_saved: int
 
     def error(self, what: str, why: str, *, suspects_cache: bool = False) -> NotFinite:
@@ -138,7 +139,7 @@ class StepPlace:
         instead = "lower --learning-rate and start over with --no-resume"
         verify = [["advl", "cache", "verify", str(cache)] for cache in self.config.cache]
         return NotFinite(
-            f"Training stopped at step {self.step} of the {self.phase} stage: {what} is not finite.",
+            f"Training stopped at step {self.step} of the {self.stage} stage: {what} is not finite.",
             where=str(self.config.output),
             why=f"{why}; {kept}",
             next_command=advise(*verify, note=f"where the caches are sound, {instead}")

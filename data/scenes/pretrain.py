@@ -163,7 +163,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
                 # The description is written first, so that the checkpoint can be attributed.
                 write_description(output, student, {}, origin=origin)
                 with CheckpointWriter(output / names.CHECKPOINT) as checkpoint:
-                    checkpoint.save(trained, optimizer, step=step, phase="pretrain")
+                    checkpoint.save(trained, optimizer, step=step, stage="pretrain")
 
             losses = _train(config, options, dataset, tagged, student, heads, output, keep)
             student.to("cpu")

@@ -101,8 +101,8 @@ def train(cell: Cell) -> None:
             for name, path in zip(cell.teachers, cell.finetune.cache, strict=True)
         ],
     )
-    phases = ("adapt", "finetune", "finetune")
-    log = ({"step": 10 * number, "phase": phase, "raw/task": 1.0} for number, phase in enumerate(phases))
+    stages = ("adapt", "finetune", "finetune")
+    log = ({"step": 10 * number, "phase": stage, "raw/task": 1.0} for number, stage in enumerate(stages))
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
     if cell.teachers and takes_two_stages(cell.finetune):
         write_json(run / "readout.json", readout(cell))

@@ -39,21 +39,21 @@ def first_terms(config: FinetuneConfig) -> dict[str, float]:
     """Return every loss term of the first batch of each method step."""
     opened = open_run(config)
     model, means = opened.model, dict[str, float]()
-    for phase, num_steps in (("adapt", opened.session.run.method.num_adapt_steps), ("finetune", 1)):
+    for stage, num_steps in (("adapt", opened.session.run.method.num_adapt_steps), ("finetune", 1)):
         if not num_steps:
             continue
-        if phase == "finetune" and model.remembered is not None:
+        if stage == "finetune" and model.remembered is not None:
             inputs = opened.session.prepared.inputs
             known = inputs.dataset, inputs.labelled
             model.remembered.begin(measure_student_confidence(opened.start, model.task_loss, *known))
-        sent = next(run._batch_maker(opened, phase)(range(1)))
+        sent = next(run._batch_maker(opened, stage)(range(1)))
         generator = torch.Generator().manual_seed(1)
         torch.manual_seed(1)
-        step = StepConditions(phase=phase, generator=generator)
-        terms = [model.train(phase == "finetune")(batch, step) for batch in received(sent, CPU)]
+        step = StepConditions(stage=stage, generator=generator)
+        terms = [model.train(stage == "finetune")(batch, step) for batch in received(sent, CPU)]
         for batch_terms in terms:
             for kind, losses in (("raw", batch_terms.raw), ("weighted", batch_terms.weighted)):
                 for name, value in losses.items():
-                    key = f"{phase}/{kind}/{name}"
+                    key = f"{stage}/{kind}/{name}"
                     means[key] = means.get(key, 0.0) + float(value.detach()) / len(terms)
     return means

@@ -146,6 +146,6 @@ def _run(
         os.dup2(os.open(log, os.O_WRONLY), stream.fileno())
     os.environ.update(environment)
     torch.set_num_threads(1)
-    # A run collects garbage after each phase; scanning all imported objects would take half a second.
+    # A run collects garbage after each stage; scanning all imported objects would take half a second.
     gc.freeze()
     target(*arguments)

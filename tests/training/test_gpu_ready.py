@@ -51,20 +51,20 @@ DOUBLES: frozenset[str] = frozenset()
 
 @dataclass
 class Taken:
-    """What was taken down of a run: the waits of each step, by phase, and the operations of each optimiser step."""
+    """What was taken down of a run: the waits of each step, by stage, and the operations of each optimiser step."""
 
     waits: dict[str, list[Counter[str]]] = field(default_factory=dict)
     num_operations: list[int] = field(default_factory=list)
 
     def too_many(self) -> list[str]:
         """Return who waited in steps of more than `MOST_WAITS`."""
-        steps = [waits for of_phase in self.waits.values() for waits in of_phase]
+        steps = [waits for of_stage in self.waits.values() for waits in of_stage]
         return [f"{number} x {who}" for waits in steps if waits.total() > MOST_WAITS for who, number in waits.items()]
 
 
 @contextmanager
 def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
-    """Take down what steps cost that are followed by another one: the last of a phase writes a checkpoint."""
+    """Take down what steps cost that are followed by another one: the last of a stage writes a checkpoint."""
     taken = Taken()
     step, finish, send = loop.OptimiserSteps.take, GradientSum.finish, StepNumbers.send
     began: list[str] = []
@@ -74,12 +74,12 @@ def a_run_is_watched(watch: Watch) -> Iterator[Taken]:
             taken.waits.setdefault(began.pop(), []).append(Counter(watch.waits))
 
     def watched_step(*args: Any) -> Any:
-        phase = args[0].phase
-        if began and began[0] != phase:
+        stage = args[0].stage
+        if began and began[0] != stage:
             began.clear()
         cut()
         watch.clear()
-        began.append(phase)
+        began.append(stage)
         return step(*args)
 
     def watched_finish(*args: Any) -> bool:
@@ -123,7 +123,7 @@ def require_frugal(taken: Taken, watch: Watch) -> None:
     assert len(taken.waits["finetune"]) == 2
     assert not taken.too_many()
     assert not set(watch.doubles) - DOUBLES
-    # The first step of a phase also makes the optimiser's state.
+    # The first step of a stage also makes the optimiser's state.
     assert max(taken.num_operations[-2:]) <= MOST_OPERATIONS
 
 

@@ -98,7 +98,7 @@ def test_terms_are_those_of_a_run_to_the_bit(
     by_id = {dataset[position].example_id: dataset[position] for position in inputs.adapt}
     (batch,) = received(next(run._batch_maker(opened, "adapt")(range(1))), CPU)
     examples = [by_id[name] for name in batch.example_ids]
-    theirs = model(batch, StepConditions(phase="adapt", generator=torch.Generator().manual_seed(1)))
+    theirs = model(batch, StepConditions(stage="adapt", generator=torch.Generator().manual_seed(1)))
     relevance_NL = model.encode(batch.student, need_relevance=True).relevance_NL
     apart = model.student.encode_unimodal(batch.student)
     pretrained = model.references[0].encode_unimodal(batch.student)

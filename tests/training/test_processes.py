@@ -79,7 +79,7 @@ def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
     assert all(step["others"] <= 4 for step in steps), steps
     # Regions, in each of two micro-batches: how many there are, what they hold, and their gradients.
     assert all(step["rows"] <= 6 for step in steps), steps
-    # The first step of each phase learns what is reached; all that follow send while they compute.
+    # The first step of each stage learns what is reached; all that follow send while they compute.
     assert [step["early"] > 0 for step in steps] == [False, True, False, True, True], steps
 
 

@@ -135,7 +135,7 @@ def test_what_a_run_took_counts_all_of_its_sittings(small_corpus: Any, whole: Pa
     once, twice = (read_json(run / names.RESULT) for run in (whole, tmp_path))
     assert twice["num_texts"] == once["num_texts"] > 0
     counts = [
-        {name: (phase["num_steps"], phase["num_examples"]) for name, phase in summary["phases"].items()}
+        {name: (stage["num_steps"], stage["num_examples"]) for name, stage in summary["phases"].items()}
         for summary in (once, twice)
     ]
     assert counts[0] == counts[1] == {"adapt": (2, 8), "finetune": (4, 16)}
@@ -287,7 +287,7 @@ def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> Non
     stopped, resumed = (torch.amp.GradScaler("cpu") for _ in range(2))
     stopped.load_state_dict(stopped.state_dict() | {"scale": 1024.0, "_growth_tracker": 7})
     with CheckpointWriter(tmp_path / "checkpoint") as writer:
-        writer.save(model, optimizer, step=3, phase="adapt", scaler=stopped)
+        writer.save(model, optimizer, step=3, stage="adapt", scaler=stopped)
     kept = load_checkpoint(tmp_path / "checkpoint")
     restore(kept[2], model, optimizer, resumed)
     assert resumed.state_dict() == stopped.state_dict()
@@ -304,11 +304,11 @@ class Gate:
         self.written: list[Any] = []
         write = checkpoint._write
 
-        def held(path: Path, tensors: Any, *, step: int, phase: str) -> None:
+        def held(path: Path, tensors: Any, *, step: int, stage: str) -> None:
             assert self.opened.wait(60)
             self.steps.append(step)
             self.written.append(tensors)
-            write(path, tensors, step=step, phase=phase)
+            write(path, tensors, step=step, stage=stage)
 
         monkeypatch.setattr(checkpoint, "_write", held)
 
@@ -324,12 +324,12 @@ def test_what_is_written_is_the_state_as_it_was_after_the_one_before(
     gate, (model, optimizer) = Gate(monkeypatch), a_model()
     before = model.weight.detach().clone()
     with CheckpointWriter(tmp_path / "checkpoint") as writer:
-        writer.save(model, optimizer, step=1, phase="adapt")
+        writer.save(model, optimizer, step=1, stage="adapt")
         with torch.no_grad():
             model.weight.add_(1.0)
         assert not (tmp_path / "checkpoint").exists()
         threading.Timer(0.2, gate.opened.set).start()
-        writer.save(model, optimizer, step=2, phase="adapt")
+        writer.save(model, optimizer, step=2, stage="adapt")
         assert gate.steps[:1] == [1]
     assert gate.steps == [1, 2]
     assert torch.equal(gate.written[0]["model/weight"], before)
@@ -349,7 +349,7 @@ def test_a_write_that_failed_is_raised(saves: int, tmp_path: Path, monkeypatch: 
     def save() -> None:
         with CheckpointWriter(tmp_path / "checkpoint") as writer:
             for step in range(saves):
-                writer.save(model, optimizer, step=step, phase="adapt")
+                writer.save(model, optimizer, step=step, stage="adapt")
 
     with pytest.raises(StorageError, match="full"):
         save()

@@ -23,7 +23,7 @@ from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
-from advl_pipeline.training.step import FinetuneModel, Phase, StepConditions
+from advl_pipeline.training.step import FinetuneModel, Stage, StepConditions
 from advl_pipeline.training.targets import TaskTargets, require_fitting_loss, score_task, student_confidence
 
 CHOICE = TaskTargets(is_choice=True, label_B=torch.tensor([1, 2]), scores_BK=None)
@@ -94,7 +94,7 @@ def test_a_loss_that_does_not_fit_is_refused(kind: TaskLoss, task: str, head: nn
 
 
 @pytest.mark.parametrize(
-    ("phase", "adapt_objective", "distance"),
+    ("stage", "adapt_objective", "distance"),
     [
         ("adapt", "contrastive", "relational"),
         ("adapt", "distil-only", "mse"),
@@ -103,7 +103,7 @@ def test_a_loss_that_does_not_fit_is_refused(kind: TaskLoss, task: str, head: nn
 )
 @pytest.mark.parametrize(("layer", "sees"), [("fused", True), ("unimodal", False)])
 def test_only_fused_states_of_words_have_seen_the_picture(
-    small_corpus: SmallCorpus, phase: Phase, adapt_objective: str, distance: str, layer: str, sees: bool
+    small_corpus: SmallCorpus, stage: Stage, adapt_objective: str, distance: str, layer: str, sees: bool
 ) -> None:
     dataset, examples = small_corpus.dataset(), small_corpus.examples(number=4)
     source = SignalSource(
@@ -122,7 +122,7 @@ def test_only_fused_states_of_words_have_seen_the_picture(
     # The same question with its picture turned into its negative.
     negative = replace(batch.student, features_BRF=255 - batch.student.features_BRF)  # type: ignore[attr-defined,call-arg]
     terms = [
-        model(replace(batch, student=inputs), StepConditions(phase=phase)).raw for inputs in (batch.student, negative)
+        model(replace(batch, student=inputs), StepConditions(stage=stage)).raw for inputs in (batch.student, negative)
     ]
     assert terms[0]["vision"] != terms[1]["vision"]
     assert (terms[0]["text"] != terms[1]["text"]) == sees

@@ -139,8 +139,8 @@ def test_a_run_follows_its_own_tokens_and_not_the_vision_teacher(
         settings = load_json(tmp_path / control / "settings.json")
         assert ("vision" in settings["confidence"]) == (control == "none")
     own_terms, other = terms["own-tokens"], terms["none"]
-    for phase in ("adapt", "finetune"):
-        assert own_terms[f"{phase}/raw/vision"] != other[f"{phase}/raw/vision"]
+    for stage in ("adapt", "finetune"):
+        assert own_terms[f"{stage}/raw/vision"] != other[f"{stage}/raw/vision"]
     if distance == "relational":  # Projections of another width draw others after them.
         assert own_terms["adapt/raw/text"] == pytest.approx(other["adapt/raw/text"], rel=1e-5)
 

@@ -146,7 +146,7 @@ def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
 def test_gradients_without_clipping_and_under_a_loss_scale(small_corpus: Any, tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
     model.weight.grad, model.bias.grad = torch.tensor([[1.0, torch.nan]]), torch.ones(1)
-    place = StepPlace(config=small_corpus.config(tmp_path), step=3, phase="finetune", num_saved=0)
+    place = StepPlace(config=small_corpus.config(tmp_path), step=3, stage="finetune", num_saved=0)
     norm = math.nan
     for scale in (None, lambda: 0.5):
         with pytest.raises(NotFinite, match="the gradient is not finite") as stopped:

@@ -41,7 +41,7 @@ def selected_words(
     chosen = ranked[:MAX_EXAMPLES]
     for places, examples, batch in start.looked_at(dataset, chosen, at_once=at_once, labelled_ids=None):
         assert batch.signal is not None
-        step = StepConditions(phase="finetune", generator=torch.Generator().manual_seed(places[0]))
+        step = StepConditions(stage="finetune", generator=torch.Generator().manual_seed(places[0]))
         with start.evaluating():
             _, selected_NW = model.distillation_terms(batch, batch.signal, step)
         if selected_NW is None:
