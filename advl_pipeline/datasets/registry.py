@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from advl_pipeline.base.errors import ineffective, unknown_name
 from advl_pipeline.base.packages import load_plugin, missing_data
 from advl_pipeline.datasets.cards import JOIN, ROWS, Card, known_card, readable_cards
-from advl_pipeline.datasets.formats import FORMATS
+from advl_pipeline.datasets.formats import FORMATS, PublishedDataset
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.own.data import open_rows, rows_dataset
+from advl_pipeline.datasets.own.data import UnreadRows, rows_dataset
 from advl_pipeline.datasets.roots import KNOWN_NAMES, SPLIT_STEMS, is_location, resolve_data_root
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions, dataset_plugins
 from advl_pipeline.datasets.subsets import Concatenated
@@ -30,16 +28,13 @@ def known_dataset(name: str) -> DatasetSpec | None:
     """Return a dataset as its card or package describes it, without reading its data; None for other rows."""
     card = known_card(name)
     if card.name and card.format == ROWS:
-        tasks, splits = tuple(card.facts["tasks"]), tuple(card.splits)
-        return DatasetSpec(name=name, card=card, tasks=tasks, splits=splits, open=partial(open_rows, name, card))
+        return UnreadRows(name=name, card=card, tasks=tuple(card.facts["tasks"]), splits=tuple(card.splits))
     if card.name and card.format in FORMATS:
-        form = FORMATS[card.format]
-        return DatasetSpec(
+        return PublishedDataset(
             name=name,
             card=card,
-            tasks=form.tasks,
+            tasks=FORMATS[card.format].tasks,
             splits=tuple(card.splits),
-            open=partial(form.open, card),
             labelled=tuple(
                 split for split, facts in card.splits.items() if facts.get("labelled", "annotations" in facts)
             ),
@@ -88,11 +83,7 @@ def with_rows(dataset: DatasetSpec, data_root: Path | None) -> DatasetSpec:
     Raises:
         DatasetError: the rows cannot be read.
     """
-    name = dataset.name
-    if dataset.line or dataset.card.name != name or dataset.card.format != ROWS:
-        return dataset
-    rows = rows_dataset(name, data_root, dataset.card)
-    return replace(dataset, card=rows.card, open=rows.open, labelled=rows.labelled, line=rows.line)
+    return dataset.read(data_root) if isinstance(dataset, UnreadRows) else dataset
 
 
 def read_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:

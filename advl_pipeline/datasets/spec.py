@@ -1,4 +1,4 @@
-"""Specification of a dataset whose splits are not open yet: name, tasks, splits, and a function that opens one.
+"""Specification of a dataset whose splits are not open yet: name, tasks, splits, and how one is opened.
 
 A plug-in is an entry point of the group `advl.datasets`. It is a `DatasetSpec`, or a function that maps the datasets
 folder to a `RowSource` (`docs/adding-a-dataset.md`).
@@ -6,7 +6,7 @@ folder to a `RowSource` (`docs/adding-a-dataset.md`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -52,27 +52,31 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSpec:
+class DatasetSpec(ABC):
     """Specification of a dataset whose splits are not open yet.
 
     A command finds each dataset once, and hands it on (`registry.find_dataset`).
 
-    `card` contains its facts; several datasets may share one. `open` opens a split: (split, datasets folder or
-    None for the default, options) -> dataset. `common_name` maps a question of a split to the name that all splits
-    with this question share. `labelled` lists the splits with public labels. `line` tells the user how the columns
-    of rows were interpreted; it is "" if they are not read yet, or a package defines them. `is_described` says that
-    a published card or a package describes it: others report results on its splits.
+    `card` contains its facts; several datasets may share one. `labelled` lists the splits with public labels. `line`
+    tells the user how the columns of rows were interpreted; it is "" if they are not read yet, or a package defines
+    them. `is_described` says that a published card or a package describes it: others report results on its splits.
     """
 
     name: str
     card: Card
     tasks: tuple[Task, ...]
     splits: tuple[str, ...]
-    open: Callable[[str, Path | None, ReadOptions], IndexedDataset]
     labelled: tuple[str, ...] = ()
-    common_name: Callable[[str, str], str] = lambda split, question: question
     line: str = ""
     is_described: bool = True
+
+    @abstractmethod
+    def open(self, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+        """Open a split; `data_root` is None for the default datasets folder."""
+
+    def common_name(self, split: str, question: str) -> str:
+        """Return the name of a question of a split that all splits with this question share."""
+        return question
 
     @property
     def has_published_format(self) -> bool:

@@ -8,6 +8,7 @@ the object in row `box`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +17,7 @@ from advl_data.scenes.generator import paths
 from advl_pipeline.base.errors import advise
 from advl_pipeline.datasets.boxes import SizedBoxes, parse_boxes
 from advl_pipeline.datasets.cards import Card, load_card
-from advl_pipeline.datasets.formats import FORMATS, Format, SplitFiles
+from advl_pipeline.datasets.formats import FORMATS, SplitFiles
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.reading import Reading, RowVariant
@@ -66,61 +67,71 @@ def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
     return tag
 
 
-def _open(form: Format, card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    corpus = resolve_data_root(data_root) / paths.FOLDER
-    if not corpus.is_dir():
-        raise DatasetMissing(
-            "The built-in corpus has not been built.",
-            where=str(corpus),
-            next_command=advise(["advl", "scenes", "build"]),
+class CaptionFiles(SplitFiles):
+    """Captions of the corpus: they have no labels, and their wording is unchanged."""
+
+    tasks = ("captions",)
+
+    def open(self, options: ReadOptions) -> IndexedDataset:
+        annotations = self.named("annotations")
+        rows = RowSource(
+            rows=lambda: checked_rows(annotations, partial(_item, known={})),
+            pictures=self.pictures,
+            files=(annotations,),
+            version="captions",
+            kind="classes",
         )
-    return form.open(card, split, data_root, options)
+        reading = Reading(variants=(RowVariant("captions"),))
+        return IndexedDataset(self.index_of(rows), reading, split=self.split, on_error=options.on_error)
 
 
-def _read_captions(files: SplitFiles, options: ReadOptions) -> IndexedDataset:
-    annotations = files.named("annotations")
-    rows = RowSource(
-        rows=lambda: checked_rows(annotations, partial(_item, known={})),
-        pictures=files.pictures,
-        files=(annotations,),
-        version="captions",
-        kind="classes",
-    )
-    # Captions have no labels, and their wording is unchanged.
-    reading = Reading(variants=(RowVariant("captions"),))
-    return IndexedDataset(files.index_of(rows), reading, split=files.split, on_error=options.on_error)
+@dataclass(frozen=True, kw_only=True)
+class CorpusPart(DatasetSpec):
+    """A part of the corpus: `files` is a card of the format that `form` reads."""
 
+    files: Card
+    form: type[SplitFiles]
 
-def _common_name(split: str, question: str) -> str:
-    """Return the common name of a question in all splits that contain it.
+    def open(self, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+        root = resolve_data_root(data_root)
+        if not (root / paths.FOLDER).is_dir():
+            raise DatasetMissing(
+                "The built-in corpus has not been built.",
+                where=str(root / paths.FOLDER),
+                next_command=advise(["advl", "scenes", "build"]),
+            )
+        return self.form(card=self.files, split=split, root=root).open(options)
 
-    An id contains the split: its name in the VCR format, the first digit in the others. Splits that the card
-    compares contain the same items in the same order; a prefix keeps the others apart.
-    """
-    if split not in paths.SPLIT_CODES:
-        return question
-    suffix = question.removeprefix(f"{split}-")
-    if suffix == question:
-        suffix = question.removeprefix(str(paths.SPLIT_CODES[split]))
-    return f"{load_card('scenes').splits.get(split, {}).get('compare_with', split)} {suffix}"
+    def common_name(self, split: str, question: str) -> str:
+        """Return the common name of a question in all splits that contain it.
+
+        An id contains the split: its name in the VCR format, the first digit in the others. Splits that the card
+        compares contain the same items in the same order; a prefix keeps the others apart.
+        """
+        if split not in paths.SPLIT_CODES:
+            return question
+        suffix = question.removeprefix(f"{split}-")
+        if suffix == question:
+            suffix = question.removeprefix(str(paths.SPLIT_CODES[split]))
+        return f"{self.card.splits.get(split, {}).get('compare_with', split)} {suffix}"
 
 
 def _part(
-    form: Format, folder: str, splits: Mapping[str, Mapping[str, Any]], *, pictures: str = ".", **facts: Any
-) -> DatasetSpec:
+    form: type[SplitFiles], folder: str, splits: Mapping[str, Mapping[str, Any]], *, pictures: str = ".", **facts: Any
+) -> CorpusPart:
     """Return a part of the corpus, with its files in the form of a card of its format."""
     corpus = load_card("scenes")
     place = PurePosixPath(paths.FOLDER, folder)
     facts |= {"folder": str(place), "pictures_folder": str(place / pictures), "splits": splits}
     name = f"scenes-{folder.partition('-v2')[0]}"
-    return DatasetSpec(
+    return CorpusPart(
         name=name,
         card=corpus,
         tasks=form.tasks,
         splits=tuple(splits),
-        open=partial(_open, form, Card(name=name, facts=facts)),
         labelled=tuple(splits),
-        common_name=_common_name,
+        files=Card(name=name, facts=facts),
+        form=form,
     )
 
 
@@ -159,7 +170,7 @@ SNLI_VE = _part(
     },
 )
 CAPTIONS = _part(
-    Format(("captions",), _read_captions),
+    CaptionFiles,
     paths.CAPTIONS_FOLDER,
     {split: {"annotations": paths.captions(split).name} for split in paths.CAPTION_SPLITS},
 )

@@ -170,12 +170,14 @@ def test_an_entry_point_that_is_no_reader(tmp_path: Path, monkeypatch: pytest.Mo
     assert ("'broken' is no dataset reader" in error.what, "returned int" in error.why) == (True, True)
 
 
-def mine(split: str, root: Path | None, options: spec.ReadOptions) -> IndexedDataset:
-    """Open a benchmark of a package in the files of VCR, which lie elsewhere."""
-    return open_dataset("vcr", split="val", data_root=root, tasks=options.tasks)
+class Mine(spec.DatasetSpec):
+    """A benchmark of a package in the files of VCR, which lie elsewhere."""
+
+    def open(self, split: str, data_root: Path | None, options: spec.ReadOptions) -> IndexedDataset:
+        return open_dataset("vcr", split="val", data_root=data_root, tasks=options.tasks)
 
 
-MINE = spec.DatasetSpec(name="mine", card=load_card("vcr"), tasks=("vcr-q2a",), splits=("only",), open=mine)
+MINE = Mine(name="mine", card=load_card("vcr"), tasks=("vcr-q2a",), splits=("only",))
 
 
 def test_a_benchmark_of_another_package(mirrors: Path, monkeypatch: pytest.MonkeyPatch) -> None:

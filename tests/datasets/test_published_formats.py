@@ -32,6 +32,7 @@ from advl_pipeline.datasets import spec
 from advl_pipeline.datasets.cards import Card, load_card
 from advl_pipeline.datasets.check import dataset_card, run_check
 from advl_pipeline.datasets.config import CheckConfig
+from advl_pipeline.datasets.formats import PublishedDataset
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
 from advl_pipeline.datasets.registry import dataset_names, find_dataset, open_dataset
@@ -381,7 +382,7 @@ def test_the_card_of_a_plug_in_may_be_no_file(
 ) -> None:
     facts = {"title": "Mine", "format": "mine", "folder": "mine", "splits": {"train": {"items": 3}}}
     card = Card(name="mine", facts=facts)
-    mine = spec.DatasetSpec(name="mine", card=card, tasks=("classes",), splits=("train",), open=open_dataset)
+    mine = PublishedDataset(name="mine", card=card, tasks=("classes",), splits=("train",))
     point = SimpleNamespace(name="mine", load=lambda: mine)
     monkeypatch.setattr(spec, "entry_points", lambda group: [point])
     code, out, _ = advl(capsys, "datasets", "card", "mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from advl_pipeline.datasets.own.sources import find_source
 from advl_pipeline.datasets.problems import written_number
 from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import index_folder, is_location, resolve_data_root
-from advl_pipeline.datasets.rows import RowSource
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
 from advl_pipeline.datasets.vqa_answers import build_vocabulary
 
@@ -48,39 +48,63 @@ def _line(name: str, index: Index) -> str:
     return "; ".join(parts)
 
 
-def _open_split(
-    rows: RowSource, index: Index, split: str, data_root: Path | None, options: ReadOptions
-) -> IndexedDataset:
-    """Open a split.
+@dataclass(frozen=True, kw_only=True)
+class RowsDataset(DatasetSpec):
+    """A dataset of rows that are read and indexed."""
 
-    Args:
-        options: `answers` lists names of classes or answers; None for those that `class_names` finds.
+    index: Index
 
-    Raises:
-        DatasetError: a row or a picture is malformed, or no row is usable.
-    """
-    if options.answers is None or index.kind == "choice":
-        classes = partial(class_names, index, rows.card, options.together or [split])
-    else:
-        classes = partial(tuple, options.answers)
-    is_labelled = index.is_labelled(split)
-    reading = Reading(
-        # A rationale explains the right answer; without a label the task has no input.
-        # Ids include the task if the data have several, no matter which of them are opened.
-        variants=tuple(
-            RowVariant(task, f":{task}" if len(index.tasks) > 1 else "")
-            for task in options.tasks
-            if task != "rationale" or is_labelled
-        ),
-        classes=classes,
-        scores=agreement_scores,
-        # Rows of local files have local pictures.
-        held=None if rows.files else HeldPictures(resolve_data_root(data_root), index.folder),
-    )
-    dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
-    if index.kind == "classes" and is_labelled:
-        dataset.require_known_classes()
-    return dataset
+    def open(self, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+        """Open a split.
+
+        Args:
+            split: one of `splits`.
+            data_root: folder of the datasets, for pictures on the hub.
+            options: `answers` lists names of classes or answers; None for those that `class_names` finds.
+
+        Raises:
+            DatasetError: a row or a picture is malformed, or no row is usable.
+        """
+        index = self.index
+        if options.answers is None or index.kind == "choice":
+            classes = partial(class_names, index, self.card, options.together or [split])
+        else:
+            classes = partial(tuple, options.answers)
+        is_labelled = index.is_labelled(split)
+        reading = Reading(
+            # A rationale explains the right answer; without a label the task has no input.
+            # Ids include the task if the data have several, no matter which of them are opened.
+            variants=tuple(
+                RowVariant(task, f":{task}" if len(index.tasks) > 1 else "")
+                for task in options.tasks
+                if task != "rationale" or is_labelled
+            ),
+            classes=classes,
+            scores=agreement_scores,
+            # Rows of local files have local pictures.
+            held=None if index.source.files else HeldPictures(resolve_data_root(data_root), index.folder),
+        )
+        dataset = IndexedDataset(index, reading, split=split, on_error=options.on_error)
+        if index.kind == "classes" and is_labelled:
+            dataset.require_known_classes()
+        return dataset
+
+
+class UnreadRows(DatasetSpec):
+    """A dataset of rows with a published card, which are not read yet."""
+
+    def read(self, data_root: Path | None) -> RowsDataset:
+        """Return it with its rows read and indexed.
+
+        Raises:
+            DatasetError: the data do not exist, or none of their rows is usable.
+        """
+        rows = rows_dataset(self.name, data_root, self.card)
+        return replace(rows, tasks=self.tasks, splits=self.splits)
+
+    def open(self, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
+        """Read the rows, and open a split; raises the errors of both steps."""
+        return self.read(data_root).open(split, data_root, options)
 
 
 def agreement_scores(counts: Mapping[str, int]) -> dict[str, float]:
@@ -108,7 +132,7 @@ def class_names(index: Index, card: Card, opened: Sequence[str]) -> tuple[str, .
     return tuple(sorted(used, key=lambda name: ((number := written_number(name)) is None, number or 0, name)))
 
 
-def rows_dataset(name: str, data_root: Path | None, card: Card | None = None) -> DatasetSpec:
+def rows_dataset(name: str, data_root: Path | None, card: Card | None = None) -> RowsDataset:
     """Find and index a dataset of rows.
 
     Args:
@@ -120,18 +144,13 @@ def rows_dataset(name: str, data_root: Path | None, card: Card | None = None) ->
     """
     rows, home = find_source(name, data_root, card or Card())
     index = open_index(rows, dataset=name, folder=index_folder(home, home if is_location(name) else home / name))
-    return DatasetSpec(
+    return RowsDataset(
         name=name,
         card=rows.card,
         tasks=index.tasks,
         splits=index.splits,
-        open=partial(_open_split, rows, index),
+        index=index,
         labelled=tuple(filter(index.is_labelled, index.splits)),
         line=_line(name, index),
         is_described=card is not None,
     )
-
-
-def open_rows(name: str, card: Card, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-    """Read a dataset of rows with a published card, and open a split; raises the errors of both steps."""
-    return rows_dataset(name, data_root, card).open(split, data_root, options)
