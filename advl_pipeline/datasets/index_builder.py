@@ -157,10 +157,10 @@ class IndexBuilder:
         rows, head = self._read(), []
         for row in rows:
             head.append(row)
-            if isinstance(row.record, Mapping):
-                if has_options_beside_answer(row.record, self._card):
-                    self._card = settled(self._read, self._card, dataset=self._dataset)
-                    return self._read()
+            if isinstance(row.record, Mapping) and has_options_beside_answer(row.record, self._card):
+                self._card = settled(self._read, self._card, dataset=self._dataset)
+                return self._read()
+            if isinstance(row.record, Mapping | Item):
                 break
         return chain(head, rows)
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 import pickle
 import re
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from itertools import chain
@@ -162,6 +163,32 @@ def test_a_reader_that_checks_its_rows_itself(tmp_path: Path, monkeypatch: pytes
         assert broken_promises(opened) == []
         identities.append((opened.content_digest(), opened.identity_name))
     assert not {*identities[0]} & {*identities[1]}, "other texts are other data, whatever their pictures"
+
+
+class WatchedItem(Item):
+    """Item that a weak reference can follow."""
+
+
+def has_many_rows(root: Path) -> RowSource:
+    """Reader whose first rows are dropped before its last row is read."""
+
+    def rows() -> Iterator[Row]:
+        living: list[weakref.ref[Item]] = []
+        for number in range(200):
+            item = WatchedItem(
+                item_id=str(number), image="red.png", texts=("Which?", "a", "b"), num_choices=2, label=0
+            )
+            living = [watched for watched in living if watched() is not None] + [weakref.ref(item)]
+            assert len(living) < 10, "the rows of VCR would take half a gigabyte"
+            yield Row(item, name=str(number), line=number)
+
+    return RowSource(rows=rows, pictures=root / "pictures", kind="choice", version="1")
+
+
+def test_rows_are_indexed_as_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "pictures")
+    install(monkeypatch, "many", "has_many_rows")
+    assert len(open_dataset("many", split="train", data_root=tmp_path)) == 200
 
 
 def test_an_entry_point_that_is_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
