@@ -138,6 +138,7 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     Raises:
         ConfigError: the name is unknown, or no key fits. WeightsUnavailable: the file is missing or damaged.
     """
+    require_student(name)
     settings: dict[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer}
     if name in STUDENTS:
         # A chat model's architecture is stored with its weights, and so are many tokenizers.
