@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from advl_pipeline.datasets.roots import index_folder, require_there, resolve_da
 from advl_pipeline.datasets.rows import RowSource
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, pairs_of, snli_ve_source
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
-from advl_pipeline.datasets.vcr import vcr_reading, vcr_source
+from advl_pipeline.datasets.vcr import VcrReading, vcr_source, vcr_variants
 from advl_pipeline.datasets.vqa import Part, kept_rows, locate_picture, vocabulary_of, vqa_source
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, answer_scores
 
@@ -72,11 +71,10 @@ class VcrFiles(SplitFiles):
     def open(self, options: ReadOptions) -> IndexedDataset:
         is_labelled = self.facts["labelled"]
         rows = vcr_source(self.named("annotations"), labelled=is_labelled, pictures=self.pictures)
-        reading = vcr_reading(
-            options.tasks,
+        reading = VcrReading(
             # A split without labels has no right answers.
-            every_answer=options.every_answer or not is_labelled,
-            style=options.text_style or self.card.facts["text_style"],
+            variants=vcr_variants(options.tasks, every_answer=options.every_answer or not is_labelled),
+            text_style=options.text_style or self.card.facts["text_style"],
         )
         return IndexedDataset(self.index_of(rows), reading, split=self.split, on_error=options.on_error)
 
@@ -87,33 +85,44 @@ class VqaFiles(SplitFiles):
     tasks = ("vqa",)
 
     def open(self, options: ReadOptions) -> IndexedDataset:
-        index, rows = self._part()
-        reading = Reading(
-            variants=(RowVariant("vqa"),),
-            # Built when answers are first needed.
-            classes=partial(self._vocabulary, options),
-            scores=answer_scores,
-            locate=locate_picture,
-        )
+        index, rows = self.part()
+        reading = VqaReading(variants=(RowVariant("vqa"),), given=options.answers, files=self, options=options)
         return IndexedDataset(index, reading, split=self.split, on_error=options.on_error, rows=rows)
 
-    def _part(self) -> Part:
+    def part(self) -> Part:
+        """Return the questions of the split."""
         named = [self.named(fact) for fact in ("questions", "annotations") if fact in self.facts]
         rows = vqa_source(*named, subtype=self.facts.get("subtype"), pictures=self.pictures)
         index = self.index_of(rows)
         return index, kept_rows(index, self.folder, self.card.name, self.facts)
 
-    def _vocabulary(self, options: ReadOptions) -> tuple[str, ...]:
-        if options.answers is not None:
-            return tuple(options.answers)
-        lists = self.card.facts["answer_lists"]
+
+@dataclass(frozen=True, kw_only=True)
+class VqaReading(Reading):
+    """Rules for converting questions of `files` to examples."""
+
+    files: VqaFiles
+    options: ReadOptions
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the answer vocabulary: the given one, else that of the annotations that `answer_list` names."""
+        if self.given is not None:
+            return self.given
+        files, options, facts = self.files, self.options, self.files.card.facts
+        lists = facts["answer_lists"]
         # A run that trains on all splits that the published models count has all of their answers.
         counted = lists["published" if [*options.together] == lists.get("published") else options.answer_list]
         return vocabulary_of(
-            [replace(self, split=split)._part() for split in counted],
-            min_occurrences=self.card.facts.get("min_occurrences", MIN_OCCURRENCES),
-            where=", ".join(str(self.folder / str(self.card.split(split).get("annotations"))) for split in counted),
+            [replace(files, split=split).part() for split in counted],
+            min_occurrences=facts.get("min_occurrences", MIN_OCCURRENCES),
+            where=", ".join(str(files.folder / str(files.card.split(split).get("annotations"))) for split in counted),
         )
+
+    def scores(self, people: Mapping[str, int]) -> Mapping[str, float]:
+        return answer_scores(people)
+
+    def locate(self, pictures: Path, name: str) -> str:
+        return locate_picture(pictures, name)
 
 
 class SnliVeFiles(SplitFiles):
@@ -129,7 +138,7 @@ class SnliVeFiles(SplitFiles):
         if listed is not None:
             rows = np.flatnonzero(index.file.is_in("id", listed))
             selected = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
-        reading = Reading(variants=(RowVariant("snli-ve"),), classes=lambda: LABEL_ORDERS[options.label_order])
+        reading = Reading(variants=(RowVariant("snli-ve"),), given=LABEL_ORDERS[options.label_order])
         return IndexedDataset(
             index, reading, split=self.split, on_error=options.on_error, rows=rows, selected=selected
         )

@@ -10,8 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -388,11 +387,6 @@ class IndexedDataset:
         """Return file and line of the first row with a picture; "" without one."""
         row = self._pictures.row_that_shows(path)
         return "" if row is None else self._index.where(row)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The function that finds the classes may not be picklable; its result is.
-        reading = replace(self._reading, classes=partial(tuple, self._classes))
-        return self.__dict__ | {"_reading": reading}
 
 
 class TextUnits(Sequence[TextUnit]):

@@ -41,7 +41,8 @@ class IndexedPictures:
     def __init__(self, index: Index, rows: npt.NDArray[np.int64], *, split: str, reading: Reading) -> None:
         self.rows = rows
         self._index, self._split = index, split
-        self._locate, self._fetched = reading.locate, reading.held
+        self._reading = reading
+        self._fetched = reading.held
         self._home = index.source.pictures
         self._files = FileDigests(self._home, index.folder)
         self._units: dict[int, ImageUnit] = {}
@@ -71,7 +72,7 @@ class IndexedPictures:
             return (str(self._fetched.file_of(picture.name)),)
         if picture.name.startswith("/"):
             return (str(self._index.folder.absolute() / PICTURES_FOLDER / picture.name[1:]),)
-        name = self._locate(self._home, picture.name) if self._locate else picture.name
+        name = self._reading.locate(self._home, picture.name)
         return (name, picture.boxes_file) if picture.boxes_file else (name,)
 
     def facts(self, image: int, depth: Depth = Depth.BYTES) -> FileFacts:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.datasets.own.remote_pictures import HeldPictures
 from advl_pipeline.datasets.records import TASKS, Candidate, Task, TaskKind, compose
 from advl_pipeline.datasets.rows import PictureFacts
-
-Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
-"""Function that words the candidates of an example: (picture, context, choices) -> one candidate per choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +25,31 @@ class RowVariant:
         return TASKS[self.task].kind
 
 
-def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
-    """Word the texts of your own data, which may refer to boxes."""
-    return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Rules for reading the rows of one dataset.
+    """Rules for reading the rows of one dataset, by default texts as written.
 
-    `classes` returns the class names and is called once. `scores` maps the answers of a question (text -> number of
-    people) to soft scores. `locate` maps the pictures folder and the name in the row to the name of the picture
-    file, if the two names differ. `held` provides the pictures that are not downloaded yet.
+    `given` are the classes or answers, in label order, that are known without a look at the rows; None for those that
+    a subclass finds. `held` provides the pictures that are not downloaded yet.
     """
 
     variants: tuple[RowVariant, ...]
     text_style: str = "plain"
-    word: Wording = word_as_written
-    classes: Callable[[], tuple[str, ...]] = tuple
-    scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
-    locate: Callable[[Path, str], str] | None = None
+    given: tuple[str, ...] | None = None
     held: HeldPictures | None = None
+
+    def word(self, picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
+        """Return a candidate for each choice; the texts may refer to boxes of the picture."""
+        return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes or answers in label order; called once, when they are first needed."""
+        return self.given or ()
+
+    def scores(self, people: Mapping[str, int]) -> Mapping[str, float]:
+        """Return answer -> soft score, from answer -> number of people who gave it."""
+        return {}
+
+    def locate(self, pictures: Path, name: str) -> str:
+        """Return the name of a picture's file in the folder of the pictures, from the name in its row."""
+        return name

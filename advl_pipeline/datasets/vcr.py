@@ -7,6 +7,7 @@ tags as JSON.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,26 @@ def vcr_source(annotations: Path, *, labelled: bool, pictures: Path) -> RowSourc
     )
 
 
-def vcr_reading(tasks: Sequence[Task], *, every_answer: bool, style: TextStyle) -> Reading:
-    """Return the rules for converting questions to examples.
+@dataclass(frozen=True, kw_only=True)
+class VcrReading(Reading):
+    """Rules for converting questions to examples; `text_style` is the wording of object tags."""
+
+    text_style: TextStyle
+
+    def word(self, picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
+        """Return a candidate for each choice; each text is a JSON list of words and tags."""
+        return word_candidates(
+            self.text_style, picture.box_labels, [*map(orjson.loads, context)], [*map(orjson.loads, choices)]
+        )
+
+
+def vcr_variants(tasks: Sequence[Task], *, every_answer: bool) -> tuple[RowVariant, ...]:
+    """Return the ways to make examples from a question.
 
     Args:
         tasks: "vcr-q2a", "vcr-qa2r" or both.
         every_answer: pair the rationales with each of the four answers, as the test server scores them, instead of
             only the right one.
-        style: wording of object tags.
     """
     variants = []
     for task in tasks:
@@ -59,13 +72,7 @@ def vcr_reading(tasks: Sequence[Task], *, every_answer: bool, style: TextStyle) 
             variants += [RowVariant(task, f":{task}-a{answer}", answer) for answer in range(NUM_CHOICES)]
         else:
             variants.append(RowVariant(task, f":{task}"))
-    return Reading(variants=tuple(variants), text_style=style, word=partial(_word, style))
-
-
-def _word(
-    style: TextStyle, picture: PictureFacts, context: Sequence[str], choices: Sequence[str]
-) -> tuple[Candidate, ...]:
-    return word_candidates(style, picture.box_labels, [*map(orjson.loads, context)], [*map(orjson.loads, choices)])
+    return tuple(variants)
 
 
 def _item(record: Mapping[str, Any], labelled: bool, objects_of: dict[tuple[str, str], Any]) -> Item:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +48,38 @@ def _line(name: str, index: Index) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowsReading(Reading):
+    """Rules for reading rows; `opened` are the splits that are opened together and share their classes."""
+
+    index: Index
+    opened: Sequence[str]
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes or answers: the given ones, else the card's, else those of train.
+
+        Without a split named train, they are those of all opened splits together, so that a class number means the
+        same in each of them. Choices have none.
+        """
+        index, card = self.index, self.index.source.card
+        if index.kind in ("choice", "pictures"):
+            return ()
+        if self.given is not None:
+            return self.given
+        if index.kind == "classes" and card.labels:
+            return card.labels
+        counted = ["train"] if "train" in index.splits else self.opened
+        counts = index.label_counts(np.concatenate([index.rows_of(split) for split in counted]))
+        if index.kind == "answers":
+            return build_vocabulary(counts.items(), min_occurrences=card.min_answer_count, form=str)
+        # Numeric classes are sorted as numbers, before the others.
+        used = [name for name, count in counts.items() if count]
+        return tuple(sorted(used, key=lambda name: ((number := written_number(name)) is None, number or 0, name)))
+
+    def scores(self, people: Mapping[str, int]) -> Mapping[str, float]:
+        return agreement_scores(people)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RowsDataset(DatasetSpec):
     """A dataset of rows that are read and indexed."""
 
@@ -60,18 +91,17 @@ class RowsDataset(DatasetSpec):
         Args:
             split: one of `splits`.
             data_root: folder of the datasets, for pictures on the hub.
-            options: `answers` lists names of classes or answers; None for those that `class_names` finds.
+            options: `answers` lists names of classes or answers; None for those of the card or of train.
 
         Raises:
             DatasetError: a row or a picture is malformed, or no row is usable.
         """
         index = self.index
-        if options.answers is None or index.kind == "choice":
-            classes = partial(class_names, index, self.card, options.together or [split])
-        else:
-            classes = partial(tuple, options.answers)
         is_labelled = index.is_labelled(split)
-        reading = Reading(
+        reading = RowsReading(
+            index=index,
+            given=options.answers,
+            opened=options.together or [split],
             # A rationale explains the right answer; without a label the task has no input.
             # Ids include the task if the data have several, no matter which of them are opened.
             variants=tuple(
@@ -79,8 +109,6 @@ class RowsDataset(DatasetSpec):
                 for task in options.tasks
                 if task != "rationale" or is_labelled
             ),
-            classes=classes,
-            scores=agreement_scores,
             # Rows of local files have local pictures.
             held=None if index.source.files else HeldPictures(resolve_data_root(data_root), index.folder),
         )
@@ -111,25 +139,6 @@ def agreement_scores(counts: Mapping[str, int]) -> dict[str, float]:
     """Return answer -> score: min(1, k / min(3, n)) for k of n people; a single answer is right or wrong."""
     needed = min(NUM_AGREEING, sum(counts.values()))
     return {answer: min(1.0, count / needed) for answer, count in counts.items()}
-
-
-def class_names(index: Index, card: Card, opened: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes or answers that splits opened together share: the card's, else those of train.
-
-    Without a split named train, they are those of all opened splits together, so that a class number means the same
-    in each of them. Choices have none.
-    """
-    if index.kind in ("choice", "pictures"):
-        return ()
-    if index.kind == "classes" and card.labels:
-        return card.labels
-    counted = ["train"] if "train" in index.splits else opened
-    counts = index.label_counts(np.concatenate([index.rows_of(split) for split in counted]))
-    if index.kind == "answers":
-        return build_vocabulary(counts.items(), min_occurrences=card.min_answer_count, form=str)
-    # Numeric classes are sorted as numbers, before the others.
-    used = [name for name, count in counts.items() if count]
-    return tuple(sorted(used, key=lambda name: ((number := written_number(name)) is None, number or 0, name)))
 
 
 def rows_dataset(name: str, data_root: Path | None, card: Card | None = None) -> RowsDataset:
