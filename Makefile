@@ -20,10 +20,10 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 # Each takes a core and up to two gigabytes, and half a minute to import and collect before it runs a test.
 TEST_WORKERS ?= 2
 
-# Studies of `make study`, in order. Each resumes where it stopped and reuses the cells of earlier ones.
+# Studies of `make study`, in order. Each resumes where it stopped and reuses the runs of earlier ones.
 STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full \
 	scenes-shift
-# Cells in parallel: steps of such a small student gain nothing from a second core.
+# Runs in parallel: steps of such a small student gain nothing from a second core.
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -83,7 +83,7 @@ scenes-inputs: $(STAMP)
 # Options of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".
 STUDY_OPTIONS ?=
 
-# Print the cost first, then make a page from one seed of the smallest size, then run the rest. Finished cells never run again.
+# Print the cost first, then make a page from one seed of the smallest size, then run the rest. What is finished never runs again.
 # $(1) is the study and its options, $(2) its name.
 define in_sight
 $(ADVL) study $(1) --dry-run && \

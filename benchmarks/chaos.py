@@ -1,7 +1,7 @@
 """`make chaos`: byte-exact recovery of the next command after kills, stops, damage and duplicate starts.
 
 python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--finetunes N] [--stops N]
-    [--pairs N] [--threads N] [--flips N] [--cells N] [--scores N] [--changes N] [--replacements N] [--pulls N]
+    [--pairs N] [--threads N] [--flips N] [--runs N] [--scores N] [--changes N] [--replacements N] [--pulls N]
     [--seed S]
 """
 
@@ -162,10 +162,10 @@ def pulls(folder: Path) -> Attempt:
     return importlib.import_module("chaos_data").DoublePulls(_made(folder / "pulls")).pull  # type: ignore[no-any-return]
 
 
-def cells(folder: Path) -> Attempt:
-    """Exchange what two cells of a study hold, and follow the advice of `advl report`."""
+def runs(folder: Path) -> Attempt:
+    """Exchange what two runs of a study hold, and follow the advice of `advl report`."""
     _, corpus, *_ = _finetune(folder)
-    study = importlib.import_module("chaos_scores").StudyOfTwoCells(corpus, folder / "cells")
+    study = importlib.import_module("chaos_scores").StudyOfTwoRuns(corpus, folder / "study")
     study.run_alone()
     return study.exchange  # type: ignore[no-any-return]
 
@@ -200,7 +200,7 @@ KINDS: dict[str, tuple[int, str, Callable[[Path], Attempt]]] = {
         replacements,
     ),
     "pulls": (10, "caches pulled into one folder twice at once came once, and whole", pulls),
-    "cells": (10, "exchanges between cells of a study were refused, and mended by the commands advised", cells),
+    "runs": (10, "exchanges between runs of a study were refused, and mended by the commands advised", runs),
     "scores": (9, "evaluations killed over another left one of both whole", scores),
     "changes": (10, "files overwritten while they were read gave one of their two states, or were refused", changes),
 }

@@ -42,7 +42,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def study(config: StudyRunConfig, dry_run: bool) -> Iterator[Any]:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
-    STUDY is a file or the name of a shipped study. Each run is stored once in runs/cells: a cell that any study has
+    STUDY is a file or the name of a shipped study. Each run is stored once in runs/cells: a run that any study has
     finished never runs again. Several processes with the same study folder share the grid.
 
     \b

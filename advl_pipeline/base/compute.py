@@ -263,7 +263,7 @@ def drawing(seed: int | None = None) -> Iterator[None]:
 
 
 def forget_peak_memory() -> None:
-    """Reset the peak to the current memory use if the kernel can: a process may run many cells of a study."""
+    """Reset the peak to the current memory use if the kernel can: a process may train many runs of a study."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -114,11 +114,11 @@ def _facts(result: StudyResult, focus: Accuracy) -> Iterator[dict[str, str]]:
                 f"{known.prior_known:.0f} % of the test set's are in training."
             )
             yield {"label": "prior of the question", "value": f"{known.prior:.0f}", "note": note}
-        if len(result.cells) == 1 and known.given is not None:
+        if len(result.runs) == 1 and known.given is not None:
             note = f"times of 100 it answers “{known.given_answer}”."
             yield {"label": "its commonest answer", "value": f"{known.given:.0f}", "note": note}
     count = len(focus.estimate.by_seed)
     note = f"labelled questions; {wording.seeds(count)}, scored on {focus.num_items:,} of {place.test_set}."
-    if count < study.min_seeds and len(result.cells) > 1 and not result.of_runs:
+    if count < study.min_seeds and len(result.runs) > 1 and not result.of_runs:
         note += f" A claim rests on at least {wording.seeds(study.min_seeds)}."
     yield {"label": "learned from", "value": f"{place.size:,}", "note": note}

@@ -45,7 +45,7 @@ def page_of(result: StudyResult, *, data_root: Path | None, num_examples: int = 
         for collect in (collect_examples, collect_words)
     )
     look = looks(result.study)
-    is_run = result.of_runs and len(result.cells) == 1
+    is_run = result.of_runs and len(result.runs) == 1
     assets = resources.files("advl_pipeline.reporting").joinpath("assets")
     style, script = (assets.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     for scheme, colours in SCHEMES.items():

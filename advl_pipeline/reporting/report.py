@@ -23,7 +23,7 @@ _BEGINS = b"|".join(
         rb'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" .*>\n'
         rb'<meta name="color-scheme" content="light dark">\n<meta http-equiv="Content-Security-Policy" ',
         rb"setting,metric,test_set,(size,shots,method,against,|shots,method,role,num_seeds,)",
-        rb"cell,run,setting,method,shots,size,seed,",
+        rb"(cell|run_id),run,setting,method,shots,size,seed,",
         rb'\{\n  "(answers|verdicts)": \[',
         rb"# .*\n\n(.* answers \d+ of 100 |Nothing is told yet|There is no answer yet|.* so they are not compared; "
         rb"|\d+ runs stand in one table |The table has the scores|\| claim \| setting \| verdict \| why \|\n)",

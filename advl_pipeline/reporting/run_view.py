@@ -60,8 +60,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         losses; tables by kind of question; confusions: test set -> class names and counts, true class by row;
         a figure of the words' classes, if the run estimated them.
     """
-    (cell,) = result.cells
-    run = result.runs / str(cell["run"])
+    (row,) = result.runs
+    run = result.outer / str(row["run"])
     setting = result.study.settings[0]
     config, done = read_config(run), read_result(run)
     documents = {name: document for name in setting.test_sets if (document := read_document(run, name)) is not None}
@@ -81,8 +81,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "scores": scores,
         "measures": measures_of(documents),
         "views": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
-        "losses": loss_figure(read_log(run), run=str(cell["run"])),
-        "words": words_figure(read_words(run), run=str(cell["run"])),
+        "losses": loss_figure(read_log(run), run=str(row["run"])),
+        "words": words_figure(read_words(run), run=str(row["run"])),
         "kinds": _kinds(documents),
         "confusions": {
             test_set: document.confusion

@@ -290,13 +290,13 @@ WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "md": as_markdown}
 
 def forecast_as_text(forecast: Mapping[str, Any]) -> str:
     """Render the result of `forecast_study`: a line per setting, method and shots, then the work left."""
-    cells = forecast["cells"]
-    width = max(len(row["method"]) for row in cells)
+    runs = forecast["runs"]
+    width = max(len(run["method"]) for run in runs)
     grid: dict[str, list[str]] = {}
-    for row in cells:
-        name = f"{row['setting']}  {row['method']:<{width}}  {row['shots']:>6} shots"
-        grid.setdefault(name, []).append(f"{row['seed']}{'*' if row['finished'] else ''}")
-    steps = Counter(row["steps"] for row in cells if not row["finished"])
+    for run in runs:
+        name = f"{run['setting']}  {run['method']:<{width}}  {run['shots']:>6} shots"
+        grid.setdefault(name, []).append(f"{run['seed']}{'*' if run['finished'] else ''}")
+    steps = Counter(run["steps"] for run in runs if not run["finished"])
     template = templates().get_template("forecast.jinja")
     return template.render(forecast=forecast, grid=grid, num_of_steps=sorted(steps.items()))
 

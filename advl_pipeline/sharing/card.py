@@ -56,7 +56,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     study, seeds = "", list[int]()
     if (folder := next((place for place, _ in studies_of(run)), None)) is not None:
         gathered = gather_study(folder)
-        seeds = sorted({cell["seed"] for cell in rows_of(gathered.cells, state="finished")})
+        seeds = sorted({row["seed"] for row in rows_of(gathered.runs, state="finished")})
         # The table's headings are nested below one of the card's.
         table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
         study = re.sub("^#", "###", table, flags=re.MULTILINE)

@@ -170,8 +170,8 @@ class StudyConfig(Configuration):
     """Variant that the claims are about."""
     margin: float = option(1.0, help="Smallest gain in points that matters.", minimum=0)
     keep_weights: bool = True
-    """Keep the student of every cell. Otherwise it is deleted once all test sets are scored, unless another study
-    keeps it, and adding a test set later trains the cell again."""
+    """Keep the student of every run. Otherwise it is deleted once all test sets are scored, unless another study
+    keeps it, and adding a test set later trains it again."""
     min_seeds: int = option(5, help="Fewest seeds for a verdict other than 'undecided'.", minimum=1)
     settings: tuple[Setting, ...]
     """Settings in which the grid is run."""

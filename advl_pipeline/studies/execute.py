@@ -1,6 +1,6 @@
-"""Run one cell: finetune, then score on every test set. Also, find the work that a cell still needs.
+"""Execute one run: finetune, then score on every test set. Also, find the work that a run still needs.
 
-The two phases are imported when a cell runs, so that planning and gathering stay light.
+Training and evaluation are imported when a run is executed, so that planning and gathering stay light.
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ from advl_pipeline.evaluation.config import Probe
 from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import EvaluationDocument, is_of_run, read_document
 from advl_pipeline.students.weight_files import file_digest
-from advl_pipeline.studies.plan import Cell, studies_of
+from advl_pipeline.studies.plan import PlannedRun, studies_of
 
-CellExecutor = Callable[[Cell], None]
-"""Runs one cell to its end or raises; resumes an interrupted run in the cell's run folder."""
+RunExecutor = Callable[[PlannedRun], None]
+"""Trains and scores one run to its end or raises; resumes an interrupted one in its folder."""
 
 
-def execute_cell(cell: Cell) -> None:
-    """Finetune and evaluate in this process; delete the student if no study with this cell keeps it."""
+def execute_run(planned: PlannedRun) -> None:
+    """Finetune and evaluate in this process; delete the student if no study with the run keeps it."""
     from advl_pipeline.evaluation.prepare import prepare_scoring
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.prepare import prepare_finetune
     from advl_pipeline.training.run import run_finetune
 
-    missing = missing_test_sets(cell)
+    missing = missing_test_sets(planned)
     # If the student was not kept, the same run gives the same student again.
-    is_gone = (missing or cell.keeps_student) and not all(file.exists() for file in _weights(cell.run))
-    if is_gone or not names.is_finished(cell.run):
-        recipe = cell.finetune.optimisation.recipe
-        if file_digest(recipe) != cell.recipe_digest:
+    is_gone = (missing or planned.keeps_student) and not all(file.exists() for file in _weights(planned.run))
+    if is_gone or not names.is_finished(planned.run):
+        recipe = planned.finetune.optimisation.recipe
+        if file_digest(recipe) != planned.recipe_digest:
             raise ConfigError(
                 "The recipe has changed since the study began.",
                 where=recipe,
                 next_command=again("run the same command again: its runs then follow the current recipe"),
             )
-        (cell.run / names.RESULT).unlink(missing_ok=True)
-        run_finetune(prepare_finetune(cell.finetune, is_control=cell.is_control, scores_val=False, may_idle=True))
+        (planned.run / names.RESULT).unlink(missing_ok=True)
+        prepared = prepare_finetune(planned.finetune, is_control=planned.is_control, scores_val=False, may_idle=True)
+        run_finetune(prepared)
         # Scores of a student that was trained on another machine may not be those of this one.
-        missing = missing_test_sets(cell)
+        missing = missing_test_sets(planned)
     if missing:
-        # An evaluation covers the requests of this study and those of other studies with this cell.
-        asked = cell.evaluate
-        stored = {name: document for name in missing if (document := _stored(cell, name)) is not None}
+        # An evaluation covers the requests of this study and those of other studies with this run.
+        asked = planned.evaluate
+        stored = {name: document for name in missing if (document := _stored(planned, name)) is not None}
         probed_before = {probe for document in stored.values() for probe in _probed(document)}
         probes = tuple(
             probe for probe in get_args(Probe) if probe != "none" and probe in probed_before.union(asked.probes)
@@ -65,18 +66,18 @@ def execute_cell(cell: Cell) -> None:
             )
             run_evaluate(prepare_scoring(scoring, may_idle=True))
         except (IdentityMismatch, WeightsUnavailable) as error:
-            if error.where.startswith(str(cell.run)):
-                error.next_command = advise(["rm", "-r", str(cell.run)], note="the run is trained again", again=())
+            if error.where.startswith(str(planned.run)):
+                error.next_command = advise(["rm", "-r", str(planned.run)], note="the run is trained again", again=())
             raise
-    if not cell.keeps_student and not any(keeps for _, keeps in studies_of(cell.run)):
-        for file in _weights(cell.run):
+    if not planned.keeps_student and not any(keeps for _, keeps in studies_of(planned.run)):
+        for file in _weights(planned.run):
             file.unlink(missing_ok=True)
 
 
-def _stored(cell: Cell, test_set: str) -> EvaluationDocument | None:
-    """Return the document of an evaluation of a cell's run by the evaluator of the study; None if there is none."""
-    document = read_document(cell.run, cell.filed(test_set)) if names.is_finished(cell.run) else None
-    return document if document is not None and is_of_run(cell.run, document) else None
+def _stored(planned: PlannedRun, test_set: str) -> EvaluationDocument | None:
+    """Return the document of an evaluation of a run by the evaluator of the study; None if there is none."""
+    document = read_document(planned.run, planned.filed(test_set)) if names.is_finished(planned.run) else None
+    return document if document is not None and is_of_run(planned.run, document) else None
 
 
 def _probed(document: EvaluationDocument) -> set[str]:
@@ -94,12 +95,12 @@ def _weights(run: Path) -> list[Path]:
     return [adapter if adapter.exists() else run / names.STUDENT_WEIGHTS, run / names.HEADS_WEIGHTS]
 
 
-def missing_test_sets(cell: Cell) -> tuple[str, ...]:
-    """Return the test sets without a finished evaluation of the cell by the study's probes and VQA evaluator."""
-    missing, asked = [], cell.evaluate
-    for name in cell.test_sets:
-        document = _stored(cell, name)
-        is_probed = name in asked.probe_on and not cell.finetune.hide_picture
+def missing_test_sets(planned: PlannedRun) -> tuple[str, ...]:
+    """Return the test sets without a finished evaluation of the run by the study's probes and VQA evaluator."""
+    missing, asked = [], planned.evaluate
+    for name in planned.test_sets:
+        document = _stored(planned, name)
+        is_probed = name in asked.probe_on and not planned.finetune.hide_picture
         wanted = set(asked.probes) - {"none"} if is_probed else set()
         # A larger sample contains the questions of a smaller one.
         if (
@@ -111,7 +112,7 @@ def missing_test_sets(cell: Cell) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def is_cell_finished(cell: Cell) -> bool:
-    """Return whether the cell is complete; a student that another study did not keep must be trained again."""
-    gone = (cell.run / names.STUDENT).exists() and not all(file.exists() for file in _weights(cell.run))
-    return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)
+def is_complete(planned: PlannedRun) -> bool:
+    """Return whether a run is trained and scored; a student that another study did not keep must be trained again."""
+    gone = (planned.run / names.STUDENT).exists() and not all(file.exists() for file in _weights(planned.run))
+    return names.is_finished(planned.run) and not missing_test_sets(planned) and not (planned.keeps_student and gone)

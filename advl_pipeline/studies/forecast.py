@@ -1,6 +1,6 @@
-"""Forecast the cost of a study: caches from the plans of their extractions, cells from the finished ones.
+"""Forecast the cost of a study: caches from the plans of their extractions, runs from the finished ones.
 
-Until the first cell is finished, the cost of cells is unknown.
+Until the first run is finished, the cost of runs is unknown.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import read_documents
 from advl_pipeline.runs.results import read_json, read_result
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, shots_label
-from advl_pipeline.studies.execute import is_cell_finished
+from advl_pipeline.studies.execute import is_complete
 from advl_pipeline.studies.plan import (
-    Cell,
+    PlannedRun,
     build_plan,
-    cells_folder,
     dataset_digests,
     default_folder,
     digest_dataset,
     input_digests,
     missing_inits,
+    runs_folder,
 )
 from advl_pipeline.training.resolved import planned_steps
 
@@ -62,7 +62,7 @@ CacheForecaster = Callable[[ExtractConfig], dict[str, Any]]
 def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = forecast_cache) -> dict[str, Any]:
     """Lay out the grid without running it.
 
-    The time of a remaining cell is its optimiser steps times the time per step of the finished cells of its setting
+    The time of a remaining run is its optimiser steps times the time per step of the finished runs of its setting
     and method, plus their scoring time. Its folder is assumed to be as large as theirs.
 
     Args:
@@ -70,10 +70,10 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
 
     Returns:
         The forecast; times are in seconds on one process, sizes in bytes, None if unknown:
-          - cells: the rows of the grid (setting, method, shots, seed, whether it is finished and, if not, its
+          - runs: the rows of the grid (setting, method, shots, seed, whether it is finished and, if not, its
             remaining optimiser steps); num_left, num_measured;
-          - cell_seconds and cell_bytes of all remaining cells; seconds_left and bytes_left of cells and caches;
-          - memory: device memory of training by part, the maximum over the finished cells of a student;
+          - run_seconds and run_bytes of all remaining runs; seconds_left and bytes_left of runs and caches;
+          - memory: device memory of training by part, the maximum over the finished runs of a student;
           - caches, as returned by `forecast_cache`; missing_inits; missing_dataset, in words;
           - name and folder of the study, the device of this machine, bytes_free.
 
@@ -83,7 +83,7 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
     study = asked_study(config)
     folder = config.output or default_folder(study)
     absent, missing_dataset, content = missing_inits(study), "", dict[str, str]()
-    place = partial(build_plan, study, cells=cells_folder(folder), caches=config.caches, data_root=config.data_root)
+    place = partial(build_plan, study, runs=runs_folder(folder), caches=config.caches, data_root=config.data_root)
     draft = place()
     try:
         content = dataset_digests(draft, digest_dataset, folder=folder)
@@ -91,21 +91,27 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
         # A grid can be inspected before its data are available.
         missing_dataset = error.what + (f" ({error.where})" if error.where else "")
     plan = place(init_digests={} if absent else input_digests(draft), dataset_digests=content)
-    left = [cell for cell in plan.cells if not is_cell_finished(cell)]
-    done = [cell for cell in plan.cells if cell not in left]
-    steps = {cell.cell_id: 0 if names.is_finished(cell.run) else planned_steps(cell.finetune) for cell in left}
-    needed = {path for cell in left for path in cell.finetune.cache}
+    left = [planned for planned in plan.runs if not is_complete(planned)]
+    done = [planned for planned in plan.runs if planned not in left]
+    steps = {each.run_id: 0 if names.is_finished(each.run) else planned_steps(each.finetune) for each in left}
+    needed = {path for planned in left for path in planned.finetune.cache}
     missing = [path for path in plan.caches if path in needed and not (path / "identity.json").exists()]
     caches = [plan_cache(plan.caches[path]) for path in missing]
-    cell_seconds = _seconds(left, done, steps)
-    cell_bytes = round(fmean(folder_bytes(cell.run) for cell in done)) * len(left) if done else None if left else 0
+    run_seconds = _seconds(left, done, steps)
+    sizes = [folder_bytes(planned.run) for planned in done]
+    run_bytes = round(fmean(sizes)) * len(left) if done else None if left else 0
     return {
         "name": study.name,
         "folder": folder,
-        "cells": [
-            {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
-            | ({"finished": False, "steps": steps[cell.cell_id]} if cell in left else {"finished": True})
-            for cell in plan.cells
+        "runs": [
+            {
+                "setting": planned.setting,
+                "method": planned.method,
+                "shots": shots_label(planned.shots),
+                "seed": planned.seed,
+            }
+            | ({"finished": False, "steps": steps[planned.run_id]} if planned in left else {"finished": True})
+            for planned in plan.runs
         ],
         "caches": caches,
         "missing_inits": list(absent),
@@ -113,38 +119,39 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
         "device": device_name(config.device),
         "num_left": len(left),
         "num_measured": len(done),
-        "cell_seconds": cell_seconds,
-        "seconds_left": _sum([cell_seconds, *(cache["seconds"] for cache in caches)]),
-        "cell_bytes": cell_bytes,
-        "bytes_left": _sum([cell_bytes, *(cache["num_bytes"] for cache in caches)]),
+        "run_seconds": run_seconds,
+        "seconds_left": _sum([run_seconds, *(cache["seconds"] for cache in caches)]),
+        "run_bytes": run_bytes,
+        "bytes_left": _sum([run_bytes, *(cache["num_bytes"] for cache in caches)]),
         "bytes_free": shutil.disk_usage(nearest_existing(folder)).free,
         "memory": _memory(done),
     }
 
 
-def _memory(done: Sequence[Cell]) -> dict[str, dict[str, int]]:
-    """Return student -> part -> bytes, from the finished cell with the most device memory; empty for older runs."""
+def _memory(done: Sequence[PlannedRun]) -> dict[str, dict[str, int]]:
+    """Return student -> part -> bytes, from the finished run with the most device memory; empty for older runs."""
     largest: dict[str, dict[str, int]] = {}
-    for cell in done:
-        file = cell.run / names.ENVIRONMENT
+    for planned in done:
+        file = planned.run / names.ENVIRONMENT
         parts = read_json(file).get("bytes_by_part", {}) if file.exists() else {}
-        if sum(parts.values()) > sum(largest.get(cell.finetune.student, {}).values()):
-            largest[cell.finetune.student] = parts
+        if sum(parts.values()) > sum(largest.get(planned.finetune.student, {}).values()):
+            largest[planned.finetune.student] = parts
     return largest
 
 
-def _seconds(left: Sequence[Cell], done: Sequence[Cell], steps: Mapping[str, int]) -> float | None:
-    """Return the seconds of the remaining cells; None if one has no finished cell of its setting and method."""
+def _seconds(left: Sequence[PlannedRun], done: Sequence[PlannedRun], steps: Mapping[str, int]) -> float | None:
+    """Return the seconds of the remaining runs; None if one has no finished run of its setting and method."""
     paces: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for cell in done:
-        result = read_result(cell.run)
-        scoring = sum(document.seconds for document in read_documents(cell.run).values())
+    for planned in done:
+        result = read_result(planned.run)
+        scoring = sum(document.seconds for document in read_documents(planned.run).values())
         pace = result["seconds"] / max(1, result["num_steps"]), scoring
-        paces.setdefault((cell.setting, cell.method), []).append(pace)
-    if any((cell.setting, cell.method) not in paces for cell in left):
+        paces.setdefault((planned.setting, planned.method), []).append(pace)
+    if any((planned.setting, planned.method) not in paces for planned in left):
         return None
-    each = (map(fmean, zip(*paces[cell.setting, cell.method], strict=True)) for cell in left)
-    return sum(per_step * steps[cell.cell_id] + scoring for cell, (per_step, scoring) in zip(left, each, strict=True))
+    each = (map(fmean, zip(*paces[planned.setting, planned.method], strict=True)) for planned in left)
+    paced = zip(left, each, strict=True)
+    return sum(per_step * steps[planned.run_id] + scoring for planned, (per_step, scoring) in paced)
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

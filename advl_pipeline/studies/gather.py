@@ -34,17 +34,17 @@ from advl_pipeline.runs.results import (
 )
 from advl_pipeline.students.weight_files import require_run_files
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.execute import is_cell_finished
+from advl_pipeline.studies.execute import is_complete
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.numbers import numbers_of
-from advl_pipeline.studies.plan import Cell, Plan, cells_folder, read_study_folder, trained_on
+from advl_pipeline.studies.plan import Plan, PlannedRun, read_study_folder, runs_folder, trained_on
 from advl_pipeline.studies.result import Row, StudyResult
 from advl_pipeline.studies.table import ITEM_COLUMNS, build_table
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.facts import finetune_command
 
 _GROUP = ("setting", "method", "shots")
-"""Common fields of cells that differ only by their seed."""
+"""Common fields of runs that differ only by their seed."""
 
 _COSTS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
     "num_steps": itemgetter(0), "seconds_per_step": fmean, "seconds": fmean, "wait_share": fmean,
@@ -55,13 +55,13 @@ _COSTS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
 
 
 def gather_study(folder: Path) -> StudyResult:
-    """Read a study folder into a frozen result; unfinished cells are listed but otherwise left out.
+    """Read a study folder into a frozen result; unfinished runs are listed but otherwise left out.
 
     Raises:
         ConfigError: the folder contains no study, a run has a damaged file, or two runs were scored on other items.
-        IdentityMismatch: a run is not that of its cell, or an evaluation is of another run.
+        IdentityMismatch: a folder holds another run than planned, or an evaluation is of another run.
     """
-    return gather(read_study_folder(folder), folder, runs=cells_folder(folder).parent)
+    return gather(read_study_folder(folder), folder, outer=runs_folder(folder).parent)
 
 
 def gather_runs(*folders: Path) -> StudyResult:
@@ -71,58 +71,58 @@ def gather_runs(*folders: Path) -> StudyResult:
         ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on different items.
     """
     folder = common_folder(folders)
-    return gather(lay_out_runs(*folders), folder, runs=folder)
+    return gather(lay_out_runs(*folders), folder, outer=folder)
 
 
-def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
+def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
     """Read the runs of a plan.
 
     Args:
         folder: folder of the study, or the one that contains all the runs.
-        runs: folder that the names of the runs are relative to.
+        outer: folder that the names of the runs are relative to.
 
     Raises:
         ConfigError: a file of a run is damaged, or two runs were scored on different items.
-        IdentityMismatch: a run is not that of its cell, or an evaluation is of another run.
+        IdentityMismatch: a folder holds another run than planned, or an evaluation is of another run.
     """
-    trained = [cell for cell in plan.cells if names.is_finished(cell.run)]
-    for cell in () if plan.of_runs else trained:
-        _require_run_of_cell(plan, cell)
-    results = {cell.cell_id: read_result(cell.run) for cell in trained}
+    trained = [planned for planned in plan.runs if names.is_finished(planned.run)]
+    for planned in () if plan.of_runs else trained:
+        _require_same_run(plan, planned)
+    results = {planned.run_id: read_result(planned.run) for planned in trained}
     parts, costs, readouts = list[pd.DataFrame](), list[Row](), list[Row]()
     trivial: dict[tuple[str, ...], TrivialScores] = {}
     caveats: dict[str, dict[str, None]] = {}
     contents: dict[tuple[str, str], tuple[Any, Path]] = {}
     sizes = _sizes(plan, trained, results)
-    for cell in trained:
-        about, result, documents = _about(cell), results[cell.cell_id], list[EvaluationDocument]()
-        size = sizes[cell.setting, cell.shots]
+    for planned in trained:
+        about, result, documents = _about(planned), results[planned.run_id], list[EvaluationDocument]()
+        size = sizes[planned.setting, planned.shots]
         # One at a time: the scores of a test set may be large.
-        for test_set in cell.test_sets:
-            if (evaluation := read_evaluation(cell.run, cell.filed(test_set))) is None:
+        for test_set in planned.test_sets:
+            if (evaluation := read_evaluation(planned.run, planned.filed(test_set))) is None:
                 continue
             documents.append(evaluation.document)
-            content = evaluation.document.content_digest, cell.run
-            _require_same_content(test_set, contents.setdefault((cell.setting, test_set), content), content)
-            parts.append(_items(plan, cell, test_set, evaluation).assign(**about, size=size, test_set=test_set))
+            content = evaluation.document.content_digest, planned.run
+            _require_same_content(test_set, contents.setdefault((planned.setting, test_set), content), content)
+            parts.append(_items(plan, planned, test_set, evaluation).assign(**about, size=size, test_set=test_set))
             # Values that depend only on the set are the same for every run.
             for metric, scores in evaluation.document.trivial.items():
-                trivial.setdefault((cell.setting, metric, test_set), scores)
-        costs.append(about | _cost(cell, result, documents))
-        readouts += [about | row for row in read_readout(cell.run)]
-        caveats.setdefault(cell.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
+                trivial.setdefault((planned.setting, metric, test_set), scores)
+        costs.append(about | _cost(planned, result, documents))
+        readouts += [about | row for row in read_readout(planned.run)]
+        caveats.setdefault(planned.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
     items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
     items = items[list(ITEM_COLUMNS)]
     return StudyResult(
         study=plan.study,
         folder=folder,
-        runs=runs,
+        outer=outer,
         command=plan.command,
-        cells=tuple(
-            _about(cell)
-            | {"state": "finished" if is_cell_finished(cell) else "partial" if cell.cell_id in results else "pending"}
-            | {"command": finetune_command(cell.finetune)}
-            for cell in plan.cells
+        runs=tuple(
+            _about(planned)
+            | {"state": "finished" if is_complete(planned) else "partial" if planned.run_id in results else "pending"}
+            | {"command": finetune_command(planned.finetune)}
+            for planned in plan.runs
         ),
         items=items,
         numbers=numbers_of(build_table(plan.study, items)),
@@ -136,18 +136,19 @@ def gather(plan: Plan, folder: Path, *, runs: Path) -> StudyResult:
     )
 
 
-def _require_run_of_cell(plan: Plan, cell: Cell) -> None:
-    """Refuse a run that is not that of its cell, as if two folders were exchanged, or one is a link to another.
+def _require_same_run(plan: Plan, planned: PlannedRun) -> None:
+    """Refuse a folder with another run than planned, as if two were exchanged, or one is a link to another.
 
     Raises:
         IdentityMismatch: options, caches, dataset or pretrained student differ, or the files that tell them changed.
         ConfigError: such a file is damaged.
     """
-    require_run_files(cell.run, names.CONFIG, names.IDENTITY)
-    path = cell.run / names.CONFIG
-    trained, record = config_of_run(read_config(cell.run), where=str(path)), read_json(cell.run / names.IDENTITY)
-    expected, actual = _described(cell.finetune), _described(trained)
-    for name, content in _contents_of(plan, cell).items():
+    require_run_files(planned.run, names.CONFIG, names.IDENTITY)
+    path = planned.run / names.CONFIG
+    trained = config_of_run(read_config(planned.run), where=str(path))
+    record = read_json(planned.run / names.IDENTITY)
+    expected, actual = _described(planned.finetune), _described(trained)
+    for name, content in _contents_of(plan, planned).items():
         recorded = record.get(name)
         if recorded is None:
             say_on_trust("runs of an earlier version do not tell the content of their inputs")
@@ -157,10 +158,10 @@ def _require_run_of_cell(plan: Plan, cell: Cell) -> None:
     if rows := differences(expected, actual):
         raise IdentityMismatch(
             f"The folder of a run holds a run with other settings ({len(rows)} differ).",
-            where=f"{cell.run} ({cell.title})",
+            where=f"{planned.run} ({planned.title})",
             why="\n" + difference_table(rows),
             next_command=advise(
-                ["rm", "-r", str(cell.run)],
+                ["rm", "-r", str(planned.run)],
                 shlex.split(plan.command),
                 note="or put the folders back, if they were exchanged",
             ),
@@ -174,9 +175,9 @@ def _described(config: FinetuneConfig) -> dict[str, Any]:
     return {"options": options, "cache": ["/".join(Path(str(path)).parts[-3:]) for path in config.cache]}
 
 
-def _contents_of(plan: Plan, cell: Cell) -> dict[str, str]:
-    """Return the digests of a cell's inputs that its study knows, by their names in the record of a run."""
-    config, contents = cell.finetune, dict[str, str]()
+def _contents_of(plan: Plan, planned: PlannedRun) -> dict[str, str]:
+    """Return the digests of a run's inputs that its study knows, by their names in the record of a run."""
+    config, contents = planned.finetune, dict[str, str]()
     # The study digests the dataset in its default wording.
     if config.text_style is None and (dataset := plan.dataset_digests.get(trained_on(config))) is not None:
         contents["dataset"] = dataset
@@ -185,14 +186,14 @@ def _contents_of(plan: Plan, cell: Cell) -> dict[str, str]:
     return contents
 
 
-def _about(cell: Cell) -> Row:
+def _about(planned: PlannedRun) -> Row:
     return {
-        "cell": cell.cell_id,
-        "run": cell.run_name,
-        "setting": cell.setting,
-        "method": cell.method,
-        "shots": shots_label(cell.shots),
-        "seed": cell.seed,
+        "run_id": planned.run_id,
+        "run": planned.run_name,
+        "setting": planned.setting,
+        "method": planned.method,
+        "shots": shots_label(planned.shots),
+        "seed": planned.seed,
     }
 
 
@@ -207,20 +208,20 @@ def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple
 
 
 def _sizes(
-    plan: Plan, cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]
+    plan: Plan, planned_runs: Sequence[PlannedRun], results: Mapping[str, Mapping[str, Any]]
 ) -> dict[tuple[str, int | None], int]:
     """Return the number of training questions by setting and shots; the first run gives the number for "full"."""
     sizes: dict[tuple[str, int | None], int] = {}
-    for cell in cells:
+    for planned in planned_runs:
         # A run on all tasks of its dataset names none.
-        known = known_dataset(cell.finetune.dataset)
-        tasks = cell.finetune.task or (known.tasks if known else plan.study.setting(cell.setting).tasks)
-        of_run = int(results[cell.cell_id]["num_labelled"]) // max(1, len(tasks))
-        sizes.setdefault((cell.setting, cell.shots), cell.shots or of_run)
+        known = known_dataset(planned.finetune.dataset)
+        tasks = planned.finetune.task or (known.tasks if known else plan.study.setting(planned.setting).tasks)
+        of_run = int(results[planned.run_id]["num_labelled"]) // max(1, len(tasks))
+        sizes.setdefault((planned.setting, planned.shots), planned.shots or of_run)
     return sizes
 
 
-def _cost(cell: Cell, result: Mapping[str, Any], documents: Sequence[EvaluationDocument]) -> Row:
+def _cost(planned: PlannedRun, result: Mapping[str, Any], documents: Sequence[EvaluationDocument]) -> Row:
     """Return the costs of a run, and its inference time in milliseconds per item.
 
     Raises:
@@ -230,7 +231,7 @@ def _cost(cell: Cell, result: Mapping[str, Any], documents: Sequence[EvaluationD
     cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": fmean(times) if times else None}
     for name in _COSTS:
         if name != "milliseconds_per_item" or times:
-            require_number(cost, name, cell.run / names.RESULT)
+            require_number(cost, name, planned.run / names.RESULT)
     return {name: cost[name] for name in _COSTS}
 
 
@@ -247,44 +248,44 @@ def _costs_over_seeds(costs: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
+def _environments(planned_runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Any], ...]:
     """Return the distinct environments of the runs, without the command line of each run."""
     environments: dict[str, Mapping[str, Any]] = {}
-    for path in (cell.run / names.ENVIRONMENT for cell in cells):
+    for path in (planned.run / names.ENVIRONMENT for planned in planned_runs):
         if path.exists():
             environment = {key: value for key, value in read_json(path).items() if key != "command"}
             environments[json.dumps(environment, sort_keys=True)] = environment
     return tuple(environments.values())
 
 
-def _items(plan: Plan, cell: Cell, test_set: str, evaluation: Evaluation) -> pd.DataFrame:
+def _items(plan: Plan, planned: PlannedRun, test_set: str, evaluation: Evaluation) -> pd.DataFrame:
     """Return the item scores that a study requests.
 
     Raises:
         ConfigError: the evaluation lacks a metric of the setting.
     """
     items, stored = evaluation.items, set(evaluation.items["metric"])
-    wanted = plan.study.setting(cell.setting).metrics
+    wanted = plan.study.setting(planned.setting).metrics
     if not plan.of_runs and (lacking := [metric for metric in wanted if metric not in stored]):
-        file = names.evaluation_file(cell.run, test_set, ".npz")
+        file = names.evaluation_file(planned.run, test_set, ".npz")
         raise ConfigError(
             f"A run has no item scores of {lacking[0]}.",
             where=str(file),
-            next_command=advise(["advl", "evaluate", str(cell.run), "--on", test_set]),
+            next_command=advise(["advl", "evaluate", str(planned.run), "--on", test_set]),
         )
-    if (count := cell.evaluate.num_questions) is not None:
-        # Another study with this cell may have requested more questions.
-        name_of = question_namer(cell.finetune.dataset, test_set)
+    if (count := planned.evaluate.num_questions) is not None:
+        # Another study with the run may have requested more questions.
+        name_of = question_namer(planned.finetune.dataset, test_set)
         chosen = sorted(items["item"].unique(), key=lambda question: question_rank(name_of(question)))[:count]
         items = items[items["item"].isin(chosen)]
     return pd.concat([items[items["metric"] == metric] for metric in wanted], ignore_index=True)
 
 
-def _caches(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
+def _caches(planned_runs: Sequence[PlannedRun]) -> tuple[Mapping[str, Any], ...]:
     """Return the caches that the runs read, each identity once; existing ones with their provenance."""
     caches: dict[str, Mapping[str, Any]] = {}
-    for cell in cells:
-        for entry in read_caches(cell.run):
+    for planned in planned_runs:
+        for entry in read_caches(planned.run):
             cache = Path(entry["path"])
             provenance, seconds = cache / PROVENANCE_FILE, None
             with suppress(CorruptCache):  # The cache commands report the damage.

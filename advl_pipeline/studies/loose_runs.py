@@ -17,7 +17,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import EvaluationDocument, read_documents
 from advl_pipeline.runs.results import read_caches, read_config
 from advl_pipeline.studies.config import SHIPPED, Setting, StudyConfig, Variant
-from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.studies.plan import Plan, PlannedRun
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.facts import finetune_command
 
@@ -69,37 +69,38 @@ def lay_out_runs(*named: Path) -> Plan:
             where=", ".join(map(str, named)),
             next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
         )
-    cells = [_cell(path, stored, folder, is_one=len(runs) == 1) for path, stored in runs.items()]
-    settings = _settings(cells)
-    cells = [replace(cell, setting=settings[cell.finetune.dataset].name) for cell in cells]
+    planned_runs = [_planned_run(path, stored, folder, is_one=len(runs) == 1) for path, stored in runs.items()]
+    settings = _settings(planned_runs)
+    planned_runs = [replace(planned, setting=settings[planned.finetune.dataset].name) for planned in planned_runs]
     variants = {
-        cell.method: Variant(method=cell.finetune.method, role=SHIPPED[cell.finetune.method].role, label=cell.method)
-        for cell in cells
+        row.method: Variant(method=row.finetune.method, role=SHIPPED[row.finetune.method].role, label=row.method)
+        for row in planned_runs
     }
     study = StudyConfig(
         name=folder.absolute().name,
         title=f"Runs in {folder.absolute().name}",
         methods=tuple(variants),
-        shots=tuple(dict.fromkeys(cell.shots for cell in cells)),
-        seeds=tuple(dict.fromkeys(cell.seed for cell in cells)),
+        shots=tuple(dict.fromkeys(planned.shots for planned in planned_runs)),
+        seeds=tuple(dict.fromkeys(planned.seed for planned in planned_runs)),
         baseline="",
-        focus=cells[0].method if len(cells) == 1 else "",
+        focus=planned_runs[0].method if len(planned_runs) == 1 else "",
         settings=tuple(settings.values()),
         variants=variants,
         source=str(folder),
     )
-    return Plan(study=study, command=finetune_command(cells[0].finetune), cells=tuple(cells), of_runs=True)
+    command = finetune_command(planned_runs[0].finetune)
+    return Plan(study=study, command=command, runs=tuple(planned_runs), of_runs=True)
 
 
-def _cell(folder: Path, stored: Mapping[str, EvaluationDocument], outer: Path, *, is_one: bool) -> Cell:
-    """Return a run as a cell, the test set with replaced pictures first; its setting is not known yet."""
+def _planned_run(folder: Path, stored: Mapping[str, EvaluationDocument], outer: Path, *, is_one: bool) -> PlannedRun:
+    """Return a run as if it were planned, the test set with replaced pictures first; its setting is not known yet."""
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
     teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in read_caches(folder)))
     test_sets = tuple(sorted(stored, key=lambda name: (not stored[name].use_of_vision, name)))
     run_name = str(folder.absolute().relative_to(outer.absolute()))
     row = _row(config, teachers)
-    return Cell(
-        cell_id=folder.absolute().name if run_name == "." else run_name,
+    return PlannedRun(
+        run_id=folder.absolute().name if run_name == "." else run_name,
         setting="",
         method=row if is_one else f"{run_name}: {row}",
         shots=config.shots,
@@ -124,24 +125,24 @@ def _row(config: FinetuneConfig, teachers: Sequence[str]) -> str:
     return ", ".join(said)
 
 
-def _settings(cells: Sequence[Cell]) -> dict[str, Setting]:
+def _settings(planned_runs: Sequence[PlannedRun]) -> dict[str, Setting]:
     """Return the setting of each dataset, with all test sets of its runs; settings of equal name are numbered."""
-    by_dataset: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_dataset.setdefault(cell.finetune.dataset, []).append(cell)
+    by_dataset: dict[str, list[PlannedRun]] = {}
+    for planned in planned_runs:
+        by_dataset.setdefault(planned.finetune.dataset, []).append(planned)
     counts = Counter(map(dataset_label, by_dataset))
     settings = {}
     for number, (dataset, group) in enumerate(by_dataset.items(), start=1):
         label = dataset_label(dataset)
-        stored = [document for cell in group for document in read_documents(cell.run).values()]
+        stored = [document for planned in group for document in read_documents(planned.run).values()]
         metrics = {metric for document in stored for metric in document.metrics}
         settings[dataset] = Setting(
             dataset=dataset,
             name=f"{label} ({number})" if counts[label] > 1 else label,
             tasks=tuple(task for task, facts in TASKS.items() if facts.metric in metrics),
-            student=", ".join(dict.fromkeys(cell.finetune.student for cell in group)),
+            student=", ".join(dict.fromkeys(planned.finetune.student for planned in group)),
             init=group[0].finetune.init,
-            teachers=tuple(dict.fromkeys(teacher for cell in group for teacher in cell.teachers)),
-            test_sets=tuple(dict.fromkeys(name for cell in group for name in cell.test_sets)),
+            teachers=tuple(dict.fromkeys(teacher for planned in group for teacher in planned.teachers)),
+            test_sets=tuple(dict.fromkeys(name for planned in group for name in planned.test_sets)),
         )
     return settings

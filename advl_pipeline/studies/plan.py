@@ -1,14 +1,14 @@
-"""The grid as a pure function of the study: its cells and their ids.
+"""The grid as a pure function of the study: its runs and their ids.
 
-A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers, and of
+A run is one finetuning and its evaluations. Its id is a digest of everything that changes its numbers, and of
 nothing else: all options, including resolved defaults, the numbers of the recipe, and the content of the training
 split and of the pretrained student, but not their location, a time or the position in the grid. Adding a method, a
-seed or a test set to a study therefore leaves the finished cells valid, and two studies with the same cell share its
-run. An answer list enters the id by its path, a cache of regions by its content.
+seed or a test set to a study therefore leaves the finished runs valid, and two studies share a
+common run. An answer list enters the id by its path, a cache of regions by its content.
 
-The study folder stores the plan: study.json (the resolved study and its cells). Runs are next to studies, each once:
-runs/cells/ID for runs/studies/NAME. So studies share common cells, and studies that are copied to another machine
-together with the folder of cells can be gathered there.
+The study folder stores the plan: study.json (the resolved study and its runs). Runs are next to studies, each once:
+runs/cells/ID for runs/studies/NAME. So studies share common runs, and studies that are copied to another machine
+together with the folder of runs can be gathered there.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ from advl_pipeline.training.resolved import resolve_method, resolve_run, takes_t
 
 STUDY_FILE = MARKERS["study"].file
 _STUDIES_FOLDER = "studies"
+_RUNS_FOLDER = "cells"
+"""Folder of the runs of all studies beside it, as earlier versions named it."""
 
 _ID_LENGTH = 12
-"""Hexadecimal digits of a cell id (48 bits: the probability of a collision among 10,000 cells is 2e-7)."""
+"""Hexadecimal digits of a run id (48 bits: the probability of a collision among 10,000 runs is 2e-7)."""
 
 _ANY_NUMBER_OF_EXAMPLES = 1_000_000
 """Placeholder for the size of the complete training split, whose content enters an id by its digest."""
@@ -71,10 +73,10 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
+class PlannedRun:
     """A finetuning run and its test sets."""
 
-    cell_id: str
+    run_id: str
     setting: str
     method: str
     shots: int | None
@@ -106,7 +108,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All cells of a study, the most useful first; study.json stores all fields but the last two."""
+    """All runs of a study, the most useful first; study.json stores all fields but the last two."""
 
     study: StudyConfig
     dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
@@ -115,7 +117,7 @@ class Plan:
     """Digests of the other inputs, as returned by `input_digests`."""
     command: str = ""
     """Command that repeats the runs."""
-    cells: tuple[Cell, ...]
+    runs: tuple[PlannedRun, ...]
     caches: Mapping[Path, ExtractConfig] = field(default_factory=dict)
     """How to extract each cache: from a complete split, or from the first `shots` questions in a seed's order."""
     of_runs: bool = False
@@ -125,7 +127,7 @@ class Plan:
 def build_plan(
     study: StudyConfig,
     *,
-    cells: Path,
+    runs: Path,
     caches: Path = Path("caches"),
     data_root: Path | None = None,
     init_digests: Mapping[str, str] = _NOTHING,
@@ -137,21 +139,21 @@ def build_plan(
     first seeds.
 
     Args:
-        cells: folder of the runs of all studies, each under its id.
+        runs: folder of the runs of all studies, each under its id.
         caches: folder of the teacher caches, laid out as teacher/dataset/split.
         init_digests: content digest of each pretrained student and of other files named by options; without a digest,
             the path is used.
         dataset_digests: "dataset/split" -> digest of the training content; without a digest, the name is used.
 
     Raises:
-        ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
+        ConfigError: the overrides of a run contradict each other, or a recipe cannot be read.
     """
-    grid: list[Cell] = []
+    grid: list[PlannedRun] = []
     needs: dict[Path, ExtractConfig] = {}
     for seed, setting, shots, method in itertools.product(study.seeds, study.settings, study.shots, study.methods):
         variant, teachers = study.variant(method), _teachers(study, setting, method)
-        decided = {"shots": shots, "seed": seed, "data_root": data_root, "output": cells}
-        config = _cell_config(study, setting, method, decided)
+        decided = {"shots": shots, "seed": seed, "data_root": data_root, "output": runs}
+        config = _run_config(study, setting, method, decided)
         extractions = _extractions(study, config, teachers, caches)
         needs |= extractions
         config = replace(config, cache=tuple(extractions))
@@ -164,11 +166,11 @@ def build_plan(
         options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
         if (content := dataset_digests.get(trained_on(config))) is not None:
             options["dataset_digest"] = content
-        cell_id = _cell_id(options)
-        config = replace(config, output=cells / cell_id)
+        run_id = _run_id(options)
+        config = replace(config, output=runs / run_id)
         grid.append(
-            Cell(
-                cell_id=cell_id,
+            PlannedRun(
+                run_id=run_id,
                 setting=setting.name,
                 method=method,
                 shots=shots,
@@ -183,7 +185,7 @@ def build_plan(
                     {"run": config.output, "on": setting.test_sets, "data_root": data_root},
                     where=f"{study.source} [evaluation]",
                 ),
-                run_name=f"{cells.name}/{cell_id}",
+                run_name=f"{runs.name}/{run_id}",
                 keeps_student=study.keep_weights,
                 is_control=variant.role == "control",
                 recipe_digest=file_digest(config.optimisation.recipe),
@@ -193,18 +195,18 @@ def build_plan(
         study=study,
         dataset_digests=dataset_digests,
         input_digests=init_digests,
-        cells=tuple(grid),
+        runs=tuple(grid),
         caches=needs,
     )
 
 
-def _cell_id(options: Mapping[str, Any]) -> str:
+def _run_id(options: Mapping[str, Any]) -> str:
     text = json.dumps(options, sort_keys=True, separators=(",", ":"), default=list)
     return hashlib.blake2b(text.encode(), digest_size=_ID_LENGTH // 2).hexdigest()
 
 
 def _teachers(study: StudyConfig, setting: Setting, method: str) -> tuple[str, ...]:
-    """Return the teachers of a cell; raise `ConfigError` if it needs one and none is given."""
+    """Return the teachers of a run; raise `ConfigError` if it needs one and none is given."""
     variant = study.variant(method)
     if not variant.uses_teachers:
         return ()
@@ -218,8 +220,8 @@ def _teachers(study: StudyConfig, setting: Setting, method: str) -> tuple[str, .
     return tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in named)
 
 
-def _cell_config(study: StudyConfig, setting: Setting, method: str, decided: Mapping[str, Any]) -> FinetuneConfig:
-    """Return the options of a cell, without its caches.
+def _run_config(study: StudyConfig, setting: Setting, method: str, decided: Mapping[str, Any]) -> FinetuneConfig:
+    """Return the options of a run, without its caches.
 
     Args:
         decided: options set by the grid besides the setting: shots, seed and folders.
@@ -246,8 +248,8 @@ def _cell_config(study: StudyConfig, setting: Setting, method: str, decided: Map
 def _extractions(
     study: StudyConfig, config: FinetuneConfig, teachers: Sequence[str], caches: Path
 ) -> dict[Path, ExtractConfig]:
-    """Return the caches that a cell reads, in order, and how to extract each."""
-    # Only as much of the split as this run sees, whatever other cells see: moments are computed over the cache.
+    """Return the caches that a run reads, in order, and how to extract each."""
+    # Only as much of the split as this run sees, whatever other runs see: moments are computed over the cache.
     seen = None if config.pool is None or config.shots is None else max(config.pool, config.shots)
     extractions: dict[Path, ExtractConfig] = {}
     for split, teacher in itertools.product(distilled_splits(config), teachers):
@@ -281,7 +283,7 @@ def identity_options(
     extraction: Mapping[str, Any],
     digests: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return everything that changes the numbers of a cell, as plain JSON types; its id is BLAKE2b over them.
+    """Return everything that changes the numbers of a run, as plain JSON types; its id is BLAKE2b over them.
 
     Args:
         config: configuration of the run; `teachers` and `extraction` represent its caches.
@@ -331,28 +333,34 @@ def default_folder(study: StudyConfig) -> Path:
     return Path("runs") / _STUDIES_FOLDER / study.name
 
 
-def cells_folder(folder: Path) -> Path:
+def runs_folder(folder: Path) -> Path:
     """Return the folder of the runs of a study: `cells`, next to the study or to its folder `studies`."""
     parent = folder.parent
-    return (parent.parent if parent.name == _STUDIES_FOLDER else parent) / "cells"
+    return (parent.parent if parent.name == _STUDIES_FOLDER else parent) / _RUNS_FOLDER
 
 
 def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the studies next to a run's folder that list its cell, by name, and whether each keeps its student."""
+    """Yield the studies next to a run's folder that list the run, by name, and whether each keeps its student."""
     outer = run.absolute().parent.parent
     for file in sorted([*outer.glob(f"{_STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
         with suppress(OSError, NotAllowed, ValueError, TypeError, KeyError, AttributeError):
             # The commands of that study report a damaged record.
-            record = json.loads(read_regular(file))
-            # An earlier version stored the cells by name.
-            cells = record["cells"]
-            if run.name in (cells if isinstance(cells, dict) else [cell["cell_id"] for cell in cells]):
+            record = _under_present_names(json.loads(read_regular(file)))
+            stored = record["runs"]
+            if run.name in (stored if isinstance(stored, dict) else [each["run_id"] for each in stored]):
                 yield file.parent, record["study"].get("keep_weights", True)
+
+
+def _under_present_names(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a study with its runs: earlier versions called them cells, and the first stored titles."""
+    cells = record.pop("cells", ())
+    runs = [{"run_id": cell.pop("cell_id")} | cell for cell in cells] if isinstance(cells, list) else cells
+    return {"runs": runs} | record
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write study.json, the only record of the content of a study folder."""
-    recorded = ("study", "dataset_digests", "input_digests", "command", "cells")
+    recorded = ("study", "dataset_digests", "input_digests", "command", "runs")
     write_text(folder / STUDY_FILE, json_text({name: getattr(plan, name) for name in recorded}) + "\n")
 
 
@@ -372,6 +380,7 @@ def read_study_folder(folder: Path) -> Plan:
         )
     document = read_json(path)
     try:
+        document = _under_present_names(document)
         for setting in document["study"]["settings"]:
             setting.pop("metrics", None)  # Written by an earlier version; the tasks determine them.
         plan = build_config(Plan, document, where=str(path))
@@ -383,9 +392,9 @@ def read_study_folder(folder: Path) -> Plan:
             why=str(error).partition("\n")[0],
             next_command=advise(words, note="it runs nothing that is finished"),
         ) from error
-    place = cells_folder(folder)
-    cells = (replace(cell, finetune=replace(cell.finetune, output=place / cell.cell_id)) for cell in plan.cells)
-    return replace(plan, cells=tuple(cells))
+    place = runs_folder(folder)
+    moved = (replace(each, finetune=replace(each.finetune, output=place / each.run_id)) for each in plan.runs)
+    return replace(plan, runs=tuple(moved))
 
 
 def missing_inits(study: StudyConfig) -> dict[Path, str]:
@@ -395,7 +404,7 @@ def missing_inits(study: StudyConfig) -> dict[Path, str]:
 
 
 def input_digests(draft: Plan) -> dict[str, str]:
-    """Digest the inputs of cells other than their dataset, so that different content makes different cells.
+    """Digest the inputs of runs other than their dataset, so that different content makes different runs.
 
     These are pretrained students, student files named by options, and caches of regions.
 
@@ -414,7 +423,7 @@ def input_digests(draft: Plan) -> dict[str, str]:
             next_command=making_command(student, path) or published,
         )
     digests: dict[str, str] = {}
-    for config in (cell.finetune for cell in draft.cells):
+    for config in (planned.finetune for planned in draft.runs):
         if config.init is not None and str(config.init) not in digests and not is_on_hub(config.init):
             digests[str(config.init)] = student_digest(config.init)
         for option, digest_file in NAMED_FILES.items():
@@ -430,7 +439,7 @@ def input_digests(draft: Plan) -> dict[str, str]:
 
 
 def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> dict[str, str]:
-    """Digest every split that a plan trains on, so that a rebuilt dataset makes new cells.
+    """Digest every split that a plan trains on, so that a rebuilt dataset makes new runs.
 
     Args:
         draft: the plan, laid out without digests.
@@ -443,7 +452,7 @@ def dataset_digests(draft: Plan, digest: DatasetDigester, *, folder: Path) -> di
     Raises:
         DatasetError: a dataset is missing or malformed, and the folder has no digest of it.
     """
-    splits = {trained_on(cell.finetune): cell.finetune for cell in draft.cells}
+    splits = {trained_on(planned.finetune): planned.finetune for planned in draft.runs}
     try:
         return {name: digest(config) for name, config in splits.items()}
     except DatasetError:

@@ -19,7 +19,7 @@ from advl_pipeline.studies.numbers import Accuracy, Numbers
 from advl_pipeline.studies.table import Place
 
 Row = dict[str, Any]
-"""A run's or a cell's values, by column."""
+"""A run's values, by column."""
 
 
 def rows_of(rows: Iterable[Row], **wanted: object) -> list[Row]:
@@ -32,7 +32,7 @@ class StudyResult:
     """The gathered result of a study or of runs.
 
     Rows, with these columns besides setting, method, shots and seed:
-      - cells: cell, run, state (finished, partial if a test set is missing, or pending) and the command that repeats
+      - runs: run_id, run, state (finished, partial if a test set is missing, or pending) and the command that repeats
         its finetuning;
       - readouts of every run: percent of nodes (words, regions) that the student places as the teacher does, before
         and after the adapt stage, and by chance;
@@ -41,10 +41,10 @@ class StudyResult:
 
     study: StudyConfig
     folder: Path
-    runs: Path
+    outer: Path
     """Folder that the names of runs are relative to."""
     command: str
-    cells: tuple[Row, ...]
+    runs: tuple[Row, ...]
     items: pd.DataFrame
     """Tidy table of item scores (`table.ITEM_COLUMNS`)."""
     numbers: Numbers
@@ -63,12 +63,12 @@ class StudyResult:
 
     @property
     def num_finished(self) -> int:
-        return len(rows_of(self.cells, state="finished"))
+        return len(rows_of(self.runs, state="finished"))
 
     def finished(self, setting: str) -> list[Row]:
-        """Return the finished cells of a setting, the smallest size and the first seed first."""
-        done = rows_of(self.cells, setting=setting, state="finished")
-        return sorted(done, key=lambda cell: (shots_rank(cell["shots"]), cell["seed"]))
+        """Return the finished runs of a setting, the smallest size and the first seed first."""
+        done = rows_of(self.runs, setting=setting, state="finished")
+        return sorted(done, key=lambda row: (shots_rank(row["shots"]), row["seed"]))
 
     def trivial_of(self, place: Place) -> TrivialScores | None:
         """Return the scores at a place without a student; None if its evaluations have none."""

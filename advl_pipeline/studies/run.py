@@ -1,7 +1,7 @@
-"""Run a study: every cell once, shared between any number of processes, resumed after any interruption.
+"""Run a study: every run once, shared between any number of processes, resumed after any interruption.
 
-Cells run one after another here, or in parallel in processes that share the cores. Small students gain little from a
-second core within one step, so two parallel cells finish sooner than two consecutive cells on two cores each.
+Runs are executed one after another here, or in parallel in processes that share the cores. Small students gain little
+from a second core within one step, so two parallel runs finish sooner than two consecutive ones on two cores each.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import EvaluationDocument, read_document
 from advl_pipeline.runs.results import read_config
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
-from advl_pipeline.studies.execute import CellExecutor, execute_cell, is_cell_finished
+from advl_pipeline.studies.execute import RunExecutor, execute_run, is_complete
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import (
-    Cell,
     DatasetDigester,
     Plan,
+    PlannedRun,
     build_plan,
-    cells_folder,
     dataset_digests,
     default_folder,
     digest_dataset,
     input_digests,
+    runs_folder,
     write_plan,
 )
 from advl_pipeline.studies.result import StudyResult
@@ -81,32 +81,31 @@ def prepare_cache(config: ExtractConfig) -> None:
 def run_study(
     config: StudyRunConfig,
     *,
-    execute: CellExecutor = execute_cell,
+    execute: RunExecutor = execute_run,
     prepare: CachePreparer = prepare_cache,
     digest: DatasetDigester = digest_dataset,
 ) -> StudyResult:
-    """Run the missing cells of a study and gather it.
+    """Run the missing runs of a study and gather it.
 
-    Each cell is locked while it runs, so that processes on one or several machines with a common folder share the
-    grid. A lock ends with its process, and the next process resumes the cell of a dead one. Cells that another study
-    has finished are reused. Cells that other processes run are waited for at the end.
+    Each run is locked while it runs, so that processes on one or several machines with a common folder share the
+    grid. A lock ends with its process, and the next process resumes the run of a dead one. Runs that another study
+    has finished are reused. Runs that other processes execute are waited for at the end.
 
     Args:
-        execute: runs one cell; replaced in tests and by schedulers. With several workers it must be importable.
+        execute: trains and scores a run; replaced in tests and by schedulers. With several workers it must be
+            importable.
 
     Raises:
         ConfigError: the study cannot be used, or a test set has changed since runs were scored on it.
         DatasetError: a dataset for training is missing or malformed.
-        AdvlError: a cell raised it.
+        AdvlError: a run raised it.
         KeyboardInterrupt: stopped by a signal, after the current steps.
     """
     with interruptible("The study", kept="finished runs are kept, and the steps of those that ran"):
         study = asked_study(config)
         folder = config.output or default_folder(study)
         require_outputs(config, output=folder)
-        place = partial(
-            build_plan, study, cells=cells_folder(folder), caches=config.caches, data_root=config.data_root
-        )
+        place = partial(build_plan, study, runs=runs_folder(folder), caches=config.caches, data_root=config.data_root)
         draft = place()
         inputs, content = input_digests(draft), dataset_digests(draft, digest, folder=folder)
         plan = place(init_digests=inputs, dataset_digests=content)
@@ -118,22 +117,22 @@ def run_study(
         write_plan(folder, plan)
         if config.first_seeds is not None:
             seeds, shots = study.seeds[: config.first_seeds], study.shots[0]
-            first = tuple(cell for cell in plan.cells if cell.seed in seeds and cell.shots == shots)
-            plan = replace(plan, cells=first)
-        needed = {path for cell in plan.cells if not is_cell_finished(cell) for path in cell.finetune.cache}
+            first = tuple(planned for planned in plan.runs if planned.seed in seeds and planned.shots == shots)
+            plan = replace(plan, runs=first)
+        needed = {path for planned in plan.runs if not is_complete(planned) for path in planned.finetune.cache}
         for path in (path for path in plan.caches if path in needed):
             prepare(plan.caches[path])
-        _run_cells(plan, config.workers, execute)
+        _execute_all(plan, config.workers, execute)
         return gather_study(folder)
 
 
 def _require_places(plan: Plan) -> None:
-    """Refuse a file in the place of a cell's folder; raises `ConfigError`."""
-    for cell in plan.cells:
-        if os.path.lexists(cell.run) and not cell.run.is_dir():
+    """Refuse a file in the place of a run's folder; raises `ConfigError`."""
+    for planned in plan.runs:
+        if os.path.lexists(planned.run) and not planned.run.is_dir():
             raise ConfigError(
                 "The folder of a run cannot be created.",
-                where=str(cell.run),
+                where=str(planned.run),
                 why="a file is in its place",
                 next_command=again("move it away, then run the same command again"),
             )
@@ -150,23 +149,23 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
     """
     from advl_pipeline.datasets.registry import open_dataset
 
-    scored: dict[tuple[str, str], tuple[Cell, EvaluationDocument]] = {}
-    for cell in plan.cells:
-        for test_set in cell.test_sets:
-            if (cell.finetune.dataset, test_set) in scored or not names.is_finished(cell.run):
+    scored: dict[tuple[str, str], tuple[PlannedRun, EvaluationDocument]] = {}
+    for planned in plan.runs:
+        for test_set in planned.test_sets:
+            if (planned.finetune.dataset, test_set) in scored or not names.is_finished(planned.run):
                 continue
-            if (document := read_document(cell.run, cell.filed(test_set))) is not None:
-                scored[cell.finetune.dataset, test_set] = cell, document
-    for (dataset, test_set), (cell, document) in scored.items():
+            if (document := read_document(planned.run, planned.filed(test_set))) is not None:
+                scored[planned.finetune.dataset, test_set] = planned, document
+    for (dataset, test_set), (planned, document) in scored.items():
         name, split = set_name(test_set, dataset)
-        then, style = document.content_digest, read_config(cell.run).get("text_style")
+        then, style = document.content_digest, read_config(planned.run).get("text_style")
         try:
             opened = open_dataset(name, split=split, data_root=data_root, text_style=style)
             now = opened.content_digest()
         except AdvlError:
             continue
         if then is not None and then != now:
-            path = names.evaluation_file(cell.run, cell.filed(test_set), ".json")
+            path = names.evaluation_file(planned.run, planned.filed(test_set), ".json")
             old = f"{shlex.quote(str(path.parents[2]))}/*/evaluation/{shlex.quote(path.name)}"
             raise ConfigError(
                 f"The test set {test_set} has changed since runs were scored on it.",
@@ -176,65 +175,67 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
             )
 
 
-def _run_cells(plan: Plan, workers: int, execute: CellExecutor) -> None:
-    finished = [cell for cell in plan.cells if is_cell_finished(cell)]
-    left = [cell for cell in plan.cells if cell not in finished]
+def _execute_all(plan: Plan, workers: int, execute: RunExecutor) -> None:
+    finished = [planned for planned in plan.runs if is_complete(planned)]
+    left = [planned for planned in plan.runs if planned not in finished]
     if not left:
         return
     run_all = partial(run_in_processes, num_workers=workers) if workers > 1 else run_in_turn
-    with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="run") as progress:
-        # First the cells that no other process runs, then those of others: finished by now, or abandoned.
+    with tqdm(total=len(plan.runs), initial=len(finished), desc=plan.study.name, unit="run") as progress:
+        # First the runs that no other process executes, then those of others: finished by now, or abandoned.
         for waits in (False, True):
-            others: list[Cell] = []
-            for cell in run_all(left, partial(_run_cell, execute, waits=waits)):
-                if not is_cell_finished(cell) and not waits:
-                    others.append(cell)
+            others: list[PlannedRun] = []
+            for planned in run_all(left, partial(_execute_unless_held, execute, waits=waits)):
+                if not is_complete(planned) and not waits:
+                    others.append(planned)
                     continue
-                progress.set_postfix_str(cell.title)
+                progress.set_postfix_str(planned.title)
                 progress.update()
             left = others
 
 
-def _run_cell(execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
+def _execute_unless_held(execute: RunExecutor, planned: PlannedRun, *, waits: bool) -> None:
     def say_who(holder: str) -> None:
-        tqdm.write(f"{cell.title}: waiting for {holder}", file=sys.stderr)
+        tqdm.write(f"{planned.title}: waiting for {holder}", file=sys.stderr)
 
     with ExitStack() as held:
-        path = cell.run.parent / f".work/claims/cell-{cell.cell_id}"
+        path = planned.run.parent / f".work/claims/run-{planned.run_id}"
         try:
             held.enter_context(process_lock(path, "this run", wait=say_who if waits else None))
         except InUse:
             return
-        # Another process may have finished the cell between the check and the lock.
-        if not is_cell_finished(cell):
-            execute(cell)
+        # Another process may have finished the run between the check and the lock.
+        if not is_complete(planned):
+            execute(planned)
 
 
-def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[Cell]:
-    """Run cells in this process, in order; yield each as it ends."""
-    for cell in cells:
-        run(cell)
-        yield cell
+def run_in_turn(planned_runs: Sequence[PlannedRun], execute: RunExecutor) -> Iterator[PlannedRun]:
+    """Execute runs in this process, in order; yield each as it ends."""
+    for planned in planned_runs:
+        execute(planned)
+        yield planned
 
 
-def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_workers: int) -> Iterator[Cell]:
-    """Run cells in `num_workers` fresh processes; yield each as it ends.
+def run_in_processes(
+    planned_runs: Sequence[PlannedRun], execute: RunExecutor, *, num_workers: int
+) -> Iterator[PlannedRun]:
+    """Execute runs in `num_workers` fresh processes; yield each as it ends.
 
-    If a cell fails or a signal stops this process, the workers finish their current steps and write their
-    checkpoints. If this process dies, they are ended at once. An unfinished cell resumes.
+    If a run fails or a signal stops this process, the workers finish their current steps and write their
+    checkpoints. If this process dies, they are ended at once. An unfinished run resumes.
 
     Args:
-        cells: the cells to run, in this order.
-        run: runs one cell; sent to the workers, so it must be importable there.
+        planned_runs: the runs to execute, in this order.
+        execute: trains and scores one run; sent to the workers, so it must be importable there.
         num_workers: number of processes; each computes on its share of the cores.
 
     Raises:
-        AdvlError: a cell raised it, or a worker died, for example for lack of memory.
+        AdvlError: a run raised it, or a worker died, for example for lack of memory.
     """
     threads = max(1, num_cores() // num_workers)
     with worker_processes(num_workers, threads_each=threads, ends_steps=True) as pool:
-        cell_of = {pool.submit(_run_interruptible, run, cell): cell for cell in cells}
-        for future in as_completed(cell_of):
+        run_of = {pool.submit(_execute_interruptible, execute, planned): planned for planned in planned_runs}
+        for future in as_completed(run_of):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
                 raise AdvlError(
@@ -244,9 +245,9 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
                 ) from None
             if error is not None:
                 raise error
-            yield cell_of[future]
+            yield run_of[future]
 
 
-def _run_interruptible(run: Callable[[Cell], None], cell: Cell) -> None:
-    with interruptible("The cell", kept="its checkpoint has every step that was finished"):
-        run(cell)
+def _execute_interruptible(execute: RunExecutor, planned: PlannedRun) -> None:
+    with interruptible("The run", kept="its checkpoint has every step that was finished"):
+        execute(planned)

@@ -1,6 +1,6 @@
 """One tidy table of item scores, from which every number of a study is computed (`numbers.py`).
 
-A row is a cell, a test set, a metric, a view of the picture and an item (`ITEM_COLUMNS`). Grouped by method and place
+A row is a run, a test set, a metric, a view of the picture and an item (`ITEM_COLUMNS`). Grouped by method and place
 (setting, metric, test set, shots), the rows are matrices of seeds and items (`Table`). The quantities of claims are
 matrices computed from these: the use of pictures, the drop under shift, a difference between methods, a mean over
 shots. So all get their interval over seeds and items in the same way.
@@ -33,7 +33,7 @@ USE_VIEW = "swapped"
 """View that measures the use of vision."""
 
 ITEM_COLUMNS = (
-    "cell", "run", "setting", "method", "shots", "size", "seed", "test_set", "metric", "view", "item", "picture",
+    "run_id", "run", "setting", "method", "shots", "size", "seed", "test_set", "metric", "view", "item", "picture",
     "type", "score",
 )  # fmt: skip
 

@@ -18,7 +18,7 @@ from advl_pipeline.training.validation import Validation
 
 SCHEMA = 5
 """Incremented whenever the same options give other results: by another default, or another method of the same name.
-The identity of runs and cells contains only differences from the defaults, so that a new option re-keys none of them.
+The identity of a run contains only differences from the defaults, so that a new option re-keys none of them.
 `tests/assets/run_defaults.json` contains the defaults for this number.
 """
 

@@ -75,7 +75,7 @@ def _tables(student: str) -> dict[str, Any]:
     return {} if file is None else _parsed(file)
 
 
-# Every cell of a study requests a recipe several times.
+# Every run of a study requests a recipe several times.
 _parsed = functools.cache(read_data_file)
 
 

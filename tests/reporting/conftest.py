@@ -29,9 +29,9 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     write_vcr(folder / "data", records)
     extra = "[training]\nsplit = 'val'\n"
     result = run_trial(folder, num_seeds=3, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
-    (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
+    (row,) = rows_of(result.runs, method="advl", shots="100", seed=0)
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
-    (result.runs / cell["run"] / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
+    (result.outer / row["run"] / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
     return result, folder / "data"
 
 

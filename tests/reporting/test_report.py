@@ -129,7 +129,7 @@ def test_every_figure_names_existing_run_folders(page: Element, vcr: tuple[Study
     for figure in figures:
         runs = [code.text for code in figure.find("p", class_="runs")[0].find("code")]
         assert runs
-        assert all((vcr[0].runs / run / "result.json").exists() for run in runs)
+        assert all((vcr[0].outer / run / "result.json").exists() for run in runs)
 
 
 def test_sections_come_in_order_with_the_answer_first_and_claims_late(page: Element) -> None:
@@ -349,7 +349,7 @@ def test_texts_of_users_never_become_markup() -> None:
 
 def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
-    runs = [result.runs / cell["run"] for cell in result.cells]
+    runs = [result.outer / row["run"] for row in result.runs]
     shutil.rmtree(runs.pop())
     partial = gather_study(result.folder)
     page = read_page(page_of(partial, data_root=tmp_path / "nowhere"))
@@ -427,7 +427,7 @@ def test_the_tidy_table_holds_the_score_of_every_item(vcr: tuple[StudyResult, Pa
     frame = pd.read_csv(io.StringIO(as_items(result)), keep_default_na=False)
     assert set(frame["view"]) == {"", "swapped"}
     shown = frame[frame["view"] == ""]
-    assert len(shown) == len(result.cells) * 2 * NUM_ITEMS
+    assert len(shown) == len(result.runs) * 2 * NUM_ITEMS
     for accuracy in result.numbers.accuracies:
         place = accuracy.place
         wanted = {"method": accuracy.method, "test_set": place.test_set, "shots": int(place.shots)}

@@ -66,7 +66,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, small_corpus: SmallCorpus) -
 
 @pytest.fixture(scope="module")
 def page(study: StudyResult) -> Element:
-    # Its cells know where their data lie.
+    # Its runs know where their data lie.
     output, _ = run_report(ReportConfig(run=(study.folder,)))
     return read_page(output.read_text(encoding="utf-8"))
 
@@ -98,8 +98,8 @@ def test_use_of_vision_is_measured_three_ways_and_so_are_costs(study: StudyResul
 
 def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
     result, data_root = vcr
-    (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
-    shutil.copytree(result.runs / cell["run"], tmp_path / "mine")
+    (row,) = rows_of(result.runs, method="advl", shots="100", seed=0)
+    shutil.copytree(result.outer / row["run"], tmp_path / "mine")
     output, gathered = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
     page = read_page(output.read_text(encoding="utf-8"))
     sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]

@@ -1,7 +1,7 @@
 """A deterministic executor for tests: writes real run folders whose accuracies follow a known law.
 
 An item is answered rightly when ability exceeds difficulty; difficulties are the same for all methods, so
-that runs are paired as real ones are. What is drawn for a cell hangs on its title, so that numbers stay where ids
+that runs are paired as real ones are. What is drawn for a run hangs on its title, so that numbers stay where ids
 change. `GAINS` states the points that each method adds over plain at 100 shots.
 """
 
@@ -31,9 +31,9 @@ from advl_pipeline.runs.evaluations import TrivialScores, without_the_unmeasured
 from advl_pipeline.runs.results import run_digest
 from advl_pipeline.students.weight_files import run_files
 from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_label
-from advl_pipeline.studies.execute import CellExecutor
+from advl_pipeline.studies.execute import RunExecutor
 from advl_pipeline.studies.numbers import numbers_of
-from advl_pipeline.studies.plan import Cell
+from advl_pipeline.studies.plan import PlannedRun
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import CachePreparer, run_study
 from advl_pipeline.studies.table import build_table
@@ -56,7 +56,7 @@ def generator(*parts: object) -> np.random.Generator:
 
 
 class Spot(NamedTuple):
-    """What of a cell its made-up scores hang on."""
+    """What of a run its made-up scores hang on."""
 
     setting: str
     method: str
@@ -68,28 +68,29 @@ class Spot(NamedTuple):
         return f"{self.setting} / {self.method} / {shots_label(self.shots)} shots / seed {self.seed}"
 
 
-def accuracy(cell: Cell | Spot, test_set: str, gains: Mapping[str, float]) -> float:
+def accuracy(planned: PlannedRun | Spot, test_set: str, gains: Mapping[str, float]) -> float:
     """Expected accuracy in [0, 1]; a gain named "method on set" is of that test set alone."""
-    shots = cell.shots or 1600
-    gain = gains.get(f"{cell.method} on {test_set}", gains.get(cell.method, 0.0)) * (100 / shots) ** 0.5
-    wobble = generator("wobble", cell.seed, shots).normal(0, 0.8) + generator(cell.title, test_set).normal(0, 0.5)
+    shots = planned.shots or 1600
+    gain = gains.get(f"{planned.method} on {test_set}", gains.get(planned.method, 0.0)) * (100 / shots) ** 0.5
+    wobble = generator("wobble", planned.seed, shots).normal(0, 0.8)
+    wobble += generator(planned.title, test_set).normal(0, 0.5)
     return (BASE.get(test_set, 50.0) + 4 * np.log2(shots / 100) + gain + wobble) / 100
 
 
-def execute(cell: Cell, *, gains: Mapping[str, float] = GAINS) -> None:
+def execute(planned: PlannedRun, *, gains: Mapping[str, float] = GAINS) -> None:
     """Write what finetuning and evaluation would."""
-    train(cell)
-    for test_set in cell.test_sets:
-        evaluate(cell, test_set, gains)
+    train(planned)
+    for test_set in planned.test_sets:
+        evaluate(planned, test_set, gains)
 
 
-def train(cell: Cell) -> None:
+def train(planned: PlannedRun) -> None:
     """Write what finetuning would."""
-    run = cell.run
+    run = planned.run
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
-    about = {"method": cell.finetune.method, "seed": cell.seed, "teachers": cell.teachers}
-    write_json(run / "run.json", {"options": about, "dataset": {"content_digest": digest(cell.finetune)}})
-    write_json(run / "config.json", config_to_dict(cell.finetune))
+    about = {"method": planned.finetune.method, "seed": planned.seed, "teachers": planned.teachers}
+    write_json(run / "run.json", {"options": about, "dataset": {"content_digest": digest(planned.finetune)}})
+    write_json(run / "config.json", config_to_dict(planned.finetune))
     write_json(
         run / "environment.json",
         {"python": "3.11.9", "platform": "Linux", "libraries": {"torch": "2.13.0"}, "command": ["advl", "study"]},
@@ -98,50 +99,50 @@ def train(cell: Cell) -> None:
         run / "caches.json",
         [
             {"path": str(path), "identity": {"teacher": {"name": name}, "dataset": {"split": "train"}}}
-            for name, path in zip(cell.teachers, cell.finetune.cache, strict=True)
+            for name, path in zip(planned.teachers, planned.finetune.cache, strict=True)
         ],
     )
     stages = ("adapt", "finetune", "finetune")
     log = ({"step": 10 * number, "phase": stage, "raw/task": 1.0} for number, stage in enumerate(stages))
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
-    if cell.teachers and takes_two_stages(cell.finetune):
-        write_json(run / "readout.json", readout(cell))
+    if planned.teachers and takes_two_stages(planned.finetune):
+        write_json(run / "readout.json", readout(planned))
     write_json(
         run / "result.json",
         {
-            "status": "done", "method": cell.finetune.method, "num_steps": planned_steps(cell.finetune),
-            "phases": {"finetune": {"num_steps": finetune_steps(cell.finetune)}},
-            "seconds": 30.0, "seconds_per_step": 0.09 if cell.teachers else 0.08, "wait_share": 0.02,
-            "num_labelled": (cell.shots or 1600) * max(1, len(cell.finetune.task)),
+            "status": "done", "method": planned.finetune.method, "num_steps": planned_steps(planned.finetune),
+            "phases": {"finetune": {"num_steps": finetune_steps(planned.finetune)}},
+            "seconds": 30.0, "seconds_per_step": 0.09 if planned.teachers else 0.08, "wait_share": 0.02,
+            "num_labelled": (planned.shots or 1600) * max(1, len(planned.finetune.task)),
             "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,
-            "training_only_parameters": 300_000 if cell.teachers else 0, "files": run_files(run),
+            "training_only_parameters": 300_000 if planned.teachers else 0, "files": run_files(run),
         },
     )  # fmt: skip
 
 
-def readout(cell: Cell) -> dict[str, Any]:
+def readout(planned: PlannedRun) -> dict[str, Any]:
     """Return what a run's readout holds: a text teacher places words, a vision teacher places regions."""
-    learns = cell.finetune.teacher_control == "none"
+    learns = planned.finetune.teacher_control == "none"
     document: dict[str, Any] = {"before": {}, "after": {}}
-    for name in cell.teachers:
+    for name in planned.teachers:
         nodes = "words" if "minilm" in name else "regions"
-        for when, share in (("before", 0.3), ("after", (0.7 if learns else 0.3) + 0.01 * cell.seed)):
+        for when, share in (("before", 0.3), ("after", (0.7 if learns else 0.3) + 0.01 * planned.seed)):
             found = {"share": share, "num_asked": 200, "chance": 0.25}
             document[when][name] = {"words": None, "texts": None, "regions": None, nodes: found}
     return document
 
 
 def item_scores(
-    cell: Cell | Spot, tasks: tuple[str, ...], test_set: str, gains: Mapping[str, float]
+    planned: PlannedRun | Spot, tasks: tuple[str, ...], test_set: str, gains: Mapping[str, float]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return view of the picture -> metric -> what each item is worth."""
     views: dict[str, dict[str, np.ndarray]] = {"": {}, "swapped": {}}
     for task in tasks:
-        difficulty = generator("difficulty", cell.setting, test_set, task).random(NUM_ITEMS)
-        noise = generator(cell.title, test_set, task).normal(0, 0.15, NUM_ITEMS)
+        difficulty = generator("difficulty", planned.setting, test_set, task).random(NUM_ITEMS)
+        noise = generator(planned.title, test_set, task).normal(0, 0.15, NUM_ITEMS)
         rank = np.argsort(np.argsort(difficulty + noise)) / NUM_ITEMS
-        chance = generator(cell.title, test_set, task, "swapped").random(NUM_ITEMS)
-        right = {"": rank < accuracy(cell, test_set, gains), "swapped": chance < SWAPPED_CHANCE / 100}
+        chance = generator(planned.title, test_set, task, "swapped").random(NUM_ITEMS)
+        right = {"": rank < accuracy(planned, test_set, gains), "swapped": chance < SWAPPED_CHANCE / 100}
         for view, found in views.items():
             found[TASKS[task].metric] = right[view].astype(np.float32)
     for found in views.values():
@@ -159,14 +160,14 @@ def made_up_result(
     """Return what a study would gather, without any run: all but `missing` is finished."""
     plain: dict[str, Any] = tomllib.loads(STUDY.format(seeds=list(range(8)))) | dict(raw)
     study = parse_study(plain, where="here")
-    cells: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     parts: list[tuple[dict[str, Any], np.ndarray]] = []
     grid = itertools.product(study.settings, study.shots, study.methods, study.seeds)
     for setting, shots, method, seed in grid:
         spot = Spot(setting.name, method, shots, seed)
-        about = {"cell": spot.title, "run": spot.title, "setting": setting.name, "method": method, "seed": seed}
+        about = {"run_id": spot.title, "run": spot.title, "setting": setting.name, "method": method, "seed": seed}
         about["shots"] = shots_label(shots)
-        cells.append(about | {"state": "pending" if missing(spot) else "finished", "command": "advl finetune"})
+        rows.append(about | {"state": "pending" if missing(spot) else "finished", "command": "advl finetune"})
         for test_set in () if missing(spot) else setting.test_sets:
             for view, found in item_scores(spot, setting.tasks, test_set, gains).items():
                 where = about | {"size": shots or 1600, "test_set": test_set, "view": view}
@@ -177,22 +178,22 @@ def made_up_result(
         score=np.concatenate([scores for _, scores in parts]),
     )
     return StudyResult(
-        study=study, folder=Path(), runs=Path(), command="advl study", cells=tuple(cells), items=scored,
+        study=study, folder=Path(), outer=Path(), command="advl study", runs=tuple(rows), items=scored,
         numbers=numbers_of(build_table(study, scored)),
         readouts=(), costs=(), caches=(), environments=(), caveats={}, trivial={},
     )  # fmt: skip
 
 
-def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
+def evaluate(planned: PlannedRun, test_set: str, gains: Mapping[str, float]) -> None:
     """Write evaluation/<set>.json and .npz."""
     arrays: dict[str, Any] = {}
-    views = item_scores(cell, cell.finetune.task, test_set, gains)
+    views = item_scores(planned, planned.finetune.task, test_set, gains)
     items = views[""]
     names = np.array([f"{test_set}-{name}" for name in ITEM_NAMES])
-    for task in cell.finetune.task:
-        wrong = 1 + generator(task, test_set, cell.seed).integers(3, size=NUM_ITEMS)
+    for task in planned.finetune.task:
+        wrong = 1 + generator(task, test_set, planned.seed).integers(3, size=NUM_ITEMS)
         answered = np.where(items[TASKS[task].metric] > 0, 0, wrong)
-        scores = generator(cell.title, "scores").normal(0, 1, (NUM_ITEMS, 4)).astype(np.float32)
+        scores = generator(planned.title, "scores").normal(0, 1, (NUM_ITEMS, 4)).astype(np.float32)
         scores[np.arange(NUM_ITEMS), answered] = scores.max(axis=1) + 1.0
         arrays[f"scores/{task}"] = scores
         arrays[f"example_ids/{task}"] = np.array([f"{name}:{task}" for name in names])
@@ -203,13 +204,13 @@ def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
             arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = values, names
             arrays[f"pictures/{metric}"] = np.array(PICTURES)
             arrays[f"strata/{metric}"] = np.array(TYPES)
-    folder = cell.run / "evaluation"
+    folder = planned.run / "evaluation"
     np.savez_compressed(folder / f"{test_set}.npz", **arrays)
     metrics = {metric: 100 * float(values.mean()) for metric, values in items.items()}
     document: dict[str, Any] = {
-        "dataset": cell.finetune.dataset,
+        "dataset": planned.finetune.dataset,
         "split": test_set,
-        "run_digest": run_digest(cell.run),
+        "run_digest": run_digest(planned.run),
         "metrics": metrics,
         "milliseconds_per_item": 1.5,
         "num_items": dict.fromkeys(metrics, NUM_ITEMS),
@@ -217,9 +218,9 @@ def evaluate(cell: Cell, test_set: str, gains: Mapping[str, float]) -> None:
         "by_question_type": dict.fromkeys(metrics, BY_TYPE),
         "trivial": dict.fromkeys(metrics, without_the_unmeasured(TRIVIAL)),
     }
-    if test_set in cell.evaluate.probe_on:
+    if test_set in planned.evaluate.probe_on:
         document["use_of_vision"] = {
-            metric: {kind: {"accuracy": seen, "drop": value - seen} for kind in cell.evaluate.probes}
+            metric: {kind: {"accuracy": seen, "drop": value - seen} for kind in planned.evaluate.probes}
             for metric, value in metrics.items()
             for seen in [100 * float(views["swapped"][metric].mean())]
         }
@@ -262,7 +263,7 @@ seeds = {seeds}
 
 
 TINY = {"methods": '["plain", "advl"]', "shots": "[100]", "test_sets": '["test"]'}
-"""Two cells for each seed."""
+"""Two runs for each seed."""
 
 
 def write_study_file(folder: Path, *, num_seeds: int = 5, extra: str = "", **replace: str) -> Path:
@@ -280,7 +281,7 @@ def run_trial(
     folder: Path,
     *,
     output: str = "study",
-    executor: CellExecutor | None = None,
+    executor: RunExecutor | None = None,
     gains: Mapping[str, float] = GAINS,
     prepare: CachePreparer = prepare,
     options: Mapping[str, Any] = MappingProxyType({}),
@@ -295,15 +296,15 @@ def run_trial(
     return run_study(asked, execute=run, prepare=prepare, digest=digest)
 
 
-def fail_first_seed(cell: Cell) -> None:
+def fail_first_seed(planned: PlannedRun) -> None:
     """Fail for the first seed, as where a picture cannot be read; note process and threads of the others."""
-    if cell.seed == 0:
+    if planned.seed == 0:
         raise DatasetError("A picture cannot be read.", where="scenes-1.png", next_command="restore it")
-    cell.run.parent.mkdir(parents=True, exist_ok=True)
-    (cell.run.parent / f"seen-{cell.cell_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
-    execute(cell)
+    planned.run.parent.mkdir(parents=True, exist_ok=True)
+    (planned.run.parent / f"seen-{planned.run_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+    execute(planned)
 
 
-def die(cell: Cell) -> None:
+def die(planned: PlannedRun) -> None:
     """End as a process does that the system kills."""
     os.kill(os.getpid(), signal.SIGKILL)

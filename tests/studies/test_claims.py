@@ -163,7 +163,7 @@ def test_the_gain_that_grows_is_over_the_baseline_of_the_study() -> None:
     assert test.mean == pytest.approx(along.gains[0].estimate.mean - along.gains[-1].estimate.mean)
 
 
-def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing() -> None:
+def test_changes_are_averaged_seed_by_seed_where_a_run_is_missing() -> None:
     raw = {"methods": ["plain", "advl"], "seeds": list(range(6))}
     result = made_up_result(raw, missing=lambda spot: (spot.method, spot.shots, spot.seed) == ("plain", 100, 1))
     drops = (loss for loss in result.numbers.losses if (loss.quantity, loss.method) == ("drop", "advl"))

@@ -35,11 +35,11 @@ def test_the_study_of_the_docs_is_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(text, encoding="utf-8")
     study = read_study(file)
-    cells = build_plan(study, cells=tmp_path).cells
-    assert len(cells) == len(study.methods) * 2 * 5 == 60
-    steps = {cell.shots: cell.finetune.optimisation.num_steps for cell in cells}
+    runs = build_plan(study, runs=tmp_path).runs
+    assert len(runs) == len(study.methods) * 2 * 5 == 60
+    steps = {planned.shots: planned.finetune.optimisation.num_steps for planned in runs}
     assert steps == {100: 150, None: 300}
-    assert {cell.finetune.distill.pathway for cell in cells if cell.method == "advl-texts"} == {"text"}
+    assert {planned.finetune.distill.pathway for planned in runs if planned.method == "advl-texts"} == {"text"}
     controls = {name for name in study.methods if is_teacher_control(study, name)}
     assert controls == {"advl-shuffled", "advl-random"}
 
@@ -47,9 +47,9 @@ def test_the_study_of_the_docs_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
 def test_shipped_studies_plan(name: str, tmp_path: Path) -> None:
     study = load_study(name)
-    plan = build_plan(study, cells=tmp_path)
+    plan = build_plan(study, runs=tmp_path)
     assert study.name == name
-    assert len({cell.cell_id for cell in plan.cells}) == len(plan.cells)
+    assert len({planned.run_id for planned in plan.runs}) == len(plan.runs)
     assert _TEACHERS_THAT_KNOW_NOTHING & set(study.methods)
     assert {"plain", "advl"} <= set(study.methods)
     assert len(study.seeds) >= (3 if name == "demo" else 5)

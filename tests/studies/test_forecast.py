@@ -1,4 +1,4 @@
-"""What `advl study --dry-run` says a study costs: cells by its finished ones, caches by their plans."""
+"""What `advl study --dry-run` says a study costs: runs by its finished ones, caches by their plans."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Pat
         run_trial(tmp_path, extra=extra)
 
 
-def test_finished_cells_tell_what_the_others_take(tmp_path: Path) -> None:
+def test_finished_runs_tell_what_the_others_take(tmp_path: Path) -> None:
     path = write_study_file(tmp_path, num_seeds=2, **TINY)
     fresh = forecast(tmp_path, path)
-    assert (fresh["cell_seconds"], fresh["cell_bytes"], fresh["seconds_left"]) == (None, None, None)
+    assert (fresh["run_seconds"], fresh["run_bytes"], fresh["seconds_left"]) == (None, None, None)
     assert "unknown until the first run of each method is done: --first-seeds 1" in forecast_as_text(fresh)
     run_trial(tmp_path, output="studies/mine", **TINY, seeds="[0]")
-    for cell in (tmp_path / "cells").iterdir():
-        write_json(cell / "environment.json", {"bytes_by_part": {"frozen_weights": 2_000_000, "gradients": 500_000}})
+    for run in (tmp_path / "cells").iterdir():
+        write_json(run / "environment.json", {"bytes_by_part": {"frozen_weights": 2_000_000, "gradients": 500_000}})
     rest = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, **TINY))
-    # Each of the finished cells took 30 s and each of the others has as many steps; scoring was not timed.
+    # Each of the finished runs took 30 s and each of the others has as many steps; scoring was not timed.
     assert (rest["num_measured"], rest["num_left"]) == (2, 2)
-    assert rest["cell_seconds"] == pytest.approx(2 * 30.0)
+    assert rest["run_seconds"] == pytest.approx(2 * 30.0)
     text = forecast_as_text(rest)
     assert "as 2 finished ones took" in text
     assert (
@@ -71,7 +71,7 @@ def test_finished_cells_tell_what_the_others_take(tmp_path: Path) -> None:
         sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
         for run in (tmp_path / "cells").glob("*")
     ]
-    assert rest["cell_bytes"] == pytest.approx(sum(sizes), rel=0.01)
+    assert rest["run_bytes"] == pytest.approx(sum(sizes), rel=0.01)
 
 
 def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:

@@ -18,38 +18,38 @@ from advl_pipeline.reporting.page import page_of
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import read_study
 from advl_pipeline.studies.gather import gather_runs
-from advl_pipeline.studies.plan import Cell, build_plan
+from advl_pipeline.studies.plan import PlannedRun, build_plan
 from advl_pipeline.training.config import FinetuneConfig
 
-Cells = dict[tuple[str, int], Cell]
+PlannedRuns = dict[tuple[str, int], PlannedRun]
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Cells:
-    """Cells by method and seed."""
+def planned_runs(tmp_path_factory: pytest.TempPathFactory) -> PlannedRuns:
+    """Planned runs by method and seed."""
     folder = tmp_path_factory.mktemp("cells")
     study = read_study(write_study_file(folder, num_seeds=2, shots="[100]"))
-    return {(cell.method, cell.seed): cell for cell in build_plan(study, cells=folder).cells}
+    return {(planned.method, planned.seed): planned for planned in build_plan(study, runs=folder).runs}
 
 
-def loose_run(folder: Path, cell: Cell, **options: Any) -> Path:
-    """Write the run of a cell beside others, with other options, as if no study had asked for it."""
-    teachers = options.pop("teachers", cell.teachers)
-    finetune = build_config(FinetuneConfig, config_to_dict(cell.finetune), {"output": folder, **options})
-    moved = replace(cell, teachers=teachers, finetune=finetune)
+def loose_run(folder: Path, planned: PlannedRun, **options: Any) -> Path:
+    """Write a planned run beside others, with other options, as if no study had asked for it."""
+    teachers = options.pop("teachers", planned.teachers)
+    finetune = build_config(FinetuneConfig, config_to_dict(planned.finetune), {"output": folder, **options})
+    moved = replace(planned, teachers=teachers, finetune=finetune)
     synthetic_runs.execute(moved)
     (folder / "run.json").write_text('{"options": {}}', encoding="utf-8")
     return folder
 
 
-def test_each_run_is_a_row_and_nothing_is_compared(cells: Cells, tmp_path: Path) -> None:
+def test_each_run_is_a_row_and_nothing_is_compared(planned_runs: PlannedRuns, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed in (0, 1):
-        loose_run(runs / f"plain-{seed}", cells["plain", seed])
-    loose_run(runs / "blind", cells["plain", 0], hide_picture=True)
-    loose_run(runs / "shuffled", cells["advl", 0], teacher_control="shuffle")
+        loose_run(runs / f"plain-{seed}", planned_runs["plain", seed])
+    loose_run(runs / "blind", planned_runs["plain", 0], hide_picture=True)
+    loose_run(runs / "shuffled", planned_runs["advl", 0], teacher_control="shuffle")
     result = gather_runs(runs)
-    assert {row["method"]: row["seed"] for row in result.cells} == {
+    assert {row["method"]: row["seed"] for row in result.runs} == {
         "plain-0: plain": 0,
         "plain-1: plain": 1,
         "blind: plain, without pictures": 0,
@@ -63,38 +63,40 @@ def test_each_run_is_a_row_and_nothing_is_compared(cells: Cells, tmp_path: Path)
     assert "p: seeds" not in page
 
 
-def test_runs_of_several_folders_are_compared(cells: Cells, tmp_path: Path) -> None:
-    loose_run(tmp_path / "mine" / "run", cells["plain", 0])
-    loose_run(tmp_path / "yours" / "run", cells["advl", 0])
+def test_runs_of_several_folders_are_compared(planned_runs: PlannedRuns, tmp_path: Path) -> None:
+    loose_run(tmp_path / "mine" / "run", planned_runs["plain", 0])
+    loose_run(tmp_path / "yours" / "run", planned_runs["advl", 0])
     result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
     assert result.folder == tmp_path
-    assert [cell["cell"] for cell in result.cells] == ["mine/run", "yours/run"]
+    assert [row["run_id"] for row in result.runs] == ["mine/run", "yours/run"]
     assert result.num_finished == 2
-    assert [cell["cell"] for cell in gather_runs(tmp_path / "mine" / "run").cells] == ["run"]
+    assert [row["run_id"] for row in gather_runs(tmp_path / "mine" / "run").runs] == ["run"]
 
 
 def test_a_report_of_one_run_says_what_it_answers_and_what_was_kept_from_its_student(
-    cells: Cells, tmp_path: Path
+    planned_runs: PlannedRuns, tmp_path: Path
 ) -> None:
-    result = gather_runs(loose_run(tmp_path / "runs" / "plain", cells["plain", 0]))
+    result = gather_runs(loose_run(tmp_path / "runs" / "plain", planned_runs["plain", 0]))
     (answer,) = answers(result)
     (percent,) = (found.estimate.mean for found in result.numbers.accuracies if found.place == answer.place)
     assert answer.sentence == f"plain answers {percent:.0f} of 100 questions correctly."
     assert answer.sentence in page_of(result, data_root=None, num_examples=0)
     random = ("random:minilm-l6@1", "random:efficientnet-lite0@1")
-    run = loose_run(tmp_path / "runs" / "mine", cells["advl", 0], teacher_control="shuffle", teachers=random)
+    run = loose_run(tmp_path / "runs" / "mine", planned_runs["advl", 0], teacher_control="shuffle", teachers=random)
     (answer,) = answers(gather_runs(run))
     assert answer.sentence.startswith(f"ADVL, teacher_control shuffle, teachers {random[0]} and {random[1]} answers ")
 
 
-def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(cells: Cells, tmp_path: Path) -> None:
-    cell = cells["advl", 0]
-    run = loose_run(tmp_path / "runs" / "old", cell)
+def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(
+    planned_runs: PlannedRuns, tmp_path: Path
+) -> None:
+    planned = planned_runs["advl", 0]
+    run = loose_run(tmp_path / "runs" / "old", planned)
     stored = json.loads((run / "config.json").read_text())
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
     gone |= {"live": False, "live_weights": [], "selection_rho": 0.3, "verify_caches": True, "weight_decay": None}
     (run / "config.json").write_text(json.dumps(stored | gone))
-    assert {cell["method"] for cell in gather_runs(tmp_path / "runs").cells} == {"ADVL"}
+    assert {row["method"] for row in gather_runs(tmp_path / "runs").runs} == {"ADVL"}
     for changes in (
         {"weight_normalise": "batch-mean"},
         {"distance": "mse"},
@@ -107,10 +109,10 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(cells
         assert str(run / "config.json") in refused.value.where
 
 
-def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(cells: Cells, tmp_path: Path) -> None:
-    cell = cells["plain", 0]
-    run = loose_run(tmp_path / "runs" / "one", cell)
-    other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
+def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(planned_runs: PlannedRuns, tmp_path: Path) -> None:
+    planned = planned_runs["plain", 0]
+    run = loose_run(tmp_path / "runs" / "one", planned)
+    other = replace(planned, test_sets=("mine",), finetune=replace(planned.finetune, output=run, task=("choice",)))
     synthetic_runs.evaluate(other, "mine", GAINS)
     result = gather_runs(run)
     found = {(place.test_set, place.metric) for place in result.numbers.places()}
@@ -119,10 +121,10 @@ def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(cells: Cells, 
 
 def test_training_questions_of_a_run_of_all_its_datasets_tasks(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path, shots='["full"]', tasks='["vcr-q2a", "vcr-qa2r"]'))
-    cell = build_plan(study, cells=tmp_path).cells[0]
+    planned = build_plan(study, runs=tmp_path).runs[0]
     sizes = {}
     for name, named in (("named", ("vcr-q2a", "vcr-qa2r")), ("all", ())):
-        run = loose_run(tmp_path / name, cell)
+        run = loose_run(tmp_path / name, planned)
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"task": named}))
         (sizes[name],) = {place.size for place in gather_runs(run).numbers.places()}

@@ -1,4 +1,4 @@
-"""The grid: cells, their ids, and which option wins."""
+"""The grid: runs, their ids, and which option wins."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from advl_pipeline.training.identity import run_identity
 
 
 def plan_of(tmp_path: Path, extra: str = "", **lines: str) -> Plan:
-    return build_plan(read_study(write_study_file(tmp_path, extra=extra, **lines)), cells=tmp_path / "cells")
+    return build_plan(read_study(write_study_file(tmp_path, extra=extra, **lines)), runs=tmp_path / "cells")
 
 
 def ids(plan: Plan) -> set[str]:
-    return {cell.cell_id for cell in plan.cells}
+    return {planned.run_id for planned in plan.runs}
 
 
 def test_the_grid_is_the_product_and_seeds_vary_slowest(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
-    assert len(plan.cells) == 4 * 2 * 5
-    assert [cell.seed for cell in plan.cells[:9]] == [0] * 8 + [1]
+    assert len(plan.runs) == 4 * 2 * 5
+    assert [planned.seed for planned in plan.runs[:9]] == [0] * 8 + [1]
     assert plan == plan_of(tmp_path)
 
 
 def test_ids_do_not_depend_on_paths_or_on_the_rest_of_the_grid(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     elsewhere = build_plan(
-        plan.study, cells=tmp_path / "other", caches=Path("other-caches"), data_root=Path("other-data")
+        plan.study, runs=tmp_path / "other", caches=Path("other-caches"), data_root=Path("other-data")
     )
     assert ids(elsewhere) == ids(plan)
     assert ids(plan_of(tmp_path, shots="[100]", test_sets='["test"]')) < ids(plan)
@@ -53,28 +53,28 @@ def test_ids_do_not_depend_on_paths_or_on_the_rest_of_the_grid(tmp_path: Path) -
     ],
 )
 def test_ids_depend_on_what_changes_the_numbers(tmp_path: Path, change: dict[str, str]) -> None:
-    before = {cell.cell_id for cell in plan_of(tmp_path).cells if cell.teachers}
-    after = {cell.cell_id for cell in plan_of(tmp_path, **change).cells if cell.teachers}
+    before = {planned.run_id for planned in plan_of(tmp_path).runs if planned.teachers}
+    after = {planned.run_id for planned in plan_of(tmp_path, **change).runs if planned.teachers}
     assert not before & after
 
 
-def test_plain_cells_outlive_another_teacher(tmp_path: Path) -> None:
-    before = {cell.cell_id for cell in plan_of(tmp_path).cells if not cell.teachers}
-    after = {cell.cell_id for cell in plan_of(tmp_path, teachers='["minilm-l6"]').cells if not cell.teachers}
+def test_plain_runs_outlive_another_teacher(tmp_path: Path) -> None:
+    before = {planned.run_id for planned in plan_of(tmp_path).runs if not planned.teachers}
+    after = {planned.run_id for planned in plan_of(tmp_path, teachers='["minilm-l6"]').runs if not planned.teachers}
     assert before == after
 
 
 @pytest.mark.parametrize("kind", ["init_digests", "dataset_digests"])
-def test_a_pretrained_student_or_data_of_other_content_make_other_cells(kind: str, tmp_path: Path) -> None:
+def test_a_pretrained_student_or_data_of_other_content_make_other_runs(kind: str, tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path, extra='init = "students/a"\n'))
     place = {"init_digests": "students/a", "dataset_digests": "scenes-vcr/train"}[kind]
     found = [{place: "1"}, {place: "2"}, {place: "1", "scenes-vqa/train": "3"}]
-    one, two, beside = (ids(build_plan(study, cells=tmp_path, **{kind: digests})) for digests in found)
+    one, two, beside = (ids(build_plan(study, runs=tmp_path, **{kind: digests})) for digests in found)
     assert not one & two
     assert one == beside
 
 
-def test_another_recipe_makes_other_cells(tmp_path: Path) -> None:
+def test_another_recipe_makes_other_runs(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     found = []
     for rate in (1e-4, 2e-4):
@@ -121,7 +121,7 @@ def test_variants_win_over_general_overrides(tmp_path: Path) -> None:
         "[variants.mine]\nmethod = 'advl'\nselection = 'all'\nteachers = ['minilm-l6']\n"
     )
     plan = plan_of(tmp_path, extra=extra, methods='["plain", "mine"]')
-    by_place = {(cell.method, cell.shots): cell.finetune for cell in plan.cells}
+    by_place = {(planned.method, planned.shots): planned.finetune for planned in plan.runs}
     assert (by_place["mine", 100].optimisation.num_steps, by_place["mine", 400].optimisation.num_steps) == (50, 90)
     assert (by_place["mine", 100].distill.selection, by_place["plain", 100].distill.selection) == ("all", "prior")
     assert by_place["mine", 100].cache == (Path("caches/minilm-l6/scenes-vcr/train"),)
@@ -131,20 +131,20 @@ def test_variants_win_over_general_overrides(tmp_path: Path) -> None:
 def test_controls_differ_from_their_method_in_one_thing_only(tmp_path: Path) -> None:
     names = [name for name, variant in SHIPPED.items() if variant.method == "advl"]
     plan = plan_of(tmp_path, methods=str(["plain", *names]).replace("'", '"'), seeds="[0]", shots="[100]")
-    cells = {cell.method: cell for cell in plan.cells}
+    runs = {planned.method: planned for planned in plan.runs}
     free = {"output", "cache"}
     for name in names:
-        values, usual = option_values(cells[name].finetune), option_values(cells["advl"].finetune)
+        values, usual = option_values(runs[name].finetune), option_values(runs["advl"].finetune)
         differing = {option for option in values if values[option] != usual[option]}
         expected = set(SHIPPED[name].training)
         assert differing - free == expected, name
-    assert cells["advl-random"].teachers == ("random:efficientnet-lite0", "random:minilm-l6")
-    assert not {str(path) for path in cells["advl-random"].finetune.cache} & {
-        str(path) for path in cells["advl"].finetune.cache
+    assert runs["advl-random"].teachers == ("random:efficientnet-lite0", "random:minilm-l6")
+    assert not {str(path) for path in runs["advl-random"].finetune.cache} & {
+        str(path) for path in runs["advl"].finetune.cache
     }
 
 
 def test_a_method_that_needs_a_teacher_says_so(tmp_path: Path) -> None:
     study: StudyConfig = read_study(write_study_file(tmp_path, teachers="[]"))
     with pytest.raises(ConfigError, match="needs a teacher"):
-        build_plan(study, cells=tmp_path)
+        build_plan(study, runs=tmp_path)

@@ -35,13 +35,13 @@ import synthetic_runs
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.run import run_study
 
-def execute(cell):
+def execute(run):
     with open(sys.argv[3], "a") as log:
-        log.write(f"{sys.argv[4]} {cell.cell_id}\\n")
+        log.write(f"{sys.argv[4]} {run.run_id}\\n")
     if sys.argv[4] == "victim":
         time.sleep(240)
     time.sleep(0.02)
-    synthetic_runs.execute(cell)
+    synthetic_runs.execute(run)
 
 folder = Path(sys.argv[2])
 run_study(
@@ -56,7 +56,7 @@ def start_worker(tmp_path: Path, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], stderr=subprocess.PIPE, text=True)
 
 
-def cells_run_by(tmp_path: Path, name: str) -> list[str]:
+def runs_executed_by(tmp_path: Path, name: str) -> list[str]:
     path = tmp_path / f"log-{name}"
     return [line.split()[1] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
@@ -65,13 +65,13 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     write_study_file(tmp_path, num_seeds=6, **TINY)
     victim = start_worker(tmp_path, "victim")
     deadline = time.monotonic() + 60
-    while not cells_run_by(tmp_path, "victim") and time.monotonic() < deadline:
+    while not runs_executed_by(tmp_path, "victim") and time.monotonic() < deadline:
         time.sleep(0.05)
-    (held,) = cells_run_by(tmp_path, "victim")
+    (held,) = runs_executed_by(tmp_path, "victim")
     workers = {name: start_worker(tmp_path, name) for name in ("one", "two")}
 
     def ran() -> list[str]:
-        return [cell for name in workers for cell in cells_run_by(tmp_path, name)]
+        return [run for name in workers for run in runs_executed_by(tmp_path, name)]
 
     while len(ran()) < 11 and time.monotonic() < deadline + 60:
         time.sleep(0.05)
@@ -93,7 +93,7 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     assert gather_study(tmp_path / "study").num_finished == 12
 
 
-def test_workers_run_cells_side_by_side_in_processes_of_their_own_until_one_fails(tmp_path: Path) -> None:
+def test_workers_execute_runs_side_by_side_in_processes_of_their_own_until_one_fails(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"scenes-1\.png"):
         run_trial(
             tmp_path, seeds="[1, 2, 3, 0]", executor=synthetic_runs.fail_first_seed, options={"workers": 2}, **TINY
@@ -114,7 +114,7 @@ def test_the_death_of_a_worker_is_told_and_leaves_no_process(tmp_path: Path) -> 
 PROGRAM = """
 import sys
 from pathlib import Path
-from waiting_cell import wait_in
+from waiting_run import wait_in
 from advl_pipeline.studies.run import run_in_processes
 
 # A worker that ran this file again would start workers of its own.

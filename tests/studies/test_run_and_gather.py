@@ -24,11 +24,11 @@ from advl_pipeline.base.errors import ConfigError, DatasetError, IdentityMismatc
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.results import say_on_trust
 from advl_pipeline.studies.config import StudyRunConfig
-from advl_pipeline.studies.execute import execute_cell
+from advl_pipeline.studies.execute import execute_run
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.numbers import Gain
-from advl_pipeline.studies.plan import Cell, digest_dataset, read_study_folder
+from advl_pipeline.studies.plan import PlannedRun, digest_dataset, read_study_folder, studies_of
 from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.training.config import FinetuneConfig
@@ -56,8 +56,8 @@ def gain_on_test(result: StudyResult) -> Gain:
 
 def stored_items(result: StudyResult, method: str, test_set: str, shots: int) -> np.ndarray:
     rows = []
-    for cell in rows_of(result.cells, method=method, shots=str(shots)):
-        with np.load(result.runs / cell["run"] / "evaluation" / f"{test_set}.npz") as arrays:
+    for row in rows_of(result.runs, method=method, shots=str(shots)):
+        with np.load(result.outer / row["run"] / "evaluation" / f"{test_set}.npz") as arrays:
             rows.append(arrays["item/q2a"].astype(np.float64))
     return np.stack(rows)
 
@@ -100,16 +100,16 @@ def test_the_first_seeds_of_the_first_size_are_run_alone_and_reported(tmp_path: 
     """Then the same command without the option runs what is left, and a third time nothing."""
     lines = {**TINY, "shots": "[100, 400]"}
     first = run_trial(tmp_path, options={"first_seeds": 1}, **lines)
-    assert {(cell["seed"], cell["shots"]) for cell in rows_of(first.cells, state="finished")} == {(0, "100")}
-    assert {cell["seed"] for cell in first.cells} == {0, 1}
+    assert {(row["seed"], row["shots"]) for row in rows_of(first.runs, state="finished")} == {(0, "100")}
+    assert {row["seed"] for row in first.runs} == {0, 1}
     whole = run_trial(tmp_path, **lines)
-    assert first.num_finished * 2 * 2 == whole.num_finished == len(whole.cells)
-    stamps = {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
-    assert run_trial(tmp_path, executor=refuse, prepare=refuse, **lines).num_finished == len(whole.cells)
-    assert stamps == {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
+    assert first.num_finished * 2 * 2 == whole.num_finished == len(whole.runs)
+    stamps = {path: path.stat().st_mtime_ns for path in first.outer.rglob("result.json")}
+    assert run_trial(tmp_path, executor=refuse, prepare=refuse, **lines).num_finished == len(whole.runs)
+    assert stamps == {path: path.stat().st_mtime_ns for path in first.outer.rglob("result.json")}
 
 
-def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
+def test_a_run_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
     lines = {**TINY, "test_sets": '["test", "test-shift"]'}
     first = run_trial(tmp_path, **lines)
     run_folders = sorted(path.parent for path in (tmp_path / "cells").glob("*/result.json"))
@@ -126,9 +126,9 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     (run_folders[1] / "evaluation" / "test-shift.json").unlink()
     ran: list[str] = []
 
-    def record(cell: Cell) -> None:
-        ran.append(cell.cell_id)
-        synthetic_runs.execute(cell)
+    def record(planned: PlannedRun) -> None:
+        ran.append(planned.run_id)
+        synthetic_runs.execute(planned)
 
     assert forecast_study(config)["num_left"] == 2
     second = run_trial(tmp_path, output="other", executor=record, **lines)
@@ -140,11 +140,11 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     # Another seed and another test set add what is missing.
     ran.clear()
     more = run_trial(tmp_path, num_seeds=3, executor=record, **lines)
-    assert len(ran) == len(more.cells) - len(first.cells) == 2
+    assert len(ran) == len(more.runs) - len(first.runs) == 2
 
 
 def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -> None:
-    shutil.copytree(result.runs / "cells", tmp_path / "cells")
+    shutil.copytree(result.outer / "cells", tmp_path / "cells")
     folder = shutil.copytree(result.folder, tmp_path / "moved")
     # An earlier version wrote what follows from the tasks.
     record = json.loads((folder / "study.json").read_text())
@@ -156,7 +156,7 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     result = run_trial(tmp_path, num_seeds=1, **TINY)
-    path = result.runs / result.cells[1]["run"] / "evaluation" / "test.npz"
+    path = result.outer / result.runs[1]["run"] / "evaluation" / "test.npz"
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     shuffled = np.random.default_rng(0).permutation(NUM_ITEMS)
@@ -196,11 +196,11 @@ EXCHANGES: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], None], int, s
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
-def test_a_study_believes_no_run_and_no_score_of_another_cell(
+def test_a_study_believes_no_run_and_no_score_of_another_run(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_trial(tmp_path, num_seeds=1, **TINY)
-    runs = [result.runs / cell["run"] for cell in result.cells]
+    runs = [result.outer / row["run"] for row in result.runs]
     places, act, code, words = EXCHANGES[name]
     for inside in places:
         act(*(run / inside for run in runs))
@@ -213,7 +213,7 @@ def test_runs_and_scores_of_an_earlier_version_are_read_on_trust_which_is_said_a
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_trial(tmp_path, num_seeds=1, **TINY)
-    runs = [result.runs / cell["run"] for cell in result.cells]
+    runs = [result.outer / row["run"] for row in result.runs]
     for run in runs:
         forget_digests(run)
         for file, key in ((run / "evaluation" / "test.json", "run_digest"), (run / "run.json", "dataset")):
@@ -229,11 +229,11 @@ def test_runs_and_scores_of_an_earlier_version_are_read_on_trust_which_is_said_a
     assert f"rm -r {runs[0]} && advl study" in message
 
 
-def test_a_file_in_the_place_of_a_cell_is_named_before_anything_runs(
+def test_a_file_in_the_place_of_a_run_is_named_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run_trial(tmp_path, num_seeds=1, **TINY)
-    run = first.runs / first.cells[0]["run"]
+    run = first.outer / first.runs[0]["run"]
     shutil.rmtree(run)
     run.write_text("notes")
     with pytest.raises(ConfigError, match="cannot be created") as refusal:
@@ -244,8 +244,8 @@ def test_a_file_in_the_place_of_a_cell_is_named_before_anything_runs(
 
 def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
-    (cell,) = rows_of(result.cells, method="advl", seed=0)
-    costs = json.loads((result.runs / cell["run"] / "result.json").read_text()) | {"peak_memory_bytes": "much"}
+    (row,) = rows_of(result.runs, method="advl", seed=0)
+    costs = json.loads((result.outer / row["run"] / "result.json").read_text()) | {"peak_memory_bytes": "much"}
     readouts = ('{"before": {', "[]", '{"before": {"minilm-l6": {"words": null}}}', '{"before": {"t": {"words": 1}}}')
     damages = [
         ("result.json", "{"),
@@ -259,14 +259,14 @@ def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_
         ("evaluation/test.npz", "PK"),
     ]
     for name, content in (*damages, *(("readout.json", content) for content in readouts)):
-        path = result.runs / cell["run"] / name
+        path = result.outer / row["run"] / name
         before = path.read_bytes()
         path.write_text(content, encoding="utf-8")
         with pytest.raises((ConfigError, IdentityMismatch)) as caught:
             gather_study(result.folder)
         assert str(path) in str(caught.value)
         path.write_bytes(before)
-    (result.runs / cell["run"] / "readout.json").unlink()
+    (result.outer / row["run"] / "readout.json").unlink()
     assert {item["seed"] for item in rows_of(gather_study(result.folder).readouts, method="advl")} == {1}
 
 
@@ -278,7 +278,12 @@ def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_u
     first = run_trial(tmp_path, num_seeds=1, **TINY)
     file = first.folder / "study.json"
     record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"cells": {cell["cell"]: "a title" for cell in first.cells}}))
+    # What is a run today was once stored as a cell, and before that only by its title.
+    runs = record.pop("runs")
+    file.write_text(json.dumps(record | {"cells": [{"cell_id": run.pop("run_id")} | run for run in runs]}))
+    assert gather_study(first.folder).runs == first.runs
+    assert [folder for folder, _ in studies_of(first.outer / first.runs[0]["run"])] == [first.folder]
+    file.write_text(json.dumps(record | {"cells": {row["run_id"]: "a title" for row in first.runs}}))
     with pytest.raises(ConfigError, match="of an earlier version") as refusal:
         gather_study(first.folder)
     assert refusal.value.where == str(file)
@@ -289,7 +294,7 @@ def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_u
     assert gather_study(first.folder).num_finished == 2
 
 
-def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult) -> None:
+def test_command_of_a_run_parses_back_to_its_configuration(result: StudyResult) -> None:
     parsed: list[FinetuneConfig] = []
 
     @config_command(FinetuneConfig, "finetune")
@@ -297,24 +302,24 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
         parsed.append(config)
         yield None
 
-    for cell in read_study_folder(result.folder).cells[:8]:
-        finetune.main(shlex.split(finetune_command(cell.finetune))[2:], standalone_mode=False)
-        assert parsed.pop() == cell.finetune
+    for planned in read_study_folder(result.folder).runs[:8]:
+        finetune.main(shlex.split(finetune_command(planned.finetune))[2:], standalone_mode=False)
+        assert parsed.pop() == planned.finetune
 
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
-    for number, cell in enumerate(result.cells):
-        path = result.runs / cell["run"] / "evaluation" / "test.json"
+    for number, row in enumerate(result.runs):
+        path = result.outer / row["run"] / "evaluation" / "test.json"
         document = json.loads(path.read_text(encoding="utf-8"))
         document["content_digest"] = "new" if number == 3 else "old"
         path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ConfigError, match="different contents of test") as refusal:
         gather_study(result.folder)
-    assert result.cells[3]["run"] in refusal.value.where
+    assert result.runs[3]["run"] in refusal.value.where
 
 
-def test_cells_follow_the_recipe_of_their_study_and_are_gathered_without_it(
+def test_runs_follow_the_recipe_of_their_study_and_are_gathered_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -326,13 +331,13 @@ def test_cells_follow_the_recipe_of_their_study_and_are_gathered_without_it(
         return run_trial(tmp_path, num_seeds=1, shots="[100]", test_sets='["test"]', extra=extra)
 
     first, other = with_rate("3e-4"), with_rate("4e-4")
-    assert not {cell["cell"] for cell in other.cells} & {cell["cell"] for cell in first.cells}
+    assert not {row["run_id"] for row in other.runs} & {row["run_id"] for row in first.runs}
     recipe.unlink()
-    assert gather_study(other.folder).cells == other.cells
-    cell = replace(read_study_folder(other.folder).cells[0], test_sets=())
-    (cell.run / "result.json").unlink()
+    assert gather_study(other.folder).runs == other.runs
+    planned = replace(read_study_folder(other.folder).runs[0], test_sets=())
+    (planned.run / "result.json").unlink()
     with pytest.raises(ConfigError, match="recipe has changed"):
-        execute_cell(cell)
+        execute_run(planned)
 
 
 def test_a_finished_study_prints_verdicts_and_table_and_runs_nothing(

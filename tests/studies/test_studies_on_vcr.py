@@ -172,10 +172,10 @@ def test_the_shipped_study_says_which_student_it_takes_and_why(
     assert f"student: uniter-base from {root}/uniter.pt, on the regions in {root}/caches" in err
 
 
-def test_the_study_runs_on_pixels_and_on_regions_whose_content_makes_its_cells(
+def test_the_study_runs_on_pixels_and_on_regions_whose_content_makes_its_runs(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A cache that moved makes no other cells, and raw files make none at all."""
+    """A cache that moved makes no other runs, and raw files make none at all."""
     words = ["study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study"]
     shutil.copytree(root / "caches", tmp_path / "copy")
     students = ["bridgetower-tiny"]

@@ -1,4 +1,4 @@
-"""Exchange what two cells of a study hold, and kill evaluations that replace others, and look at what is reported."""
+"""Exchange what two runs of a study hold, and kill evaluations that replace others, and look at what is reported."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ PLACES = (
     *(("evaluation", "result.json"), ("evaluation", "result.json", "run.json")),
     *(("evaluation", "result.json", "config.json"), ("evaluation", "result.json", "config.json", "run.json")),
 )
-"""What two cells exchange, by its place in the run folder; "" for the folder."""
+"""What two runs exchange, by its place in the run folder; "" for the folder."""
 
 MOST_COMMANDS = 8
 
 
 @dataclass
-class StudyOfTwoCells:
+class StudyOfTwoRuns:
     """A study of two short runs on a small corpus, and what its report says."""
 
     corpus: SmallCorpus
@@ -74,7 +74,7 @@ class StudyOfTwoCells:
         return code, said, load_json(output)["table"] if output.exists() else None
 
     def exchange(self, seed: int) -> str:
-        """Exchange a part of the two cells, and follow the advice until a report has the numbers that it had.
+        """Exchange a part of the two runs, and follow the advice until a report has the numbers that it had.
 
         Raises:
             AssertionError: a report has other numbers, or the advice does not lead to them.

@@ -294,7 +294,7 @@ def test_a_study_marks_it_as_a_control(tmp_path: Path) -> None:
 
     def plan(role: str) -> None:
         variant = {"method": "advl", "role": role, "weighting": "oracle"}
-        build_plan(parse_study(raw | {"variants": {"by-labels": variant}}, where="s"), cells=tmp_path)
+        build_plan(parse_study(raw | {"variants": {"by-labels": variant}}, where="s"), runs=tmp_path)
 
     plan("control")
     with pytest.raises(ConfigError, match="by-labels weighs by labels") as refused:

@@ -138,28 +138,28 @@ def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: An
     file.write_text(STUDY, encoding="utf-8")
 
     words = ("study", file, "--output", tmp_path / "study", "--data-root", small_corpus.data_root, "--workers", 2)
-    cells = tmp_path / "cells"
+    runs = tmp_path / "cells"
     stopped = start_advl(*words)
-    # A cell that has taken no step yet leaves nothing.
-    while len(list(cells.glob("*/metrics.jsonl"))) < 2:
+    # A run that has taken no step yet leaves nothing.
+    while len(list(runs.glob("*/metrics.jsonl"))) < 2:
         assert stopped.is_running(), stopped.messages()
         time.sleep(0.01)
     stopped.send(signal.SIGTERM)
     code, messages = stopped.wait(), stopped.messages()
     assert code == 130, messages
     assert "The study was stopped by SIGTERM" in messages, messages
-    left = {path.parent.name: path for path in cells.glob("*/checkpoint.safetensors")}
+    left = {path.parent.name: path for path in runs.glob("*/checkpoint.safetensors")}
     assert left, messages
-    finished = {name: len((cells / name / "metrics.jsonl").read_text().splitlines()) for name in left}
+    finished = {name: len((runs / name / "metrics.jsonl").read_text().splitlines()) for name in left}
     resumed = start_advl(*words[:-2])  # One after another, in the process itself.
     code, messages = resumed.wait(), resumed.messages()
     assert code == 0, messages
     for steps in finished.values():
         assert f"resumes at step {steps + 1} " in messages
-    for cell in (file.parent for file in cells.glob("*/run.json")):
-        assert load_json(cell / "result.json")["num_steps"] == 30
-        assert [record["step"] for record in metrics(cell)] == list(range(30))
-        assert (cell / "evaluation" / "val.json").exists()
+    for run in (file.parent for file in runs.glob("*/run.json")):
+        assert load_json(run / "result.json")["num_steps"] == 30
+        assert [record["step"] for record in metrics(run)] == list(range(30))
+        assert (run / "evaluation" / "val.json").exists()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Cells that two studies share: neither takes from the other what it asks for."""
+"""Runs that two studies share: neither takes from the other what it asks for."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.studies.config import StudyRunConfig, read_study
-from advl_pipeline.studies.plan import Cell, build_plan
+from advl_pipeline.studies.plan import PlannedRun, build_plan
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.training.config import FinetuneConfig
 
 
 class Machine:
-    """Trains and scores one cell as the two phases would, and counts how often."""
+    """Trains and scores one run as the two phases would, and counts how often."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -42,11 +42,11 @@ class Machine:
         asked = StudyRunConfig(study=str(file), output=self.folder / name, caches=self.folder / "caches")
         return run_study(asked, digest=synthetic_runs.digest, prepare=synthetic_runs.prepare)
 
-    def cell(self, run: Path) -> Cell:
+    def planned(self, run: Path) -> PlannedRun:
         (dataset,) = {setting.dataset for setting in self.plan.settings}
         digests = {f"{dataset}/train": f"content of {dataset}/train"}
-        (cell,) = build_plan(self.plan, cells=run.parent, dataset_digests=digests).cells
-        return cell
+        (planned,) = build_plan(self.plan, runs=run.parent, dataset_digests=digests).runs
+        return planned
 
     def prepare_finetune(
         self, config: FinetuneConfig, *, is_control: bool, scores_val: bool, may_idle: bool
@@ -60,11 +60,11 @@ class Machine:
 
     def finetune(self, config: FinetuneConfig) -> None:
         self.trained += 1
-        cell = self.cell(config.output)
-        cell.run.mkdir(parents=True, exist_ok=True)
+        planned = self.planned(config.output)
+        planned.run.mkdir(parents=True, exist_ok=True)
         for name in (self.weights, "heads.safetensors", "student.json"):
-            (cell.run / name).write_text("{}")
-        synthetic_runs.train(cell)
+            (planned.run / name).write_text("{}")
+        synthetic_runs.train(planned)
 
     def evaluate(self, config: EvaluateConfig) -> None:
         assert is_finished(config.run)
@@ -72,12 +72,12 @@ class Machine:
         self.modes.append(config.vqa_mode)
         for name in config.on:
             filed = name if config.vqa_mode in (None, "2021") else f"{name}@{config.vqa_mode}"
-            synthetic_runs.evaluate(self.cell(config.run), filed, GAINS)
+            synthetic_runs.evaluate(self.planned(config.run), filed, GAINS)
             file = config.run / "evaluation" / f"{filed}.json"
             document = read_json(file) | {"vqa_mode": config.vqa_mode or "2021"}
             if config.num_questions is not None:
                 document["sample"] = {"asked": config.num_questions, "of_examples": NUM_ITEMS}
-            views = synthetic_runs.item_scores(self.cell(config.run), ("vcr-q2a",), filed, GAINS)
+            views = synthetic_runs.item_scores(self.planned(config.run), ("vcr-q2a",), filed, GAINS)
             seen = {"accuracy": 100 * float(views["swapped"]["q2a"].mean()), "drop": 20.0}
             kinds = dict.fromkeys((kind for kind in config.probe if name in config.probe_on), seen)
             synthetic_runs.write_json(file, document | {"use_of_vision": {"q2a": kinds}})
@@ -102,16 +102,16 @@ def test_a_student_that_another_study_keeps_stays(machine: Machine) -> None:
 
 def test_a_trained_student_is_scored_and_not_trained_again(machine: Machine) -> None:
     keeper = machine.study("keeper", "")
-    (keeper.runs / keeper.cells[0]["run"] / "evaluation" / "test.json").unlink()
+    (keeper.outer / keeper.runs[0]["run"] / "evaluation" / "test.json").unlink()
     machine.study("keeper", "")
     assert (machine.trained, len(machine.scored), machine.has_student()) == (1, 2, True)
 
 
-def test_a_cell_with_damaged_weights_is_trained_again_by_the_commands_that_are_advised(
+def test_a_run_with_damaged_weights_is_trained_again_by_the_commands_that_are_advised(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper = machine.study("keeper", "")
-    run = keeper.runs / keeper.cells[0]["run"]
+    run = keeper.outer / keeper.runs[0]["run"]
     (run / "evaluation" / "test.json").unlink()
 
     def refuse(config: EvaluateConfig) -> None:

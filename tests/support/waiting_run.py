@@ -1,4 +1,4 @@
-"""A cell that records its process id and never ends."""
+"""A run that records its process id and never ends."""
 
 from __future__ import annotations
 
