@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Any]:
     for name, document in result.sets.items():
         for metric, value in document.metrics.items():
             use = document.use_of_vision.get(metric, {})
-            change = "  ".join(f"{view} {0.0 - seen.drop:+.2f}" for view, seen in use.items())
+            change = "  ".join(f"{condition} {0.0 - seen.drop:+.2f}" for condition, seen in use.items())
             spread = document.intervals[metric]
             change = f"[{spread.low:.2f}, {spread.high:.2f}]  {change}" if document.sample else change
             known = document.trivial.get(metric)

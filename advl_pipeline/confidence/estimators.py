@@ -159,6 +159,7 @@ def confidence_identity(
     identity: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "estimator": estimator,
+        # The key of stored confidences: another one would make all of them anew.
         "view": modality,
         "dataset": dataset.identity_name,
         "split": dataset.split,

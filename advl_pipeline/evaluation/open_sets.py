@@ -22,7 +22,7 @@ from advl_pipeline.stored_inputs.regions import use_region_caches
 from advl_pipeline.students.registry import label_order_of
 
 EXAMPLES_AT_ONCE = 8192
-"""Examples in memory at once, with one row of scores per view each: 100 MB per view for 3,129 answers."""
+"""Examples in memory at once, with one row of scores per condition each: 100 MB per condition for 3,129 answers."""
 
 
 def open_with_classes(

@@ -61,7 +61,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.config import FinetuneConfig
 
-View = Literal["shown", "swapped", "blanked", "removed"]
+Condition = Literal["shown", "swapped", "blanked", "removed"]
 """The true picture, another one, a blank one, or none: the student with only its text."""
 
 
@@ -95,23 +95,24 @@ class FinishedRun:
         examples: Iterable[Example],
         *,
         batch_size: int,
-        views: Sequence[View] = ("shown",),
+        conditions: Sequence[Condition] = ("shown",),
         others: Mapping[str, ImageUnit] = NO_OTHERS,
     ) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
-        """Yield, per example and view, one row of scores: (C,) candidate logits or (K,) class logits.
+        """Yield, per example and condition, one row of scores: (C,) candidate logits or (K,) class logits.
 
         A batch contains one task: consecutive examples of one task are cut into batches in the order given. Each
-        example is read once for all views.
+        example is read once for all conditions.
 
         Args:
-            others: picture id -> the picture shown instead in the view "swapped"; not needed for other views.
+            others: picture id -> the picture shown instead in the condition "swapped"; no other condition needs it.
         """
         with Prefetcher(lambda: self._batches(examples, batch_size, others)) as batches:
             for task, is_choice, batch, swapped in batches:
                 shown = {"swapped": swapped} if swapped is not None else {}
-                shown = {view: seen.to(self.device) for view, seen in ({"shown": batch} | shown).items()}
+                shown = {condition: seen.to(self.device) for condition, seen in ({"shown": batch} | shown).items()}
                 with self.student.sharing():
-                    rows = [self._logits(shown.get(view, shown["shown"]), task, is_choice, view) for view in views]
+                    pairs = [(each, shown.get(each, shown["shown"])) for each in conditions]
+                    rows = [self._logits(seen, task, is_choice, condition) for condition, seen in pairs]
                 yield from zip(*rows, strict=True)
 
     def generated(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[str]:
@@ -135,11 +136,13 @@ class FinishedRun:
                 with precision(self.device, self.mixed_precision):
                     yield from student.generate(batch.to(self.device))
 
-    def _logits(self, batch: StudentBatch, task: str, is_choice: bool, view: View) -> npt.NDArray[np.float32]:
+    def _logits(
+        self, batch: StudentBatch, task: str, is_choice: bool, condition: Condition
+    ) -> npt.NDArray[np.float32]:
         with precision(self.device, self.mixed_precision):
             output = self.student.encode_pooled(
-                batch.blanked() if view == "blanked" else batch,
-                mask_visual=self.hides_picture or view == "removed",
+                batch.blanked() if condition == "blanked" else batch,
+                mask_visual=self.hides_picture or condition == "removed",
             )
             logits = shape_logits(output.class_logits(self.heads[head_name(task)]), batch.num_candidates, is_choice)
         rows: npt.NDArray[np.float32] = logits.float().cpu().numpy()

@@ -29,7 +29,7 @@ from advl_pipeline.evaluation.items import (
 from advl_pipeline.evaluation.measures import Items, measured
 from advl_pipeline.evaluation.official_metrics import confusion_counts
 from advl_pipeline.evaluation.open_sets import open_as_trained, open_with_classes, sample_questions
-from advl_pipeline.evaluation.predict import FinishedRun, View, load_finished
+from advl_pipeline.evaluation.predict import Condition, FinishedRun, load_finished
 from advl_pipeline.evaluation.prepare import PreparedScoring
 from advl_pipeline.evaluation.prior import QuestionPrior
 from advl_pipeline.evaluation.score_parts import ScoredTask, score_parts
@@ -37,20 +37,20 @@ from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.runs.evaluations import (
     LETTERS,
     TRUE_PICTURE,
+    ConditionAccuracy,
     Confusion,
     EvaluationDocument,
     ExampleScores,
     ItemScores,
     Sample,
     TrivialScores,
-    ViewAccuracy,
     filed_as,
     write_evaluation,
 )
 from advl_pipeline.runs.results import run_digest
 from advl_pipeline.students.abilities import Generates, caveats_of
 
-_VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
+_REPLACED: tuple[Condition, ...] = ("swapped", "blanked", "removed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,12 +141,13 @@ def _evaluate_set(
     prior: QuestionPrior | None,
     caveats: Sequence[str],
 ) -> EvaluationDocument:
-    """Score a set part by part with all views, reading each example once, and write the results."""
+    """Score a set part by part with all conditions, reading each example once, and write the results."""
     usual_mode = vqa_mode_of(spec.card)
     mode = config.vqa_mode or usual_mode
     # A text-only student has no use of vision to measure.
     is_probed = not finished.hides_picture and name in (config.probe_on or config.on[:1])
-    views: tuple[View, ...] = ("shown", *(view for view in _VIEWS if is_probed and view in config.probes))
+    replaced = (condition for condition in _REPLACED if is_probed and condition in config.probes)
+    conditions: tuple[Condition, ...] = ("shown", *replaced)
     is_lettered, card = config.protocol == LETTERS, dataset.card
     # Groups and denominators are those of the complete set, so a sample has no measures.
     measures = (
@@ -156,25 +157,25 @@ def _evaluate_set(
     )
     named = partial(spec.common_name, dataset.split)
     sampled = sample_questions(dataset.example_ids, dataset.tasks, config.num_questions, name_of=named)
-    scored = score_parts(config, finished, dataset, sampled, views=views, mode=mode, measures=measures)
-    items_by_view = _items_by_view(scored)
-    true_items = items_by_view[TRUE_PICTURE]
+    scored = score_parts(config, finished, dataset, sampled, conditions=conditions, mode=mode, measures=measures)
+    items_by_condition = _items_by_condition(scored)
+    true_items = items_by_condition[TRUE_PICTURE]
     items = [
         ItemScores(
             metric=metric,
-            view=view,
+            condition=condition,
             ids=scores.question_ids,
             score_n=scores.score_n,
             pictures=scores.pictures,
             types=scores.types,
         )
-        for view, by_metric in items_by_view.items()
+        for condition, by_metric in items_by_condition.items()
         for metric, scores in by_metric.items()
     ]
     examples = {task: _example_scores(task, kept, is_lettered=is_lettered) for task, kept in scored.items()}
     percents = {
-        view: {metric: 100.0 * float(scores.score_n.mean()) for metric, scores in by_metric.items()}
-        for view, by_metric in items_by_view.items()
+        condition: {metric: 100.0 * float(scores.score_n.mean()) for metric, scores in by_metric.items()}
+        for condition, by_metric in items_by_condition.items()
     }
     metrics = percents.pop(TRUE_PICTURE)
     seconds = sum(kept.seconds for kept in scored.values())
@@ -202,8 +203,8 @@ def _evaluate_set(
         sample=None if asked is None else Sample(asked=asked, of_examples=len(dataset)),
         seconds=seconds,
         num_examples=num_examples,
-        # Each view is one pass over the same batches.
-        milliseconds_per_item=1000.0 * seconds / (num_examples * len(views)),
+        # Each condition is one pass over the same batches.
+        milliseconds_per_item=1000.0 * seconds / (num_examples * len(conditions)),
         use_of_vision=_use_of_vision(metrics, percents) if percents else {},
         by_question_type={metric: accuracy_by(scores.types, scores.score_n) for metric, scores in true_items.items()},
         by_answer_type=accuracy_by_answer_type(true_items["vqa"], dataset) if "vqa" in true_items else {},
@@ -227,30 +228,30 @@ def _evaluate_set(
 
 def _use_of_vision(
     metrics: Mapping[str, float], percents: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, ViewAccuracy]]:
-    """Return the accuracy with each other view of the pictures, and its drop, by metric."""
+) -> dict[str, dict[str, ConditionAccuracy]]:
+    """Return the accuracy with each other condition of the pictures, and its drop, by metric."""
     return {
         metric: {
-            view: ViewAccuracy(accuracy=other[metric], drop=accuracy - other[metric])
-            for view, other in percents.items()
+            condition: ConditionAccuracy(accuracy=other[metric], drop=accuracy - other[metric])
+            for condition, other in percents.items()
         }
         for metric, accuracy in metrics.items()
     }
 
 
-def _items_by_view(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Items]]:
-    """Return the items by view of the pictures and metric, including the joint metrics of two tasks."""
-    items_by_view: dict[str, dict[str, Items]] = defaultdict(dict)
+def _items_by_condition(scored: Mapping[Task, ScoredTask]) -> dict[str, dict[str, Items]]:
+    """Return the items by condition of the pictures and metric, including the joint metrics of two tasks."""
+    items_by_condition: dict[str, dict[str, Items]] = defaultdict(dict)
     for task, kept in scored.items():
-        for view in kept.worth:
-            items_by_view[view][TASKS[task].metric] = kept.items(view)
-    for by_metric in items_by_view.values():
+        for condition in kept.worth:
+            items_by_condition[condition][TASKS[task].metric] = kept.items(condition)
+    for by_metric in items_by_condition.values():
         for joint in JOINT_METRICS:
             first, second = (TASKS[task].metric for task in joint.tasks)
             if {first, second} <= by_metric.keys():
                 both = joint_items(by_metric[first], by_metric[second])
                 by_metric |= {joint.metric: both} if both.question_ids else {}
-    return items_by_view
+    return items_by_condition
 
 
 def _example_scores(task: Task, kept: ScoredTask, *, is_lettered: bool) -> ExampleScores:

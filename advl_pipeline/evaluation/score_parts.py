@@ -1,4 +1,4 @@
-"""Score a test set part by part: each example is read once and scored with every view of its picture."""
+"""Score a test set part by part: each example is read once and scored in every condition of its picture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_a
 from advl_pipeline.evaluation.measures import Items
 from advl_pipeline.evaluation.official_metrics import VqaMode
 from advl_pipeline.evaluation.open_sets import example_parts
-from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, swapped_pictures
+from advl_pipeline.evaluation.predict import NO_OTHERS, Condition, FinishedRun, swapped_pictures
 from advl_pipeline.runs.evaluations import LETTERS, TRUE_PICTURE
 
 
@@ -37,7 +37,7 @@ from advl_pipeline.runs.evaluations import LETTERS, TRUE_PICTURE
 class ScoredTask:
     """Results of a task, collected part by part. Only scores with the true picture are kept: VQA has many answers.
 
-    `worth` maps a view of the pictures to the score of each example.
+    `worth` maps a condition of the pictures to the score of each example.
     """
 
     tally: AnswerTally
@@ -65,10 +65,10 @@ class ScoredTask:
         self.pictures += [example.cluster for example in examples]
         self.types += [example.stratum for example in examples]
 
-    def items(self, view: str) -> Items:
-        """Return the items as scored with a view of the pictures."""
+    def items(self, condition: str) -> Items:
+        """Return the items as scored in a condition of the pictures."""
         return Items(
-            score_n=np.array(self.worth[view], dtype=np.float32),
+            score_n=np.array(self.worth[condition], dtype=np.float32),
             question_ids=self.question_ids,
             pictures=self.pictures,
             types=self.types,
@@ -84,13 +84,13 @@ def score_parts(
     dataset: IndexedDataset,
     sampled: Sequence[int],
     *,
-    views: Sequence[View],
+    conditions: Sequence[Condition],
     mode: VqaMode,
     measures: Sequence[Measure],
 ) -> dict[Task, ScoredTask]:
-    """Score the sampled examples of each task part by part, reading each example once for all views."""
+    """Score the sampled examples of each task part by part, reading each example once for all conditions."""
     is_lettered = config.protocol == LETTERS
-    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in views else NO_OTHERS
+    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in conditions else NO_OTHERS
     scored = {
         task: ScoredTask(tally=AnswerTally(label_names=finished.label_names.get(head_name(task), ())))
         for task in dataset.tasks
@@ -110,13 +110,13 @@ def score_parts(
             kept.seconds += time.perf_counter() - began
             kept.worth[TRUE_PICTURE] += values
             continue
-        matrices = score_matrices(finished, examples, config.batch_size, views, others)
+        matrices = score_matrices(finished, examples, config.batch_size, conditions, others)
         kept.seconds += time.perf_counter() - began
         kept.num_texts += sum(len(example.candidates) for example in examples)
         kept.num_cut += finished.count_cut(examples)
         kept.shown.append(matrices[0])
         kept.labels += [example.label for example in examples]
-        for view, matrix in zip((TRUE_PICTURE, *views[1:]), matrices, strict=True):
+        for condition, matrix in zip((TRUE_PICTURE, *conditions[1:]), matrices, strict=True):
             chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
             texts = texts_of(examples, chosen, kept.tally.label_names)
             # VQA is scored by the official rule, other answers by their soft labels, the rest by the label.
@@ -126,10 +126,10 @@ def score_parts(
                 values = score_ties(examples, chosen, matrix, dataset.card.ties)
             else:
                 values = (score_soft_labels if head_name(task) == "answers" else score_labels)(examples, chosen)
-            kept.worth[view] += values
-            if view == TRUE_PICTURE:
+            kept.worth[condition] += values
+            if condition == TRUE_PICTURE:
                 kept.tally.add(examples, chosen)
-            if view == TRUE_PICTURE and measures:
+            if condition == TRUE_PICTURE and measures:
                 _keep_answers(kept, dataset, examples, texts)
     return scored
 
@@ -215,13 +215,13 @@ def score_matrices(
     finished: FinishedRun,
     examples: Sequence[Example],
     batch_size: int,
-    views: Sequence[View] = ("shown",),
+    conditions: Sequence[Condition] = ("shown",),
     others: Mapping[str, ImageUnit] = NO_OTHERS,
 ) -> list[npt.NDArray[np.float32]]:
-    """Return (num_examples, C or K) scores for each view of the pictures; all examples must be of one task.
+    """Return (num_examples, C or K) scores for each condition of the pictures; all examples must be of one task.
 
     Args:
-        others: pictures for the view "swapped".
+        others: pictures for the condition "swapped".
 
     Raises:
         DatasetError: there are no examples.
@@ -231,10 +231,10 @@ def score_matrices(
     # Items of similar length share a batch to reduce padding; the order is restored afterwards.
     order = sorted(range(len(examples)), key=lambda index: max(len(c.text) for c in examples[index].candidates))
     sorted_examples = (examples[index] for index in order)
-    rows = list(finished.scores(sorted_examples, batch_size=batch_size, views=views, others=others))
+    rows = list(finished.scores(sorted_examples, batch_size=batch_size, conditions=conditions, others=others))
     width = max(len(row[0]) for row in rows)
-    stacked = [np.full((len(rows), width), -np.inf, dtype=np.float32) for _ in views]
-    for index, by_view in zip(order, rows, strict=True):
-        for matrix, row in zip(stacked, by_view, strict=True):
+    stacked = [np.full((len(rows), width), -np.inf, dtype=np.float32) for _ in conditions]
+    for index, by_condition in zip(order, rows, strict=True):
+        for matrix, row in zip(stacked, by_condition, strict=True):
             matrix[index, : len(row)] = row
     return stacked

@@ -76,7 +76,7 @@ def _items(run: Path, name: str) -> dict[str, Any]:
             where=str(run),
             next_command=advise(["advl", "evaluate", str(run), "--on", name]),
         )
-    by_metric: Any = evaluation.items[evaluation.items["view"] == TRUE_PICTURE].groupby("metric", sort=False)
+    by_metric: Any = evaluation.items[evaluation.items["condition"] == TRUE_PICTURE].groupby("metric", sort=False)
     return dict(iter(by_metric))
 
 

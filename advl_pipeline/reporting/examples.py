@@ -133,7 +133,7 @@ def collect_examples(
 def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
     """Return a row for each item: the answer and its score."""
     items = evaluation.items
-    shown = items[(items["metric"] == TASKS[task].metric) & (items["view"] == TRUE_PICTURE)]
+    shown = items[(items["metric"] == TASKS[task].metric) & (items["condition"] == TRUE_PICTURE)]
     columns = {"right": shown["score"].to_numpy(), "said": evaluation.scores[task].argmax(axis=1)}
     return pd.DataFrame(columns, index=shown["item"])
 

@@ -56,8 +56,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
     """Read the content of the page of a result with one run, except its tables.
 
     Returns:
-        name, title and facts; scores, as returned by `scores_of`, and their views of the picture; a figure of the
-        losses; tables by kind of question; confusions: test set -> class names and counts, true class by row;
+        name, title and facts; scores, as returned by `scores_of`, and the conditions of their pictures; a figure of
+        the losses; tables by kind of question; confusions: test set -> class names and counts, true class by row;
         a figure of the words' classes, if the run estimated them.
     """
     (row,) = result.runs
@@ -80,7 +80,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         },
         "scores": scores,
         "measures": measures_of(documents),
-        "views": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
+        "conditions": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
         "losses": loss_figure(read_log(run), run=str(row["run"])),
         "words": words_figure(read_words(run), run=str(row["run"])),
         "kinds": _kinds(documents),
@@ -122,8 +122,8 @@ def scores_of(documents: Mapping[str, EvaluationDocument]) -> list[dict[str, Any
                     "interval": wording.interval(document.intervals.get(metric), wording.percent),
                     **wording.without_student(document.trivial.get(metric)),
                     "changes": {
-                        view: wording.signed(-seen.drop)
-                        for view, seen in document.use_of_vision.get(metric, {}).items()
+                        condition: wording.signed(-seen.drop)
+                        for condition, seen in document.use_of_vision.get(metric, {}).items()
                     },
                 }
             )

@@ -251,7 +251,7 @@ def as_csv(result: StudyResult) -> str:
 
 
 def as_items(result: StudyResult) -> str:
-    """Render the tidy table of item scores as CSV: one row per run, test set, metric, view and item."""
+    """Render the tidy table of item scores as CSV: one row per run, test set, metric, condition and item."""
     return _csv(result.items)
 
 

@@ -1,8 +1,8 @@
 """The evaluations of a run: a document and a file of item scores for each test set, both written and read here only.
 
 `evaluation/SET.json` is an `EvaluationDocument`. It names the file of item scores, whose arrays are
-  - for each metric, `item/METRIC` with the true pictures and `item_VIEW/METRIC` with replaced ones, the same with
-    `_ids` for the ids of the items, and `pictures/METRIC` and `strata/METRIC`, which group them;
+  - for each metric, `item/METRIC` with the true pictures and `item_CONDITION/METRIC` with replaced ones, the same
+    with `_ids` for the ids of the items, and `pictures/METRIC` and `strata/METRIC`, which group them;
   - for each task, `example_ids/TASK`, and `scores/TASK` with `labels/TASK`, or `written/TASK`.
 
 Shapes: n items of a metric; N examples of a task, C candidates or classes.
@@ -44,7 +44,7 @@ LETTERS: Protocol = "letters"
 """Also the suffix of the name of a set, for scores of generated answers to questions with lettered options."""
 
 TRUE_PICTURE = ""
-"""View of the true picture; the names of other views say how it was replaced."""
+"""Condition with the true picture; the names of other conditions say how it was replaced."""
 
 _AS_SHOWN = 0.001
 """Percentage points that no table shows; the mean of many item scores depends on the order of the additions."""
@@ -83,7 +83,7 @@ class GroupAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ViewAccuracy:
+class ConditionAccuracy:
     """The accuracy with replaced pictures in percent, and what it lost to that with the true ones, in points."""
 
     accuracy: float
@@ -132,7 +132,7 @@ class EvaluationDocument:
     """What an evaluation of a run on a test set says: accuracies in percent, by metric.
 
     An evaluation of an earlier version lacks some of it. `measures` are the numbers that the set's card defines, by
-    metric and name, None without a denominator. `use_of_vision` is by metric and view.
+    metric and name, None without a denominator. `use_of_vision` is by metric and condition.
     """
 
     dataset: str
@@ -141,7 +141,7 @@ class EvaluationDocument:
     num_items: Mapping[str, int] = field(default_factory=dict)
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     trivial: Mapping[str, TrivialScores] = field(default_factory=dict)
-    use_of_vision: Mapping[str, Mapping[str, ViewAccuracy]] = field(default_factory=dict)
+    use_of_vision: Mapping[str, Mapping[str, ConditionAccuracy]] = field(default_factory=dict)
     measures: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     by_question_type: Mapping[str, Mapping[str, PartAccuracy]] = field(default_factory=dict)
     by_answer_type: Mapping[str, PartAccuracy] = field(default_factory=dict)
@@ -164,10 +164,10 @@ class EvaluationDocument:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemScores:
-    """The scores (n,) in [0, 1] of the items of a metric with a view of their pictures, as they are written."""
+    """The scores (n,) in [0, 1] of the items of a metric in a condition of their pictures, as they are written."""
 
     metric: str
-    view: str
+    condition: str
     ids: Sequence[str]
     score_n: npt.NDArray[np.floating]
     pictures: Sequence[str]
@@ -196,8 +196,8 @@ class Evaluation:
     items: pd.DataFrame
     """Tidy table with one row per score.
 
-    Its columns are `metric`, `view`, `item`, its `picture` and question `type` ("" where the evaluation did not write
-    them), and `score` in [0, 1].
+    Its columns are `metric`, `condition`, `item`, its `picture` and question `type` ("" where the evaluation did not
+    write them), and `score` in [0, 1].
     """
     scores: Mapping[str, npt.NDArray[np.floating]]
     """Task -> logits (N, C), in the item order of the task's own metric; padded with -inf where C varies."""
@@ -262,7 +262,7 @@ def _arrays(items: Sequence[ItemScores], examples: Sequence[ExampleScores]) -> d
         if of_task.written is not None:
             arrays[f"written/{of_task.task}"] = np.array(of_task.written)
     for scored in items:
-        kind = f"item_{scored.view}" if scored.view else "item"
+        kind = f"item_{scored.condition}" if scored.condition else "item"
         arrays[f"{kind}/{scored.metric}"] = scored.score_n
         arrays[f"{kind}_ids/{scored.metric}"] = np.array(scored.ids)
         arrays[f"pictures/{scored.metric}"] = np.array(scored.pictures)
@@ -389,12 +389,12 @@ def read_evaluation(run: Path, filed: str) -> Evaluation | None:
                 raise ValueError(f"{name} has {len(array)} values for {len(ids)} items")
             if ids != list(map(str, arrays[f"item_ids/{metric}"])):
                 raise ValueError(f"{name} is about other items than item/{metric}")
-            table: dict[str, Any] = {"metric": metric, "view": kind[len("item_") :], "item": ids}
+            table: dict[str, Any] = {"metric": metric, "condition": kind[len("item_") :], "item": ids}
             for column, group in (("picture", "pictures"), ("type", "strata")):
                 table[column] = arrays[f"{group}/{metric}"].tolist() if f"{group}/{metric}" in arrays else ""
             parts.append(pd.DataFrame(table | {"score": array.astype(np.float64)}))
         scores = {name.removeprefix("scores/"): array for name, array in arrays.items() if name.startswith("scores/")}
-        columns = ["metric", "view", "item", "picture", "type", "score"]
+        columns = ["metric", "condition", "item", "picture", "type", "score"]
         items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
         return Evaluation(document=document, items=items, scores=scores)
 
@@ -406,8 +406,8 @@ def _require_own_numbers(document: EvaluationDocument, arrays: Mapping[str, npt.
         ValueError: one of them contradicts its items.
     """
     percents = {f"item/{metric}": percent for metric, percent in document.metrics.items()}
-    for metric, views in document.use_of_vision.items():
-        percents |= {f"item_{view}/{metric}": seen.accuracy for view, seen in views.items()}
+    for metric, conditions in document.use_of_vision.items():
+        percents |= {f"item_{condition}/{metric}": seen.accuracy for condition, seen in conditions.items()}
     for name, percent in percents.items():
         if name not in arrays:
             continue

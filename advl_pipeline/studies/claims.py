@@ -39,7 +39,7 @@ from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.studies.config import FULL, PARTS, Setting, StudyConfig
 from advl_pipeline.studies.numbers import Averaged, MeanDifference, Slope
 from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.table import USE_VIEW, Place
+from advl_pipeline.studies.table import USE_CONDITION, Place
 
 Outcome = Literal["supported", "not supported", "undecided at this size"]
 SUPPORTED: Outcome = "supported"
@@ -289,7 +289,7 @@ _CLAIMS: Mapping[str, tuple[str, Callable[[StudyConfig, Setting], bool], Callabl
     ),
     "C4": (
         "The student uses the image more.",
-        lambda study, _: USE_VIEW in study.evaluation.get("probe", (USE_VIEW,)),
+        lambda study, _: USE_CONDITION in study.evaluation.get("probe", (USE_CONDITION,)),
         _vision,
     ),
     "C5": (

@@ -82,7 +82,7 @@ def _stored(planned: PlannedRun, test_set: str) -> EvaluationDocument | None:
 
 def _probed(document: EvaluationDocument) -> set[str]:
     """Return how pictures were replaced in an evaluation."""
-    return {view for views in document.use_of_vision.values() for view in views}
+    return {condition for conditions in document.use_of_vision.values() for condition in conditions}
 
 
 def _num_questions(document: EvaluationDocument) -> float:

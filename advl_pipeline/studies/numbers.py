@@ -40,7 +40,7 @@ from advl_pipeline.evaluation.statistics import (
     summarise,
 )
 from advl_pipeline.runs.evaluations import TRUE_PICTURE, Interval
-from advl_pipeline.studies.table import USE_VIEW, Place, Scores, Table, paired, weighted_sum
+from advl_pipeline.studies.table import USE_CONDITION, Place, Scores, Table, paired, weighted_sum
 
 Lost = Literal["drop", "use"]
 """What a method loses: accuracy on a shifted set, or with its pictures replaced."""
@@ -142,7 +142,7 @@ class Trend:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """What a method loses from one side to the other: the in-domain test set, or the view, that `against` names.
+    """What a method loses from one side to the other: the in-domain test set, or the condition, that `against` names.
 
     `change` is the loss minus that of the baseline; None for the baseline.
     """
@@ -269,8 +269,8 @@ def numbers_of(table: Table) -> Numbers:
 
 
 def _accuracies(table: Table) -> Iterator[Accuracy]:
-    for (place, method, view), scores in table.scores.items():
-        if view == TRUE_PICTURE:
+    for (place, method, condition), scores in table.scores.items():
+        if condition == TRUE_PICTURE:
             yield Accuracy(
                 place=place,
                 method=method,
@@ -377,15 +377,15 @@ def _sides(table: Table) -> dict[_Side, dict[str, _Sides]]:
     If the same questions are asked in another way, both accuracies are over these; else each is over its full set.
     """
     sides: dict[_Side, dict[str, _Sides]] = {}
-    for (place, method, view), other in table.scores.items():
+    for (place, method, condition), other in table.scores.items():
         reference = table.reference(place)
-        origin = table.accuracy(place if view else place._replace(test_set=reference), method)
+        origin = table.accuracy(place if condition else place._replace(test_set=reference), method)
         if origin is other or origin is None or not (both := paired(origin, other)):
             continue
         before, after = (scores.sets[0] for scores in both)
         questions: Questions | None = None
-        if view:
-            side = _Side("use", place, view)
+        if condition:
+            side = _Side("use", place, condition)
             lost: tuple[Contribution, ...] = (
                 Contribution(values_SN=before.values_SN - after.values_SN, groups=before.groups),
             )
@@ -436,7 +436,7 @@ def _means(table: Table, sides: Mapping[_Side, Mapping[str, _Sides]]) -> Iterato
         reference = table.reference(places[0])
         is_in_domain = places[0].test_set == reference
         lost: Lost = "use" if is_in_domain else "drop"
-        against = USE_VIEW if is_in_domain else reference
+        against = USE_CONDITION if is_in_domain else reference
         quantities: tuple[Averaged, ...] = ("accuracy", lost)
         for quantity, other in itertools.product(quantities, study.methods):
             differences: dict[Place, Scores] = {}

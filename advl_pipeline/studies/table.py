@@ -1,8 +1,8 @@
 """One tidy table of item scores, from which every number of a study is computed (`numbers.py`).
 
-A row is a run, a test set, a metric, a view of the picture and an item (`ITEM_COLUMNS`). Grouped by method and place
-(setting, metric, test set, shots), the rows are matrices of seeds and items (`Table`). The quantities of claims are
-matrices computed from these: the use of pictures, the drop under shift, a difference between methods, a mean over
+A row is a run, a test set, a metric, a condition of the picture and an item (`ITEM_COLUMNS`). Grouped by method and
+place (setting, metric, test set, shots), the rows are matrices of seeds and items (`Table`). The quantities of claims
+are matrices computed from these: the use of pictures, the drop under shift, a difference between methods, a mean over
 shots. So all get their interval over seeds and items in the same way.
 
 Shapes: S seeds, N items of a test set.
@@ -29,12 +29,12 @@ from advl_pipeline.evaluation.statistics import (
 from advl_pipeline.runs.evaluations import TRUE_PICTURE, Interval
 from advl_pipeline.studies.config import FULL, StudyConfig
 
-USE_VIEW = "swapped"
-"""View that measures the use of vision."""
+USE_CONDITION = "swapped"
+"""Condition that measures the use of vision."""
 
 ITEM_COLUMNS = (
-    "run_id", "run", "setting", "method", "shots", "size", "seed", "test_set", "metric", "view", "item", "picture",
-    "type", "score",
+    "run_id", "run", "setting", "method", "shots", "size", "seed", "test_set", "metric", "condition", "item",
+    "picture", "type", "score",
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """The scores of a study: (place, method, view of the picture) -> scores."""
+    """The scores of a study: (place, method, condition of the picture) -> scores."""
 
     study: StudyConfig
     scores: Mapping[tuple[Place, str, str], Scores]
@@ -141,7 +141,7 @@ class Table:
 
 
 def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
-    """Group item scores by place, method and view, all in the item order of the first run.
+    """Group item scores by place, method and condition, all in the item order of the first run.
 
     Args:
         items: the tidy table.
@@ -151,8 +151,8 @@ def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
     """
     scores: dict[tuple[Place, str, str], Scores] = {}
     first: dict[tuple[str, ...], pd.DataFrame] = {}
-    by_row: Any = items.groupby([*Place._fields, "method", "view"], sort=False)
-    for (*where, method, view), part in by_row:
+    by_row: Any = items.groupby([*Place._fields, "method", "condition"], sort=False)
+    for (*where, method, condition), part in by_row:
         place = Place(*where)._replace(size=int(where[3]))
         runs = part.drop_duplicates("seed")
         reference = first.setdefault(place[:3], part[part["seed"] == runs["seed"].iloc[0]])
@@ -161,7 +161,7 @@ def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
         groups = item_groups(reference["picture"].tolist(), reference["type"].tolist()) if has_pictures else None
         _require_same_items(values, reference, runs)
         values_SN = values[reference["item"].tolist()].to_numpy(dtype=np.float64)
-        scores[place, method, view] = Scores(
+        scores[place, method, condition] = Scores(
             seeds=tuple(map(int, runs["seed"])),
             runs=tuple(map(str, runs["run"])),
             ids=tuple(reference["item"]),

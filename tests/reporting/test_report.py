@@ -425,8 +425,8 @@ def test_csv_json_and_markdown_hold_the_same_numbers(vcr: tuple[StudyResult, Pat
 def test_the_tidy_table_holds_the_score_of_every_item(vcr: tuple[StudyResult, Path]) -> None:
     result = vcr[0]
     frame = pd.read_csv(io.StringIO(as_items(result)), keep_default_na=False)
-    assert set(frame["view"]) == {"", "swapped"}
-    shown = frame[frame["view"] == ""]
+    assert set(frame["condition"]) == {"", "swapped"}
+    shown = frame[frame["condition"] == ""]
     assert len(shown) == len(result.runs) * 2 * NUM_ITEMS
     for accuracy in result.numbers.accuracies:
         place = accuracy.place

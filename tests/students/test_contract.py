@@ -361,16 +361,17 @@ LOWER = [
 """Students with layers below their fusion."""
 
 
-def test_views_show_what_they_say_and_share_towers_without_a_difference(
+def test_conditions_show_what_they_say_and_share_towers_without_a_difference(
     student: Student, examples: list[Example], folder: Path
 ) -> None:
-    """Every view of the pictures, with what lies below the fusion computed once, and each by itself."""
+    """Every condition of the pictures, with what lies below the fusion computed once, and each by itself."""
     shown, swapped = student.collate(examples), student.collate(with_pictures(examples, folder, 90))
-    views = [(shown, False), (swapped, False), (shown.blanked(), False), (swapped.blanked(), False), (shown, True)]
+    blanked = [(shown.blanked(), False), (swapped.blanked(), False)]
+    conditions = [(shown, False), (swapped, False), *blanked, (shown, True)]
     with torch.inference_mode():
-        apart = [student.encode(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
+        apart = [student.encode(batch, mask_visual=hidden).pooled_NP for batch, hidden in conditions]
         with student.sharing():
-            shared = [student.encode_pooled(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
+            shared = [student.encode_pooled(batch, mask_visual=hidden).pooled_NP for batch, hidden in conditions]
     for expected, other in zip(apart, shared, strict=True):
         assert_near(other, expected, roundings=16)
     seen, other_seen, blank, other_blank, _ = apart
@@ -432,7 +433,7 @@ def test_a_step_that_shares_the_layers_below_the_fusion_has_the_gradients_of_pas
 
 # One row of scenes-uniter passes its lower layer as text and regions together; word vectors alone are looked up.
 @pytest.mark.parametrize("name", [name for name in LOWER if name not in ("scenes-uniter", "words-efficientnet-tiny")])
-def test_a_text_below_the_fusion_is_computed_once_for_all_views(
+def test_a_text_below_the_fusion_is_computed_once_for_all_conditions(
     name: str, examples: list[Example], single: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = student_of(name)
@@ -451,8 +452,8 @@ def test_a_text_below_the_fusion_is_computed_once_for_all_views(
     with torch.inference_mode():
         for batch in batches:
             with student.sharing():
-                for view in (batch, batch.blanked()):
-                    student.encode_pooled(view)
+                for condition in (batch, batch.blanked()):
+                    student.encode_pooled(condition)
                 student.encode_pooled(batch, mask_visual=True)
         student.encode_pooled(batches[0])
         student.encode_pooled(batches[0])

@@ -135,20 +135,20 @@ def readout(planned: PlannedRun) -> dict[str, Any]:
 def item_scores(
     planned: PlannedRun | Spot, tasks: tuple[str, ...], test_set: str, gains: Mapping[str, float]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return view of the picture -> metric -> what each item is worth."""
-    views: dict[str, dict[str, np.ndarray]] = {"": {}, "swapped": {}}
+    """Return condition of the picture -> metric -> what each item is worth."""
+    conditions: dict[str, dict[str, np.ndarray]] = {"": {}, "swapped": {}}
     for task in tasks:
         difficulty = generator("difficulty", planned.setting, test_set, task).random(NUM_ITEMS)
         noise = generator(planned.title, test_set, task).normal(0, 0.15, NUM_ITEMS)
         rank = np.argsort(np.argsort(difficulty + noise)) / NUM_ITEMS
         chance = generator(planned.title, test_set, task, "swapped").random(NUM_ITEMS)
         right = {"": rank < accuracy(planned, test_set, gains), "swapped": chance < SWAPPED_CHANCE / 100}
-        for view, found in views.items():
-            found[TASKS[task].metric] = right[view].astype(np.float32)
-    for found in views.values():
+        for condition, found in conditions.items():
+            found[TASKS[task].metric] = right[condition].astype(np.float32)
+    for found in conditions.values():
         if {"q2a", "qa2r"} <= set(found):
             found["q2ar"] = found["q2a"] * found["qa2r"]
-    return views
+    return conditions
 
 
 def made_up_result(
@@ -169,8 +169,8 @@ def made_up_result(
         about["shots"] = shots_label(shots)
         rows.append(about | {"state": "pending" if missing(spot) else "finished", "command": "advl finetune"})
         for test_set in () if missing(spot) else setting.test_sets:
-            for view, found in item_scores(spot, setting.tasks, test_set, gains).items():
-                where = about | {"size": shots or 1600, "test_set": test_set, "view": view}
+            for condition, found in item_scores(spot, setting.tasks, test_set, gains).items():
+                where = about | {"size": shots or 1600, "test_set": test_set, "condition": condition}
                 parts += [(where | {"metric": metric}, scores) for metric, scores in found.items()]
     columns = {"item": ITEM_NAMES, "picture": PICTURES, "type": TYPES}
     scored = pd.DataFrame([where for where, _ in parts for _ in ITEM_NAMES]).assign(
@@ -187,8 +187,8 @@ def made_up_result(
 def evaluate(planned: PlannedRun, test_set: str, gains: Mapping[str, float]) -> None:
     """Write evaluation/<set>.json and .npz."""
     arrays: dict[str, Any] = {}
-    views = item_scores(planned, planned.finetune.task, test_set, gains)
-    items = views[""]
+    conditions = item_scores(planned, planned.finetune.task, test_set, gains)
+    items = conditions[""]
     names = np.array([f"{test_set}-{name}" for name in ITEM_NAMES])
     for task in planned.finetune.task:
         wrong = 1 + generator(task, test_set, planned.seed).integers(3, size=NUM_ITEMS)
@@ -198,8 +198,8 @@ def evaluate(planned: PlannedRun, test_set: str, gains: Mapping[str, float]) -> 
         arrays[f"scores/{task}"] = scores
         arrays[f"example_ids/{task}"] = np.array([f"{name}:{task}" for name in names])
         arrays[f"labels/{task}"] = np.zeros(NUM_ITEMS, dtype=np.int64)
-    for view, found in views.items():
-        prefix = f"item_{view}" if view else "item"
+    for condition, found in conditions.items():
+        prefix = f"item_{condition}" if condition else "item"
         for metric, values in found.items():
             arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = values, names
             arrays[f"pictures/{metric}"] = np.array(PICTURES)
@@ -222,7 +222,7 @@ def evaluate(planned: PlannedRun, test_set: str, gains: Mapping[str, float]) -> 
         document["use_of_vision"] = {
             metric: {kind: {"accuracy": seen, "drop": value - seen} for kind in planned.evaluate.probes}
             for metric, value in metrics.items()
-            for seen in [100 * float(views["swapped"][metric].mean())]
+            for seen in [100 * float(conditions["swapped"][metric].mean())]
         }
     write_json(folder / f"{test_set}.json", document)
 

@@ -77,8 +77,8 @@ class Machine:
             document = read_json(file) | {"vqa_mode": config.vqa_mode or "2021"}
             if config.num_questions is not None:
                 document["sample"] = {"asked": config.num_questions, "of_examples": NUM_ITEMS}
-            views = synthetic_runs.item_scores(self.planned(config.run), ("vcr-q2a",), filed, GAINS)
-            seen = {"accuracy": 100 * float(views["swapped"]["q2a"].mean()), "drop": 20.0}
+            conditions = synthetic_runs.item_scores(self.planned(config.run), ("vcr-q2a",), filed, GAINS)
+            seen = {"accuracy": 100 * float(conditions["swapped"]["q2a"].mean()), "drop": 20.0}
             kinds = dict.fromkeys((kind for kind in config.probe if name in config.probe_on), seen)
             synthetic_runs.write_json(file, document | {"use_of_vision": {"q2a": kinds}})
 
@@ -154,7 +154,7 @@ def test_a_smaller_sample_is_read_from_a_larger_one_and_never_takes_its_place(ma
     assert first.numbers == again.numbers
     (of_few,), (of_whole,) = (one.numbers.accuracies for one in (again, whole))
     assert (of_few.num_items, of_whole.num_items) == (40, NUM_ITEMS)
-    items = whole.items[whole.items["view"] == ""].set_index("item")["score"]
+    items = whole.items[whole.items["condition"] == ""].set_index("item")["score"]
     chosen = sorted(items.index, key=question_rank)[:40]
     assert of_few.estimate.mean == pytest.approx(100 * items[chosen].mean())
 

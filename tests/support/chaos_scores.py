@@ -148,7 +148,7 @@ def _counted(evaluation: Evaluation | None) -> tuple[int, int]:
     """Return the number of items of an evaluation, and the number that its document tells."""
     assert evaluation is not None
     items = evaluation.items
-    return len(items[items["view"] == ""]), sum(evaluation.document.num_items.values())
+    return len(items[items["condition"] == ""]), sum(evaluation.document.num_items.values())
 
 
 def _evaluate_killed(words: Sequence[str], folder: Path, call: int) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.predict import View, load_finished, swapped_pictures, with_picture
+from advl_pipeline.evaluation.predict import Condition, load_finished, swapped_pictures, with_picture
 from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.evaluation.score_parts import score_matrices
@@ -114,17 +114,17 @@ def test_spoilt_pictures_are_what_they_say(small_corpus: Any, trained: Path) -> 
     other = next(unit for unit in dataset.image_units() if unit.unit_id != example.image.unit_id)
     painted = replace(other, boxes_R4=boxes_R4, width=example.image.width, height=example.image.height)
     moved = replace(painted, boxes_R4=boxes_R4[:, [0, 1, 2, 3]] * np.float32(0.5))
-    views = ("shown", "blanked", "removed")
+    conditions = ("shown", "blanked", "removed")
     scores = [
-        next(finished.scores([replace(example, image=image)], batch_size=1, views=views))
+        next(finished.scores([replace(example, image=image)], batch_size=1, conditions=conditions))
         for image in (example.image, painted, moved)
     ]
-    for view, differs in (("shown", (True, True)), ("blanked", (False, True)), ("removed", (False, False))):
-        original, *others = (by_view[views.index(view)] for by_view in scores)
-        assert tuple(bool(np.abs(row - original).max() > 1e-6) for row in others) == differs, view
+    for condition, differs in (("shown", (True, True)), ("blanked", (False, True)), ("removed", (False, False))):
+        original, *others = (by_condition[conditions.index(condition)] for by_condition in scores)
+        assert tuple(bool(np.abs(row - original).max() > 1e-6) for row in others) == differs, condition
 
 
-def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpus: Any, trained: Path) -> None:
+def test_all_conditions_come_of_one_reading_and_a_swap_is_another_picture(small_corpus: Any, trained: Path) -> None:
     finished, examples = load_finished(trained), small_corpus.examples("test")
     others = swapped_pictures(small_corpus.dataset("test").image_units(), seed=0)
     read = Counter[str]()
@@ -135,15 +135,15 @@ def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpu
         return collate(batch)
 
     finished.student.collate = counted  # type: ignore[method-assign]
-    views: tuple[View, ...] = ("shown", "swapped", "blanked", "removed")
-    together = score_matrices(finished, examples, 4, views, others)
+    conditions: tuple[Condition, ...] = ("shown", "swapped", "blanked", "removed")
+    together = score_matrices(finished, examples, 4, conditions, others)
     # Once as it is, and once as the other one of another picture.
     assert sum(read.values()) == 2 * len(examples)
     moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
     np.testing.assert_allclose(together[1], score_matrices(finished, moved, 4)[0], atol=1e-5)
-    for view, scored in zip(views, together, strict=True):
-        if view != "swapped":
-            (alone,) = score_matrices(finished, examples, 4, (view,))
+    for condition, scored in zip(conditions, together, strict=True):
+        if condition != "swapped":
+            (alone,) = score_matrices(finished, examples, 4, (condition,))
             np.testing.assert_allclose(scored, alone, atol=1e-5)
 
 

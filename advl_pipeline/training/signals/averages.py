@@ -32,7 +32,7 @@ _POOLINGS_REMEMBERED = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherGrid:
-    """The cells of a teacher's grid: `rows` x `columns` that divide the teacher's view evenly."""
+    """The cells of a teacher's grid: `rows` x `columns` that divide what the teacher sees evenly."""
 
     rows: int
     columns: int
