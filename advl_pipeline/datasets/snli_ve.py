@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import read_table, require_sound, text_field
 from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
+from advl_pipeline.datasets.spec import ReadOptions
+from advl_pipeline.datasets.split_files import SplitFiles
 
 LabelOrder = Literal["uniter", "meter"]
 
@@ -29,34 +36,48 @@ _PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")
 """Spellings of the picture's field: in the generator, in the older files (sic), in e-SNLI-VE."""
 
 
-def snli_ve_source(annotations: Path, *, pictures: Path) -> RowSource:
-    """Return the pairs of an annotation file.
+class SnliVeFiles(SplitFiles):
+    """Hypotheses about pictures, each with a class.
 
-    Args:
-        annotations: JSON lines of SNLI-VE, or the CSV of e-SNLI-VE.
-        pictures: folder that picture names are relative to.
+    The annotations are JSON lines of SNLI-VE, or the CSV of e-SNLI-VE.
     """
-    hypothesis = "hypothesis" if annotations.suffix == ".csv" else "sentence2"  # e-SNLI-VE, SNLI-VE.
 
-    def item(record: Mapping[str, Any]) -> Item:
-        label = gold_label(record)
-        # Corpora in this format may give the type of a question; all other pairs have one type.
-        question_type = record.get("question_type")
-        return Item(
-            image=f"{_IMAGES}/{flickr_id(record)}.jpg",
-            item_id=text_field(record, "pairID"),
-            texts=(text_field(record, hypothesis),),
-            label=label,
-            stratum=question_type if isinstance(question_type, str) else "",
-            cell=STORED_ORDER.index(label),
+    tasks = ("snli-ve",)
+
+    def open(self, options: ReadOptions) -> IndexedDataset:
+        annotations = self.named("annotations")
+        listed = pairs_of(self.named("ids")) if "ids" in self.facts else None
+        hypothesis = "hypothesis" if annotations.suffix == ".csv" else "sentence2"  # e-SNLI-VE, SNLI-VE.
+        index = self.index_of(
+            RowSource(
+                rows=lambda: checked_rows(annotations, partial(_item, hypothesis=hypothesis)),
+                pictures=self.pictures,
+                files=(annotations,),
+                version=f"snli-ve {_IMAGES}",
+                kind="classes",
+            )
+        )
+        rows, selected = None, ""
+        if listed is not None:
+            rows = np.flatnonzero(index.file.is_in("id", listed))
+            selected = f"{len(rows):,} of {len({*listed}):,} listed pairs are in this split"
+        reading = Reading(variants=(RowVariant("snli-ve"),), given=LABEL_ORDERS[options.label_order])
+        return IndexedDataset(
+            index, reading, split=self.split, on_error=options.on_error, rows=rows, selected=selected
         )
 
-    return RowSource(
-        rows=lambda: checked_rows(annotations, item),
-        pictures=pictures,
-        files=(annotations,),
-        version=f"snli-ve {_IMAGES}",
-        kind="classes",
+
+def _item(record: Mapping[str, Any], hypothesis: str) -> Item:
+    label = gold_label(record)
+    # Corpora in this format may give the type of a question; all other pairs have one type.
+    question_type = record.get("question_type")
+    return Item(
+        image=f"{_IMAGES}/{flickr_id(record)}.jpg",
+        item_id=text_field(record, "pairID"),
+        texts=(text_field(record, hypothesis),),
+        label=label,
+        stratum=question_type if isinstance(question_type, str) else "",
+        cell=STORED_ORDER.index(label),
     )
 
 

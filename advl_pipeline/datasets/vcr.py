@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import orjson
 
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.reading import Reading, RowVariant
-from advl_pipeline.datasets.records import Candidate, Task
+from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.row_files import text_field
 from advl_pipeline.datasets.rows import Item, PictureFacts, RowSource, checked_rows
+from advl_pipeline.datasets.spec import ReadOptions
+from advl_pipeline.datasets.split_files import SplitFiles
 from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, word_candidates
 
 NUM_CHOICES = 4
@@ -29,20 +31,30 @@ _AUXILIARIES = frozenset(
 )
 
 
-def vcr_source(annotations: Path, *, labelled: bool, pictures: Path) -> RowSource:
-    """Return the questions of an annotation file.
+class VcrFiles(SplitFiles):
+    """Questions with four answers and four rationales each."""
 
-    Args:
-        labelled: whether the questions must have labels.
-        pictures: folder that names of pictures are relative to.
-    """
-    return RowSource(
-        rows=lambda: checked_rows(annotations, partial(_item, labelled=labelled, objects_of={})),
-        pictures=pictures,
-        files=(annotations,),
-        version=f"vcr {labelled}",
-        kind="choice",
-    )
+    tasks = ("vcr-q2a", "vcr-qa2r")
+
+    def open(self, options: ReadOptions) -> IndexedDataset:
+        annotations, is_labelled = self.named("annotations"), self.facts["labelled"]
+        rows = RowSource(
+            rows=lambda: checked_rows(annotations, partial(_item, labelled=is_labelled, objects_of={})),
+            pictures=self.pictures,
+            files=(annotations,),
+            version=f"vcr {is_labelled}",
+            kind="choice",
+        )
+        variants = []
+        for task in options.tasks:
+            # A split without labels has no right answers.
+            if task == "vcr-qa2r" and (options.every_answer or not is_labelled):
+                variants += [RowVariant(task, f":{task}-a{answer}", answer) for answer in range(NUM_CHOICES)]
+            else:
+                variants.append(RowVariant(task, f":{task}"))
+        style = options.text_style or self.card.facts["text_style"]
+        reading = VcrReading(variants=tuple(variants), text_style=style)
+        return IndexedDataset(self.index_of(rows), reading, split=self.split, on_error=options.on_error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +68,6 @@ class VcrReading(Reading):
         return word_candidates(
             self.text_style, picture.box_labels, [*map(orjson.loads, context)], [*map(orjson.loads, choices)]
         )
-
-
-def vcr_variants(tasks: Sequence[Task], *, every_answer: bool) -> tuple[RowVariant, ...]:
-    """Return the ways to make examples from a question.
-
-    Args:
-        tasks: "vcr-q2a", "vcr-qa2r" or both.
-        every_answer: pair the rationales with each of the four answers, as the test server scores them, instead of
-            only the right one.
-    """
-    variants = []
-    for task in tasks:
-        if task == "vcr-qa2r" and every_answer:
-            variants += [RowVariant(task, f":{task}-a{answer}", answer) for answer in range(NUM_CHOICES)]
-        else:
-            variants.append(RowVariant(task, f":{task}"))
-    return tuple(variants)
 
 
 def _item(record: Mapping[str, Any], labelled: bool, objects_of: dict[tuple[str, str], Any]) -> Item:

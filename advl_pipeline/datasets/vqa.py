@@ -7,7 +7,8 @@ a part of its files: by published lists of ids, or by the held-out share of VQA-
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,19 @@ import numpy.typing as npt
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.index import Index
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import require_there
 from advl_pipeline.datasets.row_files import json_items, parse_json_file
 from advl_pipeline.datasets.rows import Item, Row, RowSource
+from advl_pipeline.datasets.spec import ReadOptions
+from advl_pipeline.datasets.split_files import SplitFiles
 from advl_pipeline.datasets.vqa_answers import (
     ANSWER_TYPES,
+    MIN_OCCURRENCES,
     GroundTruth,
+    answer_scores,
     build_vocabulary,
     parse_annotation,
     whole_number,
@@ -35,61 +42,108 @@ _FOLDERS = ("train2014", "val2014")
 HELD_OUT_SHARE = 0.05
 """Share of VQA-CP's training pictures whose questions become `val`, as the benchmark has no validation split."""
 
-Part = tuple[Index, npt.NDArray[np.int64] | None]
-"""Questions of a split: the index of its files, and the rows that belong to it, None for all."""
 
+class VqaFiles(SplitFiles):
+    """Questions with the answers of ten annotators each, which a split may lack.
 
-def vqa_source(questions: Path, annotations: Path | None = None, *, subtype: str | None, pictures: Path) -> RowSource:
-    """Return the questions of a split, with their annotations if they are public.
-
-    Args:
-        subtype: name of the picture folder ("train2014"); None if every item names its folder in `coco_split`
-            (VQA-CP); `EITHER_FOLDER` if none is named (VQA-VS) and the picture is in train2014 or in val2014.
-        pictures: folder that contains `train2014/` and the others.
+    The fact `subtype` names the folder of the pictures ("train2014"). It is missing if every item names its folder in
+    `coco_split` (VQA-CP), and `EITHER_FOLDER` if none is named (VQA-VS).
     """
-    return RowSource(
-        rows=lambda: _rows(questions, annotations, subtype),
-        pictures=pictures,
-        files=(questions,) if annotations is None else (questions, annotations),
-        version=f"vqa {subtype}",
-        kind="answers",
-    )
+
+    tasks = ("vqa",)
+
+    def open(self, options: ReadOptions) -> IndexedDataset:
+        index = self.index()
+        reading = VqaReading(variants=(RowVariant("vqa"),), given=options.answers, files=self, options=options)
+        rows = self.kept_rows(index)
+        return IndexedDataset(index, reading, split=self.split, on_error=options.on_error, rows=rows)
+
+    def index(self) -> Index:
+        """Return the index of the files that the split is a part of."""
+        files = tuple(self.named(fact) for fact in ("questions", "annotations") if fact in self.facts)
+        subtype = self.facts.get("subtype")
+        return self.index_of(
+            RowSource(
+                rows=lambda: _rows(*files, subtype=subtype),
+                pictures=self.pictures,
+                files=files,
+                version=f"vqa {subtype}",
+                kind="answers",
+            )
+        )
+
+    def kept_rows(self, index: Index) -> npt.NDArray[np.int64] | None:
+        """Return the rows of the files that belong to the split, None for all.
+
+        Facts of the split say so: `ids` (files with the ids to keep), `without_ids` (files with the ids to drop), or
+        `holdout` ("held" for the questions of the held-out pictures, "rest" for the others).
+
+        Raises:
+            DatasetError: a list is missing or malformed.
+        """
+        facts = self.facts
+        if "holdout" in facts:
+            # Pictures are held out with all their questions, by a hash of their names: none is on both sides.
+            names = (index.picture(image).name.encode() for image in range(len(index.file.texts("image"))))
+            draws = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
+            held = np.array([int.from_bytes(draw, "big") < HELD_OUT_SHARE * 2**64 for draw in draws], dtype=bool)
+            return np.flatnonzero(held[index.file.numbers("image")] == (facts["holdout"] == "held"))
+        lists = facts.get("ids") or facts.get("without_ids")
+        if lists is None:
+            return None
+        files = [require_there(self.folder / name, dataset=self.card.name) for name in lists]
+        listed = [name for file in files for name in parse_json_file(file, "The list of question ids", _question_ids)]
+        return np.flatnonzero(index.file.is_in("id", listed) == ("ids" in facts))
+
+    def answer_counts(self) -> dict[str, int]:
+        """Return answer -> number of questions of the split with it as their most common one."""
+        index = self.index()
+        rows = self.kept_rows(index)
+        return index.label_counts(slice(None) if rows is None else rows)
 
 
-def locate_picture(pictures: Path, name: str) -> str:
-    """Return the name of a picture's file for an item that does not name the folder."""
-    if not name.startswith(EITHER_FOLDER):
-        return name
-    # COCO numbers its pictures across both folders, so at most one of these files exists.
-    names = [name.replace(EITHER_FOLDER, folder) for folder in _FOLDERS]
-    return next((name for name in names if (pictures / name).is_file()), names[0])
+@dataclass(frozen=True, kw_only=True)
+class VqaReading(Reading):
+    """Rules for converting questions of `files` to examples."""
 
+    files: VqaFiles
+    options: ReadOptions
 
-def kept_rows(index: Index, folder: Path, dataset: str, facts: Mapping[str, Any]) -> npt.NDArray[np.int64] | None:
-    """Return the rows of the files that belong to a split, None for all.
+    def classes(self) -> tuple[str, ...]:
+        """Return the answer vocabulary: the given one, else that of the annotations that `answer_list` names.
 
-    Args:
-        index: index of the files that the split is a part of.
-        folder: lists of ids are relative to it.
-        dataset: name for error messages.
-        facts: facts of the split: `ids` (files with the ids to keep), `without_ids` (files with the ids to drop),
-            or `holdout` ("held" for the questions of the held-out pictures, "rest" for the others).
+        Raises:
+            DatasetError: no answer occurs often enough.
+        """
+        if self.given is not None:
+            return self.given
+        files, options, facts = self.files, self.options, self.files.card.facts
+        lists = facts["answer_lists"]
+        # A run that trains on all splits that the published models count has all of their answers.
+        counted = lists["published" if [*options.together] == lists.get("published") else options.answer_list]
+        min_occurrences = facts.get("min_occurrences", MIN_OCCURRENCES)
+        counts = chain.from_iterable(replace(files, split=split).answer_counts().items() for split in counted)
+        vocabulary = build_vocabulary(counts, min_occurrences=min_occurrences)
+        if not vocabulary:
+            annotations = [str(files.folder / str(files.card.split(split).get("annotations"))) for split in counted]
+            raise DatasetError(
+                "The annotations give no answer vocabulary.",
+                where=", ".join(annotations),
+                why=f"no answer is the most common one of {min_occurrences} questions or more",
+                next_command="give a list of answers: --answers FILE (JSON)",
+            )
+        return vocabulary
 
-    Raises:
-        DatasetError: a list is missing or malformed.
-    """
-    if "holdout" in facts:
-        # Pictures are held out with all their questions, by a hash of their names: none is on both sides.
-        names = (index.picture(image).name.encode() for image in range(len(index.file.texts("image"))))
-        draws = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
-        held = np.array([int.from_bytes(draw, "big") < HELD_OUT_SHARE * 2**64 for draw in draws], dtype=bool)
-        return np.flatnonzero(held[index.file.numbers("image")] == (facts["holdout"] == "held"))
-    lists = facts.get("ids") or facts.get("without_ids")
-    if lists is None:
-        return None
-    files = [require_there(folder / name, dataset=dataset) for name in lists]
-    listed = [name for file in files for name in parse_json_file(file, "The list of question ids", _question_ids)]
-    return np.flatnonzero(index.file.is_in("id", listed) == ("ids" in facts))
+    def scores(self, people: Mapping[str, int]) -> Mapping[str, float]:
+        return answer_scores(people)
+
+    def locate(self, pictures: Path, name: str) -> str:
+        """Return the name of a picture's file; an item that does not name the folder names `EITHER_FOLDER`."""
+        if not name.startswith(EITHER_FOLDER):
+            return name
+        # COCO numbers its pictures across both folders, so at most one of these files exists.
+        names = [name.replace(EITHER_FOLDER, folder) for folder in _FOLDERS]
+        return next((name for name in names if (pictures / name).is_file()), names[0])
 
 
 def _question_ids(value: Any) -> list[str]:
@@ -99,32 +153,7 @@ def _question_ids(value: Any) -> list[str]:
     return [str(item) for item in ids]
 
 
-def vocabulary_of(parts: Sequence[Part], *, min_occurrences: int, where: str) -> tuple[str, ...]:
-    """Build the answer vocabulary of the annotations of several splits.
-
-    Args:
-        parts: the splits.
-        min_occurrences: minimum number of questions with an answer as their most common one.
-        where: location for error messages.
-
-    Raises:
-        DatasetError: no answer occurs often enough.
-    """
-    counts = chain.from_iterable(
-        index.label_counts(slice(None) if rows is None else rows).items() for index, rows in parts
-    )
-    vocabulary = build_vocabulary(counts, min_occurrences=min_occurrences)
-    if not vocabulary:
-        raise DatasetError(
-            "The annotations give no answer vocabulary.",
-            where=where,
-            why=f"no answer is the most common one of {min_occurrences} questions or more",
-            next_command="give a list of answers: --answers FILE (JSON)",
-        )
-    return vocabulary
-
-
-def _rows(questions: Path, annotations: Path | None, subtype: str | None) -> Iterator[Row]:
+def _rows(questions: Path, annotations: Path | None = None, *, subtype: str | None) -> Iterator[Row]:
     asked: dict[int, tuple[int, str, str]] = {}
     for line, item in json_items(questions, "questions"):
         try:

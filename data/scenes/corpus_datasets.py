@@ -17,7 +17,6 @@ from advl_data.scenes.generator import paths
 from advl_pipeline.base.errors import advise
 from advl_pipeline.datasets.boxes import SizedBoxes, parse_boxes
 from advl_pipeline.datasets.cards import Card, load_card
-from advl_pipeline.datasets.formats import FORMATS, SplitFiles
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.reading import Reading, RowVariant
@@ -25,7 +24,11 @@ from advl_pipeline.datasets.records import ObjectTag, parse_tagged
 from advl_pipeline.datasets.roots import DatasetMissing, is_safe_name, resolve_data_root
 from advl_pipeline.datasets.row_files import text_field
 from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
+from advl_pipeline.datasets.snli_ve import SnliVeFiles
 from advl_pipeline.datasets.spec import DatasetSpec, ReadOptions
+from advl_pipeline.datasets.split_files import SplitFiles
+from advl_pipeline.datasets.vcr import VcrFiles
+from advl_pipeline.datasets.vqa import VqaFiles
 
 
 def _item(record: Mapping[str, Any], known: dict[str, SizedBoxes]) -> Item:
@@ -136,14 +139,14 @@ def _part(
 
 
 VCR = _part(
-    FORMATS["vcr"],
+    VcrFiles,
     paths.VCR_FOLDER,
     {split: {"annotations": paths.vcr_annotations(split).name, "labelled": True} for split in paths.SPLIT_CODES},
     pictures=paths.VCR_IMAGES,
     text_style="indexed",
 )
 VQA = _part(
-    FORMATS["vqa"],
+    VqaFiles,
     paths.VQA_FOLDER,
     {
         split: {
@@ -159,7 +162,7 @@ VQA = _part(
     min_occurrences=1,
 )
 SNLI_VE = _part(
-    FORMATS["snli-ve"],
+    SnliVeFiles,
     paths.SNLI_VE_FOLDER,
     {
         split: {
