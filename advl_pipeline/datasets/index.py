@@ -75,6 +75,8 @@ class Index:
 
     def rows_of(self, split: str) -> npt.NDArray[np.int64]:
         """Return the positions of a split's rows."""
+        if self.is_published:
+            return np.arange(len(self.file), dtype=np.int64)
         # By codes: Arrow's search would import pandas, half a second for every command that opens data.
         names = self.file.texts("split").to_pylist()
         if split not in names:
@@ -85,7 +87,7 @@ class Index:
         rows = self.rows_of(split)
         return bool(len(rows)) and bool((self.file.numbers("label")[rows] >= 0).all())
 
-    def label_counts(self, rows: npt.NDArray[np.int64] | slice) -> dict[str, int]:
+    def label_counts(self, rows: npt.NDArray[np.int64]) -> dict[str, int]:
         """Return class, or most frequent answer, of any row -> its number among the given rows."""
         names, codes = self.file.texts("label_name").to_pylist(), self.file.numbers("label")[rows]
         return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
@@ -103,12 +105,12 @@ class Index:
         digest = self.facts["splits"].get(split, "")
         return (bytes.fromhex(digest),) if digest else self.digests
 
-    def problems_of(self, split: str | None) -> list[Problem]:
-        """Return the problems of a split, including those of rows with unknown split; all problems for None."""
+    def problems_of(self, split: str) -> list[Problem]:
+        """Return the problems of a split, including those of rows with unknown split."""
         return [
             Problem(file=file, line=line, why=why)
             for file, line, row_split, why in self.facts["problems"]
-            if split is None or row_split in (None, split)
+            if self.is_published or row_split in (None, split)
         ]
 
     def require_counted(self, split: str) -> None:

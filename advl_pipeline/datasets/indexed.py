@@ -41,7 +41,7 @@ class IndexedDataset:
         reading: see `Reading`.
         split: a split of the dataset.
         on_error: handling of bad items.
-        rows: positions of the benchmark's rows in the split; None for all.
+        rows: positions of the rows, if the split is a part of its files; None for all.
         selected: message on how much of a published list the split contains; "" without a list.
 
     Raises:
@@ -69,12 +69,10 @@ class IndexedDataset:
         self._variants = reading.variants
         self._selected = selected
         self._digests = index.digests_of(split)
-        if not index.is_published:
-            rows = index.rows_of(split)
-        rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
+        rows = index.rows_of(split) if rows is None else rows
         self._pictures = IndexedPictures(index, rows, split=split, reading=reading)
         index.require_counted(split)
-        problems = index.problems_of(None if index.is_published else split)
+        problems = index.problems_of(split)
         if on_error == "fail" and problems:
             raise refuse(self.name, split, problems)
         if on_error == "skip":
@@ -184,8 +182,6 @@ class IndexedDataset:
     @cached_property
     def identity_name(self) -> str:
         """Return the name, with the revision of a published dataset; for your own data the content digest."""
-        if self._index.is_published:
-            return self.name
         return self._index.source.called or f"own-{self.content_digest()[:16]}"
 
     @cached_property

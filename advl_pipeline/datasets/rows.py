@@ -129,7 +129,7 @@ class RowSource:
     since the folder comes from others. `command_for`, if given, maps the name of a missing picture to the command
     that brings it there, "" if none does. `split` is the split of rows that name none.
     `kind` is the kind of all items of a reader that yields items; otherwise the first row determines it. `called` is
-    the name in identities of rows with a published version; other rows are identified by their content.
+    the name in identities of published rows; other rows are identified by their content.
     """
 
     rows: Callable[[], Iterable[Row]]

@@ -72,7 +72,11 @@ class DatasetSpec(ABC):
 
     @abstractmethod
     def open(self, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-        """Open a split; `data_root` is None for the default datasets folder."""
+        """Open a split; `data_root` is None for the default datasets folder.
+
+        Raises:
+            DatasetError: a file is missing, a row or a picture is malformed, or no row is usable.
+        """
 
     def common_name(self, split: str, question: str) -> str:
         """Return the name of a question of a split that all splits with this question share."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,4 +53,5 @@ class SplitFiles(ABC):
         if boxes := self.facts.get("boxes"):
             rows = with_boxes(rows, self.folder / boxes)
         folder = index_folder(self.root, self.folder)
+        rows = replace(rows, called=self.card.name)
         return open_index(rows, dataset=self.card.name, folder=folder, is_published=True)

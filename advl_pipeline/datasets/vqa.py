@@ -72,11 +72,11 @@ class VqaFiles(SplitFiles):
             )
         )
 
-    def kept_rows(self, index: Index) -> npt.NDArray[np.int64] | None:
-        """Return the rows of the files that belong to the split, None for all.
+    def kept_rows(self, index: Index) -> npt.NDArray[np.int64]:
+        """Return the rows of the files that belong to the split.
 
-        Facts of the split say so: `ids` (files with the ids to keep), `without_ids` (files with the ids to drop), or
-        `holdout` ("held" for the questions of the held-out pictures, "rest" for the others).
+        A fact of the split may select some: `ids` (files with the ids to keep), `without_ids` (files with the ids to
+        drop), or `holdout` ("held" for the questions of the held-out pictures, "rest" for the others).
 
         Raises:
             DatasetError: a list is missing or malformed.
@@ -90,7 +90,7 @@ class VqaFiles(SplitFiles):
             return np.flatnonzero(held[index.file.numbers("image")] == (facts["holdout"] == "held"))
         lists = facts.get("ids") or facts.get("without_ids")
         if lists is None:
-            return None
+            return index.rows_of(self.split)
         files = [require_there(self.folder / name, dataset=self.card.name) for name in lists]
         listed = [name for file in files for name in parse_json_file(file, "The list of question ids", _question_ids)]
         return np.flatnonzero(index.file.is_in("id", listed) == ("ids" in facts))
@@ -98,8 +98,7 @@ class VqaFiles(SplitFiles):
     def answer_counts(self) -> dict[str, int]:
         """Return answer -> number of questions of the split with it as their most common one."""
         index = self.index()
-        rows = self.kept_rows(index)
-        return index.label_counts(slice(None) if rows is None else rows)
+        return index.label_counts(self.kept_rows(index))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,16 +86,6 @@ class RowsDataset(DatasetSpec):
     index: Index
 
     def open(self, split: str, data_root: Path | None, options: ReadOptions) -> IndexedDataset:
-        """Open a split.
-
-        Args:
-            split: one of `splits`.
-            data_root: folder of the datasets, for pictures on the hub.
-            options: `answers` lists names of classes or answers; None for those of the card or of train.
-
-        Raises:
-            DatasetError: a row or a picture is malformed, or no row is usable.
-        """
         index = self.index
         is_labelled = index.is_labelled(split)
         reading = RowsReading(
