@@ -97,7 +97,7 @@ def _bare(tower: Any, prepared: Sequence[PreparedUnit]) -> Callable[[], None]:
 
 def _extract(teacher: Teacher, dataset: Dataset, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    sizes = {"batch_size": _BATCH_SIZE, "shard_rows": _SHARD_ROWS, "confidence": False}
+    sizes = {"batch_size": _BATCH_SIZE, "shard_rows": _SHARD_ROWS, "confidence": "none"}
     modality = {"modality": "image" if teacher.text is None else "text"}
     settings = {"teacher": "bench", "dataset": "bench", "output": target, **sizes, **modality}
     extract(build_config(ExtractConfig, settings), teacher, dataset)

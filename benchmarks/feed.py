@@ -72,7 +72,7 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
     for teacher in ("minilm-l6", "efficientnet-lite0"):
         output = folder / teacher
         run_extract(
-            prepare_extract(ExtractConfig(teacher=teacher, dataset=str(long_rows), output=output, confidence=False))
+            prepare_extract(ExtractConfig(teacher=teacher, dataset=str(long_rows), output=output, confidence="none"))
         )
         caches.append(cached_teacher(open_cache(output)))
     texts = [candidate.text for index in range(len(long)) for candidate in long[index].candidates]

@@ -62,7 +62,7 @@ def measure_gpu(
     rows, caches = [], {}
     for number, teacher in enumerate(teachers):
         caches[teacher] = folder / "caches" / str(number)
-        extraction: dict[str, Any] = {"batch_size": "auto", "confidence": False, "device": str(device)}
+        extraction: dict[str, Any] = {"batch_size": "auto", "confidence": "none", "device": str(device)}
         _forget_peak(device)
         done = run_extract(
             prepare_extract(ExtractConfig(teacher=teacher, dataset=str(data), output=caches[teacher], **extraction))

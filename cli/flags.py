@@ -22,6 +22,7 @@ from advl_pipeline.base.configuration import (
     build_config,
     by_field,
     declared,
+    earlier_flags,
     flag_of,
     json_text,
     kinds_of,
@@ -48,6 +49,20 @@ class SectionedCommand(click.Command):
 
     options: Mapping[str, Declared] = MappingProxyType({})
     """The options of its configuration."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments; flags of an earlier version stand for those of today, in what is advised too."""
+        given = running()
+        given.arguments = self._in_flags_of_today(given.arguments)
+        return super().parse_args(ctx, self._in_flags_of_today(args))
+
+    def _in_flags_of_today(self, args: Sequence[str]) -> list[str]:
+        earlier, words = earlier_flags(self.options), list[str]()
+        for arg in args:
+            flag, equals, value = arg.partition("=")
+            *leading, last = earlier.get(flag, [flag])
+            words += [*leading, last + equals + value]
+        return words
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         hidden = {

@@ -17,7 +17,7 @@ def read(data, split, **subset):
     dataset = advl.open_data(data, split, **subset)
     examples = [dataset[place] for place in range(len(dataset))]
     text, image = (
-        advl.extract(teacher=teacher, data=data, split=split, confidence=False, **subset).cache
+        advl.extract(teacher=teacher, data=data, split=split, confidence="none", **subset).cache
         for teacher in ("minilm-l6", "efficientnet-lite0")
     )
     texts = [[candidate.text_unit.unit_id for candidate in example.candidates] for example in examples]

@@ -78,8 +78,8 @@ NEEDS_MORE = (
 
 
 def test_a_cache_is_read_without_torch_and_what_needs_more_says_what_to_install(tmp_path: Path) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=False)
-    tiny_extract(tmp_path / "data", tmp_path / "codes", confidence=False, dtype="int8")
+    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence="none")
+    tiny_extract(tmp_path / "data", tmp_path / "codes", confidence="none", dtype="int8")
     missing = modules_of("train")
     assert {"torch", "transformers", "timm", "PIL", "scipy"} <= missing
     done = subprocess.run(

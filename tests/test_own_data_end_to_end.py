@@ -83,7 +83,7 @@ def test_a_row_alone_is_learned_from_however_large_the_batch(advl: Callable[...,
     write_json_lines(Path("alike.jsonl"), [choice_row(0, split="train")])
     caches = []
     for teacher in ("minilm-l6", "efficientnet-lite0"):
-        advl("extract", "--teacher", teacher, "--data", "alike.jsonl", "--no-confidence")
+        advl("extract", "--teacher", teacher, "--data", "alike.jsonl", "--confidence", "none")
         caches += ["--cache", f"caches/{teacher}/alike/train"]
     small = ("--student", "scenes-small", "--batch-size", 4096)
     _, message = advl("finetune", "--data", "alike.jsonl", *caches, "--output", "run", *SHORT, *small)

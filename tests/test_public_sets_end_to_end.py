@@ -94,7 +94,7 @@ def test_a_set_is_trained_on_and_others_are_scored_on(capsys: pytest.CaptureFixt
 
 
 _COMMANDS = """
-extract --teacher minilm-l6 --data aokvqa --shots 6 --no-confidence
+extract --teacher minilm-l6 --data aokvqa --shots 6 --confidence none
 finetune --data aokvqa --cache caches/minilm-l6/aokvqa/train-shots6-seed0 --shots 6 --output {output} --num-steps 2
  --student scenes-small --adapt-steps 2 --batch-size 4 --confidence-folds 2
 evaluate {output} --on val --on cv-bench/test --on pope/test --probe none

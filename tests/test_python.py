@@ -112,8 +112,8 @@ def test_an_answer_is_what_evaluation_scores(here: Path) -> None:
 def test_pictures_in_memory_are_kept_once(here: Path) -> None:
     kinds = itertools.cycle(["bytes", "path", "image", "path", "bytes"])
     rows = [row | {"image": shown(here / row["image"], next(kinds))} for row in map(answer_row, range(20))]
-    first = advl.extract(teacher="minilm-l6", data=rows, confidence=False)
-    again = advl.extract(teacher="minilm-l6", data=iter(rows), confidence=False)
+    first = advl.extract(teacher="minilm-l6", data=rows, confidence="none")
+    again = advl.extract(teacher="minilm-l6", data=iter(rows), confidence="none")
     assert (again.path, again.encoded_units) == (first.path, 0)
     assert len([*Path("datasets/given/pictures").iterdir()]) == len(COLOURS)
     assert len([*Path("datasets/given").glob("*.toml")]) == 1

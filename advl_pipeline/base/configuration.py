@@ -62,7 +62,9 @@ class Option:
         above: see `minimum`.
         below: see `maximum`.
         multiple_of: the number must be an integer multiple of this one.
-        also: an alias of the flag, such as its name in an earlier version.
+        also: a second name of the flag.
+        formerly: its flag in an earlier version, which is still read and not shown.
+        when_off: the value that its `--no-` flag, and false in a file, had in an earlier version, as a switch.
         recorded_as: key in the identity of a result, where an option that was renamed keeps its earlier one.
         such_as: an example value, printed if a required option is missing.
         rare: few users set it; only `--help-all` shows it.
@@ -79,6 +81,8 @@ class Option:
     below: float | None = None
     multiple_of: int | None = None
     also: str | None = None
+    formerly: str | None = None
+    when_off: str | None = None
     recorded_as: str | None = None
     such_as: str | None = None
     rare: bool = False
@@ -326,12 +330,24 @@ COMMAND_LINE = "command line"
 
 
 def aliases(cls: type[Any]) -> dict[str, str]:
-    """Return alias -> field of the options that have an alias."""
+    """Return other name -> field of the options that have a second name, or had another one."""
     return {
-        declaration.option.also.removeprefix("--").replace("-", "_"): name
+        other.removeprefix("--").replace("-", "_"): name
         for name, declaration in declared(cls).items()
-        if declaration.option.also
+        for other in (declaration.option.also, declaration.option.formerly)
+        if other
     }
+
+
+def earlier_flags(options: Mapping[str, Declared]) -> dict[str, list[str]]:
+    """Return flag of an earlier version -> the words that it stands for today."""
+    flags: dict[str, list[str]] = {}
+    for name, declaration in options.items():
+        if declaration.option.formerly is not None:
+            flags[declaration.option.formerly] = [flag_of(name)]
+        if declaration.option.when_off is not None:
+            flags[flag_of(f"no_{name}")] = [flag_of(name), declaration.option.when_off]
+    return flags
 
 
 def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[str, tuple[str, Any]]:
@@ -354,6 +370,9 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
             raise ConfigError(
                 "An option is set twice.", where=where, why=f"{entries[name][0]} and {key} are the same"
             )
+        when_off = options[name].option.when_off
+        if when_off is not None and isinstance(value, bool):
+            value = options[name].field.default if value else when_off
         entries[name] = key, value
     return entries
 

@@ -247,7 +247,7 @@ def _label_of(example: Example) -> int:
         raise DatasetError(
             "An example has no label, so no confidence in its ground truth can be estimated.",
             where=example.example_id,
-            next_command="use a labelled split, or --no-confidence",
+            next_command="use a labelled split, or --confidence none",
         )
     return example.label
 

@@ -95,7 +95,7 @@ class AdaptOptions(Configuration):
     stages: Literal["one", "two"] | None = rare_option(
         None,
         help="Two stages, adapt and finetune, or only the finetune stage.",
-        also="--steps",
+        formerly="--steps",
         recorded_as="steps",
     )
     adapt_steps: int | None = option(

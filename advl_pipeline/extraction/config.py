@@ -93,15 +93,17 @@ class ExtractConfig(DataRootOptions, ComputeConfig):
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do with malformed items and unreadable pictures."
     )
-    confidence: bool = option(
-        True,
-        help="Also estimate confidences on labelled splits, and what the teacher adds to the default student.",
+    confidence: Literal["probe", "none"] = option(
+        "probe",
+        help="probe: also estimate confidences on labelled splits by linear heads, and what the teacher adds to the "
+        "default student.",
+        when_off="none",
         identity="provenance",
     )
     confidence_folds: int = rare_option(
         5,
         help="Folds of the cross-fitted probe.",
-        also="--folds",
+        formerly="--folds",
         minimum=2,
         identity="provenance",
         needs=("confidences",),
@@ -300,7 +302,7 @@ def without_network(config: ExtractConfig) -> ExtractConfig:
     if not config.teacher.startswith(PICTURES):
         return config
     return dataclasses.replace(
-        config, device="cpu", mixed_precision="no", modality="image", image_tokens="grid", confidence=False
+        config, device="cpu", mixed_precision="no", modality="image", image_tokens="grid", confidence="none"
     )
 
 

@@ -48,7 +48,7 @@ def test_a_command_imports_no_library_that_its_work_does_not_need(small_corpus: 
     caches = [word for cache in small_corpus.caches for word in ("--cache", cache)]
     steps = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 4, "--confidence-check", "none")
     run = ("--student", "scenes-small", "--output", "run", *steps)
-    extract = ("extract", "--dataset", "scenes-vcr", "--shots", 2, "--no-confidence", *data, "--teacher")
+    extract = ("extract", "--dataset", "scenes-vcr", "--shots", 2, "--confidence", "none", *data, "--teacher")
     commands = (
         ("finetune", "--dataset", "scenes-vcr", "--method", "advl", *data, *caches, *run),
         ("predict", "run", *data),

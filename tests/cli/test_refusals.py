@@ -165,6 +165,7 @@ UNUSED = [
     (f"{EXTRACT} --ray-tasks 2", "--ray-tasks"),
     (f"{EXTRACT} --revision main", "--revision"),
     (f"{EXTRACT} --no-confidence --folds 3", "--confidence-folds"),
+    (f"{EXTRACT} --confidence none --confidence-folds=3", "--confidence-folds"),
     (f"{EXTRACT} --modality text --image-tokens grid", "--image-tokens"),
     (f"{EXTRACT} --image-tokens boxes --grid-side 3", "--grid-side"),
     (f"{EXTRACT} --modality image --select-texts 0.5", "--select-texts"),

@@ -219,7 +219,7 @@ def test_identity_names_what_changes_the_numbers() -> None:
 
 
 def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=False)
+    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence="none")
     dataset, cache = TinyDataset(tmp_path / "data"), open_cache(tmp_path / "cache")
     settings: dict[str, Any] = {"caches": [cache], "dataset": dataset, "example_ids": dataset.example_ids[:50]}
     settings |= {"estimator": "probe", "folds": 5, "seed": 0}

@@ -211,7 +211,8 @@ def test_what_is_no_picture_is_refused_at_once_or_skipped_and_starts_no_program(
         assert any(str(path) in line and why in line for line in out.splitlines()), (path, out)
         with pytest.raises(DatasetError):
             read_rgb(path)
-    words = ("extract", "--teacher", "efficientnet-lite0", "--data", data, "--modality", "image", "--no-confidence")
+    words = ("extract", "--teacher", "efficientnet-lite0", "--data", data)
+    words = (*words, "--modality", "image", "--confidence", "none")
     code, message = complaint(capsys, *words)
     assert (code, "pictures/pipe.png" in message, NO_FILE in message) == (5, True, True)
     printed(capsys, *words, "--output", "cache", "--on-error", "skip")
@@ -273,9 +274,9 @@ def test_the_longest_picture_that_is_read(tmp_path: Path) -> None:
 
 
 REPLACED_WHILE: dict[str, tuple[str, ...]] = {
-    "extract": ("extract", "--teacher", "efficientnet-lite0", "--modality", "image", "--no-confidence"),
+    "extract": ("extract", "--teacher", "efficientnet-lite0", "--modality", "image", "--confidence", "none"),
     "extract --on-error skip": (
-        *("extract", "--teacher", "efficientnet-lite0", "--modality", "image", "--no-confidence"),
+        *("extract", "--teacher", "efficientnet-lite0", "--modality", "image", "--confidence", "none"),
         *("--on-error", "skip"),
     ),
     "prepare": ("prepare", "--size", "8"),

@@ -80,7 +80,9 @@ def test_the_whole_way(
     run, method = tmp_path / "run", ["--method", "plain"]
     if name == "snli-ve":  # The others are extracted in tests/training.
         cache = tmp_path / "cache"
-        advl(capsys, "extract", "--teacher", "minilm-l6", "--dataset", name, "--output", cache, "--no-confidence")
+        advl(
+            capsys, "extract", "--teacher", "minilm-l6", "--dataset", name, "--output", cache, "--confidence", "none"
+        )
         method = ["--method", "naive-kd", "--cache", cache]
     few = ("--shots", 4, "--num-steps", 2, "--batch-size", 2)
     advl(capsys, "finetune", "--dataset", name, *method, *few, "--output", run)

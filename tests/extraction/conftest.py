@@ -15,7 +15,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 def estimated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `data` and the finished `cache` of the small dataset, confidences included; never to be changed."""
     folder = tmp_path_factory.mktemp("estimated")
-    tiny_extract(folder / "data", folder / "cache", confidence=True)
+    tiny_extract(folder / "data", folder / "cache", confidence="probe")
     return folder
 
 

@@ -49,7 +49,7 @@ def cache(estimated: Path, tmp_path: Path) -> Path:
 
 
 def mend(estimated: Path, cache: Path) -> RepairResult:
-    return repair(tiny_config(cache, confidence=True), tiny_teacher(), TinyDataset(estimated / "data"))
+    return repair(tiny_config(cache, confidence="probe"), tiny_teacher(), TinyDataset(estimated / "data"))
 
 
 def flip(path: Path) -> None:
@@ -234,7 +234,7 @@ def test_repair_refuses_another_teacher_and_the_records_of_another_cache(
 ) -> None:
     flip(cache / "text/tokens/values/c/0/0")
     with pytest.raises(IdentityMismatch):
-        repair(tiny_config(cache, confidence=True), tiny_teacher(seed=5), TinyDataset(estimated / "data"))
+        repair(tiny_config(cache, confidence="probe"), tiny_teacher(seed=5), TinyDataset(estimated / "data"))
     other = TinyDataset(tmp_path / "data", seed=7)
     extract(tiny_config(tmp_path / "other"), tiny_teacher(), other)
     shutil.rmtree(cache / "records")

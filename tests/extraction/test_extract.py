@@ -166,7 +166,7 @@ def test_a_link_in_the_place_of_the_work_folder_is_not_followed(pristine: Path, 
 def test_confidences_that_cannot_be_written_are_an_error_of_the_extraction(pristine: Path, cache_path: Path) -> None:
     (cache_path / "confidence").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
-        tiny_extract(pristine / "data", cache_path, confidence=True)
+        tiny_extract(pristine / "data", cache_path, confidence="probe")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])

@@ -82,7 +82,7 @@ def test_a_dry_run_has_a_line_for_confidences_if_there_will_be_any(capsys: pytes
     write_json_lines(Path("unlabelled.jsonl"), [class_row(number, label=...) for number in range(40)])
     asked = ("extract", "--teacher", "minilm-l6", "--dry-run", "--data")
     assert "confidences: about " in printed(capsys, *asked, "answers.jsonl")[0]
-    for words in (("answers.jsonl", "--no-confidence"), ("unlabelled.jsonl",)):
+    for words in (("answers.jsonl", "--confidence", "none"), ("unlabelled.jsonl",)):
         said, _ = printed(capsys, *asked, *words)
         assert "confidences" not in said
         assert "would write" in said
@@ -115,7 +115,7 @@ def test_a_forecast_counts_on_about_as_many_evaluations_as_a_fit_needs(
 
 
 def test_boxes_of_the_first_picture_spare_opening_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset, config = TinyDataset(tmp_path), tiny_config(tmp_path / "cache", confidence=True)
+    dataset, config = TinyDataset(tmp_path), tiny_config(tmp_path / "cache", confidence="probe")
     assert not len(dataset[0].image.boxes_R4)
     assert image_tokens_of(config, dataset) == "boxes"
     boxed = next(example for example in map(dataset.__getitem__, range(len(dataset))) if len(example.image.boxes_R4))

@@ -49,10 +49,10 @@ def finished(url: Url, estimated: Path) -> Url:
 
 
 def test_same_bytes_as_in_a_folder(url: Url, estimated: Path, tmp_path: Path) -> None:
-    result = tiny_extract(estimated / "data", url, confidence=True)
+    result = tiny_extract(estimated / "data", url, confidence="probe")
     assert objects(url) == tree_bytes(estimated / "cache")
     assert result.path == url
-    assert tiny_extract(estimated / "data", url, confidence=True).encoded_units == 0
+    assert tiny_extract(estimated / "data", url, confidence="probe").encoded_units == 0
     assert verify_cache(url).is_sound
     assert list((tmp_path / "disk-cache/writing").glob("*/")) == []
     info, local = (run_info(InfoConfig(cache=place)) for place in (url, estimated / "cache"))
@@ -286,7 +286,7 @@ def test_writers_that_begin_together_and_a_reader_among_them(finished: Url) -> N
 
 
 def mend(estimated: Path, url: Url) -> RepairResult:
-    return repair(tiny_config(url, confidence=True), tiny_teacher(), TinyDataset(estimated / "data"))
+    return repair(tiny_config(url, confidence="probe"), tiny_teacher(), TinyDataset(estimated / "data"))
 
 
 def test_many_wounds_at_once_are_mended_by_the_command(
@@ -340,6 +340,6 @@ def test_a_repair_that_was_cut_off_is_given_again(
         open_cache(finished)
     # Extraction cannot go on from here, and says what can.
     with pytest.raises(CorruptCache, match="advl cache repair"):
-        tiny_extract(estimated / "data", finished, confidence=True)
+        tiny_extract(estimated / "data", finished, confidence="probe")
     assert mend(estimated, finished).is_identical
     assert objects(finished) == expected

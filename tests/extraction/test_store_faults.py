@@ -44,7 +44,7 @@ PASSING: tuple[Fault, ...] = tuple(fault for fault in get_args(Fault) if fault !
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `data` and an undisturbed `cache`; never to be changed."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    tiny_extract(folder / "data", folder / "cache", dataset=SMALL, confidence=True)
+    tiny_extract(folder / "data", folder / "cache", dataset=SMALL, confidence="probe")
     return folder
 
 
@@ -60,7 +60,7 @@ def require_each_fault(store: FaultyStore, least: int) -> None:
 @pytest.mark.slow
 def test_work_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Path) -> None:
     with serve_faults(s3_server, *PASSING) as store, mock.patch.dict(os.environ, store.environment):
-        tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
+        tiny_extract(folder / "data", url, dataset=SMALL, confidence="probe")
         require_each_fault(store, 10)
     assert objects(url) == tree_bytes(folder / "cache")
     local = open_cache(folder / "cache").stores()["text"]
@@ -195,9 +195,9 @@ def test_a_metadata_file_that_drips_has_a_deadline(
 def test_extraction_stops_with_a_message_and_resumes(folder: Path, url: Url, s3_server: S3Server) -> None:
     with serve_faults(s3_server, "503", every=1, spared=40) as store, mock.patch.dict(os.environ, store.environment):
         with pytest.raises(StorageError, match="503 Service") as caught:
-            tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
+            tiny_extract(folder / "data", url, dataset=SMALL, confidence="probe")
         assert caught.value.exit_code == 7
         assert "the same command resumes" in caught.value.next_command
         store.every = 4
-        tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
+        tiny_extract(folder / "data", url, dataset=SMALL, confidence="probe")
     assert objects(url) == tree_bytes(folder / "cache")

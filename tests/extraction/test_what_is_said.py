@@ -61,7 +61,7 @@ def test_a_grid_that_is_averaged_and_every_part_of_the_time_are_said(
 
 def test_a_cache_of_other_own_data_is_called_by_its_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json_lines(here / "yours.jsonl", [choice_row(number, split="train") for number in range(5)])
-    printed(capsys, *EXTRACT, "--data", "yours.jsonl", "--no-confidence")
+    printed(capsys, *EXTRACT, "--data", "yours.jsonl", "--confidence", "none")
     cache = "caches/efficientnet-lite0/yours/train"
     code, message = complaint(
         capsys, "finetune", "--data", "mine.jsonl", "--cache", cache, "--output", "run", "--num-steps", 1

@@ -195,7 +195,7 @@ def test_a_real_teacher_adds_to_open_answers_and_a_shuffled_one_does_not(
         for place, (thing, kind) in enumerate(things)
     ]
     data = write_json_lines(Path("mine.jsonl"), [row | {"split": "train"} for row in rows])
-    words = ("extract", "--teacher", "minilm-l6", "--data", data, "--no-confidence")
+    words = ("extract", "--teacher", "minilm-l6", "--data", data, "--confidence", "none")
     assert exit_code(*words) == 0
     config = ReadoutConfig(student=Path("scenes-small"), cache=(Path("caches/minilm-l6/mine/train"),))
     opened = open_student(prepare_look(replace(config, dataset=str(data))))

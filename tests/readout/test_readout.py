@@ -44,7 +44,7 @@ def test_the_command_tells_agreement_with_caches_of_a_split_or_of_its_part(
     assert 0 <= agreements["minilm-l6"]["words"]["share"] <= 1
     assert agreements["minilm-l6"]["regions"] is None
     assert agreements["efficientnet-lite0"]["regions"]["num_asked"] > 10
-    part = small_corpus.extract(tmp_path / "part", shots=4, confidence=False)
+    part = small_corpus.extract(tmp_path / "part", shots=4, confidence="none")
     described = completed("readout", student_folder, "--cache", part, "--data-root", small_corpus.data_root)
     assert "minilm-l6  words:" in described.stdout, described.stderr
     assert "(chance 25 %)" in described.stdout
@@ -84,7 +84,7 @@ def test_a_path_of_a_caches_record_is_opened_where_it_was_typed(student_folder: 
     rows_file = write_json_lines(tmp_path / "mine.jsonl", map(choice_row, range(20)))
     cache = tmp_path / "strange"
     run_extract(
-        prepare_extract(ExtractConfig(teacher="minilm-l6", dataset=str(rows_file), output=cache, confidence=False))
+        prepare_extract(ExtractConfig(teacher="minilm-l6", dataset=str(rows_file), output=cache, confidence="none"))
     )
     refused = completed("readout", student_folder, "--cache", cache)
     assert refused.returncode == 2, refused.stderr

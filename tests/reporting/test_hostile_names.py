@@ -116,7 +116,7 @@ def test_no_command_prints_what_commands_a_terminal(
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in setting.items())
     )
     lines: list[tuple[str, tuple[object, ...]]] = [
-        ("extract", ("--teacher", "random:minilm-l6", "--data", data, "--output", cache, "--no-confidence")),
+        ("extract", ("--teacher", "random:minilm-l6", "--data", data, "--output", cache, "--confidence", "none")),
         *((f"cache {name}", (cache,)) for name in ("info", "verify", "repair", "prune")),
         ("cache export", (cache, "--to", "hdf5", "--output", folder / f"out {ESCAPE}.h5")),
         ("datasets card", (data,)),

@@ -109,7 +109,7 @@ def test_a_pushed_cache_names_no_path_of_the_machine_that_made_it(hub: Hub, advl
     weights.parent.mkdir()
     save_file(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict(), weights)
     made = ("--data", home / "pets" / "train.jsonl", "--weights", weights, "--modality", "image")
-    cache = ("--teacher", "timm:tf_efficientnet_lite0", "--output", home / "cache", "--no-confidence")
+    cache = ("--teacher", "timm:tf_efficientnet_lite0", "--output", home / "cache", "--confidence", "none")
     advl("extract", *made, *cache)
     assert b"of-anna" in b"".join(tree_bytes(home / "cache").values())
     advl("cache", "push", home / "cache", "lab/pets")

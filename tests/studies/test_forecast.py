@@ -98,7 +98,7 @@ def test_plans_are_those_of_real_extractions(tmp_path: Path, small_corpus: Small
         dataset="scenes-vcr",
         data_root=small_corpus.data_root,
         output=cache["path"],
-        confidence=False,
+        confidence="none",
     )
     planned = run_extract(prepare_extract(replace(plan, dry_run=True))).estimates
     assert cache["num_bytes"] == sum(item.num_bytes for item in planned)

@@ -200,7 +200,7 @@ def tiny_config(output: Path, **changes: Any) -> ExtractConfig:
         "output": output,
         "batch_size": 8,
         "shard_rows": 64,
-        "confidence": False,
+        "confidence": "none",
     }
     return build_config(ExtractConfig, settings | changes)
 

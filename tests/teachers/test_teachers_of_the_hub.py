@@ -164,7 +164,7 @@ def require_pictures(card: TeacherCard, cache: TeacherCache, folder: Path, datas
 
 
 def command(name: str, data: Path) -> tuple[object, ...]:
-    stored = ("--dtype", "float32", "--grid-side", 64, "--no-confidence")
+    stored = ("--dtype", "float32", "--grid-side", 64, "--confidence", "none")
     return ("extract", "--teacher", name, "--data", data, *stored, "--output")
 
 

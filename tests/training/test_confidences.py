@@ -51,7 +51,7 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
     write_repository("openai/clip-vit-base-patch16", tmp_path / "clip")
     scale = float(CLIPModel.from_pretrained(tmp_path / "clip").logit_scale.detach().exp())
     path = small_corpus.extract(
-        tmp_path / "cache", teacher="hf:local/pair", weights=tmp_path / "clip", confidence=False
+        tmp_path / "cache", teacher="hf:local/pair", weights=tmp_path / "clip", confidence="none"
     )
     cache, dataset, run = open_cache(path), small_corpus.dataset(), tmp_path / "run"
     monkeypatch.setattr(distiller, "select_words", partial(distiller.select_words, alpha=0.0))

@@ -103,7 +103,7 @@ def test_every_option_of_the_loop_changes_the_steps(loop: str, small_corpus: Any
 
 
 def test_several_teachers_share_a_pathway_by_their_mean(small_corpus: Any, tmp_path: Path) -> None:
-    second = small_corpus.extract(tmp_path / "second", teacher="random:minilm-l6", confidence=False)
+    second = small_corpus.extract(tmp_path / "second", teacher="random:minilm-l6", confidence="none")
     options = {
         "cache": (*small_corpus.caches, second),
         "distance": "mse",

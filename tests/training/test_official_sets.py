@@ -137,7 +137,7 @@ def vqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def extract(*more: object) -> int:
-    folds = () if "--no-confidence" in more else ("--confidence-folds", 2)
+    folds = () if "none" in more else ("--confidence-folds", 2)
     return call("extract", "--teacher", "minilm-l6", "--dataset", "vqa-v2", *folds, *more)
 
 
@@ -179,9 +179,9 @@ def test_val_without_train_is_refused_before_anything_is_encoded(
     printed = capsys.readouterr().err
     assert "list of classes, which is missing" in printed
     assert "train2014" in printed
-    assert "--no-confidence" in printed
+    assert "--confidence none" in printed
     assert not Path("caches").exists()
-    assert extract("--split", "val", "--no-confidence") == 0
+    assert extract("--split", "val", "--confidence", "none") == 0
 
 
 def test_a_cache_that_left_out_what_cannot_be_read_names_the_option(

@@ -154,7 +154,7 @@ def test_a_cache_that_changed_under_a_run_is_refused(
     interrupt(capsys, command)
     before = tree_bytes(run)
     assert "checkpoint.safetensors" in before
-    small_corpus.extract(tmp_path / "wide", dtype="float32", confidence=False)
+    small_corpus.extract(tmp_path / "wide", dtype="float32", confidence="none")
     for other, sides in (
         (tmp_path / "wide", ["cache.1.storage.dtype", '"float32"', '"float16"']),
         (image, ["cache.1.teacher.name", '"efficientnet-lite0"', '"minilm-l6"']),

@@ -57,7 +57,7 @@ PICTURES, TEXTS = ("global_BD", "regions_BSD"), ("global_ND", "words_NWD", "rele
 @pytest.fixture(scope="module")
 def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> TrainingBatch:
     """A batch with a text teacher whose rows are codes, and a picture teacher whose cells are float16."""
-    codes = small_corpus.extract(tmp_path_factory.mktemp("codes") / "minilm-l6", dtype="int8", confidence=False)
+    codes = small_corpus.extract(tmp_path_factory.mktemp("codes") / "minilm-l6", dtype="int8", confidence="none")
     dataset, examples = small_corpus.dataset(), small_corpus.examples(number=4)
     source = signals_of(small_corpus.caches[1], codes)
     return collate_batch(examples, dataset, build_student("scenes-small"), source, labelled=False)
@@ -166,7 +166,7 @@ def test_what_arrives_on_a_gpu_is_what_a_cpu_makes(collated: TrainingBatch) -> N
 
 @pytest.fixture(scope="module")
 def some(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cache: Path = small_corpus.extract(tmp_path_factory.mktemp("some") / "cache", select_texts=0.6, confidence=False)
+    cache: Path = small_corpus.extract(tmp_path_factory.mktemp("some") / "cache", select_texts=0.6, confidence="none")
     return cache
 
 
@@ -217,7 +217,7 @@ def test_a_run_reads_no_row_of_a_word_without_meaning(
     as_stored = {"mean_D": None, "variance_D": None}
     monkeypatch.setattr(signals, "Features", lambda **values: Features(**values | as_stored))
     options = {"known_words": known, "answer_weight": 1.0, "confidence": "none"}
-    all_texts = small_corpus.extract(tmp_path / "cache", select_texts=1.0, confidence=False)
+    all_texts = small_corpus.extract(tmp_path / "cache", select_texts=1.0, confidence="none")
     full, vision = small_corpus.caches
     terms = [
         first_terms(small_corpus.config(tmp_path / name, cache=(cache, vision), **options))

@@ -156,7 +156,7 @@ def strips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
                 dataset=str(rows),
                 output=folder / "cache",
                 image_tokens="grid",
-                confidence=False,
+                confidence="none",
             )
         )
     )
