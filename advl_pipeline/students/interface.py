@@ -24,6 +24,7 @@ from advl_pipeline.students.presets import published_presets
 
 States = TypeVar("States")
 BatchT = TypeVar("BatchT", bound="StudentBatch", default=Any)
+OutputT = TypeVar("OutputT", bound="StudentOutput", default=Any)
 PlaceKind = Literal["patches", "regions"]
 """Kind of visual tokens with a place: cells of a regular grid over the picture, or regions of any place and size."""
 
@@ -175,19 +176,19 @@ class Perturbation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledChoices:
+class LabelledChoices(Generic[OutputT]):
     """A batch of labelled multiple-choice questions, without gradient: `output` has a sequence for each choice."""
 
-    output: StudentOutput
+    output: OutputT
     num_candidates: Sequence[int]
     label_B: torch.Tensor
 
 
-class OutputHead(nn.Module, ABC):
+class OutputHead(nn.Module, ABC, Generic[OutputT]):
     """A head that reads more of a student's output than its pooled state."""
 
     @abstractmethod
-    def forward(self, output: StudentOutput) -> torch.Tensor:
+    def forward(self, output: OutputT) -> torch.Tensor:
         """Return logits (N, K)."""
 
 

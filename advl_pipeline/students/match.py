@@ -77,7 +77,7 @@ class MatchStream(SingleStream[TextBatchT]):
         )
 
 
-class MatchHead(OutputHead):
+class MatchHead(OutputHead[MatchOutput]):
     """Head over the match of pooled states of text and picture, and over the fused state."""
 
     def __init__(self, *, text_size: int, picture_size: int, pooled_size: int, num_classes: int) -> None:
@@ -113,12 +113,11 @@ class ChoiceMatchHead(MatchHead):
         self.register_buffer("picture_mean_V", torch.zeros(picture_size))
         self.register_buffer("form_TV", torch.zeros(text_size, picture_size))
 
-    def read_choices(self, questions: Iterable[LabelledChoices]) -> None:
+    def read_choices(self, questions: Iterable[LabelledChoices[MatchOutput]]) -> None:
         said: list[torch.Tensor] = []
         shown: list[torch.Tensor] = []
         labels: list[torch.Tensor] = []
         for batch in questions:
-            assert isinstance(batch.output, MatchOutput)
             said += torch.split(batch.output.said_NT.float().cpu(), list(batch.num_candidates))
             shown += [of[:1] for of in torch.split(batch.output.shown_NV.float().cpu(), list(batch.num_candidates))]
             labels.append(batch.label_B.cpu())
@@ -134,9 +133,8 @@ class ChoiceMatchHead(MatchHead):
         self.picture_mean_V.copy_(torch.from_numpy(probe.features.mean_V))
         self.form_TV.copy_(torch.from_numpy(probe.bilinear_form))
 
-    def forward(self, output: StudentOutput) -> torch.Tensor:
+    def forward(self, output: MatchOutput) -> torch.Tensor:
         """Return (N, 1)."""
-        assert isinstance(output, MatchOutput)
         said_NT = _unit(_unit(output.said_NT) - self.text_mean_T)
         shown_NV = _unit(_unit(output.shown_NV) - self.picture_mean_V)
         fitted_N = ((said_NT @ self.form_TV) * shown_NV).sum(1)
@@ -162,9 +160,8 @@ class AnswerMatchHead(MatchHead):
         *layers, last = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
         self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers, nn.Dropout(DROPOUT), last)
 
-    def forward(self, output: StudentOutput) -> torch.Tensor:
+    def forward(self, output: MatchOutput) -> torch.Tensor:
         """Return (N, K)."""
-        assert isinstance(output, MatchOutput)
         said_NT = self.text_norm(output.said_NT)
         shown_NV = self.picture_norm(output.shown_NV)
         # Scaled to the magnitude of a layer-normalised state.

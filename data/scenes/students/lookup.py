@@ -49,7 +49,7 @@ class LookupOutput(StudentOutput):
     place_NR4: torch.Tensor
 
 
-class LookupHead(OutputHead):
+class LookupHead(OutputHead[LookupOutput]):
     """Head over the pooled state, the question, and the position, side, similarity and certainty of the match."""
 
     token_share_V: torch.Tensor
@@ -74,9 +74,8 @@ class LookupHead(OutputHead):
             num_texts += len(token_ids_NL)
         self.token_share_V.copy_(count_V / max(1, num_texts))
 
-    def forward(self, output: StudentOutput) -> torch.Tensor:
+    def forward(self, output: LookupOutput) -> torch.Tensor:
         """Return (N, K)."""
-        assert isinstance(output, LookupOutput)
         share_NL = self.token_share_V[output.token_ids_NL]
         rare_NL = RARE / (RARE + share_NL) * output.token_mask_NL
         frequent_NL = share_NL / (RARE + share_NL) * output.token_mask_NL
