@@ -140,7 +140,7 @@ def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple
     assert "mine.jsonl: task classes" in message
     Path("options.toml").write_text('data = "mine.jsonl"\ndataset = "vcr"\n', encoding="utf-8")
     _, message = advl("extract", "--config", "options.toml", code=2)
-    assert "data and dataset are the same" in message
+    assert "data and dataset are one option" in message
 
 
 STUDY = """

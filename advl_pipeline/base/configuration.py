@@ -368,7 +368,7 @@ def by_field(cls: type[Any], layer: Mapping[str, Any], *, where: str) -> dict[st
             raise unknown_name(f"Unknown key {key!r}.", key.replace("-", "_"), options, where=where)
         if name in entries:
             raise ConfigError(
-                "An option is set twice.", where=where, why=f"{entries[name][0]} and {key} are the same"
+                "An option is set twice.", where=where, why=f"{entries[name][0]} and {key} are one option: give one"
             )
         when_off = options[name].option.when_off
         if when_off is not None and isinstance(value, bool):

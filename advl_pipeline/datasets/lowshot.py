@@ -53,9 +53,8 @@ def require_shots(dataset: StratifiedDataset, shots: int) -> QuestionTable:
     table = dataset.question_table()
     if not 0 < shots <= len(table.question_ids):
         raise ConfigError(
-            f"A subset of {shots} questions cannot be drawn.",
+            f"A subset must have between 1 and {len(table.question_ids)} questions of this split, not {shots}.",
             where=f"{dataset.name} {dataset.split}",
-            why=f"the split holds {len(table.question_ids)} questions",
         )
     return table
 

@@ -220,7 +220,7 @@ def _captions(path: Path) -> Iterator[tuple[int, str, str]]:
                 if line > 1 and len(cells) == 2 and cells[1].strip():
                     yield line, cells[0], cells[1].strip()
         except csv.Error as error:
-            raise DatasetError("A file of the data is no CSV.", where=str(path), why=str(error)) from None
+            raise DatasetError("A file of the data is not valid CSV.", where=str(path), why=str(error)) from None
         return
     for line, text in enumerate(lines, start=1):
         picture, mark, caption = text.partition("\t")

@@ -94,7 +94,7 @@ def _csv(path: Path) -> Iterator[Numbered]:
         header = [name.strip() for name in names]
         if twice := sorted({name for name in header if header.count(name) > 1}):
             raise DatasetError(
-                "Two columns of the file have one name.", where=f"{path}:{number}", why=", ".join(twice)
+                "The names of columns must differ.", where=f"{path}:{number}", why=f"given twice: {', '.join(twice)}"
             )
         for number, cells in rows:
             if isinstance(cells, Malformed):

@@ -172,7 +172,7 @@ def refuse_two_subsets(shots: int | None, ids: object) -> None:
     """
     if shots is not None and ids:
         raise ConfigError(
-            "--shots and --ids exclude each other.", where="--shots and --ids", next_command=leave_out("--ids")
+            "Give --shots or --ids, not both.", where="--shots and --ids", next_command=leave_out("--ids")
         )
 
 

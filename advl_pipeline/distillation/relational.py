@@ -369,7 +369,7 @@ class Relations:
         (forms_X,) = self.gather(nodes.take(words.form_NW))
         if torch.is_grad_enabled() and num_forms < 2 and len(set(forms_X.tolist())) < 2:
             raise ConfigError(
-                "The distance compares pairs of words, and a batch has fewer than two content words.",
+                "The relational distance needs two different content words in each batch, and this one has fewer.",
                 where=name,
                 next_command="--batch-size with more examples to a micro-batch, or --distance mse",
             )

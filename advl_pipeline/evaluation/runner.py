@@ -80,9 +80,9 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
         finished = load_finished(config.run, config, trained_on=trained_on)
         if config.protocol == LETTERS and not isinstance(finished.student, Generates):
             raise ConfigError(
-                f"{finished.student.name} generates no text, so no letter can be read.",
+                f"--as letters needs a student that generates text, and {finished.student.name} does not.",
                 where=str(config.run),
-                next_command=leave_out("--as letters"),
+                next_command=leave_out("--as"),
             )
         # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
         needs_head = config.protocol != LETTERS

@@ -202,7 +202,7 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
         opener: opens the teacher and the dataset in a task; must be importable there.
     """
     if config.part is not None:
-        raise ConfigError("--part and --engine ray exclude each other.", why="Ray's tasks are given the parts")
+        raise ConfigError("Give --part or --engine ray, not both.", why="Ray's tasks are given the parts")
     work = partial(extract_part, replace(config, engine="local", ray_tasks=None), opener)
     resource = {"cuda": "GPU", AUTO: None}.get(config.device.partition(":")[0], "CPU")
     store = store_of(config)

@@ -170,7 +170,7 @@ def _find(dataset: IndexedDataset, item_id: str, task: str) -> Example:
     for name in (item_id, f"{item_id}:{task}"):
         if name in ids:
             return dataset[ids.index(name)]
-    raise DatasetError("The dataset no longer has such an item.", where=item_id)
+    raise DatasetError(f"The dataset no longer has the item {item_id!r}.", where=dataset.name)
 
 
 def _shown(

@@ -202,7 +202,7 @@ def run_pull(config: PullConfig) -> VerifyReport:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or "\\" in name or ".." in parts or parts[0] == ".cache":
             raise ConfigError(
-                "A file of the repository would leave its folder.", where=f"{config.repository}: {name!r}"
+                "The repository names a file outside its own folder.", where=f"{config.repository}: {name!r}"
             )
     kept = output.with_name(f"{output.name}.partial")
     # The user may have a cache of this name; a download is recognised by its subfolder.

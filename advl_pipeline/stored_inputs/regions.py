@@ -80,9 +80,9 @@ def use_region_caches(student: Student, caches: Sequence[TeacherCache]) -> list[
         assert cache.image is not None
         if cache.image.token_dim != student.config.feature_size:
             raise ConfigError(
-                "The region features have another width than the student expects.",
+                f"The student takes region features of width {student.config.feature_size}, and the cache has "
+                f"width {cache.image.token_dim}.",
                 where=str(cache.path),
-                why=f"{cache.image.token_dim} in the cache, feature_size = {student.config.feature_size}",
             )
     if caches:
         student.regions = CachedRegions(caches, student.config.feature_size)

@@ -41,7 +41,7 @@ def enable_gradient_checkpointing(student: Student) -> int:
     layers: list[Any] = [part for part in student.modules() if isinstance(part, kinds)]
     if not layers:
         raise ConfigError(
-            f"{student.name} cannot recompute its layers.",
+            f"--gradient-checkpointing needs layers that can be recomputed, and {student.name} has none.",
             why="none of them is transformers' GradientCheckpointingLayer",
             next_command="use --accumulate",
         )

@@ -257,7 +257,9 @@ def _by_name(table: Mapping[str, Any], where: str, options: type[Any] | None = N
     for key in table:
         name = key.replace("-", "_")
         if (other := keys.setdefault(renamed.get(name, name), key)) != key:
-            raise ConfigError("An option is set twice.", where=where, why=f"{other} and {key} are the same")
+            raise ConfigError(
+                "An option is set twice.", where=where, why=f"{other} and {key} are one option: give one"
+            )
     return {name: table[key] for name, key in keys.items()}
 
 

@@ -226,7 +226,7 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
     )
     if drawn == known:
         raise ConfigError(
-            f"The teacher {options.name!r} has the same weights as {point.name!r}.",
+            f"The control teacher {options.name!r} must have random weights, and has those of {point.name!r}.",
             where=f"entry point {point.value}",
             why="its plug-in ignores `random_seed` of its options",
             next_command="leave out the control, or make the plug-in obey it (docs/adding-a-teacher.md)",

@@ -53,7 +53,7 @@ class SelectingTextTower:
         selected: list[PreparedUnit] = []
         for unit, full in zip(units, self._tower.prepare(units), strict=True):
             if full.char_spans_M2 is None:
-                raise ValueError("a text tower gives the characters of each token")
+                raise ValueError("a text tower must give the characters of each token")
             words = [not is_function_word(word) and unit.unit_id in self._chosen for word in _lower_words(unit)]
             word_of_token = assign_tokens_to_words(full.char_spans_M2, word_spans(unit.text))
             kept_M = np.flatnonzero(np.isin(word_of_token, np.flatnonzero(words))).astype(np.int32)

@@ -250,7 +250,7 @@ class OptimiserOptions(Configuration):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs is not None and self.num_steps is not None:
-            raise ConfigError("--epochs and --num-steps exclude each other.", next_command="leave out one of them")
+            raise ConfigError("Give --epochs or --num-steps, not both.", next_command="leave out one of them")
 
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]

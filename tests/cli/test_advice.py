@@ -222,7 +222,7 @@ def test_a_typo_is_put_right_in_the_command_that_was_typed(
         ("dataset = ", "not valid TOML"),
         ("datset = 'scenes-vcr'", "datset"),
         ("method = 'avdl'", "avdl"),
-        ("num-steps = 7\nnum_steps = 7", "are the same"),
+        ("num-steps = 7\nnum_steps = 7", "are one option"),
         ("init = 5", "init must be Path"),
     ],
 )

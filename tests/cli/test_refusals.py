@@ -113,8 +113,8 @@ MISTAKEN = [
     ("study nosuch", 2, "nosuch"),
     (f"{RUN} --device gpu", 2, "The device 'gpu' cannot be used."),
     ("evaluate done/mine --device gpu", 2, "The device 'gpu' cannot be used."),
-    (f"{RUN} --shots 9", 2, "the split holds 8 questions"),
-    (f"{EXTRACT} --shots 9", 2, "the split holds 8 questions"),
+    (f"{RUN} --shots 9", 2, "between 1 and 8 questions of this split, not 9"),
+    (f"{EXTRACT} --shots 9", 2, "between 1 and 8 questions of this split, not 9"),
     (f"finetune {DATA} --method advl --output runs/a --cache of-others", 3, "made from another dataset"),
     (f"{SMALL} --num-steps 1 --output done/mine --seed 3", 3, "other settings"),
     (

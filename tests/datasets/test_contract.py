@@ -338,7 +338,7 @@ def test_a_subset_larger_than_the_split_is_refused(tmp_path: Path) -> None:
     write_snli_ve(tmp_path, count=6)
     dataset = open_dataset("snli-ve", split="test", data_root=tmp_path)
     for shots in (0, 7):
-        with pytest.raises(ConfigError, match="cannot be drawn"):
+        with pytest.raises(ConfigError, match="A subset must have between 1 and"):
             nested_subset(dataset, shots, seed=0)
 
 

@@ -100,7 +100,7 @@ def test_the_commonest_training_answer_to_the_same_words_stands_next_to_a_score(
     assert "| prior of the question | majority answer |" in card
     assert scores.split(" | ")[5] == "75.0"
     _, refused = printed(capsys, "evaluate", run, "--as", "letters", code=2)
-    assert "generates no text, so no letter can be read." in refused
+    assert "--as letters needs a student that generates text" in refused
     # Where its training data are gone, the prior is not known.
     write_json_lines(tmp_path / "test.jsonl", [row for row in rows if row["split"] == "test"])
     data.unlink()

@@ -97,7 +97,7 @@ def test_a_plug_in_whose_random_control_is_itself_is_refused(
         assert caplog.messages == messages
     monkeypatch.setattr(EntryPoint, "load", lambda self: deaf)
     assert open_teacher("mine").name == "mine"
-    with pytest.raises(ConfigError, match="'random:mine' has the same weights as 'mine'"):
+    with pytest.raises(ConfigError, match="'random:mine' must have random weights, and has those of 'mine'"):
         open_teacher("random:mine")
 
 

@@ -297,7 +297,7 @@ def test_a_published_budget_stays_and_an_option_wins_over_it() -> None:
 def test_epochs_are_refused_beside_steps_and_where_batches_count_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("finetune", "--dataset", "scenes-vcr", "--method", "plain", "--output", "run")
     code, message = complaint(capsys, *words, "--epochs", 3, "--num-steps", 9)
-    assert (code, "--epochs and --num-steps exclude each other" in message) == (2, True)
+    assert (code, "Give --epochs or --num-steps, not both." in message) == (2, True)
     code, message = complaint(capsys, *words, "--num-epochs", 3)
     assert code == 2
     assert "--epochs 3" in message

@@ -70,7 +70,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"adapt_on": ("inputs", "scenes-snli-ve/train")}, ("another kind",)),
     ({"adapt_on": ("inputs", OTHER)}, ("has no cache of them", "--dataset scenes-vcr --split train-shift")),
     ({**PLAIN, "student": "vilt-tiny", **ADVERSARIAL}, ("takes no adversarial",)),
-    ({**PLAIN, "student": "lxmert-tiny", "gradient_checkpointing": True}, ("cannot recompute",)),
+    ({**PLAIN, "student": "lxmert-tiny", "gradient_checkpointing": True}, ("layers that can be recomputed",)),
     (
         {"student": "smolvlm-tiny", "vision_target": "patches"},
         ("no features of patches to distil", "the dataset's boxes"),

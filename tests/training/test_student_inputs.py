@@ -258,7 +258,7 @@ def test_the_whole_picture_comes_first_where_files_have_it(tmp_path: Path) -> No
     paths = [path, Path("COCO_val2014_000000000010.jpg")]
     mixed = write_vl_bert_json(tmp_path / "c", paths)
     (mixed / f"{path.stem}.json").write_bytes((source / f"{path.stem}.json").read_bytes())
-    with pytest.raises(DatasetError, match="differ in width or in kind"):
+    with pytest.raises(DatasetError, match="the same width and kind"):
         imported(tmp_path / "mixed", mixed, [picture.name for picture in paths])
 
 
@@ -281,7 +281,7 @@ def test_a_student_reads_the_cache_that_holds_the_picture(tmp_path: Path) -> Non
     stranger = dataclasses.replace(units[0], unit_id=digest({})[:32])
     with pytest.raises(DatasetError, match="no region features"):
         student.regions_of(stranger)
-    with pytest.raises(ConfigError, match="another width"):
+    with pytest.raises(ConfigError, match="and the cache has width"):
         use_region_caches(build_student("uniter-tiny", overrides={"feature_size": 25}), caches)
     with pytest.raises(ConfigError, match="sees no regions"):
         use_region_caches(build_student("vilt-tiny"), caches)

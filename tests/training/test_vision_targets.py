@@ -114,8 +114,8 @@ class Silent(torch.nn.Module):
         ("vilt-tiny", "grid", "regions", "no features of regions"),
         ("silent", "grid", "auto", "cannot be aligned with silent"),
         ("silent", "grid", "both", "cannot be aligned with silent"),
-        ("silent", "boxes", "regions", "None of the student's regions has a target"),
-        ("silent", "boxes", "both", "None of the student's regions has a target"),
+        ("silent", "boxes", "regions", "A target needs regions that student and teacher share"),
+        ("silent", "boxes", "both", "A target needs regions that student and teacher share"),
     ],
 )
 def test_what_they_do_not_have_is_refused(
@@ -170,8 +170,8 @@ def test_a_grid_that_covers_no_place_of_the_student_is_refused_or_the_picture_is
     words = ("finetune", "--data", rows, "--student", "vilt-tiny", "--cache", cache, "--method", "naive-kd")
     words = (*words, "--num-steps", 1, "--output", tmp_path / "run")
     _, said = printed(capsys, *words, "--vision-target", "patches", code=2)
-    assert "None of the student's patches has a target" in said
-    assert "none of which the teacher knows" in said
+    assert "A target needs patches that student and teacher share" in said
+    assert "the teacher knows none" in said
     assert not (tmp_path / "run").exists()
     _, said = printed(capsys, *words)
     assert "vision target of efficientnet-lite0: the whole picture; 0 of " in said

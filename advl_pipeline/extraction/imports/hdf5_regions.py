@@ -26,7 +26,7 @@ def hdf5_entries(path: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
     matching = [file for file in tables if file.name.startswith(path.stem)] or tables
     if len(matching) != 1:
         raise DatasetError(
-            "The index of region features is missing or not the only one.",
+            "The folder of an HDF5 file of regions must hold exactly one index, named *imgid2idx.json.",
             where=str(path.parent),
             why=f"found {', '.join(file.name for file in matching) or 'no *imgid2idx.json'}",
             next_command=_make_json(sorted(path.parent.glob("*imgid2idx.pkl"))),

@@ -112,7 +112,11 @@ class ImportedTower:
                 f"{shapes[ndim]} of {width}{with_whole[has_whole]} for {unit.path.name}"
                 for (ndim, width, has_whole), unit in kinds.items()
             ]
-            raise DatasetError("Features differ in width or in kind.", where=where, why=", ".join(examples[:2]))
+            raise DatasetError(
+                "The features of all pictures must have the same width and kind.",
+                where=where,
+                why=", ".join(examples[:2]),
+            )
         (((ndim, self.global_dim, self._has_whole), _),) = kinds.items()
         self.token_dim = self.global_dim
         self.has_regions = bool(features.regions)

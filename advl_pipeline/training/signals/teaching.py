@@ -234,9 +234,9 @@ def choose_vision_targets(
         num_targets, num_places, num_pictures = counts[name]
         if num_targets == 0 and wanted != "auto":
             raise ConfigError(
-                f"None of the student's {kind} has a target.",
+                f"A target needs {kind} that student and teacher share, and there are none.",
                 where=name,
-                why=f"it sees {num_places} {kind} in {num_pictures} pictures, none of which the teacher knows"
+                why=f"of {num_places} {kind} in {num_pictures} pictures the teacher knows none"
                 if num_places
                 else f"nothing tells where they lie in {num_pictures} pictures looked at",
                 next_command=f"{PICTURE_ALONE}; or --regions CACHE, an import with --ground-truth-regions",

@@ -214,7 +214,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     ]
     if different:
         raise ConfigError(
-            "There is a corpus of other settings.",
+            "The folder has a corpus that was built with other settings.",
             where=str(folder),
             why="; ".join(different),
             next_command=again(
