@@ -106,7 +106,7 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
 
 
 def say_grid(grid: Mapping[str, Sequence[int]]) -> None:
-    """Print a note if a teacher's grid is stored with fewer cells."""
+    """Print a note if a teacher's grid is stored with fewer patches."""
     if grid:
         (rows, columns), (kept_rows, kept_columns) = grid["own"], grid["stored"]
         click.echo(

@@ -1,7 +1,7 @@
 """Add a teacher, check it and extract its features: python examples/new_teacher.py DATA_ROOT CACHE
 
 The teacher encodes only the colours of a picture: the mean and standard deviation of each channel, over the picture
-and over every grid cell. To make it a plug-in, register a function that returns such a `Teacher` as an entry point of
+and over every patch. To make it a plug-in, register a function that returns such a `Teacher` as an entry point of
 the group `advl.teachers`; then `--teacher colours` works in every command.
 """
 
@@ -24,10 +24,10 @@ SETTINGS = advl.PixelSettings(
 
 
 class Colours(advl.VisionBackbone):
-    """Mean and standard deviation of each channel; the grid has 4 x 4 cells."""
+    """Mean and standard deviation of each channel; the grid has 4 x 4 patches."""
 
     def features(self, pixels_NCHW: torch.Tensor) -> advl.ImageFeatures:
-        """Return features (N, 6) of the picture and (N, 4, 4, 6) of its cells."""
+        """Return features (N, 6) of the picture and (N, 4, 4, 6) of its patches."""
         mean, square = (functional.adaptive_avg_pool2d(values, 4) for values in (pixels_NCHW, pixels_NCHW.square()))
         grid_NDhw = torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
         return advl.ImageFeatures(global_ND=grid_NDhw.mean(dim=(2, 3)), grid_NhwD=grid_NDhw.permute(0, 2, 3, 1))
@@ -38,7 +38,7 @@ def open_colours(options: advl.OpenOptions) -> advl.Teacher:
     backbone = Colours(
         nn.Identity(),
         settings=SETTINGS,
-        description={"architecture": "colours", "global": "mean of the cells", "grid": "mean and spread by channel"},
+        description={"architecture": "colours", "global": "mean of patches", "grid": "mean and spread by channel"},
         device=options.torch_device,
         dtype=options.torch_dtype,
     )

@@ -34,7 +34,7 @@ class Features:
         return self.group["global"][self.row_of[unit_id]]
 
     def tokens(self, unit_id):
-        """Return the token features (word pieces, boxes or grid cells), (T, D), if the cache stores any."""
+        """Return the token features (word pieces, boxes or grid patches), (T, D), if the cache stores any."""
         row = self.row_of[unit_id]
         start = int(self.group["tokens/starts"][row])
         rows = slice(start, start + int(self.group["tokens/lengths"][row]))

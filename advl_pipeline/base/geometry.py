@@ -74,7 +74,7 @@ class Framing:
 
 
 def grid_rectangles(rows: int, columns: int, window: tuple[float, float, float, float] = WHOLE) -> Array:
-    """Return (rows * columns, 4) float32: the cells of a regular grid over a window of the picture, row by row."""
+    """Return (rows * columns, 4) float32: the patches of a regular grid over a window of the picture, row by row."""
     x1, y1, x2, y2 = window
     x = np.linspace(x1, x2, columns + 1)
     y = np.linspace(y1, y2, rows + 1)

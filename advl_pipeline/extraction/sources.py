@@ -237,8 +237,8 @@ def sized_by_card(config: ExtractConfig, card: TeacherCard, dataset: Dataset) ->
     sources = []
     if pictures:
         kind = image_tokens_of(config, dataset)
-        cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
-        rows = {"grid": cells, "none": 0}
+        patches = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
+        rows = {"grid": patches, "none": 0}
         lengths_N = np.array([rows.get(kind, len(unit.boxes_R4)) for unit in pictures], np.int32)
         sources.append(
             SizedUnits(

@@ -1,10 +1,10 @@
-"""CLIP-ViL_p as a student: single-stream BERT over word pieces and the cells of a CLIP grid.
+"""CLIP-ViL_p as a student: single-stream BERT over word pieces and the patches of a CLIP grid.
 
 Follows clip-vil/CLIP-ViL d806157, the "visualbert_style" model. Its pooler has no tanh. The grid comes from a source
-of cell features (`regions`). CLIP's backbone in the checkpoint (`visual_model.*`) is ignored, because caches and
+of patch features (`regions`). CLIP's backbone in the checkpoint (`visual_model.*`) is ignored, because caches and
 feature files contain the features of a frozen CLIP.
 
-Shapes: N sequences, L text tokens, R = side * side cells row by row, S = L + R, H width, F feature width.
+Shapes: N sequences, L text tokens, R = side * side patches row by row, S = L + R, H width, F feature width.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class GridPosition(nn.Module):
         self.y_position_embedding = nn.Embedding(num_positions, feature_size)
 
     def forward(self, grid_NRF: torch.Tensor, num_columns: int) -> torch.Tensor:
-        """Add position embeddings to cells in row-major order, (N, R, F)."""
-        cell_R = torch.arange(grid_NRF.shape[1], device=grid_NRF.device)
-        row, column = cell_R // num_columns, cell_R % num_columns
+        """Add position embeddings to patches in row-major order, (N, R, F)."""
+        patch_R = torch.arange(grid_NRF.shape[1], device=grid_NRF.device)
+        row, column = patch_R // num_columns, patch_R % num_columns
         placed: torch.Tensor = grid_NRF + self.x_position_embedding(row) + self.y_position_embedding(column)
         return placed
 

@@ -3,13 +3,13 @@
 EfficientNet-Lite0 reads the picture and all-MiniLM-L6-v2 the text. They were trained separately, so nothing in them
 relates words to pictures. The fusion layers start from random weights and learn this only from the labels. They
 read feature maps of four depths of the vision tower, because the last map no longer distinguishes colours well. Every
-cell keeps its place.
+patch keeps its place.
 
 `WordsEfficientNet` has the same eyes and no language: a vector for each word piece, from random weights. Its match
 reads the vectors that the adapt stage relates, so it can use what a text teacher knows.
 
-Shapes: B examples, N sequences, L text tokens, R cells of the grid row by row, H width, D width of the words as read,
-T width of the pooled text, F channels of the maps, G pooled features of the picture, S side in pixels.
+Shapes: B examples, N sequences, L text tokens, R patches of the grid row by row, H width, D width of the words as
+read, T width of the pooled text, F channels of the maps, G pooled features of the picture, S side in pixels.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         words_NLD, mask_NL1 = self.read_words(batch), batch.token_mask_NL[..., None]
         text_NLH = self.text_projection(words_NLD)
-        shown_BG, cells_BRF = self._seen(batch)
-        cells_BRH = self.cell_projection(cells_BRF) + self.place_embedding.weight
+        shown_BG, patches_BRF = self._seen(batch)
+        patches_BRH = self.cell_projection(patches_BRF) + self.place_embedding.weight
         # As the teacher pools its texts.
         said_NT = self.pooled_from(words_NLD, text_NLH).masked_fill(~mask_NL1, 0.0).sum(1) / mask_NL1.sum(1)
-        return text_NLH, batch.per_sequence(cells_BRH), said_NT, batch.per_sequence(shown_BG)
+        return text_NLH, batch.per_sequence(patches_BRH), said_NT, batch.per_sequence(shown_BG)
 
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
         pooled_NH: torch.Tensor = self.pooler(text_NLH)
@@ -113,15 +113,15 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
         return ChoiceMatchHead(**sizes) if num_classes == 1 else AnswerMatchHead(**sizes, num_classes=num_classes)
 
     def _seen(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the vision tower's pooled features (B, G), and its maps, averaged to cells and joined, (B, R, F)."""
+        """Return the vision tower's pooled features (B, G), and its maps averaged to patches, (B, R, F)."""
         side = self.config.image_size // self.config.patch_size
 
         def read(pixels_B3SS: torch.Tensor) -> torch.Tensor:
             pixels_B3SS = pixels_B3SS.contiguous(memory_format=torch.channels_last)
             last_BGhw, maps = self.vision.forward_intermediates(pixels_B3SS, indices=list(DEPTHS))
             grids = [functional.adaptive_avg_pool2d(map_BFhw, side) for map_BFhw in maps]
-            cells_BRF = torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
-            return torch.cat([self.vision.forward_head(last_BGhw), cells_BRF.flatten(1)], dim=1)
+            patches_BRF = torch.cat(grids, dim=1).flatten(2).transpose(1, 2)
+            return torch.cat([self.vision.forward_head(last_BGhw), patches_BRF.flatten(1)], dim=1)
 
         def read_one(pixels_3SS: torch.Tensor) -> torch.Tensor:
             return read(self.normalised(replace(batch, pixels_B3SS=pixels_3SS[None])))

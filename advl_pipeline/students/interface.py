@@ -26,7 +26,7 @@ States = TypeVar("States")
 BatchT = TypeVar("BatchT", bound="StudentBatch", default=Any)
 OutputT = TypeVar("OutputT", bound="StudentOutput", default=Any)
 PlaceKind = Literal["patches", "regions"]
-"""Kind of visual tokens with a place: cells of a regular grid over the picture, or regions of any place and size."""
+"""Kind of visual tokens with a place: patches of a regular grid over the picture, or regions of any place."""
 
 
 @dataclass(kw_only=True)
@@ -36,7 +36,7 @@ class StudentBatch:
     `token_ids_NL` (int64) contains the text tokens. `token_mask_NL` and `visual_mask_NR` (bool) are False for
     padding. `char_spans_NL2` (int64) gives the characters of `Candidate.text` that each token covers, (0, 0) for
     special tokens and padding. `box_index_NR` (int64) gives the row of `ImageUnit.boxes_R4` for each visual token,
-    -1 for whole-image tokens, grid cells and padding. `places_BR4` (float32) gives the box of each visual token in
+    -1 for whole-image tokens, grid patches and padding. `places_BR4` (float32) gives the box of each visual token in
     its example's picture: x1, y1, x2, y2 as fractions of width and height, NaN for tokens without a place (class
     tokens, the whole picture, padding). It is None if the student does not know places. Students subclass the batch
     to add their own tensors. `to` moves every tensor field.

@@ -1,7 +1,7 @@
 """Sources of students' pictures and regions: decoded on demand, or cached in memory.
 
 `PixelRegions` and `PixelGrid` need no detector and no download. A fixed random projection maps small crops of the
-whole picture and of each annotated box, or the cells of a grid, to the student's feature width. These features are
+whole picture and of each annotated box, or the patches of a grid, to the student's feature width. These features are
 weak and meant for the built-in corpus and for tests. A published checkpoint was trained on a detector's features and
 needs those.
 
@@ -113,7 +113,7 @@ CROP_MARGIN = 0.1
 """Context added around a box on each side, as a fraction of the box."""
 
 CROP_SIZE = 16
-CELL_SIZE = 8
+PATCH_SIZE = 8
 PROJECTION_SEED = 20_200_921
 
 
@@ -217,21 +217,21 @@ class PixelRegions(CropRegions):
 
 
 class PixelGrid(RegionSource):
-    """A source of the cells of a square grid, in row-major order, for students with a grid; cells have no box."""
+    """A source of the patches of a square grid, in row-major order, for students with a grid; patches have no box."""
 
     def __init__(self, feature_size: int, side: int) -> None:
         self.feature_size = feature_size
         self.side = side
-        self._project = RandomProjection(CELL_SIZE, feature_size)
+        self._project = RandomProjection(PATCH_SIZE, feature_size)
 
     def regions(self, unit: ImageUnit) -> Regions:
         side = self.side
-        pixels = read_square(unit, side * CELL_SIZE).reshape(side, CELL_SIZE, side, CELL_SIZE, 3)
+        pixels = read_square(unit, side * PATCH_SIZE).reshape(side, PATCH_SIZE, side, PATCH_SIZE, 3)
         row, column = np.divmod(np.arange(side * side), side)
         corners = np.stack([column, row, column + 1, row + 1], axis=1) / side
         extent = np.broadcast_to([1 / side, 1 / side, 1 / side**2], (side * side, 3))
         return Regions(
-            features_RF=self._project(pixels.swapaxes(1, 2).reshape(side * side, CELL_SIZE, CELL_SIZE, 3)),
+            features_RF=self._project(pixels.swapaxes(1, 2).reshape(side * side, PATCH_SIZE, PATCH_SIZE, 3)),
             positions_R7=np.concatenate([corners, extent], axis=1).astype(np.float32),
             box_index_R=np.full(side * side, -1),
             whole_first=False,

@@ -1,6 +1,6 @@
-"""The vision tower: any network that maps pixels to features, with token features per box or per grid cell.
+"""The vision tower: any network that maps pixels to features, with token features per box or per grid patch.
 
-Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, M = h * w, T cells kept, R boxes of one
+Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w patches, M = h * w, T patches kept, R boxes of one
 picture, 4 = (x1, y1, x2, y2), K classes.
 """
 
@@ -66,7 +66,7 @@ class PixelImageTower:
     """An `ImageTower` that encodes pictures with any `VisionBackbone`.
 
     With image tokens `boxes`, the tokens of a unit are the global features of its box crops: each box, with
-    1/16 of its longer edge of picture context on every side, on a square of the network's mean colour. The cells of
+    1/16 of its longer edge of picture context on every side, on a square of the network's mean colour. The patches of
     `grid` cover the preprocessed picture, which is a central crop if `describe()["pixels"]["fit"]` is "crop". A grid
     with more than `grid_side` rows or columns is area-averaged down to that number.
     """
@@ -78,7 +78,7 @@ class PixelImageTower:
         self.grid_shape = (min(most, backbone.grid_shape[0]), min(most, backbone.grid_shape[1]))
         weights_TM, _ = pooling(grid_rectangles(*self.grid_shape), grid_rectangles(*backbone.grid_shape))
         is_whole = self.grid_shape == backbone.grid_shape
-        self._cells_TM = None if is_whole else torch.from_numpy(weights_TM).to(backbone.device)
+        self._patches_TM = None if is_whole else torch.from_numpy(weights_TM).to(backbone.device)
 
     @property
     def global_dim(self) -> int:
@@ -130,7 +130,7 @@ class PixelImageTower:
         starts = list(itertools.accumulate(counts, initial=0))[:-1]
         chunk = FORWARD_CHUNK.get(self.backbone.device.type, FORWARD_CHUNK_ELSEWHERE)
         summaries: list[torch.Tensor] = []
-        cells: list[torch.Tensor] = []
+        patches: list[torch.Tensor] = []
         logits: list[torch.Tensor] = []
         with torch.inference_mode():
             for pixels_PCHW in torch.split(torch.cat([unit.inputs["pixels"] for unit in units]), chunk):
@@ -138,7 +138,7 @@ class PixelImageTower:
                 features = self.backbone(normalise(on_device, self.backbone.settings))
                 summaries.append(features.global_ND.float())
                 if self.image_tokens == "grid":
-                    cells += self._cells(features.grid_NhwD)
+                    patches += self._patches(features.grid_NhwD)
                 if features.logits_NK is not None:
                     logits.append(features.logits_NK.float())
             global_PD = torch.cat(summaries)
@@ -147,17 +147,17 @@ class PixelImageTower:
             if logits:
                 stats |= classifier_stats(torch.cat(logits)[starts])
             tokens = [
-                cells[start] if self.image_tokens == "grid" else global_PD[start + 1 : start + 1 + unit.num_tokens]
+                patches[start] if self.image_tokens == "grid" else global_PD[start + 1 : start + 1 + unit.num_tokens]
                 for unit, start in zip(units, starts, strict=True)
             ]
         return EncodedBatch(global_ND=global_ND, token_values=tokens, stats=stats)
 
-    def _cells(self, grid_PhwD: torch.Tensor) -> list[torch.Tensor]:
-        """Return the (T, D) cells of each picture."""
-        cells_PMD = grid_PhwD.float().flatten(1, 2)
-        if self._cells_TM is None:
-            return list(cells_PMD)
-        return [self._cells_TM @ cells_MD for cells_MD in cells_PMD]
+    def _patches(self, grid_PhwD: torch.Tensor) -> list[torch.Tensor]:
+        """Return the (T, D) patches of each picture."""
+        patches_PMD = grid_PhwD.float().flatten(1, 2)
+        if self._patches_TM is None:
+            return list(patches_PMD)
+        return [self._patches_TM @ patches_MD for patches_MD in patches_PMD]
 
 
 def classifier_stats(logits_NK: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ class ImageTower(Tower, Protocol):
     """An encoder of pictures, with a global feature and grid or box features."""
 
     def num_tokens(self, unit: ImageUnit) -> int:
-        """Return the number of token rows (grid cells or boxes) of a unit, without opening the picture."""
+        """Return the number of token rows (grid patches or boxes) of a unit, without opening the picture."""
         ...
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 ImageTokenKind = Literal["boxes", "grid", "none"]
-"""`boxes`: every box is cropped and encoded separately. `grid`: the cells of the network's last feature map. `none`:
+"""`boxes`: every box is cropped and encoded separately. `grid`: patches of the network's last feature map. `none`:
 no token features."""
 
 PICTURES = "pictures:"

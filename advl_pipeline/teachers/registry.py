@@ -50,7 +50,7 @@ class TeacherCard:
 
     `source_id` is a repository ORG/MODEL, a timm model, or a plug-in's source of the weights. `model_type` is the
     model type in transformers, "" for timm. `architecture` is the timm model of the weights.
-    Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a cell of the `grid_shape` map,
+    Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a patch of the `grid_shape` map,
     `token_dim` of a word piece. They describe the published weights, and `advl teachers check` verifies them.
     `max_length` counts word pieces with special tokens. `megabytes` is the size of the download in fp32 or as
     published. `prompt` is the text prefix documented on the model's page, if its files do not define one.

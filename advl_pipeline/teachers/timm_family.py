@@ -1,6 +1,6 @@
 """timm vision networks as frozen teachers: from the hub, from a tensor file, or with random weights.
 
-Shapes: N pictures, C = 3, H x W pixels, D width, h x w cells.
+Shapes: N pictures, C = 3, H x W pixels, D width, h x w patches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.transformers_files import fetch_teacher
-from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone, cells_from_tokens
+from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings, VisionBackbone, patches_from_tokens
 
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -162,17 +162,17 @@ class TimmBackbone(VisionBackbone):
         states = self.network.forward_features(pixels_NCHW)
         return ImageFeatures(
             global_ND=states[:, 0] if self._takes_class_token else self.network.forward_head(states, pre_logits=True),
-            grid_NhwD=self._cells(states),
+            grid_NhwD=self._patches(states),
             logits_NK=self.network.forward_head(states) if self._classifies else None,
         )
 
-    def _cells(self, states: torch.Tensor) -> torch.Tensor:
+    def _patches(self, states: torch.Tensor) -> torch.Tensor:
         if states.ndim == 3:
-            cells_NMD = states[:, getattr(self.network, "num_prefix_tokens", 0) :]
-            if cells_NMD.shape[1] < 2:
+            patches_NMD = states[:, getattr(self.network, "num_prefix_tokens", 0) :]
+            if patches_NMD.shape[1] < 2:
                 # pit's class token, which is not counted as a prefix token.
                 raise ValueError("its last features are of the whole picture only")
-            return cells_from_tokens(cells_NMD)
+            return patches_from_tokens(patches_NMD)
         is_channels_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
         return states if is_channels_last else states.permute(0, 2, 3, 1)
 

@@ -8,7 +8,7 @@ Features of a text encoder are its last hidden states, pooled by the mean or the
 encoders define their pooling (`sentence_encoder.py`); other models follow the tables by model type. A type in no
 table uses mean pooling.
 
-Shapes: N pictures, B windows, L tokens with special ones, C = 3, H x W pixels, M cells, D width.
+Shapes: N pictures, B windows, L tokens with special ones, C = 3, H x W pixels, M patches, D width.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from advl_pipeline.teachers.vision_backbone import (
     Interpolation,
     PixelSettings,
     VisionBackbone,
-    cells_from_tokens,
+    patches_from_tokens,
 )
 from advl_pipeline.teachers.word_pieces import WordPieces
 
@@ -46,7 +46,7 @@ PAIR_TYPES = frozenset({"clip", "metaclip_2", "siglip"})
 
 VisionKind = Literal["class token", "mean of cells", "pooled map"]
 """Source of the global feature: the class token after the last norm, or the mean that replaces it; the mean of the
-cells after the last norm; the network's own pooling of its last map."""
+patches after the last norm, as stored identities call it; the network's own pooling of its last map."""
 
 VISION_TYPES: dict[str, VisionKind] = {
     "dinov2": "class token",
@@ -205,7 +205,7 @@ class PairVisionBackbone(VisionBackbone):
         if self._is_clip:
             global_ND = self.network["projection"](global_ND)
             patches_NMD = tower.post_layernorm(patches_NMD[:, 1:])
-        return ImageFeatures(global_ND=global_ND, grid_NhwD=cells_from_tokens(patches_NMD))
+        return ImageFeatures(global_ND=global_ND, grid_NhwD=patches_from_tokens(patches_NMD))
 
 
 class PairTextBackbone(TextBackbone):
@@ -254,9 +254,9 @@ class TransformersVisionBackbone(VisionBackbone):
         states = output.last_hidden_state
         if self._kind == "pooled map":
             return ImageFeatures(global_ND=output.pooler_output, grid_NhwD=states.permute(0, 2, 3, 1))
-        cells_NMD = states[:, self._num_prefix_tokens :]
-        global_ND = states[:, 0] if self._kind == "class token" else cells_NMD.mean(dim=1)
-        return ImageFeatures(global_ND=global_ND, grid_NhwD=cells_from_tokens(cells_NMD))
+        patches_NMD = states[:, self._num_prefix_tokens :]
+        global_ND = states[:, 0] if self._kind == "class token" else patches_NMD.mean(dim=1)
+        return ImageFeatures(global_ND=global_ND, grid_NhwD=patches_from_tokens(patches_NMD))
 
 
 class TransformersTextBackbone(TextBackbone):

@@ -2,7 +2,7 @@
 
 Batch norms are folded into the convolutions before them (`batch_norms.py`).
 
-Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, K classes.
+Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid patches, K classes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class VisionBackbone(ABC):
         """Run the network on pixels in its dtype."""
 
 
-def cells_from_tokens(tokens_NMD: torch.Tensor) -> torch.Tensor:
+def patches_from_tokens(tokens_NMD: torch.Tensor) -> torch.Tensor:
     """Reshape the patch tokens of a square picture to (N, h, w, D).
 
     Raises:

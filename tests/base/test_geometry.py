@@ -53,46 +53,46 @@ def test_all_of_a_target_lies_on_a_grid_over_the_whole_picture(
 @settings(deadline=None, max_examples=30)
 @given(sides, sides, sides, sides)
 def test_overlap_is_an_area_that_both_sides_agree_on(rows: int, columns: int, other: int, another: int) -> None:
-    cells, other_cells = grid_rectangles(rows, columns), grid_rectangles(other, another)
-    forth, back = overlap(cells, other_cells), overlap(other_cells, cells)
-    np.testing.assert_allclose(forth / len(cells), back.T / len(other_cells), atol=1e-6)
+    patches, other_patches = grid_rectangles(rows, columns), grid_rectangles(other, another)
+    forth, back = overlap(patches, other_patches), overlap(other_patches, patches)
+    np.testing.assert_allclose(forth / len(patches), back.T / len(other_patches), atol=1e-6)
 
 
 @settings(deadline=None, max_examples=30)
 @given(framings(), edges, edges, sides, sides, rectangles())
-def test_a_picture_whose_feature_is_its_place_is_recovered_up_to_the_cell(
+def test_a_picture_whose_feature_is_its_place_is_recovered_up_to_the_patch(
     framing: Framing, width: int, height: int, rows: int, columns: int, target_T4: np.ndarray
 ) -> None:
-    """The teacher's cells hold their own centres in the picture; a target then holds its own, to half a cell."""
+    """The teacher's patches hold their own centres in the picture; a target then holds its own, to half a patch."""
     window = framing.window(width, height)
-    cells_S4 = grid_rectangles(rows, columns, window)
-    weights_TS, counts_T = pooling(target_T4, cells_S4)
-    found_T2 = weights_TS @ cells_S4.reshape(-1, 2, 2).mean(axis=1)
+    patches_S4 = grid_rectangles(rows, columns, window)
+    weights_TS, counts_T = pooling(target_T4, patches_S4)
+    found_T2 = weights_TS @ patches_S4.reshape(-1, 2, 2).mean(axis=1)
     # Of a target that a crop cuts off, what is left is what can be followed.
     shown_T4 = np.concatenate([np.maximum(target_T4[:, :2], window[:2]), np.minimum(target_T4[:, 2:], window[2:])], 1)
     centre_T2 = shown_T4.reshape(-1, 2, 2).mean(axis=1)
-    half_cell = np.array([(window[2] - window[0]) / columns, (window[3] - window[1]) / rows]) / 2
-    assert (np.abs(found_T2 - centre_T2)[counts_T] <= half_cell + 1e-3).all()
+    half_patch = np.array([(window[2] - window[0]) / columns, (window[3] - window[1]) / rows]) / 2
+    assert (np.abs(found_T2 - centre_T2)[counts_T] <= half_patch + 1e-3).all()
     np.testing.assert_allclose(weights_TS.sum(axis=1), counts_T, atol=1e-5)
 
 
 def test_what_a_central_crop_cuts_off_has_no_target() -> None:
     """A picture twice as wide as high, squeezed to 4 x 4 patches by the student and cropped by the teacher."""
     framing = Framing(height=32, width=32, short_edge=32)
-    cells = grid_rectangles(2, 2, framing.window(200, 100))
-    weights, counts = pooling(grid_rectangles(4, 4), cells)
+    patches = grid_rectangles(2, 2, framing.window(200, 100))
+    weights, counts = pooling(grid_rectangles(4, 4), patches)
     assert counts.reshape(4, 4).tolist() == [[False, True, True, False]] * 4
     seen = [weights[row].tolist() for row in (1, 2, 13, 14)]
     assert seen == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
 def test_what_lies_nowhere_has_no_target_and_is_none() -> None:
-    cells = grid_rectangles(2, 2)
+    patches = grid_rectangles(2, 2)
     flat = np.array([[0.2, 0.2, 0.2, 0.8]], np.float32)
-    weights, counts = pooling(np.concatenate([NOWHERE, cells[:1], flat]), cells)
+    weights, counts = pooling(np.concatenate([NOWHERE, patches[:1], flat]), patches)
     assert counts.tolist() == [False, True, False]
     assert not weights[[0, 2]].any()
-    weights, counts = pooling(cells[:1], np.concatenate([NOWHERE, cells]))
+    weights, counts = pooling(patches[:1], np.concatenate([NOWHERE, patches]))
     assert weights.tolist() == [[0, 1, 0, 0, 0]]
 
 

@@ -92,7 +92,7 @@ def plain_texts(folder: Path, texts: Sequence[str]) -> list[tuple[torch.Tensor, 
 
 
 def plain_picture(card: TeacherCard, folder: Path, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the global feature of a picture, and the cells of its last map one after another."""
+    """Return the global feature of a picture, and the patches of its last map one after another."""
     picture = Image.open(path).convert("RGB")
     with torch.no_grad():
         if card.source == "timm":

@@ -56,7 +56,7 @@ PICTURES, TEXTS = ("global_BD", "regions_BSD"), ("global_ND", "words_NWD", "rele
 
 @pytest.fixture(scope="module")
 def collated(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> TrainingBatch:
-    """A batch with a text teacher whose rows are codes, and a picture teacher whose cells are float16."""
+    """A batch with a text teacher whose rows are codes, and a picture teacher whose patches are float16."""
     codes = small_corpus.extract(tmp_path_factory.mktemp("codes") / "minilm-l6", dtype="int8", confidence="none")
     dataset, examples = small_corpus.dataset(), small_corpus.examples(number=4)
     source = signals_of(small_corpus.caches[1], codes)

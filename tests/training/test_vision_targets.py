@@ -232,7 +232,7 @@ def test_pictures_without_boxes_teach_patches_by_default(tmp_path: Path, capsys:
     assert cached == pytest.approx(live, rel=2e-2)
 
 
-CELL = 8
+PATCH = 8
 FRAMINGS = {
     "squash": {},
     "crop": {"short_edge": 64},
@@ -242,11 +242,11 @@ NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 class MeanColours(VisionBackbone):
-    """A frozen network whose cells are the mean colours of the pixels under them."""
+    """A frozen network whose patches are the mean colours of the pixels under them."""
 
     def __init__(self, settings: PixelSettings) -> None:
         super().__init__(
-            nn.AvgPool2d(CELL), settings=settings, description={}, device=torch.device("cpu"), dtype=torch.float32
+            nn.AvgPool2d(PATCH), settings=settings, description={}, device=torch.device("cpu"), dtype=torch.float32
         )
 
     def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
@@ -300,7 +300,7 @@ def seen(
 @pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
 @pytest.mark.parametrize("name", ["vilt-tiny", "clip-vil-tiny", "modernvbert-tiny", "meter-tiny"])
 def test_patches_get_the_colour_of_their_own_place(name: str, framing: dict[str, Any], tmp_path: Path) -> None:
-    """To half a cell of the teacher; exactly, to rounding, where a patch is made of whole cells."""
+    """To half a patch of the teacher; exactly, to rounding, where a target is made of whole patches."""
     examples = [coordinates(tmp_path, size) for size in ((160, 160), (200, 100), (120, 180))]
     signal, batch, settings = seen(name, examples, **framing)
     assert signal.regions_BSD is not None
@@ -315,28 +315,28 @@ def test_patches_get_the_colour_of_their_own_place(name: str, framing: dict[str,
             [torch.maximum(places_R4[:, :2], window[:2]), torch.minimum(places_R4[:, 2:], window[2:])], 1
         )
         centre_R2 = shown_R4.view(-1, 2, 2).mean(1)
-        half_cell = (window[2:] - window[:2]) * CELL / 64 / 2
+        half_patch = (window[2:] - window[:2]) * PATCH / 64 / 2
         error_R2 = (found_RD[:, :2] - centre_R2).abs()[mask_R]
-        assert (error_R2 <= half_cell + 0.02).all()
+        assert (error_R2 <= half_patch + 0.02).all()
         if "short_edge" not in framing or (
             example.image.width == example.image.height and framing["short_edge"] == 64
         ):
-            # Four by four or two by two patches over eight by eight cells.
+            # Four by four or two by two targets over eight by eight patches.
             assert mask_R[~places_R4.isnan().any(1)].all()
             assert error_R2.max() < 0.01
 
 
 @pytest.mark.parametrize(("side", "kept"), [(4, 4), (3, 3), (8, 8), (12, 8)])
 def test_a_grid_that_is_stored_smaller_lies_where_it_lay(side: int, kept: int, tmp_path: Path) -> None:
-    """Eight by eight cells, averaged to fewer by area before they are stored."""
+    """Eight by eight patches, averaged to fewer by area before they are stored."""
     example = coordinates(tmp_path, (150, 90))
     signal, batch, settings = seen("vilt-tiny", [example], side=side, **FRAMINGS["squash"])
     tower = PixelImageTower(MeanColours(settings), "grid", side)
     assert tower.num_tokens(example.image) == kept * kept
     assert tower.describe()["tokens"]["grid"] == [kept, kept]
-    (cells_TD,) = tower.encode([tower.prepare(example.image)]).token_values
+    (patches_TD,) = tower.encode([tower.prepare(example.image)]).token_values
     centres = torch.from_numpy(grid_rectangles(kept, kept)).view(-1, 2, 2).mean(1)
-    torch.testing.assert_close(cells_TD[:, :2], centres, atol=0.01, rtol=0)
+    torch.testing.assert_close(patches_TD[:, :2], centres, atol=0.01, rtol=0)
     error = (signal.regions_BSD[0, 1:, :2] - batch.places_BR4[0, 1:].view(-1, 2, 2).mean(1)).abs()
     assert error.max() < 0.5 / kept
 

@@ -32,7 +32,7 @@ _POOLINGS_REMEMBERED = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherGrid:
-    """The cells of a teacher's grid: `rows` x `columns` that divide what the teacher sees evenly."""
+    """The patches of a teacher's grid: `rows` x `columns` that divide what the teacher sees evenly."""
 
     rows: int
     columns: int
@@ -46,8 +46,8 @@ class TeacherGrid:
             return None
         return cls(rows=shape[0], columns=shape[1], framing=Framing.of_description(image["pixels"]))
 
-    def cells(self, width: int, height: int) -> Array:
-        """Return (rows * columns, 4): the positions of the cells in a picture of this size, row by row."""
+    def patches(self, width: int, height: int) -> Array:
+        """Return (rows * columns, 4): the positions of the patches in a picture of this size, row by row."""
         return grid_rectangles(self.rows, self.columns, self.framing.window(width, height))
 
 
@@ -56,10 +56,10 @@ RegionTargets = tuple[Averages, torch.Tensor, torch.Tensor | None]
 
 
 def grid_targets(grid: TeacherGrid, examples: Sequence[Example], batch: StudentBatch) -> RegionTargets:
-    """Average a teacher's cells to the student's visual tokens.
+    """Average a teacher's patches to the student's visual tokens.
 
     Args:
-        grid: its cells are the rows, one picture after another.
+        grid: its patches are the rows, one picture after another.
         batch: the student's batch, with places.
     """
     assert batch.places_BR4 is not None
@@ -70,14 +70,14 @@ def grid_targets(grid: TeacherGrid, examples: Sequence[Example], batch: StudentB
         picture = example.image
         weights_RM, mask_BR[row] = _pooling(grid, places_BR4[row].tobytes(), picture.width, picture.height)
         weights.append(weights_RM)
-    num_cells = grid.rows * grid.columns
+    num_patches = grid.rows * grid.columns
     num_before = np.cumsum([0, *(matrix.nnz for matrix in weights)])
     averages = Averages(
         shape=mask_BR.shape,
         start_P1=_indices(
             np.concatenate([[0], *(matrix.indptr[1:] + num_before[row] for row, matrix in enumerate(weights))])
         ),
-        row_X=_indices(np.concatenate([matrix.indices + row * num_cells for row, matrix in enumerate(weights)])),
+        row_X=_indices(np.concatenate([matrix.indices + row * num_patches for row, matrix in enumerate(weights)])),
         weight_X=torch.from_numpy(np.concatenate([matrix.data for matrix in weights])),
     )
     return averages, torch.from_numpy(mask_BR), None
@@ -134,7 +134,7 @@ def _indices(values_X: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
 def _pooling(grid: TeacherGrid, places: bytes, width: int, height: int) -> tuple[csr_matrix, Mask]:
     """Return (R, M) sparse weights, and (R,) bool: which places have a target."""
     places_R4 = np.frombuffer(places, np.float32).reshape(-1, 4)
-    weights_RM, mask_R = pooling(places_R4, grid.cells(width, height))
+    weights_RM, mask_R = pooling(places_R4, grid.patches(width, height))
     return csr_matrix(weights_RM), mask_R
 
 

@@ -1,7 +1,7 @@
 """Controls of the teacher's knowledge: each modifies the features, the signal and the confidences.
 
 A control keeps the statistics of features and removes the information that a gain should come from. `Shuffled`
-permutes features over the units, so that they say nothing of their unit. `MovedCells` puts the cells of a grid in
+permutes features over the units, so that they say nothing of their unit. `MovedPatches` puts the patches of a grid in
 wrong places of their own picture, which keeps the content and loses its location. `OwnTokens` replaces vision
 teachers by the student's own tokens.
 Shapes: B examples, N sequences, R visual tokens, H student width.
@@ -113,8 +113,8 @@ class Shuffled(Control):
 
 
 @dataclass(frozen=True)
-class MovedCells(Control):
-    """The cells of each picture's grid in an order of its own; without a seed, all shifted by half the grid."""
+class MovedPatches(Control):
+    """The patches of each picture's grid in an order of its own; without a seed, all shifted by half the grid."""
 
     seed: int | None
 
@@ -127,7 +127,7 @@ class MovedCells(Control):
             raise ineffective("--teacher-control", why="no teacher has a grid of several patches")
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
-        """Move the cells of each picture.
+        """Move the patches of each picture.
 
         Raises:
             ConfigError: a vision teacher has no grid.
@@ -141,14 +141,14 @@ class MovedCells(Control):
                 where=teacher.name,
                 next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
             )
-        cells = np.arange(grid.rows * grid.columns).reshape(grid.rows, grid.columns)
-        half = np.roll(cells, (grid.rows // 2, grid.columns // 2), axis=(0, 1)).reshape(-1)
+        patches = np.arange(grid.rows * grid.columns).reshape(grid.rows, grid.columns)
+        half = np.roll(patches, (grid.rows // 2, grid.columns // 2), axis=(0, 1)).reshape(-1)
 
         def order_of(unit: str, *_: int) -> npt.NDArray[np.int64]:
             if self.seed is None:
                 return half
             entropy = np.random.SeedSequence([self.seed, 0xCE11, zlib.crc32(unit.encode())])
-            return np.random.default_rng(entropy).permutation(cells.size)
+            return np.random.default_rng(entropy).permutation(patches.size)
 
         return replace(teacher, image=UnitFeatures(*teacher.image.stores, order_of=order_of))
 
@@ -205,5 +205,5 @@ def control_of(config: FinetuneConfig) -> Control:
     """Return the control that `--teacher-control` asks for."""
     name, seed = config.teacher_control, config.seed
     if name in ("shuffle-cells", "shift-grid"):
-        return MovedCells(seed if name == "shuffle-cells" else None)
+        return MovedPatches(seed if name == "shuffle-cells" else None)
     return {"none": NO_CONTROL, "shuffle": Shuffled(seed), "own-tokens": OwnTokens()}[name]

@@ -155,7 +155,7 @@ class SignalSource:
         lie_at = teacher.image_places
         if lie_at is None or (lie_at != "boxes" and batch.places_BR4 is None):
             return whole
-        cells, lengths = self._token_rows(store, ids)
+        patches, lengths = self._token_rows(store, ids)
         averages, mask_BS, shares_BSR = (
             box_targets(lengths, examples, batch, places=places)
             if lie_at == "boxes"
@@ -163,7 +163,7 @@ class SignalSource:
         )
         return replace(
             whole,
-            regions=replace(cells, averages=averages),
+            regions=replace(patches, averages=averages),
             region_mask_BS=mask_BS,
             shares_BSR=shares_BSR,
             seen=seen_regions(mask_BS, shares_BSR),
