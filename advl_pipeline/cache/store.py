@@ -256,11 +256,12 @@ def require_cache(store: Store) -> dict[str, int]:
             raise store.refused("There is no cache here.", hint)
         near = near_folder(store.location, "cache") if isinstance(store.location, Path) else ""
         is_begun = any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
-        words = "advl extract --teacher NAME --dataset NAME --split SPLIT --output".split()
         raise store.refused(
             "There is no cache here.",
             "a stopped extraction had not begun to write" if is_begun else near,
-            advise([*words, str(store.location)]),
+            advise(
+                [*"advl extract --teacher NAME --dataset NAME --split SPLIT --output".split(), str(store.location)]
+            ),
         )
     return sizes
 

@@ -182,8 +182,10 @@ class IndexBuilder:
         if kind != "choice" and (options := options_beside_answer(record, self._card)):
             raise Malformed(f"the row has options ({', '.join(options)}), the first row ({self._first}) has none")
         if kind != self._kind:
-            first = f"the first row ({self._first}) is of the kind {self._kind}: one dataset has one kind of task"
-            raise Malformed(f"the row is of the kind {columns_of(kind)}, {first}")
+            raise Malformed(
+                f"the row is of the kind {columns_of(kind)}, the first row ({self._first}) of the kind {self._kind}: "
+                "one dataset has one kind of task"
+            )
         for name, label, num_texts in numbers_of(record, kind, self._card):
             self._numbers[name][split].add(label, num_texts, f"{row.file}:{row.line}")
         item = parse_item(record, kind, self._card)

@@ -150,8 +150,9 @@ class IndexedPictures:
             if list(names) != list(picture.box_labels):
                 raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
         if stated != size:
-            sizes = "{}x{}, the picture is {}x{}".format(*stated, *size)
-            raise Malformed(f"{name}: its boxes are for a picture of {sizes}")
+            raise Malformed(
+                f"{name}: its boxes are for a picture of {stated[0]}x{stated[1]}, the picture is {size[0]}x{size[1]}"
+            )
         for place, (x1, y1, x2, y2) in enumerate(boxes):
             if min(x1, y1) < -TOLERANCE or x2 > facts.width + TOLERANCE or y2 > facts.height + TOLERANCE:
                 box = [x1, y1, x2, y2]

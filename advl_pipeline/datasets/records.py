@@ -213,8 +213,9 @@ def parse_tagged(text: str, num_boxes: int) -> tuple[str, tuple[ObjectTag, ...]]
         if not words:
             continue
         if box is None or box >= num_boxes:
-            which = f"names box {shown(match[2])[1:-1]}"
-            raise Malformed(f"tag {shown(match[0])} {which}, the row has {num_boxes} (counted from 0)")
+            raise Malformed(
+                f"tag {shown(match[0])} names box {shown(match[2])[1:-1]}, the row has {num_boxes} (counted from 0)"
+            )
         plain += normal[end : match.start()]
         tags.append(ObjectTag(start=len(plain), end=len(plain) + len(words), box=box))
         plain, end = plain + words, match.end()

@@ -59,11 +59,13 @@ def prepare_look(
     require_outputs(config)
     require_effect(config, {"a student by name": "" if by_name(config) else f"{config.student} has its own weights"})
     if not config.cache:
-        extract = "advl extract --teacher NAME --dataset NAME --split train".split()
         raise ConfigError(
             "The command needs a teacher cache, and examines the inputs in it.",
             where="--cache",
-            next_command=advise(extract, note="then give it as --cache DIR"),
+            next_command=advise(
+                "advl extract --teacher NAME --dataset NAME --split train".split(),
+                note="then give it as --cache DIR",
+            ),
         )
     trained_on = read_config(config.student) if is_finished(config.student) else {}
     if caches is None:

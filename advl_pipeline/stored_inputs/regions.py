@@ -50,12 +50,14 @@ class CachedRegions(OfCaches, RegionSource):
             return Regions(
                 features_RF=features_RF, positions_R7=positions_R7, box_index_R=box_index_R, whole_first=has_whole
             )
-        words = "advl cache import FILE --name NAME --dataset NAME --split SPLIT".split()
         raise DatasetError(
             "A picture has no region features.",
             where=str(unit.path),
             why=f"it is not in {', '.join(str(cache.path) for cache in self._caches)}",
-            next_command=advise(words, note="of its split, then add --regions CACHE"),
+            next_command=advise(
+                "advl cache import FILE --name NAME --dataset NAME --split SPLIT".split(),
+                note="of its split, then add --regions CACHE",
+            ),
         )
 
 

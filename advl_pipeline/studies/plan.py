@@ -416,11 +416,14 @@ def input_digests(draft: Plan) -> dict[str, str]:
             command that makes it. CorruptCache: a cache is damaged.
     """
     for path, student in missing_inits(draft.study).items():
-        published = f"put the published weights there, or --init hf:ORG/MODEL (see advl students show {student})"
         raise ConfigError(
             "The pretrained student does not exist: there is no *.safetensors file and no checkpoint.",
             where=str(path),
-            next_command=making_command(student, path) or published,
+            next_command=making_command(student, path)
+            or advise(
+                ["advl", "students", "show", student],
+                note="names the published weights: put them there, or give --init hf:ORG/MODEL",
+            ),
         )
     digests: dict[str, str] = {}
     for config in (planned.finetune for planned in draft.runs):

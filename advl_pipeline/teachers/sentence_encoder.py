@@ -88,9 +88,10 @@ def sentence_recipe(folder: Path, *, random_seed: int | None) -> SentenceRecipe 
     pooling_settings = read_beside(places[1], "config.json") or {}
     modes = _modes(pooling_settings)
     if len(modes) != 1 or modes[0] not in _POOLINGS:
-        pooled = ", ".join(modes) or "no pooling"
-        supported = "the mean of the tokens, the first and the last token"
-        raise _unsupported(folder, f"{pooled}; supported are {supported}")
+        raise _unsupported(
+            folder,
+            f"{', '.join(modes) or 'no pooling'}; supported are the mean of the tokens, the first and the last token",
+        )
     settings = read_beside(folder, "config_sentence_transformers.json") or {}
     prompts = settings.get("prompts") or {}
     named = [settings.get("default_prompt_name"), *_OF_DOCUMENTS]

@@ -122,12 +122,13 @@ def _check_part(
         elif config.shots is not None or config.pool is not None:
             needed["shots"] = max(config.shots or 1, config.pool or 1)
         output = f"{cache.path}-new" if needed["ids"] else ""
-        note = "then give that cache as --cache"
         raise IdentityMismatch(
             "The cache holds a part of the split, and the run sees more.",
             where=str(cache.path),
             why=f"{num_missing:,} of the {len(positions):,} examples that the run sees are not in it",
-            next_command=extract_command(cache.provenance["config"] | needed, output, note=note),
+            next_command=extract_command(
+                cache.provenance["config"] | needed, output, note="then give that cache as --cache"
+            ),
         )
 
 

@@ -210,8 +210,10 @@ def _require_few(name: str, value: Any, key: str, card: Card) -> None:
     most = getattr(card, key)
     if isinstance(value, str if key == "max_characters" else list) and len(value) > most:
         things = key.removeprefix("max_")
-        why = f"field {name!r} has {len(value):,} {things}, and at most {most:,} are read"
-        raise Malformed(f"{why}; a card can raise this: {key} = {len(value)}")
+        raise Malformed(
+            f"field {name!r} has {len(value):,} {things}, and at most {most:,} are read; a card can raise this: "
+            f"{key} = {len(value)}"
+        )
 
 
 def _text(record: Mapping[str, Any], name: str, card: Card, num_boxes: int) -> str:
@@ -298,8 +300,10 @@ def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_lette
     positions = {*places.values()}
     if len(positions) > 1:
         form, other = ("position", "index") if "index" in places else ("letter", "letter")
-        why = f"{shown(value)} is a {form} and also the text of another"
-        raise Malformed(f'field {name!r} is ambiguous: {why}; a card can say which: label_is = "{other}" or "text"')
+        raise Malformed(
+            f"field {name!r} is ambiguous: {shown(value)} is a {form} and also the text of another; a card can say "
+            f'which: label_is = "{other}" or "text"'
+        )
     if not positions:
         first = card.first_label or 0
         forms = ", one of the texts, or a letter from A on" if has_letters else " or one of the texts"

@@ -146,12 +146,15 @@ def _tables_of_folder(folder: Path) -> list[Table]:
         why = f"{sharded} is a part of a split"
     else:
         return [(path, path.stem) for path in files]
-    note = "reads what the library `datasets` wrote; or call the files train.jsonl and val.jsonl, or write a card"
     raise DatasetError(
         "The folder does not say which file is which split.",
         where=str(folder),
         why=why,
-        next_command=advise(["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"], note=note),
+        next_command=advise(
+            ["advl", "datasets", "check", f"{HUB_PREFIX}{folder}"],
+            note="reads what the library `datasets` wrote; or call the files train.jsonl and val.jsonl, or write a "
+            "card",
+        ),
     )
 
 

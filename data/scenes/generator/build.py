@@ -165,10 +165,11 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     if config.photographs is None:
         vocabulary = load_vocabulary(config.descriptions)
     elif config.descriptions is None:
-        example = "ours of Caltech-101 is data/scenes/generator/caltech101.toml of the checkout"
         raise ConfigError(
             "--photographs needs --descriptions, a file that names and describes the kind of each class folder.",
-            next_command=again(f"give the file too; {example}"),
+            next_command=again(
+                "give the file too; ours of Caltech-101 is data/scenes/generator/caltech101.toml of the checkout"
+            ),
         )
     else:
         vocabulary, attribution = load_photograph_vocabulary(
@@ -237,12 +238,11 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        remedy = "run the same command again with --replace"
         raise DatasetError(
             "The record of the built-in corpus is damaged.",
             where=str(path),
             why=str(error),
-            next_command=again(remedy, "--replace"),
+            next_command=again("run the same command again with --replace", "--replace"),
         ) from None
 
 
