@@ -149,6 +149,7 @@ def test_the_method_trains_every_student_from_a_host_that_hardly_waits(
         assert torch.equal(trained.encode(batch).pooled_NP, plain.encode(batch).pooled_NP)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_only_its_files_to_write_is_on_one_device(small_corpus: Any, tmp_path: Path) -> None:
     run = small(small_corpus, tmp_path / "run", student="uniter-tiny", distance="mse")
     with posing() as watch, a_run_is_watched(watch):

@@ -52,6 +52,7 @@ def run_advice(printed: str) -> None:
         assert call(*shlex.split(command)[1:]) == 0
 
 
+@pytest.mark.slow
 def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
     mirror: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +97,7 @@ def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
     assert num_texts(cache) == len(texts)
 
 
+@pytest.mark.slow
 def test_a_list_of_ids_is_extracted_and_trained_on(mirror: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("datasets", "subset", "vcr", "--shots", 4, "--seed", 5, "--output", "mine.json") == 0
     assert call(*EXTRACT, "--ids", "mine.json") == 0
@@ -145,6 +147,7 @@ def finetune_vqa(output: str, *more: object) -> int:
     return finetune(output, "--dataset", "vqa-v2", *more)
 
 
+@pytest.mark.slow
 def test_train_and_val_are_trained_on_together_and_test_dev_is_predicted(
     vqa: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
