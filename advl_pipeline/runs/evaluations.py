@@ -366,7 +366,10 @@ def read_evaluation(run: Path, filed: str) -> Evaluation | None:
 
     parts: list[pd.DataFrame] = []
     path = evaluation_file(run, filed, ".json")
-    again_by = advise(["advl", "evaluate", str(run), "--on", filed])
+    conditions = {name for by_condition in document.use_of_vision.values() for name in by_condition} or {"none"}
+    probes = [word for name in sorted(conditions) for word in ("--probe", name)]
+    # The same conditions of the pictures as before, or the report of a study would have other numbers.
+    again_by = advise(["advl", "evaluate", str(run), "--on", filed, *probes])
     if names.is_finished(run) and not is_of_run(run, document):
         raise IdentityMismatch(
             "The evaluation is of another run.",
