@@ -39,7 +39,9 @@ def advl(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_rows_of_each_kind_through_every_command(advl: Callable[..., tuple[str, str]]) -> None:
+def test_rows_of_each_kind_through_every_command_which_names_the_kind_and_no_benchmark(
+    advl: Callable[..., tuple[str, str]],
+) -> None:
     for make, metric in ((choice_row, "choice"), (class_row, "classes"), (answer_row, "answers")):
         data, run = f"my-{metric}.jsonl", f"runs/{metric}"
         rows = [make(number) for number in range(20)]
@@ -60,10 +62,13 @@ def test_rows_of_each_kind_through_every_command(advl: Callable[..., tuple[str, 
         assert "my-" not in json.dumps(cache.identity), "where data lie is no part of what they are"
         common = ["--data", data, "--cache", str(cache.path), "--output", run, "--on-error", "skip"]
         # The usual student is trained by README's commands, in tests/check_wheel.py, and by its Python.
-        common += ["--student", "scenes-small"]
-        trained, _ = advl("finetune", *common, "--shots", 6, *SHORT)
+        common += ["--student", "uniter-tiny", "--regions", "pixels"]
+        trained, prepared = advl("finetune", *common, "--shots", 6, *SHORT)
         assert f"next: advl evaluate {run} --on test" in trained
-        scored, _ = advl("evaluate", run, "--on", "test")
+        assert f"recipe uniter {metric} base" in prepared
+        assert f"head {metric}: fresh" in prepared
+        scored, notes = advl("evaluate", run, "--on", "test")
+        assert not re.findall(r"(?i).*(?:vcr|vqa|snli).*", trained + prepared + scored + notes)
         assert re.search(rf"^test +{metric} +5 ", scored, re.M)
         unlabelled = [{key: row[key] for key in row if key not in ("label", "answers")} for row in rows[15:]]
         write_json_lines(Path("elsewhere/moved.jsonl"), unlabelled)
@@ -107,30 +112,6 @@ def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callabl
     cut, message = advl(*plain, "--output", "runs/cut", *shlex.split(advice))
     assert "texts were cut to the student's length" in cut
     assert "longer than 64 tokens and are cut" in message
-
-
-@pytest.mark.parametrize(("make", "kind"), [(choice_row, "choice"), (class_row, "classes"), (answer_row, "answers")])
-def test_a_run_on_own_rows_names_the_kind_of_task_and_no_benchmark(
-    make: Callable[[int], dict[str, object]], kind: str, advl: Callable[..., tuple[str, str]]
-) -> None:
-    write_json_lines(Path("mine.jsonl"), [make(number) for number in range(20)])
-    plain = (
-        "finetune",
-        "--data",
-        "mine.jsonl",
-        "--student",
-        "uniter-tiny",
-        "--method",
-        "plain",
-        "--regions",
-        "pixels",
-    )
-    said = "".join(advl(*plain, "--output", "runs/mine", *SHORT[:2], "--batch-size", 4))
-    assert f"recipe uniter {kind} base" in said
-    assert f"head {kind}: fresh" in said
-    assert not re.findall(r"(?i).*(?:vcr|vqa|snli).*", said)
-    scored = "".join(advl("evaluate", "runs/mine", "--on", "test"))
-    assert not re.findall(r"(?i).*(?:vcr|vqa|snli).*", scored)
 
 
 def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple[str, str]]) -> None:
