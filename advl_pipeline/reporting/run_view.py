@@ -25,9 +25,8 @@ from advl_pipeline.reporting.figures import (
     round_ticks,
     shares_of_rows,
 )
-from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import LETTERS, EvaluationDocument, read_document
-from advl_pipeline.runs.results import read_config, read_log, read_result, read_words
+from advl_pipeline.runs.results import STAGE_KEY, read_config, read_log, read_result, read_words
 from advl_pipeline.studies.result import StudyResult
 
 _MOST_CLASSES = 12
@@ -151,7 +150,7 @@ def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
     if any(_RIGHT in record for record in log):
         terms.append(_RIGHT)
     last = max(int(record["step"]) for record in log)
-    began = next((int(record["step"]) for record in log if record.get(names.STAGE_KEY) == "finetune"), 0)
+    began = next((int(record["step"]) for record in log if record.get(STAGE_KEY) == "finetune"), 0)
     drawings: list[Drawing] = []
     for term, share in zip(terms, shares_of_rows(len(terms)), strict=True):
         name = _TERMS.get(term.removeprefix("raw/"), term.removeprefix("raw/"))

@@ -22,6 +22,9 @@ from advl_pipeline.runs import names
 if TYPE_CHECKING:
     import pandas as pd
 
+STAGE_KEY = "phase"
+"""Key of a step's stage in metrics and checkpoints, as in earlier runs; results of runs have `phases`."""
+
 
 @contextmanager
 def undamaged(what: str, where: str, next_command: str) -> Iterator[None]:

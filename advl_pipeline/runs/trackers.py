@@ -14,7 +14,7 @@ from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import ConfigError, leave_out
 from advl_pipeline.base.packages import install_extra
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json
+from advl_pipeline.runs.results import STAGE_KEY, read_json
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -92,6 +92,6 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     for name, value in record.items():
         if isinstance(value, Mapping):
             numbers |= {f"{name}/{what}": float(value[what]) for what in ("mean", "max")}
-        elif name not in ("step", names.STAGE_KEY):
+        elif name not in ("step", STAGE_KEY):
             numbers[name] = value
     return numbers

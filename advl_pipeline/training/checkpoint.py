@@ -25,7 +25,7 @@ from advl_pipeline.base.errors import (
     again,
 )
 from advl_pipeline.base.tensors import parameter_digest, save_tensors
-from advl_pipeline.runs.names import STAGE_KEY
+from advl_pipeline.runs.results import STAGE_KEY
 from advl_pipeline.students.heads import under_present_names
 
 

@@ -23,7 +23,7 @@ from advl_pipeline.base.errors import NotFinite
 from advl_pipeline.base.interruption import Stop, finishing
 from advl_pipeline.base.prefetch import Prefetcher
 from advl_pipeline.distillation.relational import gather_alone
-from advl_pipeline.runs.names import STAGE_KEY
+from advl_pipeline.runs.results import STAGE_KEY
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.abilities import Perturbable
 from advl_pipeline.training.adversarial import adversarial_terms

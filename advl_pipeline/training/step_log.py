@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.base.errors import NotFinite, advise
-from advl_pipeline.runs.names import STAGE_KEY
+from advl_pipeline.runs.results import STAGE_KEY
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.step import LossTerms, Stage
 

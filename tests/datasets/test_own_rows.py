@@ -55,7 +55,7 @@ UNREADABLE = [
     ("data.jsonl", b"\n", "", "has no rows"),
     ("data.jsonl", b"\xef\xbb\xbf" + GOOD + b"\n\n" + GOOD[:-3] + b"\n", ":3", "the line is cut off"),
     ("data.csv", b'image,"text"x,label\nred.png,x,1\n', ":1", "The header of the file cannot be read."),
-    ("data.csv", b"image,image,text,label\n", ":1", "Two columns"),
+    ("data.csv", b"image,image,text,label\n", ":1", "given twice: image"),
     ("data.csv", b"image,text,label\npictures/red.png,y\n", ":2", "the line has 2 cells, the header has 3"),
     ("data.csv", b"image,text,label\npictures/red.png,\xff,1\n", ":2", "the line is not UTF-8"),
     ("data.csv", b'image,text,choices\npictures/red.png,x,"[1,"\n', ":2", "begins like JSON but is not"),
