@@ -3,7 +3,8 @@
 python -m benchmarks.release [CHECK ...]
 
 Checks take hours, so they may be run one at a time: `build/release` keeps the last record of each. The page shows the
-commit of each check, and only those of the commit to release count. Nothing is uploaded.
+commit of each check. A check counts if its commit ships the same files as the commit to release; `test`, which also
+holds pages and tests, only if it is that commit. Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = Path("build/release")
 PAGE = Path("docs/release.md")
 
+SHIPPED = ("advl_pipeline", "cli", "data", "pyproject.toml", "constraints.txt", "README.md")
+"""What the checks other than `test` depend on, beside their own code."""
+
 SOURCE = str(KEPT / "source")
 TOOLS = str(KEPT / "tools/bin/python")
 DISTRIBUTION = f"dist/advl_pipeline-{advl_pipeline.__version__}"
@@ -34,18 +38,22 @@ WHEEL = f"{DISTRIBUTION}-py3-none-any.whl"
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Commands that must all succeed; `shows` matches the lines of their output that are the result."""
+    """Commands that must all succeed; `shows` matches the lines of their output that are the result.
+
+    `reads_all` says that the result depends on every file of the checkout, not only on those that are shipped.
+    """
 
     what: str
     commands: tuple[tuple[str, ...], ...]
     shows: str
+    reads_all: bool = False
 
 
 def _of_wheel(mode: str) -> tuple[tuple[str, ...], ...]:
     return ((sys.executable, "tests/check_wheel.py", mode, "--wheel", WHEEL),)
 
 
-PASSED = r"\d+ passed.*"
+PASSED = r"(?:=+ )?\d+ passed.*"
 
 CHECKS: Mapping[str, Check] = {
     "build": Check(
@@ -64,7 +72,9 @@ CHECKS: Mapping[str, Check] = {
     "light": Check(what="the wheel alone", commands=_of_wheel("--light"), shows="light core.*"),
     "extras": Check(what="the wheel with each extra", commands=_of_wheel("--extras"), shows=r"\[.*"),
     "tutorial": Check(what="the tutorial, from the wheel", commands=_of_wheel("--tutorial"), shows="the tutorial.*"),
-    "test": Check(what="lint, types, tests, README's lines", commands=(("make", "test"),), shows=PASSED),
+    "test": Check(
+        what="lint, types, tests, README's lines", commands=(("make", "test"),), shows=PASSED, reads_all=True
+    ),
     "oldest": Check(what="the oldest libraries of models", commands=(("make", "oldest"),), shows=PASSED),
     "numerics": Check(
         what="numbers with each of torch's kernels", commands=(("make", "numerics"),), shows=f"ATEN.*|{PASSED}"
@@ -139,17 +149,35 @@ def kept_records(folder: Path) -> dict[str, Record]:
     }
 
 
-def checks_left(records: Mapping[str, Record], *, commit: str) -> list[str]:
-    """Return the checks that did not pass on a commit."""
+def commits_that_ship_as(commit: str, records: Mapping[str, Record]) -> set[str]:
+    """Return the commits of records that ship the same files as a commit."""
+    recorded = {record.commit for record in records.values()}
+    unlike = ["git", "diff", "--quiet", commit]
+    return {
+        one
+        for one in recorded
+        if not subprocess.run([*unlike, one, "--", *SHIPPED], cwd=ROOT, check=False).returncode
+    }
+
+
+def checks_left(records: Mapping[str, Record], *, commit: str, alike: Collection[str]) -> list[str]:
+    """Return the checks that did not pass on a commit; `alike` are the commits that ship the same files."""
     return [
-        name for name in CHECKS if not (name in records and records[name].passed and records[name].commit == commit)
+        name
+        for name, check in CHECKS.items()
+        if not (name in records and records[name].passed)
+        or (records[name].commit != commit and (check.reads_all or records[name].commit not in alike))
     ]
 
 
-def render_page(records: Mapping[str, Record], *, version: str, commit: str) -> str:
-    """Return the page: whether the version may be released, and the result and the commit of each check."""
-    verdict = f"All {len(CHECKS)} checks passed."
-    if left := checks_left(records, commit=commit):
+def render_page(records: Mapping[str, Record], *, version: str, commit: str, alike: Collection[str]) -> str:
+    """Return the page: whether the version may be released, and the result and the commit of each check.
+
+    Args:
+        alike: the commits that ship the same files.
+    """
+    verdict = f"All {len(CHECKS)} checks passed, on this commit or on one that ships the same files."
+    if left := checks_left(records, commit=commit, alike=alike):
         verdict = f"**Not to be released**: {len(left)} of {len(CHECKS)} checks did not pass on this commit."
     lines = [
         f"# Release {version}",
@@ -187,9 +215,10 @@ def main() -> int:
         outcome = record.result if record.passed else f"FAILED, see {KEPT / name}.log"
         print(f"{name}: {outcome} ({record.minutes:.1f} min)", flush=True)
         records = kept_records(folder)
-        page = render_page(records, version=advl_pipeline.__version__, commit=commit)
+        alike = commits_that_ship_as(commit, records)
+        page = render_page(records, version=advl_pipeline.__version__, commit=commit, alike=alike)
         (ROOT / PAGE).write_text(page, encoding="utf-8")
-    return 1 if checks_left(records, commit=commit) else 0
+    return 1 if checks_left(records, commit=commit, alike=alike) else 0
 
 
 if __name__ == "__main__":

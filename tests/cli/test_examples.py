@@ -78,6 +78,7 @@ NEEDS: Mapping[str, str] = {
     "mmstar/val": "the hub, and a run of a chat model; tests/evaluation/test_letters.py asks twins of sets so",
     "--data-root photographs": "photographs of others; test_photographs.py builds a corpus of small ones",
     "flickr-captions": "photographs of others; tests/datasets/test_people.py reads their files",
+    "captions-lowshot": "the same photographs",
     "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }
