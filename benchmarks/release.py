@@ -154,9 +154,9 @@ def commits_that_ship_as(commit: str, records: Mapping[str, Record]) -> set[str]
     recorded = {record.commit for record in records.values()}
     unlike = ["git", "diff", "--quiet", commit]
     return {
-        one
-        for one in recorded
-        if not subprocess.run([*unlike, one, "--", *SHIPPED], cwd=ROOT, check=False).returncode
+        other
+        for other in recorded
+        if not subprocess.run([*unlike, other, "--", *SHIPPED], cwd=ROOT, check=False).returncode
     }
 
 
