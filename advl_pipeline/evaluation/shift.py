@@ -36,7 +36,7 @@ from advl_pipeline.evaluation.statistics import (
     relative_percent,
     sign_flip_test,
 )
-from advl_pipeline.runs.evaluations import TRUE_PICTURE, read_evaluation
+from advl_pipeline.runs.evaluations import TRUE_PICTURE, evaluate_command, read_evaluation
 from advl_pipeline.runs.names import set_of
 from advl_pipeline.runs.results import read_config
 
@@ -74,7 +74,7 @@ def _items(run: Path, name: str) -> dict[str, Any]:
         raise ConfigError(
             f"The run was not scored on the set {name}.",
             where=str(run),
-            next_command=advise(["advl", "evaluate", str(run), "--on", name]),
+            next_command=evaluate_command(run, name),
         )
     by_metric: Any = evaluation.items[evaluation.items["condition"] == TRUE_PICTURE].groupby("metric", sort=False)
     return dict(iter(by_metric))

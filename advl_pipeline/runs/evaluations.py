@@ -26,12 +26,12 @@ import numpy.typing as npt
 from advl_pipeline.base.array_archives import arrays_digest, read_array_archive
 from advl_pipeline.base.atomic import replacing_file, write_text, writing
 from advl_pipeline.base.configuration import build_config, json_text, to_plain
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch, advise
+from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, advise
 from advl_pipeline.base.folders import LOCK
 from advl_pipeline.base.locations import read_regular
 from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.runs import names
-from advl_pipeline.runs.names import evaluation_file, files_of_evaluation, items_suffix
+from advl_pipeline.runs.names import evaluation_file, files_of_evaluation, items_suffix, set_of
 from advl_pipeline.runs.results import run_digest, say_on_trust, undamaged
 
 if TYPE_CHECKING:
@@ -270,6 +270,26 @@ def _arrays(items: Sequence[ItemScores], examples: Sequence[ExampleScores]) -> d
     return arrays
 
 
+def evaluate_command(run: Path, filed: str, document: EvaluationDocument | None = None) -> Advice:
+    """Return the command that repeats an evaluation, with the same sample and conditions of the pictures.
+
+    Args:
+        filed: the name of the set, see `filed_as`.
+        document: None if there is none, or a damaged one: all questions are scored then, in the default conditions.
+    """
+    test_set = set_of(filed)
+    way = filed.removeprefix(test_set).removeprefix("@")
+    words = ["advl", "evaluate", str(run), "--on", test_set]
+    if way:
+        words += ["--as", LETTERS] if way == LETTERS else ["--vqa-mode", way]
+    if document is not None and document.sample is not None:
+        words += ["--num-questions", str(document.sample.asked)]
+    if document is not None and way != LETTERS:
+        conditions = {name for by_condition in document.use_of_vision.values() for name in by_condition} or {"none"}
+        words += [word for name in sorted(conditions) for word in ("--probe", name)]
+    return advise(words)
+
+
 def read_document(run: Path, filed: str) -> EvaluationDocument | None:
     """Return the document of a run's evaluation; None if the run was not scored on the set.
 
@@ -280,7 +300,7 @@ def read_document(run: Path, filed: str) -> EvaluationDocument | None:
         ConfigError: it is damaged.
     """
     path = evaluation_file(run, filed, ".json")
-    return _document(path, advise(["advl", "evaluate", str(run), "--on", filed])) if path.exists() else None
+    return _document(path, evaluate_command(run, filed)) if path.exists() else None
 
 
 def read_documents(run: Path) -> dict[str, EvaluationDocument]:
@@ -294,11 +314,12 @@ def read_documents(run: Path) -> dict[str, EvaluationDocument]:
     """
     documents: dict[str, EvaluationDocument] = {}
     for path in sorted((run / names.EVALUATION).glob("*.json")):
-        document = _document(path, "delete it, then score the set again with advl evaluate")
+        usual_name = path.stem.replace("--", "/")
+        document = _document(path, evaluate_command(run, usual_name))
         test_sets = document.split, f"{document.dataset}/{document.split}"
         filed = [*test_sets, *(f"{name}@{way}" for name in test_sets for way in (document.vqa_mode, LETTERS))]
         name = next((name for name in filed if evaluation_file(run, name, ".json") == path), None)
-        documents[name or path.stem.replace("--", "/")] = document
+        documents[name or usual_name] = document
     return documents
 
 
@@ -366,10 +387,8 @@ def read_evaluation(run: Path, filed: str) -> Evaluation | None:
 
     parts: list[pd.DataFrame] = []
     path = evaluation_file(run, filed, ".json")
-    conditions = {name for by_condition in document.use_of_vision.values() for name in by_condition} or {"none"}
-    probes = [word for name in sorted(conditions) for word in ("--probe", name)]
-    # The same conditions of the pictures as before, or the report of a study would have other numbers.
-    again_by = advise(["advl", "evaluate", str(run), "--on", filed, *probes])
+    # The report of a study would have other numbers after any other command.
+    again_by = evaluate_command(run, filed, document)
     if names.is_finished(run) and not is_of_run(run, document):
         raise IdentityMismatch(
             "The evaluation is of another run.",

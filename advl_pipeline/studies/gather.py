@@ -22,7 +22,13 @@ from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.extraction.progress import extraction_seconds
 from advl_pipeline.runs import names
-from advl_pipeline.runs.evaluations import Evaluation, EvaluationDocument, TrivialScores, read_evaluation
+from advl_pipeline.runs.evaluations import (
+    Evaluation,
+    EvaluationDocument,
+    TrivialScores,
+    evaluate_command,
+    read_evaluation,
+)
 from advl_pipeline.runs.results import (
     read_caches,
     read_config,
@@ -267,11 +273,11 @@ def _items(plan: Plan, planned: PlannedRun, test_set: str, evaluation: Evaluatio
     items, stored = evaluation.items, set(evaluation.items["metric"])
     wanted = plan.study.setting(planned.setting).metrics
     if not plan.of_runs and (lacking := [metric for metric in wanted if metric not in stored]):
-        file = names.evaluation_file(planned.run, test_set, ".npz")
+        filed = planned.filed(test_set)
         raise ConfigError(
             f"A run has no item scores of {lacking[0]}.",
-            where=str(file),
-            next_command=advise(["advl", "evaluate", str(planned.run), "--on", test_set]),
+            where=str(names.evaluation_file(planned.run, filed, ".json")),
+            next_command=evaluate_command(planned.run, filed, evaluation.document),
         )
     if (count := planned.evaluate.num_questions) is not None:
         # Another study with the run may have requested more questions.

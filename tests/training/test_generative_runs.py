@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
+from commands import printed
 from fake_hub.server import served_models
 from interrupting import interrupted_at
 from peft import PeftModel
-from run_logs import forget_digests, load_json, metrics
+from run_logs import forget_digests, items_file, load_json, metrics
 from safetensors.torch import load_file, save
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
@@ -28,6 +31,7 @@ from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import load_finished
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.prepare import prepare_scoring
+from advl_pipeline.runs.evaluations import EvaluationDocument, read_documents, read_evaluation
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.build_model import base_dtype
@@ -251,6 +255,52 @@ def test_classes_and_answers_are_trained_scored_and_written(
         document = small_corpus.evaluate(run, on=("val",), protocol="letters")["val"]
         assert (document.metrics.keys(), document.vqa_mode) == ({"vqa"}, "2021")
         assert sum(part.num_items for part in document.by_answer_type.values()) == len(worded)
+
+
+@pytest.fixture(scope="module")
+def answering(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on VQA that can be scored in every way."""
+    run = tmp_path_factory.mktemp("runs") / "answering"
+    small_corpus.run(run, **{**PLAIN, "num_steps": 1, "dataset": "scenes-vqa", "task": ()})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("way", "filed"),
+    [
+        ("--num-questions 3 --probe removed --probe swapped", "val"),
+        ("--vqa-mode 2017 --probe none", "val@2017"),
+        ("--as letters --num-questions 3", "val@letters"),
+    ],
+)
+def test_the_command_advised_for_a_damaged_evaluation_repeats_its_numbers(
+    way: str, filed: str, answering: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed(capsys, "evaluate", answering, "--on", "val", *way.split())
+    before = read_evaluation(answering, filed)
+    assert before is not None
+    items_file(answering, filed).write_bytes(b"torn")
+    with pytest.raises(ConfigError, match="cannot be read") as refused:
+        read_evaluation(answering, filed)
+    printed(capsys, *shlex.split(refused.value.next_command)[1:])
+    after = read_evaluation(answering, filed)
+    assert after is not None
+    assert measured(after.document) == measured(before.document)
+    document = answering / "evaluation" / f"{filed}.json"
+    document.write_text("{torn")
+    with pytest.raises(ConfigError, match="is damaged") as refused:
+        read_documents(answering)
+    printed(capsys, *shlex.split(refused.value.next_command)[1:])
+    whole = read_evaluation(answering, filed)
+    assert whole is not None
+    assert (whole.document.protocol, whole.document.vqa_mode) == (before.document.protocol, before.document.vqa_mode)
+    if before.document.sample is None:
+        assert whole.document.metrics == before.document.metrics
+
+
+def measured(document: EvaluationDocument) -> EvaluationDocument:
+    """Return the document without how long the scoring took."""
+    return replace(document, seconds=0.0, milliseconds_per_item=0.0)
 
 
 def test_a_student_with_heads_generates_nothing(small_corpus: SmallCorpus, tmp_path: Path) -> None:
