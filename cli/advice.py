@@ -63,7 +63,7 @@ class Invocation:
         if advice.again is None:
             return line
         words = self._without(advice.left_out)
-        if advice.left_out and words == list(self.arguments):
+        if advice.left_out and not advice.again and words == list(self.arguments):
             return line  # The options are in a file.
         return f"{line}\n         {self.command([*words, *advice.again])}"
 

@@ -115,21 +115,27 @@ class FinishedRun:
                     rows = [self._logits(seen, task, is_choice, condition) for condition, seen in pairs]
                 yield from zip(*rows, strict=True)
 
-    def generated(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[str]:
-        """Yield the answer that the student generates for each example.
+    def require_generates(self, option: str) -> None:
+        """Refuse an option whose answers this run cannot generate.
+
+        Args:
+            option: as it is typed, such as "--as letters".
 
         Raises:
-            ConfigError: the student cannot generate answers, or the run hides pictures.
+            ConfigError: the student generates no text, or the run hides pictures.
         """
         if self.hides_picture:
-            raise ConfigError("A run without pictures generates no answers.", next_command=leave_out("--generate"))
+            what = f"{option} needs a student that sees pictures, and this run hid them."
+        elif not isinstance(self.student, Generates):
+            what = f"{option} needs a student that generates text, and {self.student.name} does not."
+        else:
+            return
+        raise ConfigError(what, where=option, next_command=leave_out(option.partition(" ")[0]))
+
+    def generated(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[str]:
+        """Yield the answer that the student generates for each example; `require_generates` says whether it can."""
         student = self.student
-        if not isinstance(student, Generates):
-            raise ConfigError(
-                f"{student.name} generates no text.",
-                why="it scores the answers that it was trained on",
-                next_command=leave_out("--generate"),
-            )
+        assert isinstance(student, Generates)
         parts = _same_task_batches(examples, batch_size)
         with Prefetcher(lambda: in_order(student.collate, parts, num_workers=self.num_workers)) as batches:
             for batch in batches:

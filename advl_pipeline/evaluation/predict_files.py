@@ -125,6 +125,8 @@ def run_predict(prepared: PreparedScoring[PredictConfig]) -> PredictResult:
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
     finished = load_finished(config.run, config, trained_on=trained_on)
+    if config.generate:
+        finished.require_generates("--generate")
     # A run trained on other tasks answers all of them with the shared heads.
     learned = tuple(task for task in tasks if task in trained_on["task"])
     dataset = open_as_trained(config, finished, trained_on, spec, split, every_answer=is_vcr, tasks=learned)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from advl_pipeline.base.compute import resolved
-from advl_pipeline.base.errors import ConfigError, DatasetError, leave_out
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
@@ -48,7 +48,7 @@ from advl_pipeline.runs.evaluations import (
     write_evaluation,
 )
 from advl_pipeline.runs.results import run_digest
-from advl_pipeline.students.abilities import Generates, caveats_of
+from advl_pipeline.students.abilities import caveats_of
 
 _REPLACED: tuple[Condition, ...] = ("swapped", "blanked", "removed")
 
@@ -78,12 +78,8 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
         config = resolved(prepared.config)
         trained_on = prepared.trained_on
         finished = load_finished(config.run, config, trained_on=trained_on)
-        if config.protocol == LETTERS and not isinstance(finished.student, Generates):
-            raise ConfigError(
-                f"--as letters needs a student that generates text, and {finished.student.name} does not.",
-                where=str(config.run),
-                next_command=leave_out("--as"),
-            )
+        if config.protocol == LETTERS:
+            finished.require_generates("--as letters")
         # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
         needs_head = config.protocol != LETTERS
         prior, caveats = _question_prior(prepared, finished) if needs_head else (None, [])

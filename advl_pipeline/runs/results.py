@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advl_pipeline.base.errors import ConfigError, advise, again
+from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.base.folders import near_folder
 from advl_pipeline.base.locations import read_regular
 from advl_pipeline.cache.identity import digest
@@ -159,11 +159,10 @@ def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
         ConfigError: a line of metrics.jsonl is damaged.
     """
     path = run / names.METRICS
-    instead = again("start over by the same command with --no-resume", "--no-resume")
     records: list[dict[str, Any]] = []
     lines = read_regular(path).split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines[:-1] if before is not None or not lines[-1] else lines, start=1):
-        with undamaged("A logged step is damaged.", f"{path}, line {number}", instead):
+        with undamaged("A logged step is damaged.", f"{path}, line {number}", _ANEW):
             record = json.loads(line)
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
                 raise ValueError("it is no object with the number of a step")

@@ -36,7 +36,7 @@ _MADE_BY_TRAINING = (
 _MADE_OF_THE_RUN = (names.PROCESSOR, names.EVALUATION, names.PREDICTIONS)
 """Folders of the former run, removed with it."""
 
-_ELSEWHERE = "choose another --output, or pass --no-resume to start over in this one"
+_ELSEWHERE = "choose another --output, or delete the run folder to start over in it"
 _LENGTHS = {"options.num_steps", "options.epochs"}
 """Options that differ between two runs if one is only longer than the other."""
 

@@ -114,7 +114,7 @@ class PictureReader:
                 "The picture cannot be cut into patches.",
                 where=str(unit.path),
                 why=str(error).split("\n", maxsplit=1)[0],
-                next_command="--on-error skip, or crop the picture",
+                next_command="crop the picture, or remove its rows",
             ) from None
         ((replaced,),) = read["text_replacement_offsets"]
         text: str = replaced["replacement"]
@@ -143,7 +143,7 @@ class PictureReader:
         raise ConfigError(
             f"A picture becomes {rows} x {columns} tiles; the model has tokens for at most {most} x {most}.",
             where=str(unit.path),
-            next_command=f"--student-option longest_edge={edge}",
+            next_command=f"train with --student-option longest_edge={edge}",
         )
 
     def _places(

@@ -138,10 +138,10 @@ def _misfit(processor: Any, model: Any, num_rows: int, facts: FamilyFacts) -> st
 def smaller_pictures(pictures: Any) -> str:
     """Describe the option that gives a picture fewer tokens."""
     if GRID in pictures.model_input_names:
-        return "max_pixels=262144 gives a picture fewer tokens"
+        return "max_pixels=262144, which gives a picture fewer tokens"
     if hasattr(pictures, "do_image_splitting"):
-        return "image_splitting=false gives a picture fewer tokens"
-    return "instruction=... with fewer words; this model's pictures have one size"
+        return "image_splitting=false, which gives a picture fewer tokens"
+    return "instruction=... of fewer words, since this model's pictures have one size"
 
 
 MAX_SPLITS = 6

@@ -385,7 +385,7 @@ class GenerativeStudent(Student[ChatBatch]):
         if num_tokens > most:
             raise DatasetError(
                 f"A picture and its text have {num_tokens} tokens; {self.name} has {most} positions.",
-                next_command=f"--student-option {smaller_pictures(self.processor.image_processor)}",
+                next_command=f"train with --student-option {smaller_pictures(self.processor.image_processor)}",
             )
 
     def _pass(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from typing_extensions import TypeVar
 
-from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.base.tensors import moved
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.presets import published_presets
@@ -95,7 +95,11 @@ class StudentBatch:
             raise ConfigError(
                 f"{type(self).__name__} does not say where its pictures are, so they cannot be blanked.",
                 why="its class sets no picture_field",
-                next_command="add --probe swapped --probe removed",
+                next_command=advise(
+                    note="score the other conditions",
+                    again=("--probe", "swapped", "--probe", "removed"),
+                    left_out=("--probe",),
+                ),
             )
         content = torch.full_like(getattr(self, self.picture_field), self.blank_value)
         return replace(self, **{self.picture_field: content})  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def lay_out_runs(*named: Path) -> Plan:
         raise ConfigError(
             f"Of {len(folders)} runs here none is both finished and scored on a test set.",
             where=", ".join(map(str, named)),
-            next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
+            next_command=advise(["advl", "evaluate", str(next(iter(documents), folders[0]))]),
         )
     planned_runs = [_planned_run(path, stored, folder, is_one=len(runs) == 1) for path, stored in runs.items()]
     settings = _settings(planned_runs)

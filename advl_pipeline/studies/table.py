@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.evaluation.statistics import (
     Contribution,
     FloatArray,
@@ -181,7 +181,5 @@ def _require_same_items(values: pd.DataFrame, reference: pd.DataFrame, runs: pd.
     raise ConfigError(
         f"Two runs were scored on different items of {run['test_set']}, such as {odd[0]!r}.",
         where=f"{reference['run'].iloc[0]} and {run['run']}",
-        next_command=advise(
-            ["advl", "evaluate", "RUN", "--on", run["test_set"]], note="score both on the same files"
-        ),
+        next_command=f"evaluate both runs on the same files of {run['test_set']}, with the same --num-questions",
     )

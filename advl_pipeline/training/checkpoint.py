@@ -20,10 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from advl_pipeline.base.errors import (
-    CorruptCache,
-    again,
-)
+from advl_pipeline.base.errors import CorruptCache, advise
 from advl_pipeline.base.tensors import parameter_digest, save_tensors
 from advl_pipeline.runs.results import STAGE_KEY
 from advl_pipeline.students.heads import under_present_names
@@ -129,7 +126,7 @@ def _damaged(path: Path, why: str) -> CorruptCache:
         "The checkpoint is damaged.",
         where=str(path),
         why=why,
-        next_command=again("start over by the same command with --no-resume", "--no-resume"),
+        next_command=advise(["rm", str(path)], note="the run starts over", again=()),
     )
 
 

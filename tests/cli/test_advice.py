@@ -162,8 +162,12 @@ def test_the_users_command_is_told_with_and_without_the_words_that_are_advised(
         message = complaint(capsys, *before, *options, *after)[1]
         assert "next:  leave out --seed and --resume" in message
         assert advised(message) == ["advl", *before, *after]
-    # A file has them.
+    # A file has them, and a value on the command line replaces one of a file.
     assert complaint(capsys, *before, *after)[1].rstrip().endswith("leave out --seed and --resume")
+    another = advise(note="draw again", again=["--seed", "3"], left_out=["--seed"])
+    fail(ConfigError("It cannot be done.", next_command=another))
+    for options in ([], ["--seed", "7"]):
+        assert advised(complaint(capsys, *before, *options, *after)[1]) == ["advl", *before, *after, "--seed", "3"]
 
 
 @pytest.mark.parametrize(

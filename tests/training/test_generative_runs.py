@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from closeness import assert_near
-from commands import printed
+from commands import complaint, printed
 from fake_hub.server import served_models
 from interrupting import interrupted_at
 from peft import PeftModel
@@ -303,15 +303,29 @@ def measured(document: EvaluationDocument) -> EvaluationDocument:
     return replace(document, seconds=0.0, milliseconds_per_item=0.0)
 
 
-def test_a_student_with_heads_generates_nothing(small_corpus: SmallCorpus, tmp_path: Path) -> None:
-    options = {**PLAIN, "student": "vilt-tiny", "dataset": "scenes-vqa", "task": (), "num_steps": 1}
-    small_corpus.run(tmp_path / "run", **options)
-    with pytest.raises(ConfigError, match="generates no text"):
-        run_predict(
-            prepare_scoring(
-                PredictConfig(run=tmp_path / "run", on="val", data_root=small_corpus.data_root, generate=True)
-            )
-        )
+@pytest.mark.parametrize(
+    ("changes", "asked", "said"),
+    [
+        ({"student": "vilt-tiny"}, "predict --generate", "--generate needs a student that generates text"),
+        ({"hide_picture": True}, "evaluate --as letters", "--as letters needs a student that sees pictures"),
+    ],
+)
+def test_a_run_that_cannot_generate_is_refused_with_the_same_command_without_the_option(
+    changes: dict[str, Any],
+    asked: str,
+    said: str,
+    small_corpus: SmallCorpus,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = small_corpus.run(
+        tmp_path / "run", **PLAIN | {"dataset": "scenes-vqa", "task": (), "num_steps": 1} | changes
+    ).output
+    command, *option = asked.split()
+    code, message = complaint(capsys, command, run, "--on", "val", *option)
+    assert (code, said in message) == (2, True), message
+    assert shlex.split(message.splitlines()[-1]) == ["advl", command, str(run), "--on", "val"]
+    assert [path.name for path in run.iterdir() if path.name in ("evaluation", "predictions")] == []
 
 
 def test_teachers_grids_are_laid_over_tiles(small_corpus: SmallCorpus, tmp_path: Path) -> None:

@@ -237,8 +237,10 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_the_advice_sta
         assert code == 4, stderr
         assert names.CHECKPOINT in stderr
         assert tree_bytes(run) == before
-    advised = stderr.splitlines()[-1]
-    assert advl(capsys, *shlex.split(advised)[1:])[0] == 0
+    *_, removing, command = stderr.splitlines()
+    assert f"next:  rm {run / names.CHECKPOINT}   (" in removing
+    (run / names.CHECKPOINT).unlink()
+    assert advl(capsys, *shlex.split(command)[1:])[0] == 0
     assert [record["step"] for record in read_log(run)] == [0, 1, 2, 3]
 
 
@@ -268,6 +270,7 @@ def test_others_may_read_what_a_run_wrote_as_the_umask_says_and_damage_is_named_
         code, stderr = advl(capsys, *asked)
         assert code == expected, stderr
         assert str(run / name) in stderr
+        assert "--no-resume" not in stderr.splitlines()[-1], "only one of these commands has it"
         (run / name).write_bytes(before)
 
 
