@@ -11,7 +11,7 @@ Pathway = Literal["both", "vision", "text"]
 AdaptObjective = Literal["contrastive", "distil-only"]
 Selection = Literal["adaptive", "prior", "random", "all"]
 Projector = Literal["linear", "mlp"]
-Weighting = Literal["ratio", "uniform", "oracle"]
+Weighting = Literal["ratio", "uniform"]
 VisionTarget = Literal["image", "regions", "both"]
 """The resolved distillation target of a vision teacher."""
 
@@ -66,8 +66,7 @@ class DistillationOptions(Configuration):
     )
     weighting: Weighting | None = rare_option(
         None,
-        help="Adaptive Confidence-based Weighting: the weight of an instance. oracle is a control for studies that "
-        "reads labels: 1 if the bridge is correct, else 0, in both stages.",
+        help="Adaptive Confidence-based Weighting: the weight of an instance.",
         needs=("teachers",),
     )
     weight_shuffle: bool = rare_option(
@@ -75,11 +74,6 @@ class DistillationOptions(Configuration):
         help="Control: permute the weights within the batch.",
         needs=("teachers", "weights", "confidence"),
     )
-
-    @property
-    def reads_labels(self) -> bool:
-        """Whether the weights are an oracle's: a control, because labels determine them."""
-        return self.weighting == "oracle"
 
 
 ADAPT_STEPS: Final = 400

@@ -40,8 +40,8 @@ def pathway_weights(
 ) -> torch.Tensor:
     """Return (B,) instance weights of a pathway in [0, WEIGHT_MAX], without gradient.
 
-    `ratio` is c_T / c_S, `uniform` is 1, and `oracle` is c_T, here determined by labels. A joint confidence serves
-    both pathways. Without any confidence the weights are uniform.
+    `ratio` is c_T / c_S, and `uniform` is 1. A joint confidence serves both pathways. Without any confidence the
+    weights are uniform.
 
     Args:
         student_B: c_S, the student's probability of the ground truth.
@@ -51,9 +51,7 @@ def pathway_weights(
     if teacher_B is None or settings.weighting == "uniform":
         weights_B = torch.ones_like(student_B)
     else:
-        # An oracle's confidence is the weight itself, determined by labels.
-        student_B = student_B.detach() + EPSILON
-        weights_B = teacher_B / student_B if settings.weighting == "ratio" else teacher_B
+        weights_B = teacher_B / (student_B.detach() + EPSILON)
     weights_B = weights_B.detach().clamp(max=WEIGHT_MAX)
     if settings.weight_shuffle:
         # A cyclic shift: no instance keeps its own weight.

@@ -41,7 +41,7 @@ def execute_run(planned: PlannedRun) -> None:
                 next_command=again("run the same command again: its runs then follow the current recipe"),
             )
         (planned.run / names.RESULT).unlink(missing_ok=True)
-        prepared = prepare_finetune(planned.finetune, is_control=planned.is_control, scores_val=False, may_idle=True)
+        prepared = prepare_finetune(planned.finetune, scores_val=False, may_idle=True)
         run_finetune(prepared)
         # Scores of a student that was trained on another machine may not be those of this one.
         missing = missing_test_sets(planned)

@@ -88,7 +88,6 @@ class PlannedRun:
     run_name: str
     """The run folder, relative to the folder that contains all runs of a result."""
     keeps_student: bool = False
-    is_control: bool = False
     recipe_digest: str | None = None
     """Digest of the recipe file whose numbers enter the id; None if no file is given."""
 
@@ -151,18 +150,12 @@ def build_plan(
     grid: list[PlannedRun] = []
     needs: dict[Path, ExtractConfig] = {}
     for seed, setting, shots, method in itertools.product(study.seeds, study.settings, study.shots, study.methods):
-        variant, teachers = study.variant(method), _teachers(study, setting, method)
+        teachers = _teachers(study, setting, method)
         decided = {"shots": shots, "seed": seed, "data_root": data_root, "output": runs}
         config = _run_config(study, setting, method, decided)
         extractions = _extractions(study, config, teachers, caches)
         needs |= extractions
         config = replace(config, cache=tuple(extractions))
-        if config.distill.reads_labels and variant.role != "control":
-            raise ConfigError(
-                f"{method} weighs by labels (--weighting oracle) and is not marked as a control.",
-                where=study.source,
-                next_command=f'role = "control" under [variants.{method}]',
-            )
         options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
         if (content := dataset_digests.get(trained_on(config))) is not None:
             options["dataset_digest"] = content
@@ -187,7 +180,6 @@ def build_plan(
                 ),
                 run_name=f"{runs.name}/{run_id}",
                 keeps_student=study.keep_weights,
-                is_control=variant.role == "control",
                 recipe_digest=file_digest(config.optimisation.recipe),
             )
         )
@@ -383,6 +375,8 @@ def read_study_folder(folder: Path) -> Plan:
         document = _under_present_names(document)
         for setting in document["study"]["settings"]:
             setting.pop("metrics", None)  # Written by an earlier version; the tasks determine them.
+        for run in document["runs"]:
+            run.pop("is_control", None)  # Written by an earlier version, for weights by labels.
         plan = build_config(Plan, document, where=str(path))
     except (ConfigError, TypeError, KeyError, AttributeError) as error:
         words = shlex.split(str(document.get("command", ""))) or ["advl", "study", "NAME", "--output", str(folder)]

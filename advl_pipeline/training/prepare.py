@@ -12,7 +12,6 @@ from typing import Any
 
 from advl_pipeline.base.compute import num_processes
 from advl_pipeline.base.configuration import require_effect
-from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.cache.reader import TeacherCache
@@ -68,7 +67,6 @@ def prepare_finetune(
     config: FinetuneConfig,
     dataset: DatasetSpec | None = None,
     *,
-    is_control: bool = False,
     scores_val: bool = True,
     may_idle: bool = False,
 ) -> PreparedFinetune:
@@ -76,7 +74,6 @@ def prepare_finetune(
 
     Args:
         dataset: that of the configuration; None to find it.
-        is_control: the run is a control of a study, which may read labels that a method may not.
         scores_val: score `val` during training; a study scores its runs after training.
         may_idle: allow options without effect: a study gives its options to all of its methods.
 
@@ -86,12 +83,6 @@ def prepare_finetune(
         IdentityMismatch: a cache belongs to another dataset, split or setting, or the folder to another run.
         DatasetError, CorruptCache, WeightsUnavailable: as their names say.
     """
-    if config.distill.reads_labels and not is_control:
-        raise ConfigError(
-            "Weights by labels are a control of studies, not a method.",
-            where="--weighting oracle",
-            next_command="put advl-oracle among the methods of a study, or give --weighting ratio",
-        )
     method = resolve_method(config)
     trackers_named(config.log_with)
     require_student(config.student)

@@ -433,7 +433,7 @@ def _batch_maker(opened: _Opened, stage: Stage) -> Callable[[range], Iterator[Se
         dataset, indices = inputs.adapt_dataset, inputs.adapt
         arguments |= {
             "order": order_inputs(run, inputs, rank=accelerator.process_index),
-            "labelled": run.method.settings.reads_labels,
+            "labelled": False,
             # The adapt stage may use more inputs than there are labels.
             "labelled_ids": frozenset(ids[position] for position in inputs.labelled),
             "other_ids": inputs.other_ids,

@@ -79,7 +79,7 @@ class LossTerms:
         self,
         pathway: str,
         losses_B: Mapping[str, torch.Tensor],
-        weights_B: torch.Tensor | None,
+        weights_B: torch.Tensor | None = None,
         *,
         strength: float | None = None,
     ) -> None:
@@ -169,31 +169,24 @@ class FinetuneModel(nn.Module):
         if self.references:
             assert signal is not None
             reference, known = self._as_pretrained(batch, signal)
-        # vision, text = mean_B(d_p); with oracle weights mean_B(w_p d_p)
+        # vision, text = mean_B(d_p)
         if signal is not None:
             pathways, _ = self.distillation_terms(batch, signal, step, apart=apart, known=known)
             for name, losses_B in pathways.items():
-                weights_B = None
-                if settings.reads_labels:
-                    confidence_B = torch.ones_like(next(iter(losses_B.values())))
-                    weights_B = pathway_weights(settings, signal, name, confidence_B, generator=step.generator)
-                terms.add_pathway(name, losses_B, weights_B)
+                terms.add_pathway(name, losses_B)
         # drift = mean |h - h_0|^2 / var(h_0), for the pretrained states h_0 that the step is to preserve
         if reference is not None:
             assert apart is not None
             assert signal is not None
             assert known is not None
             terms.add("drift", self._drift(batch, signal, step, apart, reference, known), settings.anchor_weight)
-        # answers = mean_B(w_text a), a = -sum_c b_c log softmax_c(s_c), with the bridge's shares b_c and the
-        # student's candidate scores s_c: a head's logits or, for answers in words, their likelihood per token
+        # answers = mean_B(-sum_c b_c log softmax_c(s_c)), with the bridge's shares b_c and the student's candidate
+        # scores s_c: a head's logits or, for answers in words, their likelihood per token
         if self.answers:
             scored = self._score(batch, self.encode(batch.student, need_relevance=False))
             share_BC = pad_sequence([self.answers[name] for name in batch.example_ids], batch_first=True)
             log_share_BC = scored.logits.log_softmax(1).masked_fill(share_BC == 0, 0.0)
-            loss_B = -(share_BC * log_share_BC).sum(1)
-            if "text" in terms.weights:
-                loss_B = terms.weights["text"] * loss_B
-            terms.add("answers", loss_B.mean(), settings.answer_weight)
+            terms.add("answers", -(share_BC * log_share_BC).sum(1).mean(), settings.answer_weight)
         return terms
 
     def _finetune(self, batch: TrainingBatch, step: StepConditions, perturbation: Perturbation | None) -> LossTerms:

@@ -39,7 +39,6 @@ def test_every_rule_is_its_formula_bounded(teacher: list[float], student: float)
     rules = {
         "ratio": [min(WEIGHT_MAX, t / (student + EPSILON)) for t in teacher],
         "uniform": [1.0 for _ in teacher],
-        "oracle": teacher,
     }
     for kind, expected in rules.items():
         assert weights(kind, c_t, c_s).tolist() == pytest.approx(expected)

@@ -48,10 +48,8 @@ class Machine:
         (planned,) = build_plan(self.plan, runs=run.parent, dataset_digests=digests).runs
         return planned
 
-    def prepare_finetune(
-        self, config: FinetuneConfig, *, is_control: bool, scores_val: bool, may_idle: bool
-    ) -> FinetuneConfig:
-        assert (is_control, scores_val, may_idle) == (False, False, True)
+    def prepare_finetune(self, config: FinetuneConfig, *, scores_val: bool, may_idle: bool) -> FinetuneConfig:
+        assert (scores_val, may_idle) == (False, True)
         return config
 
     def prepare_scoring(self, config: EvaluateConfig, *, may_idle: bool) -> EvaluateConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,11 @@ from real_processes import start
 from run_logs import load_json, losses, metrics
 from small_corpus import SmallCorpus, signals_of, train
 
-from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation import distiller, relational
 from advl_pipeline.distillation.relational import TEMPERATURE, Landmarks
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.studies.config import parse_study
-from advl_pipeline.studies.plan import build_plan
 from advl_pipeline.training.landmarks import bridge, readout
 from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.landmarks.naming import NameQuestion, NamingGate, naming_gate
@@ -280,76 +276,6 @@ def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
     open_run(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, adapt_steps=1))
     # Of sixteen labelled questions each is looked at, of the inputs the four of one step.
     assert asked == [16, 4]
-
-
-def test_a_study_marks_it_as_a_control(tmp_path: Path) -> None:
-    raw = {
-        "name": "s",
-        "dataset": "scenes-vcr",
-        "tasks": ["vcr-q2a"],
-        "student": "scenes-small",
-        "test_sets": ["val"],
-    }
-    raw |= {"teachers": ["minilm-l6"], "methods": ["plain", "by-labels"], "shots": [8], "seeds": [0]}
-
-    def plan(role: str) -> None:
-        variant = {"method": "advl", "role": role, "weighting": "oracle"}
-        build_plan(parse_study(raw | {"variants": {"by-labels": variant}}, where="s"), runs=tmp_path)
-
-    plan("control")
-    with pytest.raises(ConfigError, match="by-labels weighs by labels") as refused:
-        plan("method")
-    assert "control" in refused.value.next_command
-
-
-def test_weights_are_one_where_the_bridge_is_right_by_the_label(
-    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: dict[str, float] = {}
-    right: dict[str, bool] = {}
-    measure = confidences.oracle
-
-    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any) -> Any:
-        weights = measure(start, landmarks, dataset, positions)
-        shares = bridge_answers(start, landmarks, dataset, positions)
-        for position in positions:
-            example = dataset[position]
-            share_C = shares[example.example_id]
-            right[example.example_id] = torch.nonzero(share_C == share_C.max())[:, 0].tolist() == [example.label]
-        measured.update(weights)
-        return weights
-
-    monkeypatch.setattr(confidences, "oracle", keep)
-    options = {"known_words": known, "answer_weight": 1.0, "num_steps": 1}
-    train(small_corpus.config(tmp_path / "run", weighting="oracle", **options), is_control=True)
-    assert {name: weight == 1.0 for name, weight in measured.items()} == right
-    assert 0 < sum(measured.values()) < len(measured)
-    logged = losses(tmp_path / "run")
-    assert {record["phase"] for record in logged if "weights/text" in record} == {"adapt", "finetune"}
-    # Each of the four examples of a step weighs 1 or nothing.
-    assert all(4 * record["weights/text"]["mean"] in range(5) for record in logged)
-    assert all(record["weights/vision"]["mean"] == 1.0 for record in logged)
-    plain = tmp_path / "uniform"
-    small_corpus.run(plain, weighting="uniform", **options)
-    assert [record["weighted/answers"] for record in losses(plain)[:2]] != [
-        record["weighted/answers"] for record in logged[:2]
-    ]
-
-
-def test_inputs_without_labels_or_without_a_bridge_are_refused(
-    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = small_corpus.dataset().example_ids[0]
-    alter_examples(
-        monkeypatch, lambda example: replace(example, label=None) if example.example_id == first else example
-    )
-    options = {"weighting": "oracle", "adapt_steps": 8, "shots": 8}
-    with pytest.raises(ConfigError, match="no bridge") as refused:
-        train(small_corpus.config(tmp_path / "run", **options), is_control=True)
-    assert refused.value.where == "--weighting oracle"
-    with pytest.raises(ConfigError, match="needs the label of every input") as refused:
-        train(small_corpus.config(tmp_path / "run", known_words=known, **options), is_control=True)
-    assert "1 have none" in str(refused.value.why)
 
 
 def test_known_words_are_landmarks_and_are_not_distilled(

@@ -46,7 +46,6 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({**ANSWERS, "stages": "one"}, ("no adapt stage",)),
     ({**ANSWERS, "method": "plain-two-step", "cache": ()}, ("plain-two-step has no teacher",)),
     ({**ANSWERS, "hide_picture": True, "pathway": "text", "selection": "prior"}, ("names what the picture shows",)),
-    ({**RECORD, "weighting": "oracle"}, ("control of studies", "--weighting oracle")),
     (OWN_ANSWERS, ("no bridge", "--answers-of student")),
     ({"teacher_control": "own-tokens", "pathway": "text"}, ("none is distilled", "--pathway text")),
     ({"teacher_control": "own-tokens", "cache": (TEXT,)}, ("no cache is of a vision teacher",)),

@@ -152,32 +152,6 @@ def bridge_confidence(
     return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
 
 
-def oracle(
-    start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]
-) -> dict[str, float]:
-    """Return example id -> 1 if the bridge is right by the label, else 0: weights that no method can have.
-
-    Their gain is an upper bound for weights by confidence.
-
-    Args:
-        positions: as for `bridge_answers`.
-
-    Raises:
-        ConfigError: there is no bridge, or an item has no label.
-    """
-    _require_bridge(landmarks, dataset, "--weighting oracle")
-    if unlabelled := [position for position in positions if dataset[position].label is None]:
-        raise ConfigError(
-            "--weighting oracle needs the label of every input of the adapt stage.",
-            where="--weighting oracle",
-            why=f"{len(unlabelled)} have none, the first is {dataset[unlabelled[0]].example_id}",
-            next_command="--adapt-on inputs, or subset, of a split with labels",
-        )
-    confidence = bridge_confidence(start, landmarks, dataset, positions)
-    ids = [dataset[position].example_id for position in positions]
-    return dict(zip(ids, (confidence.outranked_N == 1).astype(float).tolist(), strict=True))
-
-
 @torch.no_grad()
 def bridge_answers(
     start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset, positions: Sequence[int]

@@ -20,10 +20,9 @@ from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.distillation.relational import Landmarks
-from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.inputs import Inputs
-from advl_pipeline.training.landmarks.bridge import bridge_confidence, oracle
+from advl_pipeline.training.landmarks.bridge import bridge_confidence
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.targets import student_confidence
@@ -51,10 +50,6 @@ def find_confidences(
         ConfigError: these teachers or tasks do not support the estimator.
     """
     config = run.config
-    if run.method.settings.reads_labels:
-        visited = inputs_visited(run, inputs)
-        known = sorted({*inputs.labelled, *visited})
-        return {}, {"text": oracle(start, landmarks, inputs.adapt_dataset, known)}
     if run.method.settings.weighting == "uniform" or config.confidence == "none":
         return {}, {}
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
