@@ -143,7 +143,7 @@ OWN_ROWS: dict[str, tuple[Callable[..., dict[str, Any]], Changes]] = {
             ({"question": ""}, "field 'question' is ''"),
             ({"image": None}, "field 'image' is missing"),
             ({"image": "../outside.png"}, "leaves the pictures' folder"),
-            ({"image": "/etc/x.png"}, "leaves the pictures' folder"),
+            ({"image": "/etc/x.png"}, "a name below it (your own data may hold a link to a folder elsewhere)"),
             ({"image": "/9j/4AAQ" * 9_000}, "it has 72,000 characters, as base64 has"),
             *(({name: "x/" * 9_000}, "x/x/") for name in ("split", "label")),
             ({"image": "pictures/pink.png"}, "pictures/pink.png is missing"),

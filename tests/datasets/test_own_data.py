@@ -33,6 +33,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.own import data as data_of_rows
 from advl_pipeline.datasets.own.data import rows_dataset
+from advl_pipeline.datasets.pictures import read_picture
 from advl_pipeline.datasets.records import compose, parse_tagged
 from advl_pipeline.datasets.registry import find_dataset, open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label, is_location, set_name
@@ -50,6 +51,15 @@ def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path
     write_pictures(tmp_path / "elsewhere" / "pictures")
     dataset = open_dataset(data, split="train", data_root=tmp_path / "elsewhere")
     assert dataset[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
+
+
+def test_pictures_elsewhere_are_read_through_a_link_next_to_the_rows(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "pictures").symlink_to(tmp_path / "photos")
+    data = str(write_json_lines(tmp_path / "rows" / "true.jsonl", rows_of(class_row)))
+    example = open_dataset(data, split="train")[0]
+    assert read_picture(example.image).size == (64, 48)
 
 
 def test_rows_of_many_chunks_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

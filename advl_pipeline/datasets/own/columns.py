@@ -388,6 +388,7 @@ def _image(value: Any) -> str | bytes | Held:
         raise unlike("image", value, f"the file name of a picture; it has {len(value):,} characters, as base64 has")
     if not is_safe_name(value):
         raise Malformed(
-            f"field 'image' is {shown(value)}, which leaves the pictures' folder; expected a name below it"
+            f"field 'image' is {shown(value)}, which leaves the pictures' folder; expected a name below it "
+            "(your own data may hold a link to a folder elsewhere)"
         )
     return value
