@@ -192,7 +192,8 @@ def render_page(records: Mapping[str, Record], *, version: str, commit: str, ali
         cells = ["not run", "", "", "", ""]
         if record is not None:
             outcome = "passed" if record.passed else "**failed**"
-            result = record.result.replace("|", "\\|")
+            # pytest rules its last line off with equals signs.
+            result = re.sub(" ?={3,} ?", "", record.result).replace("|", "\\|")
             cells = [outcome, result, record.commit[:12], f"{record.minutes:.0f}", record.machine]
         lines.append("| " + " | ".join([name, check.what, *cells]) + " |")
     return "\n".join(lines) + "\n"

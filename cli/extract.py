@@ -39,7 +39,7 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(prepared)
-    complete = result.cache if config.confidence != "none" and dataset.line else None
+    complete = result.cache if config.estimates_confidences and dataset.line else None
     gates: Gates | None = None
     if complete is not None and result.encoded_units:
         from advl_pipeline.readout.gate import gate_by_default

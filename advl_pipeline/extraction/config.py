@@ -162,6 +162,11 @@ class ExtractConfig(DataRootOptions, ComputeConfig):
         return _USUAL_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
+    def estimates_confidences(self) -> bool:
+        """Whether confidences are estimated once the cache is complete."""
+        return self.confidence != "none"
+
+    @property
     def stored_dtype(self) -> StoredDtype:
         """Dtype of stored token features; pixels are not converted."""
         return "uint8" if self.teacher.startswith(PICTURES) else self.dtype

@@ -81,7 +81,7 @@ def _require_effect(config: ExtractConfig, dataset: DatasetSpec) -> None:
         ("pictures", reads_pictures, "no picture is read"),
         ("a grid", config.image_tokens not in ("boxes", "none"), "no grid is stored"),
         ("a repository of the hub", names_commit, unversioned),
-        ("confidences", config.confidence != "none", "no confidence is estimated"),
+        ("confidences", config.estimates_confidences, "no confidence is estimated"),
         ("ray", config.engine == "ray", "--engine is not ray"),
     )
     of_data = facts_of_data(dataset.tasks)

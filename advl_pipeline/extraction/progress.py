@@ -21,7 +21,7 @@ from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.base.folders import may_note
 from advl_pipeline.cache.store import journal_path
 
-Stage = Literal["read", "encode", "write"]
+PipelineStage = Literal["read", "encode", "write"]
 
 _SECONDS_BETWEEN_SHARES = 1.0
 _SECONDS_BETWEEN_BARS = 0.5
@@ -51,8 +51,8 @@ class Progress:
         self.close = self._bar.close
 
     @contextmanager
-    def stage(self, stage: Stage) -> Iterator[None]:
-        """Add the time of the block to a stage."""
+    def stage(self, stage: PipelineStage) -> Iterator[None]:
+        """Add the time of the block to a stage of the pipeline."""
         begin = time.perf_counter()
         try:
             yield

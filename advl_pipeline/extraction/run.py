@@ -164,7 +164,7 @@ def open_teacher_for(config: ExtractConfig, dataset: Selection) -> Teacher:
 
     Class names are read before encoding: VQA's come from another split's files, which may be missing.
     """
-    if config.confidence != "none":
+    if config.estimates_confidences:
         require_class_names(dataset)
     return open_teacher(
         config.teacher,
@@ -252,7 +252,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     plan = plan_sources(config, sources, max_file_bytes=store.max_file_bytes, at_most=FORECAST_TEXTS)
     estimates = estimates_of(plan, measured_seconds(config, sources, plan))
     result = forecast_result(config, estimates, dataset)
-    confidence_seconds = _forecast_confidences(config, sources, dataset) if config.confidence != "none" else None
+    confidence_seconds = _forecast_confidences(config, sources, dataset) if config.estimates_confidences else None
     return replace(result, averaged_grid=averaged_grid(sources), confidence_seconds=confidence_seconds)
 
 
@@ -344,7 +344,7 @@ def extract_held(
         cache = _complete_cache(config, store, writer, identity)
         committed_by = time.perf_counter()
         stage_seconds["write"] += committed_by - encoded_by
-        confidences = _estimate_confidences(config, cache, dataset) if config.confidence != "none" else 0
+        confidences = _estimate_confidences(config, cache, dataset) if config.estimates_confidences else 0
         stage_seconds["confidence"] = time.perf_counter() - committed_by
         clear_work(store)
         complete = load_complete(store)

@@ -169,7 +169,7 @@ def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:
         return "grid"
     # For VCR the first example suffices; `image_units` would open all pictures, even for a text-only teacher. An
     # example needs label names, which may be in files that only confidences need.
-    first_has_boxes = config.confidence != "none" and len(dataset[0].image.boxes_R4)
+    first_has_boxes = config.estimates_confidences and len(dataset[0].image.boxes_R4)
     has_boxes = first_has_boxes or any(len(unit.boxes_R4) for unit in dataset.image_units())
     return "boxes" if has_boxes else "grid"
 
