@@ -129,25 +129,15 @@ def readout(config: ReadoutConfig) -> Iterator[Any]:
 
     result = run_readout(look)
     yield result
-    if result["words"] is not None:
-        click.echo(result["words"])
-    for teacher, placements in result["placement"].items():
+    if result.words is not None:
+        click.echo(result.words)
+    for teacher, placements in result.placement.items():
         for nodes, numbers in placements.items():
             if numbers is not None:
                 share, chance = 100 * numbers["share"], 100 * numbers["chance"]
                 click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
-    for teacher_gate in result["gates"]:
+    for teacher_gate in result.gates:
         click.echo(teacher_gate.line())
-    if (gate := result["naming"]) is not None:
-        click.echo(
-            f"name questions by cosine: {gate.as_it_is:.1f} % of {gate.num_asked} (chance {gate.chance:.0f} %)"
-        )
-        click.echo(f"  after a map onto the student's own names, the control: {gate.own_names:.1f} %")
-        click.echo(f"  after a map onto true names: {gate.true_names:.1f} %")
-        click.echo(
-            f"true names bring {gate.gain:+.1f} points over the control: "
-            + ("a vision step can gain" if gate.is_worth_running else "no vision step is worth running")
-        )
 
 
 @click.group("score", cls=PluginGroup)

@@ -44,12 +44,6 @@ class ReadoutConfig(BesideCaches):
     """Configuration of `advl readout`."""
 
     command: ClassVar[tuple[str, ...]] = ("advl", "readout")
-    oracle: bool = option(
-        False,
-        help="Also use labels: the share of name questions that the student answers correctly by cosine, and after a "
-        "linear map onto true names, or onto its own names as the control. If the two differ by less than five "
-        "points, a vision step is not worth running.",
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -254,7 +254,7 @@ class OptimiserOptions(Configuration):
 
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
-TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid", "own-tokens"]
+TeacherControl = Literal["none", "shuffle", "shuffle-cells", "own-tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,10 +289,9 @@ class TeacherOptions(Configuration):
     )
     teacher_control: TeacherControl = rare_option(
         "none",
-        help="Control: permute the teacher's features over units (shuffle); move only the patches of its grid within "
-        "each picture, at random (shuffle-cells) or by half the grid (shift-grid); or replace a vision teacher's "
-        "features by the student's own visual tokens, before they meet the text (own-tokens). A cache of "
-        "`random:NAME` is another control.",
+        help="Control: permute the teacher's features over units (shuffle), or only the patches of its grid within "
+        "each picture (shuffle-cells); or replace a vision teacher's features by the student's own visual tokens, "
+        "before they meet the text (own-tokens). A cache of `random:NAME` is another control.",
         needs=("teachers",),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,6 @@ from commands import completed
 from own_rows import choice_row, write_json_lines
 from small_corpus import SmallCorpus
 
-from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
@@ -48,26 +45,6 @@ def test_the_command_tells_agreement_with_caches_of_a_split_or_of_its_part(
     described = completed("readout", student_folder, "--cache", part, "--data-root", small_corpus.data_root)
     assert "minilm-l6  words:" in described.stdout, described.stderr
     assert "(chance 25 %)" in described.stdout
-
-
-def test_the_oracle_asks_for_names_that_pretraining_taught(
-    small_corpus: SmallCorpus, student_folder: Path, tmp_path: Path
-) -> None:
-    given = ("--cache", small_corpus.caches[0], "--data-root", small_corpus.data_root, "--oracle", "--json")
-    refused = completed("readout", student_folder, *given)
-    assert refused.returncode == 2
-    assert "needs more labelled questions" in refused.stderr
-    knowing = tmp_path / "knowing"
-    shutil.copytree(student_folder, knowing)
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
-    texts = [choice.text for place in range(len(dataset)) for choice in dataset[place].candidates]
-    write_known_words(knowing, {text[begin:end].lower(): 50 for text in texts for begin, end in word_spans(text)})
-    done = completed("readout", knowing, *given)
-    assert done.returncode == 0, done.stderr
-    naming = json.loads(done.stdout)["naming"]
-    assert naming["num_asked"] >= 5
-    assert naming["chance"] == 25
-    assert 0 < naming["as_it_is"] < 70
 
 
 def test_what_cannot_be_read_is_refused(small_corpus: SmallCorpus, student_folder: Path, tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (OWN_ANSWERS, ("no bridge", "--answers-of student")),
     ({"teacher_control": "own-tokens", "pathway": "text"}, ("none is distilled", "--pathway text")),
     ({"teacher_control": "own-tokens", "cache": (TEXT,)}, ("no cache is of a vision teacher",)),
-    ({"teacher_control": "shift-grid"}, ("moves the patches of a grid",)),
-    ({"teacher_control": "shift-grid", "cache": (TEXT,)}, ("no teacher has a grid of several patches",)),
-    ({"teacher_control": "shift-grid", "cache": (TEXT,), "vision_target": "image"}, ("no loss reads",)),
+    ({"teacher_control": "shuffle-cells"}, ("permutes the patches of a grid",)),
+    ({"teacher_control": "shuffle-cells", "cache": (TEXT,)}, ("no teacher has a grid of several patches",)),
+    ({"teacher_control": "shuffle-cells", "cache": (TEXT,), "vision_target": "image"}, ("no loss reads",)),
     ({"hide_picture": True, "method": "plain-two-step"}, ("--hide-picture excludes", "contrast", "--stages one")),
     (
         {**HIDDEN, "adapt_objective": "contrastive"},

@@ -207,14 +207,14 @@ def test_patches_learn_from_the_grid_and_controls_do_not(
     options = {"cache": (grid_cache,), "student": "vilt-tiny", "pathway": "vision", "distance": distance}
     options |= {"confidence": "none"}
     first = []
-    for control in ("none", "shuffle-cells", "shift-grid"):
+    for control in ("none", "shuffle-cells"):
         terms = first_terms(small_corpus.config(tmp_path / control, teacher_control=control, **options))
         assert min(terms["adapt/raw/vision"], terms["finetune/raw/vision"]) > 0
         first.append(terms["adapt/raw/vision"])
         settings = load_json(tmp_path / control / "settings.json")
         choice = settings["vision_targets"]["efficientnet-lite0"]
         assert (choice["target"], choice["places"]) == ("regions", "patches")
-    assert len(set(first)) == 3
+    assert len(set(first)) == 2
 
 
 def test_pictures_without_boxes_teach_patches_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

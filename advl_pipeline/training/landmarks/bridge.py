@@ -18,6 +18,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.relational import (
     TEMPERATURE,
     Landmarks,
@@ -26,12 +27,13 @@ from advl_pipeline.distillation.relational import (
     teacher_similarity,
 )
 from advl_pipeline.distillation.signal import Features, TextSignal
+from advl_pipeline.students.interface import Student
 from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.census import Census, StudentAtStart, take_census
-from advl_pipeline.training.landmarks.naming import said_of_boxes
 from advl_pipeline.training.landmarks.search import FoundLandmarks
 from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.signals.averages import box_shares
 
 EXAMPLES_AT_ONCE = 32
 
@@ -187,7 +189,7 @@ def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher:
     )
     signal = student_text if teacher == THE_STUDENT else census.signal.text[teacher]
     assert signal.words_NWD is not None
-    said_NW, region_NH, speaks_N = said_of_boxes(start.student, census, signal)
+    said_NW, region_NH, speaks_N = _said_of_boxes(start.student, census, signal)
     score_N = torch.zeros(len(said_NW), device=said_NW.device)
     score_N[speaks_N] = bridge_scores(
         region_NH[speaks_N],
@@ -195,3 +197,33 @@ def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher:
         landmarks,
     )
     return score_N
+
+
+def _said_of_boxes(
+    student: Student, census: Census, text: TextSignal
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the states of each candidate's words and of the boxes that it points at.
+
+    Args:
+        text: the words, of a teacher or of the student.
+
+    Returns:
+        (N, W) bool, the words of the candidate's own part that have a meaning and are not frequent; (N, H) float32,
+        the mean state of the boxes that it points at; (N,) bool, whether it has both.
+    """
+    words, batch = census.words, census.batch.student
+    own_NW = torch.zeros(words.prior_NW.shape, dtype=torch.bool)
+    place_NR = torch.zeros(batch.box_index_NR.shape, dtype=torch.float32)
+    candidates = [candidate for example in census.examples for candidate in example.candidates]
+    most = max(len(example.image.boxes_R4) for example in census.examples)
+    place_BSR = box_shares(census.examples, batch, student.places, most)
+    for row, (candidate, example) in enumerate(zip(candidates, batch.example_N.tolist(), strict=True)):
+        for place, (begin, _) in enumerate(word_spans(candidate.text)):
+            own_NW[row, place] = begin >= candidate.context_length
+        if boxes := sorted({tag.box for tag in candidate.tags}):
+            place_NR[row] = place_BSR[example, boxes].mean(0)
+    device = census.states_NWH.device
+    own_NW, place_NR = own_NW.to(device), place_NR.to(device)
+    said_NW = census.meant(text) & ~words.frequent_NW & own_NW
+    region_NH = torch.einsum("nr,nrh->nh", place_NR, census.states.visual_states_NRH.float())
+    return said_NW, region_NH, said_NW.any(1) & (place_NR.sum(1) > 0)

@@ -1,8 +1,8 @@
 """Controls of the teacher's knowledge: each modifies the features, the signal and the confidences.
 
 A control keeps the statistics of features and removes the information that a gain should come from. `Shuffled`
-permutes features over the units, so that they say nothing of their unit. `MovedPatches` puts the patches of a grid in
-wrong places of their own picture, which keeps the content and loses its location. `OwnTokens` replaces vision
+permutes features over the units, so that they say nothing of their unit. `ShuffledPatches` permutes the patches
+of a grid within their own picture, which keeps the content and loses its location. `OwnTokens` replaces vision
 teachers by the student's own tokens.
 Shapes: B examples, N sequences, R visual tokens, H student width.
 """
@@ -113,10 +113,10 @@ class Shuffled(Control):
 
 
 @dataclass(frozen=True)
-class MovedPatches(Control):
-    """The patches of each picture's grid in an order of its own; without a seed, all shifted by half the grid."""
+class ShuffledPatches(Control):
+    """The patches of each picture's grid in an order of its own."""
 
-    seed: int | None
+    seed: int
 
     def require(self, teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
         """Refuse grids that no loss reads, and teachers without a grid."""
@@ -127,7 +127,7 @@ class MovedPatches(Control):
             raise ineffective("--teacher-control", why="no teacher has a grid of several patches")
 
     def features(self, teacher: TeacherFeatures) -> TeacherFeatures:
-        """Move the patches of each picture.
+        """Permute the patches of each picture.
 
         Raises:
             ConfigError: a vision teacher has no grid.
@@ -137,18 +137,15 @@ class MovedPatches(Control):
         grid = teacher.image_places
         if not isinstance(grid, TeacherGrid):
             raise ConfigError(
-                "The control moves the patches of a grid, and this teacher's cache has no grid.",
+                "The control permutes the patches of a grid, and this teacher's cache has no grid.",
                 where=teacher.name,
                 next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
             )
-        patches = np.arange(grid.rows * grid.columns).reshape(grid.rows, grid.columns)
-        half = np.roll(patches, (grid.rows // 2, grid.columns // 2), axis=(0, 1)).reshape(-1)
+        num_patches = grid.rows * grid.columns
 
         def order_of(unit: str, *_: int) -> npt.NDArray[np.int64]:
-            if self.seed is None:
-                return half
             entropy = np.random.SeedSequence([self.seed, 0xCE11, zlib.crc32(unit.encode())])
-            return np.random.default_rng(entropy).permutation(patches.size)
+            return np.random.default_rng(entropy).permutation(num_patches)
 
         return replace(teacher, image=UnitFeatures(*teacher.image.stores, order_of=order_of))
 
@@ -203,7 +200,10 @@ NO_CONTROL = Control()
 
 def control_of(config: FinetuneConfig) -> Control:
     """Return the control that `--teacher-control` asks for."""
-    name, seed = config.teacher_control, config.seed
-    if name in ("shuffle-cells", "shift-grid"):
-        return MovedPatches(seed if name == "shuffle-cells" else None)
-    return {"none": NO_CONTROL, "shuffle": Shuffled(seed), "own-tokens": OwnTokens()}[name]
+    controls = {
+        "none": NO_CONTROL,
+        "shuffle": Shuffled(config.seed),
+        "shuffle-cells": ShuffledPatches(config.seed),
+        "own-tokens": OwnTokens(),
+    }
+    return controls[config.teacher_control]
