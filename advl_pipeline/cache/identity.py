@@ -80,10 +80,13 @@ def differences(
     )
 
 
-def difference_table(rows: tuple[Difference, ...], *, width: int = 44) -> str:
+_COLUMN_WIDTH = 44
+
+
+def difference_table(rows: tuple[Difference, ...]) -> str:
     """Render differences as two columns, with long values shortened in the middle."""
     header = ("setting", "asked for", "found")
-    cells = [header, *((path, _short(expected, width), _short(found, width)) for path, expected, found in rows)]
+    cells = [header, *((path, _short(expected), _short(found)) for path, expected, found in rows)]
     widths = [max(len(cell[column]) for cell in cells) for column in range(3)]
     return "\n".join(
         "    " + "  ".join(text.ljust(size) for text, size in zip(cell, widths, strict=True)) for cell in cells
@@ -135,10 +138,10 @@ def _leaves(value: Any, keys: tuple[str, ...]) -> list[tuple[tuple[str, ...], st
     return [(keys, canonical_json(value).decode())]
 
 
-def _short(text: str, width: int) -> str:
-    if len(text) <= width:
+def _short(text: str) -> str:
+    if len(text) <= _COLUMN_WIDTH:
         return text
-    half = (width - 3) // 2
+    half = (_COLUMN_WIDTH - 3) // 2
     return text[:half] + "..." + text[-half:]
 
 

@@ -46,7 +46,11 @@ _PHRASES = (
 """Phrases of lmms-eval's parser that announce an answer, in lower case."""
 
 
-def read_ranked(answer: str, letters: Sequence[str] = ("A", "B", "C", "D")) -> str | None:
+RANKED_LETTERS = ("A", "B", "C", "D")
+"""Letters that the parser of lmms-eval knows."""
+
+
+def read_ranked(answer: str) -> str | None:
     """Return the capital letter in the highest-ranked place of an answer; the last one if a place matches twice.
 
     This is the multiple-choice parser of lmms-eval at 75571cf, which determines the score of RealWorldQA. Behind a
@@ -56,17 +60,17 @@ def read_ranked(answer: str, letters: Sequence[str] = ("A", "B", "C", "D")) -> s
     for mark in (",", ".", "!", "?", ";", ":", "'", '"'):
         text = text.strip(mark)
     spaced, text = f" {text} ", text.strip()
-    if text[:1] in letters and not text[1:2].isalpha():
+    if text[:1] in RANKED_LETTERS and not text[1:2].isalpha():
         return text[0]
-    if text[-1:] in letters and not text[-2:-1].isalpha():
+    if text[-1:] in RANKED_LETTERS and not text[-2:-1].isalpha():
         return text[-1]
     lowered = spaced.lower()
     ends = (lowered.find(phrase) + len(phrase) for phrase in _PHRASES if phrase in lowered)
-    behind = {spaced.find(letter, end): letter for end in ends for letter in letters}
+    behind = {spaced.find(letter, end): letter for end in ends for letter in RANKED_LETTERS}
     if max(behind, default=-1) >= 0:
         return behind[max(behind)]
     for before, after in (("(", ")"), ("", "."), ("", ":"), ("", ")"), ("", " "), ("", "")):
-        places = {spaced.rfind(f"{before}{letter}{after}"): letter for letter in letters}
+        places = {spaced.rfind(f"{before}{letter}{after}"): letter for letter in RANKED_LETTERS}
         if max(places) >= 0:
             return places[max(places)]
     return None

@@ -11,7 +11,7 @@ from dataclasses import replace
 from advl_pipeline.datasets.listed_options import CLOSINGS, is_yes_no, with_letters
 from advl_pipeline.datasets.measures import Rule
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Candidate, Example, TextUnit, head_name
-from advl_pipeline.evaluation.answer_reading import read_ranked
+from advl_pipeline.evaluation.answer_reading import RANKED_LETTERS, read_ranked
 
 LETTERED_TASKS = frozenset(task for task in TASKS if head_name(task) in ("choice", "answers"))
 """Tasks whose questions can be asked in this format."""
@@ -58,7 +58,7 @@ def answer_worth(answer: str, worth: Mapping[str, float], rule: Rule) -> float:
     """
     if rule != "ranked":
         return worth.get(answer, 0.0)
-    if any(right in ("A", "B", "C", "D") for right in worth):
+    if any(right in RANKED_LETTERS for right in worth):
         return worth.get(read_ranked(answer) or "", 0.0)
     plain = {right.strip().lower().rstrip("."): value for right, value in worth.items()}
     return plain.get(answer.strip().lower().rstrip("."), 0.0)

@@ -241,12 +241,12 @@ def _same_task_batches(examples: Iterable[Example], batch_size: int) -> Iterator
             yield list(part)
 
 
-def swapped_pictures(images: Sequence[ImageUnit], *, seed: int) -> dict[str, ImageUnit]:
+def swapped_pictures(images: Sequence[ImageUnit]) -> dict[str, ImageUnit]:
     """Return picture id -> another picture: a random cyclic order without fixed points.
 
     Pictures are exchanged with ones that have the same number of boxes, if any, so that object tags stay meaningful.
     """
-    generator = np.random.default_rng(np.random.SeedSequence([seed, len(images)]))
+    generator = np.random.default_rng(np.random.SeedSequence([0, len(images)]))
     groups: dict[int, list[ImageUnit]] = {}
     for image in images:
         groups.setdefault(len(image.boxes_R4), []).append(image)

@@ -90,7 +90,7 @@ def score_parts(
 ) -> dict[Task, ScoredTask]:
     """Score the sampled examples of each task part by part, reading each example once for all conditions."""
     is_lettered = config.protocol == LETTERS
-    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in conditions else NO_OTHERS
+    others = swapped_pictures(dataset.image_units()) if "swapped" in conditions else NO_OTHERS
     scored = {
         task: ScoredTask(tally=AnswerTally(label_names=finished.label_names.get(head_name(task), ())))
         for task in dataset.tasks

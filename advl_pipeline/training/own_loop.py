@@ -266,7 +266,7 @@ class RelationalDistillation(nn.Module):
         )
         terms = LossTerms()
         for name, losses_B in pathways.items():
-            terms.add_pathway(name, losses_B, None)
+            terms.add_pathway(name, losses_B)
         if pretrained is not None and known is not None:
             drift = anchor_loss(output, pretrained, batch.student, signal, known, gather=gather)
             terms.add("drift", drift, self._settings.anchor_weight)

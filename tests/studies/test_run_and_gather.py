@@ -146,9 +146,11 @@ def test_a_run_that_another_study_has_finished_is_there_already(tmp_path: Path) 
 def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -> None:
     shutil.copytree(result.outer / "cells", tmp_path / "cells")
     folder = shutil.copytree(result.folder, tmp_path / "moved")
-    # An earlier version wrote what follows from the tasks.
+    # Earlier versions wrote what follows from the tasks, and which runs are controls.
     record = json.loads((folder / "study.json").read_text())
     record["study"]["settings"][0]["metrics"] = ["q2a"]
+    for run in record["runs"]:
+        run["is_control"] = True
     (folder / "study.json").write_text(json.dumps(record))
     moved = gather_study(folder)
     assert moved.numbers == result.numbers

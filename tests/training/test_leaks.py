@@ -268,7 +268,7 @@ def test_other_pictures_change_nothing_in_training(
         lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
     )
     unswapped = first_terms(small_corpus.config(tmp_path / "own", **changes))
-    others = swapped_pictures(small_corpus.dataset().image_units(), seed=0)
+    others = swapped_pictures(small_corpus.dataset().image_units())
     alter_examples(monkeypatch, lambda example: with_picture(example, others[example.image.unit_id]))
     swapped = first_terms(small_corpus.config(tmp_path / "swapped", **changes))
     assert (swapped == pytest.approx(unswapped, rel=1e-4, abs=1e-6)) == is_same

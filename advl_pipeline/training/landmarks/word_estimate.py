@@ -61,9 +61,7 @@ class WordEstimate:
 
 
 @torch.no_grad()
-def estimate_words(
-    student: Student, dataset: Dataset, positions: Sequence[int], prior: WordPrior, *, num_texts: int = MAX_TEXTS
-) -> WordEstimate:
+def estimate_words(student: Student, dataset: Dataset, positions: Sequence[int], prior: WordPrior) -> WordEstimate:
     """Estimate which words of the inputs the student's pretraining taught; see `distillation/familiarity.py`.
 
     Words that are frequent in the inputs, or not in the sample, are held.
@@ -72,10 +70,9 @@ def estimate_words(
         student: keeps its training or evaluation mode.
         positions: candidates for the sample; the first ones in a fixed random order are used.
         prior: of the inputs' words.
-        num_texts: size of the sample.
     """
     start = StudentAtStart.without_heads(student, SignalSource([], prior=prior))
-    chosen = sampled(dataset, positions, num_texts=num_texts)
+    chosen = sampled(dataset, positions, num_texts=MAX_TEXTS)
     at_once = max(1, TEXTS_AT_ONCE // len(dataset[positions[0]].candidates))
     search = WordSearch(prior, most_at_once=max(1, MAX_REGIONS * at_once // len(chosen)))
     for census in take_census(start, dataset, chosen, at_once=at_once):
