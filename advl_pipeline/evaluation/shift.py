@@ -152,14 +152,16 @@ def original_of(dataset: str, shifted_set: str) -> str | None:
     """Return the set that the card of a shifted set compares it with, in the same notation; None if there is none.
 
     Args:
-        shifted_set: a split of `dataset`, or of another dataset as "dataset/split".
+        shifted_set: a split of `dataset`, or of another dataset as "dataset/split", or the name that scores of another
+            way of asking are filed under, such as "test-shift@letters".
     """
     name, _, _ = shifted_set.rpartition("/")
     split, known = _test_set(dataset, shifted_set)
     original = known.card.splits.get(split, {}).get("compare_with") if known else None
     if original is None:
         return None
-    return f"{name}/{original}" if name else str(original)
+    way = shifted_set.removeprefix(set_of(shifted_set))
+    return f"{name}/{original}{way}" if name else f"{original}{way}"
 
 
 def match_questions(

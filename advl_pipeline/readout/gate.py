@@ -325,7 +325,8 @@ def _too_few(task: Task, examples: Sequence[Example], *, limit: str) -> str:
     num_pictures = len({example.cluster for example in examples})
     if len(examples) >= MIN_QUESTIONS and num_pictures >= FOLDS:
         return ""
-    labelled = f"{len(examples)} labelled {items} of {num_pictures} picture(s){limit}"
+    pictures = "1 picture" if num_pictures == 1 else f"{num_pictures} pictures"
+    labelled = f"{len(examples)} labelled {items} of {pictures}{limit}"
     if not examples and not limit:
         labelled = "no labels"
     return f"there are {labelled}, and at least {MIN_QUESTIONS} {items} of {FOLDS} pictures are needed"

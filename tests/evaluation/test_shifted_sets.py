@@ -139,6 +139,7 @@ def test_sets_are_matched_as_their_cards_say(
 def test_cards_say_what_a_shifted_set_shifts_and_compares_with() -> None:
     assert original_of("vqa-v2", "snli-ve/test-hard") == "snli-ve/test"
     assert original_of("scenes-vqa", "test-shift") == "test"
+    assert original_of("scenes-vqa", "test-shift@letters") == "test@letters", "scores of one way are compared"
     assert original_of("vcr", "val") is None
     shifted = 0
     for name in card_names():

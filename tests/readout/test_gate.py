@@ -136,10 +136,10 @@ def with_many_choices(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 FEW = (
-    ("few labels", lambda rows: rows[:49], "49 labelled questions of 49 picture(s), and at least 50 questions of 5"),
+    ("few labels", lambda rows: rows[:49], "49 labelled questions of 49 pictures, and at least 50 questions of 5"),
     ("no labels", unlabelled, "there are no labels, and at least 50 questions of 5 pictures are needed"),
-    ("few pictures", of_one_picture, "50 labelled questions of 1 picture(s), and at least 50 questions of 5"),
-    ("many choices", with_many_choices, "3 labelled questions of 3 picture(s) with at most 1,500 texts in all"),
+    ("few pictures", of_one_picture, "50 labelled questions of 1 picture, and at least 50 questions of 5"),
+    ("many choices", with_many_choices, "3 labelled questions of 3 pictures with at most 1,500 texts in all"),
 )
 
 
