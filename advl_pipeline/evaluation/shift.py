@@ -152,8 +152,8 @@ def original_of(dataset: str, shifted_set: str) -> str | None:
     """Return the set that the card of a shifted set compares it with, in the same notation; None if there is none.
 
     Args:
-        shifted_set: a split of `dataset`, or of another dataset as "dataset/split", or the name that scores of another
-            way of asking are filed under, such as "test-shift@letters".
+        shifted_set: a split of `dataset`, or of another dataset as "dataset/split"; or the name that scores by
+            another way of asking are filed under, such as "test-shift@letters".
     """
     name, _, _ = shifted_set.rpartition("/")
     split, known = _test_set(dataset, shifted_set)
