@@ -101,8 +101,9 @@ def _unusable(name: str, why: str) -> ConfigError:
 
 def no_fp16(what: str, why: str = "") -> ConfigError:
     """Return the error for a precision with too small a range."""
-    following = "use --mixed-precision bf16, or no"
-    return ConfigError(what, where="--mixed-precision fp16", why=why, next_command=following)
+    return ConfigError(
+        what, where="--mixed-precision fp16", why=why, next_command="use --mixed-precision bf16, or no"
+    )
 
 
 ComputeT = TypeVar("ComputeT", bound=ComputeConfig)

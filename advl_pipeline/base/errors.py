@@ -98,14 +98,16 @@ def ineffective(*flags: str, why: str) -> ConfigError:
         flags: the options.
         why: a clause.
     """
-    what = f"{' and '.join(flags)} has no effect here."
-    return ConfigError(what, where=flags[0], why=why, next_command=leave_out(*flags))
+    return ConfigError(
+        f"{' and '.join(flags)} has no effect here.", where=flags[0], why=why, next_command=leave_out(*flags)
+    )
 
 
 def name_too_long(name: str, *, where: str = "") -> ConfigError:
     """Return the error for a name that no file can have."""
-    why = f"it has {len(name):,} characters: {name[:40]}..."
-    return ConfigError("A file name is too long.", where=where, why=why)
+    return ConfigError(
+        "A file name is too long.", where=where, why=f"it has {len(name):,} characters: {name[:40]}..."
+    )
 
 
 class IdentityMismatch(AdvlError):

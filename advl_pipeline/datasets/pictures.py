@@ -192,8 +192,12 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def _unreadable(path: Path, error: Malformed) -> DatasetError:
-    advice = "replace the file; or leave such pictures out: make caches and runs with --on-error skip"
-    return unreadable(path, error, what="A picture", next_command=advice)
+    return unreadable(
+        path,
+        error,
+        what="A picture",
+        next_command="replace the file; or leave such pictures out: make caches and runs with --on-error skip",
+    )
 
 
 def _rgb(content: bytes, name: str) -> Image.Image:
@@ -226,8 +230,9 @@ def _require_usual_form(image: Image.Image) -> None:
     """Refuse pictures that would decode wrongly or exhaust memory."""
     short, long = sorted(image.size)
     if long > MAX_SIDE or long > MAX_RATIO * short:
-        sides = f"{image.width} x {image.height} pixels"
-        raise ValueError(f"it has {sides}; at most {MAX_SIDE:,} a side and {MAX_RATIO} to 1 are read")
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels; at most {MAX_SIDE:,} a side and {MAX_RATIO} to 1 are read"
+        )
     # Warning filters are global to the process: another thread may have removed ours.
     if Image.MAX_IMAGE_PIXELS is not None and short * long > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError

@@ -69,10 +69,12 @@ class FileReplaced(DatasetError):
 
 def replaced(path: object) -> FileReplaced:
     """Return the error of a file that no longer has the bytes that its digest was made of."""
-    what = "A file of the dataset was replaced while this command ran."
-    why = "its bytes are not those that the dataset was opened with"
-    advice = again("let the program that replaces the files finish, then run the same command again")
-    return FileReplaced(what, where=str(path), why=why, next_command=advice)
+    return FileReplaced(
+        "A file of the dataset was replaced while this command ran.",
+        where=str(path),
+        why="its bytes are not those that the dataset was opened with",
+        next_command=again("let the program that replaces the files finish, then run the same command again"),
+    )
 
 
 def unfetched(what: str, *, where: str, error: Exception) -> DatasetError:
@@ -81,8 +83,14 @@ def unfetched(what: str, *, where: str, error: Exception) -> DatasetError:
     Args:
         what: the message.
     """
-    advice = "look whether the network is there and whether the set has changed, then run the same command again"
-    return DatasetError(what, where=where, why=first_line(error), next_command=again(advice))
+    return DatasetError(
+        what,
+        where=where,
+        why=first_line(error),
+        next_command=again(
+            "look whether the network is there and whether the set has changed, then run the same command again"
+        ),
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -110,11 +118,13 @@ def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, whe
 def refuse(dataset: str, split: str, problems: Sequence[Problem], *, next_command: str = "") -> DatasetError:
     """Return the error that names the first problem and counts the others."""
     first = problems[0]
-    note = "lists all; extract and finetune leave them out, counted, with --on-error skip"
     return DatasetError(
         f"The dataset {dataset} is malformed.",
         where=first.where,
         why=first.why + (f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""),
         next_command=next_command
-        or advise(["advl", "datasets", "check", dataset, "--split", split, "--deep"], note=note),
+        or advise(
+            ["advl", "datasets", "check", dataset, "--split", split, "--deep"],
+            note="lists all; extract and finetune leave them out, counted, with --on-error skip",
+        ),
     )

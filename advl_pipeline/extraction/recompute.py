@@ -98,8 +98,11 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     options = {name: value for name, value in typed.items() if value is not None and value != ()}
 
     def refused(option: str) -> ConfigError:
-        why = f"it was made with an option that is gone, {option}"
-        return ConfigError("Units of this cache cannot be encoded again.", where=str(config.cache), why=why)
+        return ConfigError(
+            "Units of this cache cannot be encoded again.",
+            where=str(config.cache),
+            why=f"it was made with an option that is gone, {option}",
+        )
 
     recorded = options_of_now(options_without(ExtractConfig, settings, "none"), _GONE, refused=refused)
     made_as: type[ExtractConfig] = ExtractConfig

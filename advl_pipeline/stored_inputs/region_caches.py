@@ -95,5 +95,8 @@ def open_region_caches(
 
 def other_option(holds: str, cache: TeacherCache, option: str) -> ConfigError:
     """Return the error for a cache that was given by the wrong option."""
-    instead = f"give it as {option} {shlex.quote(str(cache.path))}"
-    return ConfigError(f"This cache holds {holds}.", where=str(cache.path), next_command=instead)
+    return ConfigError(
+        f"This cache holds {holds}.",
+        where=str(cache.path),
+        next_command=f"give it as {option} {shlex.quote(str(cache.path))}",
+    )

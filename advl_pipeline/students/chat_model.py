@@ -81,8 +81,11 @@ def model_config(architecture: Mapping[str, Any] | None, *, dropout: float = 0.0
 
 def unsupported_type(model_type: str, why: str) -> ConfigError:
     """Return the error for a chat model of a type that no student is made of."""
-    what = f"A model of the type {model_type} cannot be a student."
-    return ConfigError(what, why=why, next_command="choose one of the types in docs/students.md")
+    return ConfigError(
+        f"A model of the type {model_type} cannot be a student.",
+        why=why,
+        next_command="choose one of the types in docs/students.md",
+    )
 
 
 def require_parts(model: Any) -> None:

@@ -63,8 +63,9 @@ class OpenOptions:
         Args:
             what: the problem, a predicate such as "are incomplete".
         """
-        message = f"The weights of teacher {self.name!r} {what}."
-        return WeightsUnavailable(message, where=str(where), why=why, next_command=next_command)
+        return WeightsUnavailable(
+            f"The weights of teacher {self.name!r} {what}.", where=str(where), why=why, next_command=next_command
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

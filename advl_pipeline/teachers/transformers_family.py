@@ -172,10 +172,12 @@ def _of_timm(repository: str, settings: Mapping[str, Any], options: OpenOptions)
         why = suggest_names(f"hf:{repository}", [], meant=f"timm:{model}")
         return ConfigError(what, where=f"hf:{repository}", why=why)
     architecture = settings.get("architecture", "MODEL")
-    following = (
-        f"hf download {name} --local-dir DIR; then --teacher timm:{architecture} --weights DIR/model.safetensors"
+    return ConfigError(
+        what,
+        where=f"hf:{repository}",
+        next_command=f"hf download {name} --local-dir DIR; "
+        f"then --teacher timm:{architecture} --weights DIR/model.safetensors",
     )
-    return ConfigError(what, where=f"hf:{repository}", next_command=following)
 
 
 class PairVisionBackbone(VisionBackbone):

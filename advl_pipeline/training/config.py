@@ -418,7 +418,10 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
         gone |= dict.fromkeys(("projection_start", "target_check"), ANY)
 
     def refused(option: str) -> ConfigError:
-        what = f"This run was made with an option that was removed in version 0.3, {option}."
-        return ConfigError(what, where=where, next_command="leave this run out; it is evaluated as before")
+        return ConfigError(
+            f"This run was made with an option that was removed in version 0.3, {option}.",
+            where=where,
+            next_command="leave this run out; it is evaluated as before",
+        )
 
     return build_config(FinetuneConfig, options_of_now(stored, gone, refused=refused), changes, where=where)

@@ -111,8 +111,13 @@ def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
 
 
 def _refused(what: str, where: str, why: str) -> DatasetError:
-    advice = "give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}, of texts, numbers and lists"
-    return DatasetError(what, where=where, why=why, next_command=advice)
+    return DatasetError(
+        what,
+        where=where,
+        why=why,
+        next_command="give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}, "
+        "of texts, numbers and lists",
+    )
 
 
 def _bytes_of(picture: Any) -> bytes | None:
