@@ -71,7 +71,7 @@ from advl_pipeline.training.step import FinetuneModel, Stage
 from advl_pipeline.training.step_log import TOTALLED, stage_totals
 from advl_pipeline.training.stopping import EarlyStopping, validation_scores
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs
-from advl_pipeline.training.validation import FEWEST_STEPS, is_due
+from advl_pipeline.training.validation import FEWEST_STEPS, Validation, is_due
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -332,7 +332,10 @@ def _train(opened: _Opened) -> int:
 
     # Before a checkpoint is restored, the student still has its pretrained weights.
     before = readout()
-    stopping = EarlyStopping(model) if run.stops_early else None
+    stopping = None
+    validation = opened.session.prepared.validation
+    if run.stops_early and isinstance(validation, Validation):
+        stopping = EarlyStopping(model, num_examples=len(validation.positions))
     if checkpoint:
         restore(checkpoint[2], model, scaler=accelerator.scaler)
         if stopping is not None:
@@ -371,9 +374,12 @@ def _train(opened: _Opened) -> int:
                     validate=_validator(opened) if stage == "finetune" else None,
                     stopping=stopping if stage == "finetune" else None,
                 )
-            if stage == "finetune" and stopping is not None and stopping.best_step is not None:
+            if stage == "finetune" and stopping is not None and stopping.kept_step is not None:
                 stopping.put_back(model)
-                tqdm.write(f"keeps the weights of step {stopping.best_step + 1}, the best on val", file=sys.stderr)
+                kept = (
+                    f"keeps the weights of step {stopping.kept_step + 1}, the last within an error of the best on val"
+                )
+                tqdm.write(kept, file=sys.stderr)
             # Also if the run was interrupted between the last step of a stage and this point.
             if before is not None and accelerator.is_main_process:
                 now = readout()

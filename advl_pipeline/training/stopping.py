@@ -1,10 +1,11 @@
-"""Scores during training, and early stopping: a run goes on while they improve, and keeps its best weights.
+"""Scores during training, and early stopping: a run goes on until they fall, and keeps the weights from before.
 
 The state is part of the checkpoint, so that a resumed run stops where an uninterrupted one does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,9 +18,10 @@ from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.validation import Validation
 
 PATIENCE: Final = 5
-"""Scorings without a better one after which a run ends."""
+"""Number of low scores in a row after which a run ends."""
 
-_BEST, _STATE = "best/", "stopping"
+_KEPT = "kept/"
+_STATE = "stopping/state"
 
 
 AT_ONCE: Final = 64
@@ -49,50 +51,68 @@ def validation_scores(start: StudentAtStart, task_loss: TaskLoss, validation: Va
 
 
 class EarlyStopping:
-    """The best weights of a run so far, by the score on `val`.
+    """The weights that a run keeps, by the score on `val`.
 
-    The highest accuracy is the best and, among equals or where answers are not compared, the lowest loss.
+    They are the last whose accuracy is at most a standard error below the highest. The highest of many scores of a
+    few hundred examples is partly luck, and later weights have seen a lower learning rate. Where answers are not
+    compared, they are the last with the lowest loss.
+
+    Args:
+        model: its trained weights and buffers are kept.
+        num_examples: number of examples that are scored.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, num_examples: int) -> None:
         frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
         self._names = [name for name in model.state_dict() if name not in frozen]
-        self._best: dict[str, torch.Tensor] = {}
-        self._score = (-torch.inf, -torch.inf)
-        self.best_step: int | None = None
-        """The step whose weights are the best, None before the first scores."""
-        self._num_since = 0
+        self._num_examples = num_examples
+        self._kept: dict[str, torch.Tensor] = {}
+        self._lowest = -math.inf
+        self._highest = -math.inf
+        self.kept_step: int | None = None
+        """The step whose weights are kept, None before the first scores."""
+        self._num_low = 0
 
     @property
     def is_over(self) -> bool:
         """Whether the run ends."""
-        return self._num_since >= PATIENCE
+        return self._num_low >= PATIENCE
 
     def take(self, step: int, scores: Mapping[str, float], model: nn.Module) -> None:
-        """Compare the scores after a step, from `validation_scores`, with the best; keep better weights."""
-        score = scores.get("val/correct", 0.0), -scores["val/task"]
-        self._num_since += 1
-        if score > self._score:
-            state = model.state_dict()
-            self._best = {name: state[name].detach().to("cpu", copy=True) for name in self._names}
-            self._score, self.best_step, self._num_since = score, step, 0
+        """Keep the weights after a step, unless its scores (`validation_scores`) are low."""
+        right = scores.get("val/correct")
+        score = -scores["val/task"] if right is None else right
+        if score > self._highest:
+            self._highest = score
+            variance = 0.0 if right is None else right * (1 - right) / self._num_examples
+            self._lowest = score - math.sqrt(variance)
+        if score < self._lowest:
+            self._num_low += 1
+            return
+        state = model.state_dict()
+        self._kept = {name: state[name].detach().to("cpu", copy=True) for name in self._names}
+        self.kept_step = step
+        self._num_low = 0
 
     def put_back(self, model: nn.Module) -> None:
-        """Load the best weights into the model; on other processes than the main one there are none."""
-        model.load_state_dict(self._best, strict=False)
+        """Load the weights that are kept into the model; on other processes than the main one there are none."""
+        model.load_state_dict(self._kept, strict=False)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the state for a checkpoint, nothing before the first scores."""
-        if self.best_step is None:
+        if self.kept_step is None:
             return {}
-        state = torch.tensor([*self._score, self.best_step, self._num_since], dtype=torch.float64)
-        return {_STATE: state} | {f"{_BEST}{name}": value for name, value in self._best.items()}
+        state = torch.tensor([self._highest, self._lowest, self.kept_step, self._num_low], dtype=torch.float64)
+        return {_STATE: state} | {f"{_KEPT}{name}": value for name, value in self._kept.items()}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Continue from the tensors of a checkpoint of the finetune stage; there may be no state yet."""
         if _STATE in tensors:
-            right, loss, best_step, num_since = tensors[_STATE].tolist()
-            self._score, self.best_step, self._num_since = (right, loss), int(best_step), int(num_since)
-            self._best = {
-                name.removeprefix(_BEST): value for name, value in tensors.items() if name.startswith(_BEST)
+            highest, lowest, kept_step, num_low = tensors[_STATE].tolist()
+            self._highest = highest
+            self._lowest = lowest
+            self.kept_step = int(kept_step)
+            self._num_low = int(num_low)
+            self._kept = {
+                name.removeprefix(_KEPT): value for name, value in tensors.items() if name.startswith(_KEPT)
             }

@@ -36,7 +36,7 @@ from advl_pipeline.training import run as run_module
 from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.config import FinetuneConfig, OptimiserOptions, TrainingSettings, config_of_run
 from advl_pipeline.training.step import FinetuneModel
-from advl_pipeline.training.stopping import PATIENCE
+from advl_pipeline.training.stopping import PATIENCE, EarlyStopping
 from advl_pipeline.training.validation import is_due
 
 
@@ -135,22 +135,43 @@ def contrary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
     )
 
 
-def test_a_run_on_own_data_ends_when_val_no_longer_improves_and_keeps_its_best(
+def test_weights_within_a_standard_error_of_the_best_score_are_kept_and_lower_ones_are_not() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    stopping = EarlyStopping(model, num_examples=100)
+
+    def kept_after(*scores: float) -> int | None:
+        for score in scores:
+            model.weight.data.fill_(score)
+            stopping.take(len(taken), {"val/correct": score, "val/task": 1.0}, model)
+            taken.append(score)
+        return stopping.kept_step
+
+    taken: list[float] = []
+    # The standard error of a half of 100 is 5 points.
+    assert kept_after(0.4, 0.5, 0.46) == 2
+    assert kept_after(0.44, 0.44, 0.46) == 5
+    assert kept_after(*[0.44] * (PATIENCE - 1)) == 5
+    assert not stopping.is_over
+    assert kept_after(0.44) == 5
+    assert stopping.is_over
+    stopping.put_back(model)
+    assert model.weight.item() == pytest.approx(0.46)
+
+
+def test_a_run_on_own_data_ends_when_val_falls_and_keeps_the_last_weights_within_an_error_of_the_best(
     contrary: FinetuneConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(contrary)
-    scored = {
-        record["step"]: (record["val/correct"], -record["val/task"])
-        for record in metrics(run.output)
-        if "val/task" in record
-    }
-    best = max(scored, key=lambda step: scored[step])
-    assert run.summary["num_steps"] == max(scored) + 1 == best + 1 + 4 * PATIENCE < TrainingSettings.num_steps
-    assert f"keeps the weights of step {best + 1}," in capsys.readouterr().err
-    with interrupted_at(best // 4 + 2), pytest.raises(KeyboardInterrupt):
+    scored = {record["step"]: record["val/correct"] for record in metrics(run.output) if "val/task" in record}
+    best = max(scored.values())
+    within = [step for step, share in scored.items() if share >= best - (best * (1 - best) / 12) ** 0.5]
+    kept = max(within)
+    assert run.summary["num_steps"] == max(scored) + 1 == kept + 1 + 4 * PATIENCE < TrainingSettings.num_steps
+    assert f"keeps the weights of step {kept + 1}," in capsys.readouterr().err
+    with interrupted_at(kept // 4 + 2), pytest.raises(KeyboardInterrupt):
         train(replace(contrary, output=Path("stopped")))
-    then, kept = load_file(Path("stopped") / names.CHECKPOINT), load_file(run.output / names.STUDENT_WEIGHTS)
-    assert all(torch.equal(value, then[f"model/student.{name}"]) for name, value in kept.items())
+    then, student = load_file(Path("stopped") / names.CHECKPOINT), load_file(run.output / names.STUDENT_WEIGHTS)
+    assert all(torch.equal(value, then[f"model/student.{name}"]) for name, value in student.items())
 
 
 @pytest.mark.parametrize("at", [2, 5])
