@@ -162,11 +162,11 @@ def shift(config: ScoreShiftConfig) -> Iterator[Any]:
 
     result = run_score_shift(config)
     yield result
-    click.echo(f"{result['original_set']} -> {result['shifted_set']}, this one run")
-    for metric, drop in result["drops"].items():
-        change = f"{drop['change']['points']:+.2f} points [{drop['interval'].low:+.2f}, {drop['interval'].high:+.2f}]"
-        if drop["p_value"] is not None:
-            change += f", p {drop['p_value']:.3g}"
-        compared = "the same questions" if drop["questions"] == "same" else "a part of all questions"
-        accuracies = f"{drop['original']:6.2f} -> {drop['shifted']:6.2f}"
-        click.echo(f"  {metric:<8} {drop['num_items']:>7} {accuracies}  {change}, {compared}")
+    click.echo(f"{result.original_set} -> {result.shifted_set}, this one run")
+    for metric, drop in result.drops.items():
+        change = f"{drop.change.points:+.2f} points [{drop.interval.low:+.2f}, {drop.interval.high:+.2f}]"
+        if drop.p_value is not None:
+            change += f", p {drop.p_value:.3g}"
+        compared = "the same questions" if drop.questions == "same" else "a part of all questions"
+        accuracies = f"{drop.original:6.2f} -> {drop.shifted:6.2f}"
+        click.echo(f"  {metric:<8} {drop.num_items:>7} {accuracies}  {change}, {compared}")

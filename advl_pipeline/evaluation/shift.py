@@ -16,7 +16,7 @@ Shapes: N questions of the original set, M of the shifted one, n in both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,16 +36,48 @@ from advl_pipeline.evaluation.statistics import (
     relative_percent,
     sign_flip_test,
 )
-from advl_pipeline.runs.evaluations import TRUE_PICTURE, evaluate_command, read_evaluation
+from advl_pipeline.runs.evaluations import TRUE_PICTURE, Interval, evaluate_command, read_evaluation
 from advl_pipeline.runs.names import set_of
 from advl_pipeline.runs.results import read_config
 
+Questions = Literal["same", "part", "other"]
 
-def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
+
+class Change(NamedTuple):
+    """The change of an accuracy, in points and in percent of the original."""
+
+    points: float
+    relative_percent: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drop:
+    """The accuracies of two sets in percent and their change; `num_items` counts the questions of the shifted one.
+
+    The interval (points, bootstrap over questions) and p_value (sign-flip test over questions) apply to this run
+    only, not to other seeds. A part asks no question in two ways, so it has no p-value.
+    """
+
+    questions: Questions
+    num_items: int
+    original: float
+    shifted: float
+    change: Change
+    interval: Interval
+    p_value: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShiftScores:
+    """The drops of a run from a set to its shifted version, by metric."""
+
+    original_set: str
+    shifted_set: str
+    drops: dict[str, Drop]
+
+
+def run_score_shift(config: ScoreShiftConfig) -> ShiftScores:
     """Compare two evaluated sets of a run on their common questions, or a part with its whole.
-
-    Returns:
-        original_set, shifted_set, and drops: each metric of both sets -> the result of `shift_drop`.
 
     Raises:
         ConfigError: the card names no set to compare with, or a set was not evaluated.
@@ -64,7 +96,7 @@ def run_score_shift(config: ScoreShiftConfig) -> dict[str, Any]:
         before, after = original[metric], shifted[metric]
         match = match_questions(dataset, original_set, before["item"], config.on, after["item"])
         drops[metric] = shift_drop(before["score"].to_numpy(), after["score"].to_numpy(), match)
-    return {"original_set": original_set, "shifted_set": config.on, "drops": drops}
+    return ShiftScores(original_set=original_set, shifted_set=config.on, drops=drops)
 
 
 def _items(run: Path, name: str) -> dict[str, Any]:
@@ -80,16 +112,8 @@ def _items(run: Path, name: str) -> dict[str, Any]:
     return dict(iter(by_metric))
 
 
-def shift_drop(
-    original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.floating], match: Match
-) -> dict[str, Any]:
+def shift_drop(original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.floating], match: Match) -> Drop:
     """Compare item scores on the questions that both sets contain, or those of a part with those of the whole.
-
-    Returns:
-        The relation of the questions, num_items of the shifted set, the two accuracies in percent, and their change
-        in points and in percent of the original. Its interval (points, bootstrap over questions) and p_value
-        (sign-flip test over questions) apply to this run only, not to other seeds. A part asks no question in two
-        ways, so it has no p-value.
 
     Raises:
         DatasetError: the sets have no question in common.
@@ -104,18 +128,15 @@ def shift_drop(
     is_same = match.questions == "same"
     original, shifted = (-100.0 * float(side.values_SN.mean()) for side in (before, after))
     points = shifted - original
-    return {
-        "questions": match.questions,
-        "num_items": after.values_SN.shape[1],
-        "original": original,
-        "shifted": shifted,
-        "change": {"points": points, "relative_percent": relative_percent(points, original)},
-        "interval": joint_interval(gained, resamples=4000 if is_same else 2000, resample_seeds=False),
-        "p_value": sign_flip_test(gained[0].values_SN[0]) if is_same else None,
-    }
-
-
-Questions = Literal["same", "part", "other"]
+    return Drop(
+        questions=match.questions,
+        num_items=after.values_SN.shape[1],
+        original=original,
+        shifted=shifted,
+        change=Change(points, relative_percent(points, original)),
+        interval=joint_interval(gained, resamples=4000 if is_same else 2000, resample_seeds=False),
+        p_value=sign_flip_test(gained[0].values_SN[0]) if is_same else None,
+    )
 
 
 class Match(NamedTuple):

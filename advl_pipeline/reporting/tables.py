@@ -26,6 +26,7 @@ from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.runs.evaluations import without_the_unmeasured
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import shots_rank
+from advl_pipeline.studies.forecast import StudyForecast
 from advl_pipeline.studies.numbers import Lost, Number
 from advl_pipeline.studies.result import StudyResult, rows_of
 from advl_pipeline.studies.table import Place
@@ -288,15 +289,15 @@ WRITERS = {"csv": as_csv, "items": as_items, "json": as_json, "md": as_markdown}
 """Writers of all report formats except HTML."""
 
 
-def forecast_as_text(forecast: Mapping[str, Any]) -> str:
+def forecast_as_text(forecast: StudyForecast) -> str:
     """Render the result of `forecast_study`: a line per setting, method and shots, then the work left."""
-    runs = forecast["runs"]
-    width = max(len(run["method"]) for run in runs)
+    runs = forecast.runs
+    width = max(len(run.method) for run in runs)
     grid: dict[str, list[str]] = {}
     for run in runs:
-        name = f"{run['setting']}  {run['method']:<{width}}  {run['shots']:>6} shots"
-        grid.setdefault(name, []).append(f"{run['seed']}{'*' if run['finished'] else ''}")
-    steps = Counter(run["steps"] for run in runs if not run["finished"])
+        name = f"{run.setting}  {run.method:<{width}}  {run.shots:>6} shots"
+        grid.setdefault(name, []).append(f"{run.seed}{'*' if run.finished else ''}")
+    steps = Counter(run.steps for run in runs if not run.finished)
     template = templates().get_template("forecast.jinja")
     return template.render(forecast=forecast, grid=grid, num_of_steps=sorted(steps.items()))
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import NamedTuple
 
 from advl_pipeline.base.compute import device_name
 from advl_pipeline.base.errors import AdvlError, DatasetError
@@ -34,32 +35,73 @@ from advl_pipeline.studies.plan import (
 from advl_pipeline.training.resolved import planned_steps
 
 
-def forecast_cache(config: ExtractConfig) -> dict[str, Any]:
-    """Plan an extraction by opening the teacher and encoding a few batches.
+class CacheForecast(NamedTuple):
+    """The cost of extracting a cache; None if unknown, and `obstacle` says why."""
 
-    Returns:
-        path; num_bytes and seconds of the extraction, None if unknown, and the obstacle in words.
+    path: Path
+    num_bytes: int | None = None
+    seconds: float | None = None
+    obstacle: str = ""
+
+
+class RunForecast(NamedTuple):
+    """A row of the grid; `steps` are the optimiser steps that remain, None if it is finished."""
+
+    setting: str
+    method: str
+    shots: str
+    seed: int
+    finished: bool
+    steps: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyForecast:
+    """What is left of a study; seconds are on one process, None if unknown.
+
+    `run_seconds` and `run_bytes` are of the remaining runs, `seconds_left` and `bytes_left` of runs and caches.
+    `memory` is the device memory of training by student and part, the maximum over its finished runs. `folder` is
+    the study's, `device` this machine's.
     """
+
+    name: str
+    folder: Path
+    runs: list[RunForecast]
+    caches: list[CacheForecast]
+    missing_inits: list[Path]
+    missing_dataset: str
+    device: str
+    num_left: int
+    num_measured: int
+    run_seconds: float | None
+    seconds_left: float | None
+    run_bytes: int | None
+    bytes_left: float | None
+    bytes_free: int
+    memory: dict[str, dict[str, int]]
+
+
+def forecast_cache(path: Path, config: ExtractConfig) -> CacheForecast:
+    """Plan the extraction of the cache at `path` by opening the teacher and encoding a few batches."""
     from advl_pipeline.extraction.prepare import prepare_extract
     from advl_pipeline.extraction.run import run_extract
 
-    planned: dict[str, Any] = {"path": config.output, "num_bytes": None, "seconds": None, "obstacle": ""}
     try:
         result = run_extract(prepare_extract(replace(config, dry_run=True), may_idle=True))
     except AdvlError as error:
-        return planned | {"obstacle": error.what}
-    planned["num_bytes"] = sum(item.num_bytes for item in result.estimates)
+        return CacheForecast(path, obstacle=error.what)
+    num_bytes = sum(item.num_bytes for item in result.estimates)
     if result.untimed is not None:
-        return planned | {"obstacle": result.untimed.what}
+        return CacheForecast(path, num_bytes, obstacle=result.untimed.what)
     seconds = sum(item.seconds or 0.0 for item in result.estimates) + (result.confidence_seconds or 0.0)
-    return planned | {"seconds": seconds}
+    return CacheForecast(path, num_bytes, seconds)
 
 
-CacheForecaster = Callable[[ExtractConfig], dict[str, Any]]
+CacheForecaster = Callable[[Path, ExtractConfig], CacheForecast]
 """Plans the extraction of a cache, like `forecast_cache`."""
 
 
-def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = forecast_cache) -> dict[str, Any]:
+def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = forecast_cache) -> StudyForecast:
     """Lay out the grid without running it.
 
     The time of a remaining run is its optimiser steps times the time per step of the finished runs of its setting
@@ -67,15 +109,6 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
 
     Args:
         plan_cache: plans the extraction of a missing cache; replaced in tests.
-
-    Returns:
-        The forecast; times are in seconds on one process, sizes in bytes, None if unknown:
-          - runs: the rows of the grid (setting, method, shots, seed, whether it is finished and, if not, its
-            remaining optimiser steps); num_left, num_measured;
-          - run_seconds and run_bytes of all remaining runs; seconds_left and bytes_left of runs and caches;
-          - memory: device memory of training by part, the maximum over the finished runs of a student;
-          - caches, as returned by `forecast_cache`; missing_inits; missing_dataset, in words;
-          - name and folder of the study, the device of this machine, bytes_free.
 
     Raises:
         ConfigError: as in `load_study`.
@@ -96,36 +129,37 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
     steps = {each.run_id: 0 if names.is_finished(each.run) else planned_steps(each.finetune) for each in left}
     needed = {path for planned in left for path in planned.finetune.cache}
     missing = [path for path in plan.caches if path in needed and not (path / "identity.json").exists()]
-    caches = [plan_cache(plan.caches[path]) for path in missing]
+    caches = [plan_cache(path, plan.caches[path]) for path in missing]
     run_seconds = _seconds(left, done, steps)
     sizes = [folder_bytes(planned.run) for planned in done]
     run_bytes = round(fmean(sizes)) * len(left) if done else None if left else 0
-    return {
-        "name": study.name,
-        "folder": folder,
-        "runs": [
-            {
-                "setting": planned.setting,
-                "method": planned.method,
-                "shots": shots_label(planned.shots),
-                "seed": planned.seed,
-            }
-            | ({"finished": False, "steps": steps[planned.run_id]} if planned in left else {"finished": True})
+    return StudyForecast(
+        name=study.name,
+        folder=folder,
+        runs=[
+            RunForecast(
+                setting=planned.setting,
+                method=planned.method,
+                shots=shots_label(planned.shots),
+                seed=planned.seed,
+                finished=planned not in left,
+                steps=steps.get(planned.run_id),
+            )
             for planned in plan.runs
         ],
-        "caches": caches,
-        "missing_inits": list(absent),
-        "missing_dataset": missing_dataset,
-        "device": device_name(config.device),
-        "num_left": len(left),
-        "num_measured": len(done),
-        "run_seconds": run_seconds,
-        "seconds_left": _sum([run_seconds, *(cache["seconds"] for cache in caches)]),
-        "run_bytes": run_bytes,
-        "bytes_left": _sum([run_bytes, *(cache["num_bytes"] for cache in caches)]),
-        "bytes_free": shutil.disk_usage(nearest_existing(folder)).free,
-        "memory": _memory(done),
-    }
+        caches=caches,
+        missing_inits=list(absent),
+        missing_dataset=missing_dataset,
+        device=device_name(config.device),
+        num_left=len(left),
+        num_measured=len(done),
+        run_seconds=run_seconds,
+        seconds_left=_sum([run_seconds, *(cache.seconds for cache in caches)]),
+        run_bytes=run_bytes,
+        bytes_left=_sum([run_bytes, *(cache.num_bytes for cache in caches)]),
+        bytes_free=shutil.disk_usage(nearest_existing(folder)).free,
+        memory=_memory(done),
+    )
 
 
 def _memory(done: Sequence[PlannedRun]) -> dict[str, dict[str, int]]:

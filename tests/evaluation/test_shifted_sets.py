@@ -88,11 +88,11 @@ def test_hard_pairs_are_those_of_a_published_list(tmp_path: Path, capsys: pytest
 def test_a_drop_is_over_the_same_questions() -> None:
     match = match_questions("vcr", "val", ("a", "b", "c", "d"), "rule-plural", ("d", "b", "a", "new"))
     drop = shift_drop(np.array([1.0, 1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0, 1.0]), match)
-    assert (drop["questions"], drop["num_items"]) == ("same", 3)
-    assert (drop["original"], drop["shifted"]) == pytest.approx((200 / 3, 100 / 3))
-    assert drop["change"] == pytest.approx({"points": -100 / 3, "relative_percent": -50.0})
-    assert drop["interval"].contains(drop["change"]["points"])
-    assert 0.0 < drop["p_value"] <= 1.0
+    assert (drop.questions, drop.num_items) == ("same", 3)
+    assert (drop.original, drop.shifted) == pytest.approx((200 / 3, 100 / 3))
+    assert drop.change == pytest.approx((-100 / 3, -50.0))
+    assert drop.interval.contains(drop.change.points)
+    assert 0.0 < drop.p_value <= 1.0
     with pytest.raises(DatasetError, match="in common"):
         shift_drop(np.zeros(1), np.ones(1), match_questions("vcr", "val", ("a",), "rule-plural", ("x",)))
 
@@ -102,14 +102,14 @@ def test_a_part_is_compared_with_the_whole() -> None:
     match = match_questions("vqa-v2", "val", ids, "ce-hard", ids[:50])
     whole_N = np.concatenate([np.tile([1.0, 0.0, 0.0, 0.0, 0.0], 10), np.tile([1.0, 1.0, 0.0], 50)])
     drop = shift_drop(whole_N, whole_N[:50], match)
-    assert (drop["questions"], drop["num_items"], drop["p_value"]) == ("part", 50, None)
-    assert (drop["original"], drop["shifted"], drop["change"]["points"]) == pytest.approx((55.0, 20.0, -35.0))
+    assert (drop.questions, drop.num_items, drop.p_value) == ("part", 50, None)
+    assert (drop.original, drop.shifted, drop.change.points) == pytest.approx((55.0, 20.0, -35.0))
     # (1 - n / N) (part - rest), of two binomial means.
     spread = 0.75 * 100 * np.sqrt(0.2 * 0.8 / 50 + (2 / 9) / 150)
     ends = (-35.0 - 1.96 * spread, -35.0 + 1.96 * spread)
-    assert (drop["interval"].low, drop["interval"].high) == pytest.approx(ends, abs=1.5)
+    assert (drop.interval.low, drop.interval.high) == pytest.approx(ends, abs=1.5)
     everything = shift_drop(whole_N, whole_N, match_questions("vqa-v2", "val", ids, "ce-hard", ids))
-    assert everything["change"]["points"] == everything["interval"].low == everything["interval"].high == 0.0
+    assert everything.change.points == everything.interval.low == everything.interval.high == 0.0
 
 
 @pytest.mark.parametrize(

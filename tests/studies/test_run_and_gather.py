@@ -119,8 +119,7 @@ def test_a_run_that_another_study_has_finished_is_there_already(tmp_path: Path) 
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     shutil.rmtree(tmp_path / "caches")
     forecast = forecast_study(config)
-    told = [forecast[name] for name in ("num_left", "caches", "bytes_left", "seconds_left")]
-    assert told == [0, [], 0, 0]
+    assert (forecast.num_left, forecast.caches, forecast.bytes_left, forecast.seconds_left) == (0, [], 0, 0)
     # Of these two, one was not trained to its end, and one not scored on every set.
     (run_folders[0] / "result.json").unlink()
     (run_folders[1] / "evaluation" / "test-shift.json").unlink()
@@ -130,7 +129,7 @@ def test_a_run_that_another_study_has_finished_is_there_already(tmp_path: Path) 
         ran.append(planned.run_id)
         synthetic_runs.execute(planned)
 
-    assert forecast_study(config)["num_left"] == 2
+    assert forecast_study(config).num_left == 2
     second = run_trial(tmp_path, output="other", executor=record, **lines)
     assert sorted(ran) == sorted(path.name for path in run_folders[:2])
     assert second.num_finished == len(run_folders) == 4
@@ -293,7 +292,7 @@ def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_u
     assert refusal.value.where == str(file)
     # The folder still tells the content of data that are not at hand.
     asked = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=first.folder, caches=tmp_path / "caches")
-    assert forecast_study(asked)["num_left"] == 0
+    assert forecast_study(asked).num_left == 0
     assert run_study(asked, execute=refuse, prepare=refuse).numbers == first.numbers
     assert gather_study(first.folder).num_finished == 2
 
