@@ -3,12 +3,12 @@
 Fusion layers with random weights learn a few hundred labels by heart. A bilinear form of pooled states, as of two-
 tower models, learns from as few labels which texts fit which pictures. For choices it is fitted before the finetune
 stage and then held, and the cosine of two linear maps, which training moves, is added. Classes and open answers are
-read off the text, whose coordinates the picture scales. What the fused state says starts at zero and is added: to
+read off the pooled states and the product of the maps. What the fused state says starts at zero and is added: to
 choices with a small weight, so that it learns later than the maps; to answers as it is, because it alone knows what
 lies where.
 
 Shapes: N sequences, L text tokens, R visual tokens, H width, P width of the fused pooled state, T and V widths of the
-pooled states of text and picture, M width of the common space (`CHOICE_SIZE`, `ANSWER_SIZE`), K classes.
+pooled states of text and picture, M width of the common space, K classes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ from advl_pipeline.students.bert_parts import norm_first_head
 from advl_pipeline.students.interface import LabelledChoices, OutputHead, Perturbation, StudentOutput
 from advl_pipeline.students.text_student import SingleStream, TextBatchT
 
-CHOICE_SIZE: Final = 256
-"""Width M for choices."""
-
-ANSWER_SIZE: Final = 1024
-"""Width M for classes and answers."""
+COMMON_SIZE: Final = 256
+"""Width M."""
 
 FIRST_SCALE: Final = 10.0
 """First factor of the cosine, which is trained."""
@@ -40,11 +37,11 @@ FIRST_SCALE: Final = 10.0
 FUSED_WEIGHT: Final = 0.03
 """Weight of the fused state in the score of a choice."""
 
-DROPOUT: Final = 0.5
-"""Dropout of the pooled states that the maps read, and of the state that answers are read off."""
+CHOICE_DROPOUT: Final = 0.5
+"""Dropout of the pooled states that the maps of choices read."""
 
-PICTURE_DROPOUT: Final = 0.7
-"""Dropout of the pooled states of pictures for answers: a few hundred pictures are soon learned by heart."""
+DROPOUT: Final = 0.3
+"""Dropout of the layers that read answers off the pooled states."""
 
 
 @dataclass(kw_only=True)
@@ -80,7 +77,25 @@ class MatchStream(SingleStream[TextBatchT]):
         )
 
 
-class ChoiceMatchHead(OutputHead[MatchOutput]):
+class MatchHead(OutputHead[MatchOutput]):
+    """Head over the match of pooled states of text and picture, and over the fused state."""
+
+    def __init__(self, *, text_size: int, picture_size: int, pooled_size: int, num_classes: int) -> None:
+        super().__init__()
+        self.text_map = nn.Linear(text_size, COMMON_SIZE)
+        self.picture_map = nn.Linear(picture_size, COMMON_SIZE)
+        *fused, last = norm_first_head(pooled_size, num_classes, hidden=2 * pooled_size)
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        self.fused = nn.Sequential(*fused, last)
+
+    def match(self, said_NT: torch.Tensor, shown_NV: torch.Tensor) -> torch.Tensor:
+        """Return the products of the coordinates of both maps of norm 1, (N, M); their sum is the cosine."""
+        text_NM = functional.normalize(self.text_map(said_NT), dim=-1)
+        return text_NM * functional.normalize(self.picture_map(shown_NV), dim=-1)
+
+
+class ChoiceMatchHead(MatchHead):
     """Scores a choice by a bilinear form that the labels fit before training, and by what training adds to it.
 
     The form is that of `MatchProbe`: the best one under a penalty, which few labels determine better than any number
@@ -92,10 +107,7 @@ class ChoiceMatchHead(OutputHead[MatchOutput]):
     form_TV: torch.Tensor
 
     def __init__(self, *, text_size: int, picture_size: int, pooled_size: int) -> None:
-        super().__init__()
-        self.text_map = nn.Linear(text_size, CHOICE_SIZE)
-        self.picture_map = nn.Linear(picture_size, CHOICE_SIZE)
-        self.fused = _silent_head(pooled_size, num_classes=1)
+        super().__init__(text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=1)
         self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
         self.register_buffer("text_mean_T", torch.zeros(text_size))
         self.register_buffer("picture_mean_V", torch.zeros(picture_size))
@@ -126,44 +138,37 @@ class ChoiceMatchHead(OutputHead[MatchOutput]):
         said_NT = _unit(_unit(output.said_NT) - self.text_mean_T)
         shown_NV = _unit(_unit(output.shown_NV) - self.picture_mean_V)
         fitted_N = ((said_NT @ self.form_TV) * shown_NV).sum(1)
-        text_NM = self.text_map(functional.dropout(said_NT * said_NT.shape[1] ** 0.5, DROPOUT, self.training))
-        picture_NM = self.picture_map(functional.dropout(shown_NV * shown_NV.shape[1] ** 0.5, DROPOUT, self.training))
-        cosine_N = (functional.normalize(text_NM, dim=-1) * functional.normalize(picture_NM, dim=-1)).sum(1)
+        match_NM = self.match(
+            functional.dropout(said_NT * said_NT.shape[1] ** 0.5, CHOICE_DROPOUT, self.training),
+            functional.dropout(shown_NV * shown_NV.shape[1] ** 0.5, CHOICE_DROPOUT, self.training),
+        )
         fused_N1: torch.Tensor = self.fused(output.pooled_NP)
-        return (fitted_N + self.log_scale.exp() * cosine_N)[:, None] + FUSED_WEIGHT * fused_N1
+        trained_N = self.log_scale.exp() * match_NM.sum(1)
+        return (fitted_N + trained_N)[:, None] + FUSED_WEIGHT * fused_N1
 
 
-class AnswerMatchHead(OutputHead[MatchOutput]):
-    """Reads classes and answers off the text, scaled by the picture, and off the fused state."""
+class AnswerMatchHead(MatchHead):
+    """Reads classes and answers off the pooled states, their match and the fused state."""
 
     def __init__(self, *, text_size: int, picture_size: int, pooled_size: int, num_classes: int) -> None:
-        super().__init__()
-        self.text_map = nn.Sequential(
-            nn.LayerNorm(text_size), nn.Dropout(DROPOUT), nn.Linear(text_size, ANSWER_SIZE), nn.GELU()
+        super().__init__(
+            text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=num_classes
         )
-        self.picture_map = nn.Sequential(
-            nn.LayerNorm(picture_size), nn.Dropout(PICTURE_DROPOUT), nn.Linear(picture_size, ANSWER_SIZE)
-        )
-        self.matched = nn.Sequential(
-            nn.LayerNorm(ANSWER_SIZE), nn.Dropout(DROPOUT), nn.Linear(ANSWER_SIZE, num_classes)
-        )
-        self.fused = _silent_head(pooled_size, num_classes=num_classes)
+        self.text_norm = nn.LayerNorm(text_size)
+        self.picture_norm = nn.LayerNorm(picture_size)
+        num_read = text_size + picture_size + COMMON_SIZE
+        *layers, last = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
+        self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers, nn.Dropout(DROPOUT), last)
 
     def forward(self, output: MatchOutput) -> torch.Tensor:
         """Return (N, K)."""
-        # A picture that says nothing leaves the text as it is.
-        match_NM = self.text_map(output.said_NT) * (1 + self.picture_map(output.shown_NV))
-        matched_NK: torch.Tensor = self.matched(match_NM)
+        said_NT = self.text_norm(output.said_NT)
+        shown_NV = self.picture_norm(output.shown_NV)
+        # Scaled to the magnitude of a layer-normalised state.
+        read = [said_NT, shown_NV, COMMON_SIZE * self.match(said_NT, shown_NV)]
+        matched_NK: torch.Tensor = self.matched(torch.cat(read, dim=-1))
         fused_NK: torch.Tensor = self.fused(output.pooled_NP)
         return matched_NK + fused_NK
-
-
-def _silent_head(pooled_size: int, *, num_classes: int) -> nn.Sequential:
-    """Return layers over the fused state whose output starts at zero."""
-    *layers, last = norm_first_head(pooled_size, num_classes, hidden=2 * pooled_size)
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    return nn.Sequential(*layers, last)
 
 
 def _unit(states_NX: torch.Tensor) -> torch.Tensor:
