@@ -79,6 +79,7 @@ NEEDS: Mapping[str, str] = {
     "--data-root photographs": "photographs of others; test_photographs.py builds a corpus of small ones",
     "flickr-captions": "photographs of others; tests/datasets/test_people.py reads their files",
     "captions-lowshot": "the same photographs",
+    "daquar-lowshot": "photographs of others; tests/datasets/test_people.py reads their files",
     "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }
