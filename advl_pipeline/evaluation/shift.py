@@ -43,7 +43,8 @@ from advl_pipeline.runs.results import read_config
 Questions = Literal["same", "part", "other"]
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
     """The change of an accuracy, in points and in percent of the original."""
 
     points: float
@@ -133,7 +134,7 @@ def shift_drop(original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.f
         num_items=after.values_SN.shape[1],
         original=original,
         shifted=shifted,
-        change=Change(points, relative_percent(points, original)),
+        change=Change(points=points, relative_percent=relative_percent(points, original)),
         interval=joint_interval(gained, resamples=4000 if is_same else 2000, resample_seeds=False),
         p_value=sign_flip_test(gained[0].values_SN[0]) if is_same else None,
     )

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 from advl_pipeline.base.compute import device_name
 from advl_pipeline.base.errors import AdvlError, DatasetError
@@ -35,7 +34,8 @@ from advl_pipeline.studies.plan import (
 from advl_pipeline.training.resolved import planned_steps
 
 
-class CacheForecast(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheForecast:
     """The cost of extracting a cache; None if unknown, and `obstacle` says why."""
 
     path: Path
@@ -44,7 +44,8 @@ class CacheForecast(NamedTuple):
     obstacle: str = ""
 
 
-class RunForecast(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunForecast:
     """A row of the grid; `steps` are the optimiser steps that remain, None if it is finished."""
 
     setting: str
@@ -89,12 +90,12 @@ def forecast_cache(path: Path, config: ExtractConfig) -> CacheForecast:
     try:
         result = run_extract(prepare_extract(replace(config, dry_run=True), may_idle=True))
     except AdvlError as error:
-        return CacheForecast(path, obstacle=error.what)
+        return CacheForecast(path=path, obstacle=error.what)
     num_bytes = sum(item.num_bytes for item in result.estimates)
     if result.untimed is not None:
-        return CacheForecast(path, num_bytes, obstacle=result.untimed.what)
+        return CacheForecast(path=path, num_bytes=num_bytes, obstacle=result.untimed.what)
     seconds = sum(item.seconds or 0.0 for item in result.estimates) + (result.confidence_seconds or 0.0)
-    return CacheForecast(path, num_bytes, seconds)
+    return CacheForecast(path=path, num_bytes=num_bytes, seconds=seconds)
 
 
 CacheForecaster = Callable[[Path, ExtractConfig], CacheForecast]

@@ -90,7 +90,7 @@ def test_a_drop_is_over_the_same_questions() -> None:
     drop = shift_drop(np.array([1.0, 1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0, 1.0]), match)
     assert (drop.questions, drop.num_items) == ("same", 3)
     assert (drop.original, drop.shifted) == pytest.approx((200 / 3, 100 / 3))
-    assert drop.change == pytest.approx((-100 / 3, -50.0))
+    assert (drop.change.points, drop.change.relative_percent) == pytest.approx((-100 / 3, -50.0))
     assert drop.interval.contains(drop.change.points)
     assert 0.0 < drop.p_value <= 1.0
     with pytest.raises(DatasetError, match="in common"):

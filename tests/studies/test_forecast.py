@@ -34,7 +34,7 @@ def forecast(folder: Path, path: Path) -> StudyForecast:
 
 
 def no_plan(path: Path, config: ExtractConfig) -> CacheForecast:
-    return CacheForecast(path, num_bytes=5000, seconds=7.0)
+    return CacheForecast(path=path, num_bytes=5000, seconds=7.0)
 
 
 def by_card(config: ExtractConfig, card: TeacherCard) -> tuple[Estimate, ...]:
