@@ -124,13 +124,19 @@ class FinishedRun:
         Raises:
             ConfigError: the student generates no text, or the run hides pictures.
         """
+        without = leave_out(option.partition(" ")[0])
         if self.hides_picture:
-            what = f"{option} needs a student that sees pictures, and this run hid them."
-        elif not isinstance(self.student, Generates):
-            what = f"{option} needs a student that generates text, and {self.student.name} does not."
-        else:
-            return
-        raise ConfigError(what, where=option, next_command=leave_out(option.partition(" ")[0]))
+            raise ConfigError(
+                f"{option} needs a student that sees pictures, and this run hid them.",
+                where=option,
+                next_command=without,
+            )
+        if not isinstance(self.student, Generates):
+            raise ConfigError(
+                f"{option} needs a student that generates text, and {self.student.name} does not.",
+                where=option,
+                next_command=without,
+            )
 
     def generated(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[str]:
         """Yield the answer that the student generates for each example; `require_generates` says whether it can."""

@@ -376,10 +376,11 @@ def _train(opened: _Opened) -> int:
                 )
             if stage == "finetune" and stopping is not None and stopping.kept_step is not None:
                 stopping.put_back(model)
-                kept = (
-                    f"keeps the weights of step {stopping.kept_step + 1}, the last within an error of the best on val"
+                tqdm.write(
+                    f"keeps the weights of step {stopping.kept_step + 1}, "
+                    "the last within a standard error of the best on val",
+                    file=sys.stderr,
                 )
-                tqdm.write(kept, file=sys.stderr)
             # Also if the run was interrupted between the last step of a stage and this point.
             if before is not None and accelerator.is_main_process:
                 now = readout()
