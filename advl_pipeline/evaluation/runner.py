@@ -75,9 +75,9 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
         DatasetError: a test set is missing or has no labels. KeyboardInterrupt: stopped by a signal.
     """
     with interruptible("The evaluation", kept="test sets that were scored are kept"):
-        config = resolved(prepared.config)
+        config = prepared.config
         trained_on = prepared.trained_on
-        finished = load_finished(config.run, config, trained_on=trained_on)
+        finished = load_finished(config.run, resolved(config), trained_on=trained_on)
         if config.protocol == LETTERS:
             finished.require_generates("--as letters")
         # Generated answers need neither a head of the run nor a list of answers, and so have no prior.
@@ -188,6 +188,8 @@ def _evaluate_set(
         run_digest=run_digest(config.run),
         protocol=config.protocol,
         vqa_mode=mode if "vqa" in metrics else None,
+        regions=tuple(map(str, config.regions)),
+        mixed_precision=config.mixed_precision,
         caveats=(*caveats, *_caveats(finished, dataset, scored, is_seen=is_seen)),
         num_items={metric: len(scores.score_n) for metric, scores in true_items.items()},
         metrics=metrics,

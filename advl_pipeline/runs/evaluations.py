@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from advl_pipeline.base.array_archives import arrays_digest, read_array_archive
 from advl_pipeline.base.atomic import replacing_file, write_text, writing
+from advl_pipeline.base.compute import AUTO, MixedPrecision
 from advl_pipeline.base.configuration import build_config, json_text, to_plain
 from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, advise
 from advl_pipeline.base.folders import LOCK
@@ -149,6 +150,10 @@ class EvaluationDocument:
     confusion: Confusion | None = None
     protocol: Protocol = "likelihood"
     vqa_mode: str | None = None
+    regions: tuple[str, ...] = ()
+    """Caches of a detector's regions, as given; none for those of the run."""
+    mixed_precision: MixedPrecision = "auto"
+    """Precision of matrix products, as given."""
     sample: Sample | None = None
     caveats: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -271,7 +276,7 @@ def _arrays(items: Sequence[ItemScores], examples: Sequence[ExampleScores]) -> d
 
 
 def evaluate_command(run: Path, filed: str, document: EvaluationDocument | None = None) -> Advice:
-    """Return the command that repeats an evaluation, with the same sample and conditions of the pictures.
+    """Return the command that repeats an evaluation: sample, regions, precision and conditions of the pictures.
 
     Args:
         filed: the name of the set, see `filed_as`.
@@ -282,9 +287,14 @@ def evaluate_command(run: Path, filed: str, document: EvaluationDocument | None 
     words = ["advl", "evaluate", str(run), "--on", test_set]
     if way:
         words += ["--as", LETTERS] if way == LETTERS else ["--vqa-mode", way]
-    if document is not None and document.sample is not None:
+    if document is None:
+        return advise(words)
+    if document.sample is not None:
         words += ["--num-questions", str(document.sample.asked)]
-    if document is not None and way != LETTERS:
+    words += [word for place in document.regions for word in ("--regions", place)]
+    if document.mixed_precision != AUTO:
+        words += ["--mixed-precision", document.mixed_precision]
+    if way != LETTERS:
         conditions = {name for by_condition in document.use_of_vision.values() for name in by_condition} or {"none"}
         words += [word for name in sorted(conditions) for word in ("--probe", name)]
     return advise(words)

@@ -13,9 +13,12 @@ import pytest
 from commands import advl, printed
 from dataset_mirrors import vcr_record, write_vcr, write_vqa
 from region_mirrors import FEATURE_SIZE, features_of, write_butd_tsv, write_npz, write_uniter_layout
+from run_logs import items_file
 
+from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.runs.evaluations import read_evaluation
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 
@@ -206,5 +209,14 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
     _, err = printed(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none", code=2)
     assert "advl cache import FILE --name regions --dataset vqa-v2 --split minival" in err
     printed(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none", "--regions", f"{usual}/val")
+    before = read_evaluation(Path("vqa"), "minival")
+    items_file(Path("vqa"), "minival").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match="cannot be read") as refused:
+        read_evaluation(Path("vqa"), "minival")
+    printed(capsys, *shlex.split(refused.value.next_command)[1:])
+    after = read_evaluation(Path("vqa"), "minival")
+    assert after is not None
+    assert before is not None
+    assert after.document.metrics == before.document.metrics
     out, _ = printed(capsys, "predict", "vqa", "--on", "test-dev", "--regions", f"{usual}/test", "--json")
     assert len(json.loads(Path(json.loads(out)["path"]).read_text())) == 12

@@ -271,6 +271,7 @@ def answering(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactor
         ("--num-questions 3 --probe removed --probe swapped", "val"),
         ("--vqa-mode 2017 --probe none", "val@2017"),
         ("--as letters --num-questions 3", "val@letters"),
+        ("--mixed-precision bf16 --probe none", "val"),
     ],
 )
 def test_the_command_advised_for_a_damaged_evaluation_repeats_its_numbers(
