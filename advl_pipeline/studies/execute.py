@@ -6,7 +6,8 @@ Training and evaluation are imported when a run is executed, so that planning an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -76,7 +77,10 @@ def execute_run(planned: PlannedRun) -> None:
 
 def _stored(planned: PlannedRun, test_set: str) -> EvaluationDocument | None:
     """Return the document of an evaluation of a run by the evaluator of the study; None if there is none."""
-    document = read_document(planned.run, planned.filed(test_set)) if names.is_finished(planned.run) else None
+    if not names.is_finished(planned.run):
+        return None
+    with scored_by_study(planned, test_set):
+        document = read_document(planned.run, planned.filed(test_set))
     return document if document is not None and is_of_run(planned.run, document) else None
 
 
@@ -93,6 +97,34 @@ def _num_questions(document: EvaluationDocument) -> float:
 def _weights(run: Path) -> list[Path]:
     adapter = run / names.ADAPTER_WEIGHTS
     return [adapter if adapter.exists() else run / names.STUDENT_WEIGHTS, run / names.HEADS_WEIGHTS]
+
+
+def _is_gone(run: Path) -> bool:
+    """Return whether the student of a run was not kept."""
+    return (run / names.STUDENT).exists() and not all(file.exists() for file in _weights(run))
+
+
+@contextmanager
+def scored_by_study(planned: PlannedRun, test_set: str, command: Sequence[str] = ()) -> Iterator[None]:
+    """Let an error of an evaluation advise the study's command if the student is gone, since that trains it again.
+
+    Args:
+        command: words of the study's command; empty if the user gave it.
+    """
+    try:
+        yield
+    except (ConfigError, IdentityMismatch) as error:
+        if _is_gone(planned.run):
+            document = Path(error.where)
+            if document.suffix != ".json":
+                document = names.evaluation_file(planned.run, planned.filed(test_set), ".json")
+            error.next_command = advise(
+                ["rm", str(document)],
+                *([command] if command else []),
+                note="the run kept no student: it is trained again",
+                again=None if command else (),
+            )
+        raise
 
 
 def missing_test_sets(planned: PlannedRun) -> tuple[str, ...]:
@@ -114,5 +146,5 @@ def missing_test_sets(planned: PlannedRun) -> tuple[str, ...]:
 
 def is_complete(planned: PlannedRun) -> bool:
     """Return whether a run is trained and scored; a student that another study did not keep must be trained again."""
-    gone = (planned.run / names.STUDENT).exists() and not all(file.exists() for file in _weights(planned.run))
-    return names.is_finished(planned.run) and not missing_test_sets(planned) and not (planned.keeps_student and gone)
+    is_trained = names.is_finished(planned.run) and not (planned.keeps_student and _is_gone(planned.run))
+    return is_trained and not missing_test_sets(planned)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -40,7 +40,7 @@ from advl_pipeline.runs.results import (
 )
 from advl_pipeline.students.weight_files import require_run_files
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.execute import is_complete
+from advl_pipeline.studies.execute import is_complete, scored_by_study
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.numbers import numbers_of
 from advl_pipeline.studies.plan import Plan, PlannedRun, read_study_folder, runs_folder, trained_on
@@ -105,12 +105,14 @@ def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
         size = sizes[planned.setting, planned.shots]
         # One at a time: the scores of a test set may be large.
         for test_set in planned.test_sets:
-            if (evaluation := read_evaluation(planned.run, planned.filed(test_set))) is None:
-                continue
+            with nullcontext() if plan.of_runs else scored_by_study(planned, test_set, shlex.split(plan.command)):
+                if (evaluation := read_evaluation(planned.run, planned.filed(test_set))) is None:
+                    continue
+                items = _items(plan, planned, test_set, evaluation)
+            parts.append(items.assign(**about, size=size, test_set=test_set))
             documents.append(evaluation.document)
             content = evaluation.document.content_digest, planned.run
             _require_same_content(test_set, contents.setdefault((planned.setting, test_set), content), content)
-            parts.append(_items(plan, planned, test_set, evaluation).assign(**about, size=size, test_set=test_set))
             # Values that depend only on the set are the same for every run.
             for metric, scores in evaluation.document.trivial.items():
                 trivial.setdefault((planned.setting, metric, test_set), scores)

@@ -34,7 +34,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import EvaluationDocument, read_document
 from advl_pipeline.runs.results import read_config
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
-from advl_pipeline.studies.execute import RunExecutor, execute_run, is_complete
+from advl_pipeline.studies.execute import RunExecutor, execute_run, is_complete, scored_by_study
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import (
     DatasetDigester,
@@ -154,7 +154,9 @@ def _require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
         for test_set in planned.test_sets:
             if (planned.finetune.dataset, test_set) in scored or not names.is_finished(planned.run):
                 continue
-            if (document := read_document(planned.run, planned.filed(test_set))) is not None:
+            with scored_by_study(planned, test_set):
+                document = read_document(planned.run, planned.filed(test_set))
+            if document is not None:
                 scored[planned.finetune.dataset, test_set] = planned, document
     for (dataset, test_set), (planned, document) in scored.items():
         name, split = set_name(test_set, dataset)

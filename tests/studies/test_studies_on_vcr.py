@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from commands import exit_code, printed
 from dataset_mirrors import vcr_record, write_vcr
 from fake_hub.models import write_repository
+from run_logs import items_file
 
 from advl_pipeline.base.errors import ConfigError, InUse
 from advl_pipeline.cache.reader import open_cache
@@ -195,6 +197,34 @@ def test_the_study_runs_on_pixels_and_on_regions_whose_content_makes_its_runs(
             assert set(document["use_of_vision"]["q2a"]) == {"swapped"}
     _, err = printed(capsys, *words, "--regions", root / "features" / "{split}", code=2)
     assert f"advl cache import '{root}/features/{{split}}' --name regions --dataset vcr --split train" in err
+
+
+def test_a_damaged_evaluation_of_a_student_that_was_not_kept_is_made_again_by_what_is_advised(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = MINE.format(root=root).replace("keep_weights = true", "keep_weights = false")
+    Path("sparing.toml").write_text(text, encoding="utf-8")
+    words = ("study", "sparing.toml", "--data-root", str(root), "--output", "study")
+    before, _ = printed(capsys, *words)
+    (run,) = (path.parent for path in Path("cells").glob("*/run.json"))
+    document = run / "evaluation" / "val.json"
+
+    def advised(*command: str) -> list[list[str]]:
+        _, message = printed(capsys, *command, code=2)
+        lines = [line.partition("   (")[0] for line in message.partition("next:")[2].strip().splitlines()]
+        return [shlex.split(step) for line in lines for step in line.split("&&")]
+
+    for damaged in (items_file(run, "val"), document):
+        damaged.write_bytes(b"torn")
+        for command in (words, ("report", "study")):
+            removed, again = advised(*command)
+            assert removed == ["rm", str(document)]
+            assert again[:3] == ["advl", *words[:2]]
+    document.unlink()
+    assert printed(capsys, *again[1:])[0] == before
+    assert not (run / "model.safetensors").exists()
+    printed(capsys, "report", "study")
 
 
 def test_regions_are_refused_by_a_study_without_a_student_for_them() -> None:
