@@ -32,7 +32,8 @@ class TaskFacts:
     """Facts about a task.
 
     `metric` names its score in files ("" if it is not scored), `title` on pages, and `items` what is scored.
-    `instruction` is what a chat model is asked after the question.
+    `instruction` is what a chat model is asked after the question. `by_annotators` says that answers are scored as
+    texts against those of several annotators, by the official evaluator of VQA.
     """
 
     kind: TaskKind
@@ -40,12 +41,15 @@ class TaskFacts:
     title: str = ""
     items: str = "questions"
     instruction: str = ""
+    by_annotators: bool = False
 
 
 TASKS: Mapping[str, TaskFacts] = {
     "vcr-q2a": TaskFacts(kind="choice", metric="q2a", title="Q→A accuracy"),
     "vcr-qa2r": TaskFacts(kind="rationale", metric="qa2r", title="QA→R accuracy", items="rationales"),
-    "vqa": TaskFacts(kind="answers", metric="vqa", title="VQA accuracy", instruction="Answer briefly."),
+    "vqa": TaskFacts(
+        kind="answers", metric="vqa", title="VQA accuracy", instruction="Answer briefly.", by_annotators=True
+    ),
     "snli-ve": TaskFacts(
         kind="classes",
         metric="snli_ve",

@@ -27,6 +27,8 @@ class SplitFiles(ABC):
     root: Path
     tasks: ClassVar[tuple[Task, ...]]
     """Tasks of every dataset in the format."""
+    has_common_ids: ClassVar[bool] = False
+    """Whether an id stands for the same question, picture and answers in every dataset in the format."""
 
     @abstractmethod
     def open(self, options: ReadOptions) -> IndexedDataset:

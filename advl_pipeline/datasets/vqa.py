@@ -51,6 +51,7 @@ class VqaFiles(SplitFiles):
     """
 
     tasks = ("vqa",)
+    has_common_ids = True
 
     def open(self, options: ReadOptions) -> IndexedDataset:
         index = self.index()

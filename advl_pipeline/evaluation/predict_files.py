@@ -26,7 +26,7 @@ from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.inert import inert_cell
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import TASKS, Example
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, annotation_of
 from advl_pipeline.evaluation.config import PredictConfig
@@ -172,7 +172,7 @@ def _predicted(
 ) -> dict[str, tuple[int, str]]:
     """Return example id -> position of its answer among the classes or choices, and its text."""
     ids = [example.example_id for example in examples]
-    if config.generate and examples[0].task == "vqa":
+    if config.generate and TASKS[examples[0].task].by_annotators:
         chosen, texts = [0] * len(ids), list(finished.generated(examples, batch_size=config.batch_size))
     else:
         chosen = first_maximum(score_matrices(finished, examples, config.batch_size)[0], ids).tolist()

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from advl_pipeline.base.configuration import command_words, require_effect
 from advl_pipeline.base.errors import WeightsUnavailable, advise
 from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.registry import find_dataset, require_names, with_rows
 from advl_pipeline.datasets.roots import DatasetMissing, is_location, set_name
 from advl_pipeline.datasets.spec import DatasetSpec
@@ -85,7 +86,7 @@ def prepare_scoring(config: ScoringT, *, may_idle: bool = False) -> PreparedScor
 def _require_effect(config: EvaluateConfig | PredictConfig, datasets: Iterable[DatasetSpec]) -> None:
     tasks = {task for dataset in datasets for task in dataset.tasks}
     of_task = f"the task is {', '.join(sorted(tasks))}"
-    facts = {"VQA": "" if "vqa" in tasks else of_task}
+    facts = {"VQA": "" if any(TASKS[task].by_annotators for task in tasks) else of_task}
     if isinstance(config, EvaluateConfig):
         by_letters = config.protocol == "letters"
         not_evaluated = [name for name in config.probe_on if name not in config.on]

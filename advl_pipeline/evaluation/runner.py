@@ -174,6 +174,7 @@ def _evaluate_set(
         for condition, by_metric in items_by_condition.items()
     }
     metrics = percents.pop(TRUE_PICTURE)
+    by_annotators = next((TASKS[task].metric for task in scored if TASKS[task].by_annotators), None)
     seconds = sum(kept.seconds for kept in scored.values())
     num_examples = sum(len(kept.example_ids) for kept in scored.values())
     asked = config.num_questions
@@ -187,7 +188,7 @@ def _evaluate_set(
         content_digest=dataset.content_digest(),
         run_digest=run_digest(config.run),
         protocol=config.protocol,
-        vqa_mode=mode if "vqa" in metrics else None,
+        vqa_mode=None if by_annotators is None else mode,
         regions=tuple(map(str, config.regions)),
         mixed_precision=config.mixed_precision,
         caveats=(*caveats, *_caveats(finished, dataset, scored, is_seen=is_seen)),
@@ -205,7 +206,7 @@ def _evaluate_set(
         milliseconds_per_item=1000.0 * seconds / (num_examples * len(conditions)),
         use_of_vision=_use_of_vision(metrics, percents) if percents else {},
         by_question_type={metric: accuracy_by(scores.types, scores.score_n) for metric, scores in true_items.items()},
-        by_answer_type=accuracy_by_answer_type(true_items["vqa"], dataset) if "vqa" in true_items else {},
+        by_answer_type=({} if by_annotators is None else accuracy_by_answer_type(true_items[by_annotators], dataset)),
         by_group=(
             {metric: group_accuracy(scores) for metric, scores in true_items.items()}
             if dataset.is_grouped and asked is None
@@ -219,7 +220,7 @@ def _evaluate_set(
         else {},
         confusion=_confusion(dataset, examples),
     )
-    filed = f"{name}@{mode}" if "vqa" in metrics and mode != usual_mode else name
+    filed = name if by_annotators is None or mode == usual_mode else f"{name}@{mode}"
     filed = filed_as(config.run, name, None, LETTERS) if is_lettered else filed
     return write_evaluation(config.run, filed, document, items, list(examples.values()))
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from advl_pipeline.base.errors import DatasetError, advise
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.measures import Measure
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, Task, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Example, ImageUnit, Task, head_name
 from advl_pipeline.evaluation.answer_reading import BEYOND, read_option
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import (
@@ -119,13 +119,14 @@ def score_parts(
         for condition, matrix in zip((TRUE_PICTURE, *conditions[1:]), matrices, strict=True):
             chosen = first_maximum(matrix, [example.example_id for example in examples]).tolist()
             texts = texts_of(examples, chosen, kept.tally.label_names)
-            # VQA is scored by the official rule, other answers by their soft labels, the rest by the label.
-            if task == "vqa":
+            if TASKS[task].by_annotators:
                 values = score_texts(examples, texts, dataset=dataset, mode=mode)
+            elif TASKS[task].kind == "answers":
+                values = score_soft_labels(examples, chosen)
             elif task in MULTIPLE_CHOICE_TASKS:
                 values = score_ties(examples, chosen, matrix, dataset.card.ties)
             else:
-                values = (score_soft_labels if head_name(task) == "answers" else score_labels)(examples, chosen)
+                values = score_labels(examples, chosen)
             kept.worth[condition] += values
             if condition == TRUE_PICTURE:
                 kept.tally.add(examples, chosen)
@@ -147,7 +148,7 @@ def _score_written(
     asked = [as_asked(example, card.asks) for example in examples]
     written = list(finished.generated(asked, batch_size=batch_size))
     kept.written += written
-    if examples[0].task == "vqa":
+    if TASKS[examples[0].task].by_annotators:
         return score_texts(examples, written, dataset=dataset, mode=mode)
     if examples[0].task not in MULTIPLE_CHOICE_TASKS:
         _keep_answers(kept, dataset, examples, written)
@@ -178,7 +179,7 @@ def _keep_answers(
     """Keep the right and the given answers of choices and of open questions, the input of measures."""
     if examples[0].task in MULTIPLE_CHOICE_TASKS:
         kept.right += texts_of(examples, [example.label or 0 for example in examples])
-    elif examples[0].task == "answers":
+    elif TASKS[examples[0].task].kind == "answers":
         worth = (dataset.answers_of(example.example_id) for example in examples)
         kept.right += [max(of_each, key=of_each.__getitem__, default="") for of_each in worth]
     else:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
+from advl_pipeline.datasets.formats import FORMATS
 from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.spec import DatasetSpec
@@ -218,7 +219,7 @@ def _test_set(dataset: str, name: str) -> _Set:
 def _asks_alike(original: _Set, shifted: _Set) -> bool:
     """Return whether a common id stands for the same words on the same picture with the same answer in both sets.
 
-    A VQA id determines question, picture and answers. Elsewhere, a part shares the annotations of its original.
+    Their format may have such ids, as VQA's has. Elsewhere, a part shares the annotations of its original.
     """
     annotated = []
     for split, known in (original, shifted):
@@ -228,4 +229,5 @@ def _asks_alike(original: _Set, shifted: _Set) -> bool:
         annotated.append((known.card.format, known.name, annotations))
     (form, name, annotations), (other_form, other_name, other_annotations) = annotated
     is_of_one_file = (name, annotations) == (other_name, other_annotations) and annotations is not None
-    return form == other_form == "vqa" or is_of_one_file
+    has_common_ids = form == other_form and form in FORMATS and FORMATS[form].has_common_ids
+    return has_common_ids or is_of_one_file
