@@ -77,12 +77,13 @@ def fetch(name: str, *, what: str, option: str, weights: Sequence[Sequence[str]]
                 raise
         why, following = refusal(error, name, obstacle)
     repository, _, revision = name.partition("@")
-    download = f"hf download {repository} {f'--revision {revision} ' if revision else ''}--local-dir DIR"
     raise WeightsUnavailable(
         f"The {what} are not on this machine and could not be fetched.",
         where=f"hf:{name}",
         why=why,
-        next_command=following or f"where there is a network: {download}; then {option} DIR",
+        next_command=following
+        or f"where there is a network: hf download {repository} {f'--revision {revision} ' if revision else ''}"
+        f"--local-dir DIR; then {option} DIR",
     ) from None
 
 

@@ -193,12 +193,15 @@ def _card_of_rows(facts: Mapping[str, Any], path: Path) -> Card:
         texts = [*chain.from_iterable(named.values())]
         is_too_many = key != "files" and len(texts) > len(named)
         if is_too_many or not texts or not all(isinstance(text, str) and text for text in texts):
-            of_files = "a file, hf:NAME, or a table split -> file or list of files"
-            expected = of_files if key == "files" else "hf:NAME, or a table split -> hf:NAME"
             raise ConfigError(
                 "The card does not say which files hold the data.",
                 where=f"{path} {key}",
-                why=f"got {files!r}; expected {expected}",
+                why=f"got {files!r}; expected "
+                + (
+                    "a file, hf:NAME, or a table split -> file or list of files"
+                    if key == "files"
+                    else "hf:NAME, or a table split -> hf:NAME"
+                ),
             )
     require_measures(card.measures, card.facets, where=str(path))
     of_hub = {"join": card.join, "split_names": card.split_names, "num_rows": card.num_rows}

@@ -190,8 +190,10 @@ class IndexBuilder:
             self._numbers[name][split].add(label, num_texts, f"{row.file}:{row.line}")
         item = parse_item(record, kind, self._card)
         if kind == "choice" and bool(item.rationales) != self._has_rationales:
-            other = "none" if item.rationales else "some"
-            raise Malformed(f"field 'rationales' is not as in the first row ({self._first}), which has {other}")
+            raise Malformed(
+                f"field 'rationales' is not as in the first row ({self._first}), which has "
+                f"{'none' if item.rationales else 'some'}"
+            )
         return item
 
     def _add(self, row: Row, item: Item, split_name: str) -> None:

@@ -106,8 +106,10 @@ def _classes(content: str) -> dict[str, WordClass]:
         word = str(row["word"]).lower()
         word_class = next((known for known in get_args(WordClass) if known == row["class"]), None)
         if not word or word_class is None:
-            allowed = ", ".join(get_args(WordClass))
-            raise ValueError(f"line {reader.line_num}: {word!r} has the class {row['class']!r}, not one of {allowed}")
+            raise ValueError(
+                f"line {reader.line_num}: {word!r} has the class {row['class']!r}, not one of "
+                f"{', '.join(get_args(WordClass))}"
+            )
         if classes.setdefault(word, word_class) != word_class:
             raise ValueError(f"line {reader.line_num}: {word!r} has two classes")
     return classes

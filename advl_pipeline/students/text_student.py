@@ -193,13 +193,14 @@ class TextStudent(Student[TextBatchT]):
         tokenizer = self.tokenizer
         if not 0 <= self.config.vocab_size - tokenizer.vocab_size <= self.num_unused_rows:
             usual = self.presets.get(self.name, {}).get("tokenizer", type(self.config)().tokenizer)
-            files = "" if usual == EMBEDDED_TOKENIZER else "FOLDER that holds tokenizer.json or vocab.txt of "
             raise ConfigError(
                 "The vocabularies of the tokenizer and of the student differ.",
                 where=self.config.tokenizer,
                 why=f"the tokenizer has {tokenizer.vocab_size:,} tokens, the word embedding of {self.name} has "
                 f"{self.config.vocab_size:,} rows: every word would be read as another one",
-                next_command=f"--tokenizer {files}{usual}",
+                next_command=f"--tokenizer {usual}"
+                if usual == EMBEDDED_TOKENIZER
+                else f"--tokenizer FOLDER that holds tokenizer.json or vocab.txt of {usual}",
             )
 
     def lay_out(self, parts: list[TokenPart], kind: str) -> TextRow:

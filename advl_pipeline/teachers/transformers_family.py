@@ -96,12 +96,12 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
         raise _of_timm(repository, settings, options)
     config = load_part(transformers.AutoConfig.from_pretrained, folder, options, trust_remote_code=False)
     if model_type and config.model_type != model_type:
-        opens = f"--teacher hf:local/{folder.name} --weights {folder}"
         raise options.bad_weights(
             "are those of another family",
             folder,
             f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}",
-            next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by {opens}",
+            next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by "
+            f"--teacher hf:local/{folder.name} --weights {folder}",
         )
     _require_teacher_type(config, folder)
     commit = folder.name if options.weights is None else ""

@@ -89,8 +89,11 @@ def base_dtype(student: Student, config: FinetuneConfig) -> BaseDtype:
     is_frozen = lora_settings(student, config) is not None
     can_hold_bf16 = is_frozen and student.lora is not None
     if config.base_dtype == "bf16" and not can_hold_bf16:
-        why = f"{student.name} does not answer in words" if is_frozen else "the run trains all weights"
-        raise ineffective("--base-dtype", why=f"{why}; --mixed-precision bf16 computes in it")
+        raise ineffective(
+            "--base-dtype",
+            why=(f"{student.name} does not answer in words" if is_frozen else "the run trains all weights")
+            + "; --mixed-precision bf16 computes in it",
+        )
     if config.base_dtype is not None:
         return config.base_dtype
     computes_bf16 = config.mixed_precision == "bf16" and torch.device(config.device).type != "cpu"

@@ -69,10 +69,10 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     alone = "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ
     if announced == accelerator.num_processes and not (alone and accelerator.num_processes == 1):
         return accelerator
-    announcement = f"{announced} processes are announced" if announced > 1 else "several processes were asked for"
     raise ConfigError(
         "Each process would train a separate model into the same folder: the processes are not connected.",
-        why=f"{announcement}, and this process is connected to {accelerator.num_processes - 1} others",
+        why=(f"{announced} processes are announced" if announced > 1 else "several processes were asked for")
+        + f", and this process is connected to {accelerator.num_processes - 1} others",
         next_command="start them by torchrun --nproc-per-node 2 -m advl_cli, on CPUs as on GPUs",
     )
 

@@ -81,19 +81,24 @@ def recognise(columns: Mapping[str, Any], card_kind: Kind | None) -> Kind:
         kinds = [kind for kind, markers in _MARKERS.items() if any(name in columns for name in markers)]
     if len(kinds) > 1:
         is_key = {"choice", "answers"} <= {*kinds} and "answer" in columns and "label" not in columns
-        key = '; where the answer is the right one of the choices: [columns] label = "answer"' if is_key else ""
-        fits = " and ".join(map(columns_of, kinds))
-        raise Malformed(f"the columns are ambiguous: they fit {fits}; a card can say which: task = {kinds[0]!r}{key}")
+        raise Malformed(
+            f"the columns are ambiguous: they fit {' and '.join(map(columns_of, kinds))}; "
+            f"a card can say which: task = {kinds[0]!r}"
+            + ('; where the answer is the right one of the choices: [columns] label = "answer"' if is_key else "")
+        )
     listed = ", ".join(sorted(map(str, columns))) or "(none)"
     if not kinds:
-        known = "; ".join(map(columns_of, MADE_OF))
-        raise Malformed(f"the columns {listed} fit no kind of task; {known}{_hint(columns, None)}")
+        raise Malformed(
+            f"the columns {listed} fit no kind of task; {'; '.join(map(columns_of, MADE_OF))}{_hint(columns, None)}"
+        )
     (kind,) = kinds
     needed = [(name,) for name in MADE_OF[kind][:2]] + ([_MARKERS[kind]] if kind == "choice" else [])
     for names in needed:
         if not any(name in columns for name in names):
-            says = f"{'the card says' if card_kind else 'the other columns say'} that the task is {columns_of(kind)}"
-            raise Malformed(f"column {names[0]!r} is missing, {says}; found: {listed}{_hint(columns, kind)}")
+            raise Malformed(
+                f"column {names[0]!r} is missing, {'the card says' if card_kind else 'the other columns say'} "
+                f"that the task is {columns_of(kind)}; found: {listed}{_hint(columns, kind)}"
+            )
     labels = [name for name, value in columns.items() if _LIKELY.get(name.lower()) == "label" and value is not None]
     if labels and "label" in MADE_OF[kind] and "label" not in columns:
         raise Malformed(f"column 'label' is missing, and {labels[0]} looks like it{_hint(columns, kind)}")
@@ -147,8 +152,10 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: Card) -> Item:
         if record.get("rationales") is not None:
             rationales, rationale_label = _chosen(record, "rationales", "rationale_label", card, len(boxes))
             if (label is None) != (rationale_label is None):
-                missing = "label" if label is None else "rationale_label"
-                raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
+                raise Malformed(
+                    f"field {'label' if label is None else 'rationale_label'!r} is missing; "
+                    "a row with rationales has both labels or none"
+                )
             texts += rationales
     elif kind == "classes":
         label = _class(record, card)
@@ -191,8 +198,10 @@ def split_of(record: Mapping[str, Any], file_split: str | None) -> str | None:
     name = row_split or file_split
     if name is not None and not _SPLIT_NAME.fullmatch(name):
         # Splits name folders of caches, `--on` takes DATASET/SPLIT, and + joins splits.
-        where = "field 'split' is" if row_split is not None else "the file is given as the split"
-        raise Malformed(f"{where} {shown(name)}, expected letters, digits, '_', '-' and '.', not '.' first")
+        raise Malformed(
+            ("field 'split' is" if row_split is not None else "the file is given as the split")
+            + f" {shown(name)}, expected letters, digits, '_', '-' and '.', not '.' first"
+        )
     return name
 
 
@@ -306,8 +315,13 @@ def _place(name: str, label: Any, texts: Sequence[str], card: Card, *, has_lette
         )
     if not positions:
         first = card.first_label or 0
-        forms = ", one of the texts, or a letter from A on" if has_letters else " or one of the texts"
-        raise unlike(name, label, f"a position from {first} to {first + len(texts) - 1}{forms}: {shown(texts)}")
+        raise unlike(
+            name,
+            label,
+            f"a position from {first} to {first + len(texts) - 1}"
+            + (", one of the texts, or a letter from A on" if has_letters else " or one of the texts")
+            + f": {shown(texts)}",
+        )
     return positions.pop()
 
 

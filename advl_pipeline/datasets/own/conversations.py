@@ -47,8 +47,11 @@ def turns_as_questions(record: Mapping[str, Any]) -> list[dict[str, Any]] | None
         elif role in ("user", "system"):
             asked += texts
         else:
-            why = "answers nothing" if role == "assistant" else f"is of the role {shown(role)}"
-            raise Malformed(f"field '{column}[{place}]' {why}, expected user and assistant in turn")
+            raise Malformed(
+                f"field '{column}[{place}]' "
+                + ("answers nothing" if role == "assistant" else f"is of the role {shown(role)}")
+                + ", expected user and assistant in turn"
+            )
     if asked:
         answered.append((" ".join(asked), None))
     if not answered:

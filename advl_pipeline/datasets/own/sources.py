@@ -65,11 +65,11 @@ def find_source(name: str, data_root: Path | None, card: Card) -> tuple[RowSourc
     # An absolute path, which a working directory that is gone does not have.
     if not path.absolute().exists():
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""
         raise DatasetMissing(
             "There is no dataset, file or folder of this name.",
             where=name,
-            why=f"neither a known dataset nor a path{near}",
+            why="neither a known dataset nor a path"
+            + (f"; {suggest_names(path.name, others)}" if 0 < len(others) <= 200 else ""),
             next_command=KNOWN_NAMES,
         )
     if path.is_dir():

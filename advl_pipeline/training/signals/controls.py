@@ -162,9 +162,10 @@ class OwnTokens(Control):
         """Refuse a run that distils no vision teacher."""
         is_text = config.distill.pathway == "text"
         if is_text or not any(teacher.image for teacher in teachers):
-            missing = "--pathway text" if is_text else "no cache is of a vision teacher"
             raise ineffective(
-                "--teacher-control", why=f"it replaces a vision teacher, and none is distilled: {missing}"
+                "--teacher-control",
+                why="it replaces a vision teacher, and none is distilled: "
+                + ("--pathway text" if is_text else "no cache is of a vision teacher"),
             )
 
     def widths(self, widths: Mapping[str, Widths], student: Student) -> dict[str, Widths]:

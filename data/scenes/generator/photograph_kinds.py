@@ -109,8 +109,11 @@ def _require_families(
     one_of_each = {kind.family: kind for kind in kinds}.values()
     sides = Counter(vocabulary.hiding_place(kind).code for kind in one_of_each)
     if len(sides) < _SIDES or min(sides.values()) < _SIDES or len(one_of_each) < least:
-        why = f"it takes at least {least} {what}, {_SIDES} of them for each of {_SIDES} hiding places"
-        raise unfit(path, f"{why}, whose groups differ; there are {len(one_of_each)}")
+        raise unfit(
+            path,
+            f"it takes at least {least} {what}, {_SIDES} of them for each of {_SIDES} hiding places, whose groups "
+            f"differ; there are {len(one_of_each)}",
+        )
 
 
 def _entry(path: Path, code: str, table: Any) -> dict[str, str]:

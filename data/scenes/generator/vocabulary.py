@@ -78,8 +78,10 @@ def read_descriptions(
     """
     for what, codes in (("missing", names.keys() - tables.keys()), ("unknown", tables.keys() - names)):
         if codes:
-            listed = ", ".join(f"[{code}]" for code in sorted(codes)[:5])
-            raise unfit(path, f"{len(codes)} of the kinds are {what}: {listed}")
+            raise unfit(
+                path,
+                f"{len(codes)} of the kinds are {what}: {', '.join(f'[{code}]' for code in sorted(codes)[:5])}",
+            )
     phrases = {_words(name) for name in unsaid}
     lengths = {len(phrase) for phrase in phrases}
     first: dict[tuple[str, ...], str] = {}
