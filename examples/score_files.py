@@ -3,14 +3,17 @@
 python examples/score_files.py vqa ANNOTATIONS.json RESULTS.json [2021 | 2017 | vqa-vs]
 python examples/score_files.py vcr val.jsonl ANSWERS.npy RATIONALES.npy
 python examples/score_files.py snli-ve snli_ve_test.jsonl PREDICTIONS.csv
+python examples/score_files.py daquar qa.894.raw.test.txt PREDICTIONS.csv    # needs nltk and its WordNet
 
 VQA takes the results that `advl predict` writes and EvalAI takes. VCR takes scores of four answers, and of four
-rationales given the right answer, in the order of the annotations. SNLI-VE takes pairID and label.
+rationales given the right answer, in the order of the annotations. SNLI-VE takes pairID and label. DAQUAR takes the
+file of questions that the predictions name, and the CSV of `advl predict`.
 """
 
 import csv
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +70,57 @@ def score_snli_ve(annotations, predictions):
     return snli_ve_accuracy(predicted, np.array([LABELS.index(label) for label in truths.values()]), LABELS)
 
 
+def score_daquar(questions, predictions, similarity=None):
+    """Return the accuracy and both WUPS of Malinowski and Fritz (2014), of all answers and of those of one word."""
+    similarity = similarity or wu_palmer
+    lines = Path(questions).read_text(encoding="utf-8").splitlines()
+    truths = [line for line in lines if line.strip()][1::2]
+    numbered = {row["id"]: int(row["id"].rpartition(":")[2]) for row in read_rows(predictions)}
+    answers = read_predictions(predictions, "id", "prediction", numbered)
+    pairs = [(words(answers[name]), words(truths[number - 1])) for name, number in numbered.items()]
+    single = [pair for pair in pairs if len(pair[1]) == 1]
+    return {
+        f"{name}{of}": 100 * np.mean([set_score(*pair, measure) for pair in subset])
+        for of, subset in (("", pairs), (" of single words", single))
+        for name, measure in (
+            ("accuracy", lambda a, b: float(a == b)),
+            ("wups@0.9", lambda a, b: down_weighted(similarity(a, b), 0.9)),
+            ("wups@0.0", similarity),
+        )
+    } | {"num_items": len(pairs), "num_single_words": len(single)}
+
+
+def words(answer):
+    """Return the words of an answer, which is a set."""
+    return {word.strip() for word in answer.split(",")}
+
+
+def set_score(answer, truth, measure):
+    """Return the smaller product over the words of one set of the best measure among the words of the other."""
+    return min(
+        np.prod([max(measure(a, b) for b in other) for a in one]) for one, other in ((answer, truth), (truth, answer))
+    )
+
+
+def down_weighted(similarity, threshold):
+    """Return a similarity, or a tenth of it below the threshold."""
+    return similarity if similarity >= threshold else 0.1 * similarity
+
+
+@cache
+def wu_palmer(a, b):
+    """Return the similarity of the nearest noun senses of two words by Wu and Palmer (1994); 1 for equal words."""
+    from nltk.corpus import wordnet
+
+    if a == b:
+        return 1.0
+    senses_a, senses_b = (wordnet.synsets(word, pos=wordnet.NOUN) for word in (a, b))
+    return max((x.wup_similarity(y) or 0.0 for x in senses_a for y in senses_b), default=0.0)
+
+
 if __name__ == "__main__":
     task, *files = sys.argv[1:]
-    score = {"vqa": score_vqa, "vcr": score_vcr, "snli-ve": score_snli_ve}[task]
+    score = {"vqa": score_vqa, "vcr": score_vcr, "snli-ve": score_snli_ve, "daquar": score_daquar}[task]
     for name, value in score(*files).items():
         if name != "per_question":
             print(name, value)

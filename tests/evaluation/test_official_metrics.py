@@ -135,6 +135,22 @@ def test_results_of_other_questions_are_refused(tmp_path: Path, results: list[An
         EXAMPLE["score_vqa"](VQA / "v2_mscoco_synthetic_annotations.json", file)
 
 
+def test_daquar_files_are_scored_as_by_the_official_program(tmp_path: Path) -> None:
+    official = json.loads((ASSETS / "metrics" / "daquar_wups.json").read_text())
+    asked = [f"what is in the image{number} ?\n{truth}\n" for number, truth in enumerate(official["truths"])]
+    (tmp_path / "qa.894.raw.test.txt").write_text("\n".join(asked))
+    predicted = [f'qa.894.raw.test:{number},1,"{answer}"' for number, answer in enumerate(official["answers"], 1)]
+    (tmp_path / "test.csv").write_text("\n".join(["id,index,prediction", *predicted]))
+
+    def similarity(a: str, b: str) -> float:
+        of = official["similarities"]
+        return 1.0 if a == b else float(of.get(f"{a} {b}", of.get(f"{b} {a}", 0.0)))
+
+    document = EXAMPLE["score_daquar"](tmp_path / "qa.894.raw.test.txt", tmp_path / "test.csv", similarity)
+    assert (document.pop("num_items"), document.pop("num_single_words")) == (13, 10)
+    assert document == pytest.approx(official["expected"], abs=1e-9)
+
+
 # Files for a leaderboard.
 
 
