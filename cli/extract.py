@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
-from advl_pipeline.students.options import OWN_DATA_STUDENT
+from advl_pipeline.students.options import DEFAULT_STUDENT
 
 from .advice import running, what_follows
 from .flags import config_command, read_and_print
@@ -49,9 +49,9 @@ def extract(config: ExtractConfig) -> Iterator[Any]:
     say_extraction(result, config)
     if complete is not None and gates is None:
         readout = what_follows(
-            "advl", "readout", OWN_DATA_STUDENT, "--data", dataset.name, "--cache", str(result.path)
+            "advl", "readout", DEFAULT_STUDENT, "--data", dataset.name, "--cache", str(result.path)
         )
-        click.echo(f"nothing was encoded; what the teacher adds to {OWN_DATA_STUDENT}: {readout}")
+        click.echo(f"nothing was encoded; what the teacher adds to {DEFAULT_STUDENT}: {readout}")
     for gate in gates or ():
         click.echo(gate.line())
 

@@ -87,6 +87,12 @@ class DatasetSpec(ABC):
         """Whether a reader of a benchmark's own format reads it; otherwise it is read as rows."""
         return self.card.format != ROWS
 
+    @property
+    def val_decides(self) -> bool:
+        """Whether `val` may decide when a run ends: others report no results on it, but on a labelled `test`."""
+        has_test = "test" in self.card.splits and self.card.splits["test"].get("labelled", True)
+        return not self.is_described or (has_test and not self.has_published_format)
+
 
 def dataset_plugins() -> dict[str, EntryPoint]:
     """Return the datasets of other packages by name, without loading them."""

@@ -32,7 +32,7 @@ from advl_pipeline.readout.prepare import prepare_look
 from advl_pipeline.runs.evaluations import Interval
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.students.match import MatchStream
-from advl_pipeline.students.options import OWN_DATA_STUDENT
+from advl_pipeline.students.options import DEFAULT_STUDENT
 
 MIN_QUESTIONS: Final = 50
 """Fewest labelled questions of a task: with fewer the interval covers any gain."""
@@ -305,7 +305,7 @@ def gate_by_default(cache: TeacherCache, dataset: DatasetSpec, *, data_root: Pat
         dataset: of the cache, as `read_dataset` returns it.
     """
     config = ReadoutConfig(
-        student=Path(OWN_DATA_STUDENT),
+        student=Path(DEFAULT_STUDENT),
         cache=(cache.path,),
         dataset=dataset.name,
         data_root=data_root,
@@ -316,7 +316,7 @@ def gate_by_default(cache: TeacherCache, dataset: DatasetSpec, *, data_root: Pat
         return take_gates(open_student(look))
     except WeightsUnavailable as error:
         why = f"{error.what} {error.next_command}".strip()
-        return (NoGate(teachers=(cache.teacher_name,), student=OWN_DATA_STUDENT, why=why),)
+        return (NoGate(teachers=(cache.teacher_name,), student=DEFAULT_STUDENT, why=why),)
 
 
 def _too_few(task: Task, examples: Sequence[Example], *, limit: str) -> str:

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 from advl_pipeline.base.configuration import Configuration, option, rare_option
 from advl_pipeline.base.locations import Location
 from advl_pipeline.base.packages import read_tables
-from advl_pipeline.datasets.roots import is_location
 
 BaseDtype = Literal["fp32", "bf16"]
 
@@ -17,15 +16,15 @@ PIXELS = Path("pixels")
 """Value of `regions` that selects small crops instead of a cache."""
 
 _DEFAULTS = read_tables("defaults.toml")
-DEFAULT_STUDENT: str = _DEFAULTS.get("student", "")
-"""The default student of a run, set by a plug-in; empty without one."""
-OWN_DATA_STUDENT: str = _DEFAULTS["own_data_student"]
-"""The default student for your own data."""
+DEFAULT_STUDENT: str = _DEFAULTS["student"]
+"""The default student of a run."""
+STUDENT_OF: dict[str, str] = _DEFAULTS.get("student_of", {})
+"""Dataset -> its default student, for datasets of plug-ins that have one."""
 
 
 def default_student(dataset: str) -> str:
     """Return the default student of a run on a dataset."""
-    return OWN_DATA_STUDENT if is_location(dataset) else DEFAULT_STUDENT
+    return STUDENT_OF.get(dataset, DEFAULT_STUDENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +64,12 @@ class StudentOptions(Configuration):
 
     student: str = option(
         "",
-        help=f"Student to finetune; see `advl students list` [default: {OWN_DATA_STUDENT} for your own data, else "
-        f"{DEFAULT_STUDENT or 'none'}].",
+        help=f"Student to finetune; see `advl students list` [default: {DEFAULT_STUDENT}"
+        + "".join(
+            f"; {student} for {', '.join(dataset for dataset, its in STUDENT_OF.items() if its == student)}"
+            for student in dict.fromkeys(STUDENT_OF.values())
+        )
+        + "].",
     )
     init: Path | None = option(
         None,

@@ -18,8 +18,9 @@ from advl_pipeline.training.validation import may_stop
 
 def finetune_command(config: FinetuneConfig) -> str:
     """Return the `advl finetune` command that repeats a run, without the options that have no effect in it."""
-    is_own = known_dataset(config.dataset) is None
-    return command_of(config, facts_of_run(config, resolve_method(config), is_own=is_own))
+    known = known_dataset(config.dataset)
+    val_decides = known is None or known.val_decides
+    return command_of(config, facts_of_run(config, resolve_method(config), val_decides=val_decides))
 
 
 def command_of(config: FinetuneConfig, facts: Mapping[str, str]) -> str:
@@ -29,13 +30,13 @@ def command_of(config: FinetuneConfig, facts: Mapping[str, str]) -> str:
     return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, options)])
 
 
-def facts_of_run(config: FinetuneConfig, method: ResolvedMethod, *, is_own: bool) -> dict[str, str]:
+def facts_of_run(config: FinetuneConfig, method: ResolvedMethod, *, val_decides: bool) -> dict[str, str]:
     """Return the facts that options of a run require, for `unused_options`; `facts_of_data` has those of its data.
 
     Args:
         config: as the user gave it.
         method: as `resolve_method` returns it for this configuration.
-        is_own: no published card or package describes the dataset.
+        val_decides: as `DatasetSpec.val_decides`.
     """
     distill, adapt, settings = config.distill, config.adapt, method.settings
     two_stages = method.num_adapt_steps > 0
@@ -60,7 +61,7 @@ def facts_of_run(config: FinetuneConfig, method: ResolvedMethod, *, is_own: bool
         ),
         (
             "early stopping",
-            may_stop(config, is_own=is_own),
+            may_stop(config, val_decides=val_decides),
             "this run takes a fixed number of steps",
         ),
         ("pretrained weights", config.init is not None, "there are no pretrained weights (--init)"),

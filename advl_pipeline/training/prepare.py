@@ -94,8 +94,7 @@ def prepare_finetune(
     dataset = dataset or find_dataset(config.dataset, config.data_root)
     require_names(dataset, config.split, tasks=config.task, data_root=config.data_root)
     dataset = with_rows(dataset, config.data_root)
-    is_own = not dataset.is_described
-    facts = facts_of_run(config, method, is_own=is_own)
+    facts = facts_of_run(config, method, val_decides=dataset.val_decides)
     folder = RunFolder(config.output)
     # An interrupted run resumes with its options.
     if not may_idle and not (folder.path / names.CONFIG).is_file():
@@ -116,7 +115,7 @@ def prepare_finetune(
         world_size=num_processes(),
         stops_early=isinstance(validation, Validation) and validation.decides,
     )
-    if config.adapt.adapt_steps is None and scores_val and may_stop(run.config, is_own=is_own):
+    if config.adapt.adapt_steps is None and scores_val and may_stop(run.config, val_decides=dataset.val_decides):
         run = within_passes(run, inputs)
     caches = caches if method.uses_teachers else []
     teachers = check_teachers(caches, inputs, config, method.settings)

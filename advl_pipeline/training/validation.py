@@ -1,4 +1,4 @@
-"""The examples that a run is scored on during training, and when: `val`, by which a run on your own data ends early.
+"""The examples that a run is scored on during training, and when: `val`, by which a run may end early.
 
 Without a `val`, a tenth of the labelled pictures of your own data is held out in its place.
 """
@@ -44,15 +44,15 @@ class Validation:
     decides: bool = False
 
 
-def may_stop(config: FinetuneConfig, *, is_own: bool) -> bool:
+def may_stop(config: FinetuneConfig, *, val_decides: bool) -> bool:
     """Return whether a run may end before its last step.
 
-    It may not if its number of steps is given, nor on a dataset with a name, on whose `val` others report results.
+    It may not if its number of steps is given, nor on a dataset on whose `val` others report results.
 
     Args:
-        is_own: no published card or package describes the dataset.
+        val_decides: as `DatasetSpec.val_decides`.
     """
-    return is_own and config.optimisation.num_steps is None and config.val_every != 0
+    return val_decides and config.optimisation.num_steps is None and config.val_every != 0
 
 
 def open_validation(config: FinetuneConfig, dataset: DatasetSpec, inputs: Inputs) -> tuple[Inputs, Validation | str]:
@@ -61,7 +61,7 @@ def open_validation(config: FinetuneConfig, dataset: DatasetSpec, inputs: Inputs
     Returns:
         The inputs, without what is held out; the examples to score.
     """
-    decides = may_stop(config, is_own=not dataset.is_described)
+    decides = may_stop(config, val_decides=dataset.val_decides)
     if config.val_every == 0:
         return inputs, "--val-every is 0"
     opened = _open_split(config, dataset, inputs.dataset, decides=decides)

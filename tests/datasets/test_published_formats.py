@@ -35,7 +35,7 @@ from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.formats import PublishedDataset
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
-from advl_pipeline.datasets.registry import dataset_names, find_dataset, open_dataset
+from advl_pipeline.datasets.registry import dataset_names, find_dataset, known_dataset, open_dataset
 from advl_pipeline.datasets.roots import index_folder, is_safe_name
 from advl_pipeline.datasets.vqa_answers import (
     answer_scores,
@@ -375,6 +375,20 @@ def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[st
     assert (code, rows["vcr"]["title"] in out) == (0, True)
     code, out, _ = advl(capsys, "datasets", "card", "scenes-vqa", "--json")
     assert json.loads(out)["licence"].strip().startswith("Artwork")
+
+
+@pytest.mark.parametrize(
+    ("name", "decides"),
+    [
+        *((name, True) for name in ("daquar", "flickr-captions", "scienceqa", "vsr")),
+        # Results are reported on val, or test has no public labels, or there is none.
+        *((name, False) for name in ("vcr", "vqa-v2", "aokvqa", "gqa", "sugarcrepe", "scenes-vcr")),
+    ],
+)
+def test_val_decides_when_a_run_ends_if_results_are_reported_on_test(name: str, decides: bool) -> None:
+    known = known_dataset(name)
+    assert known is not None
+    assert known.val_decides == decides
 
 
 def test_the_card_of_a_plug_in_may_be_no_file(

@@ -19,7 +19,7 @@ from advl_pipeline.datasets.registry import find_dataset, open_dataset, open_spl
 NUM_QUESTIONS = 32
 SHORT = [
     *("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8),
-    *("--student-option", *SMALL_WORDS),
+    *("--student", "scenes-small", "--student-option", *SMALL_WORDS),
 ]
 EXTRACT = ("extract", "--teacher", "minilm-l6", "--dataset", "vcr", "--confidence-folds", 2)
 

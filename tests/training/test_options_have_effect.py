@@ -105,7 +105,7 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
         )
         try:
             config = build_config(FinetuneConfig, config_to_dict(base), {name: value})
-            facts = facts_of_run(config, resolve_method(config), is_own=kind == OWN)
+            facts = facts_of_run(config, resolve_method(config), val_decides=kind == OWN)
             if name in unused_options(config, facts_of_data(KINDS[kind]) | facts):
                 outcomes.add("refused")
                 continue
@@ -142,7 +142,7 @@ PROJECTED = {"projector": "mlp", "pathway": "vision", "distance": "cosine"}
 )
 def test_an_option_that_nothing_reads_is_told(name: str, options: dict[str, Any]) -> None:
     config = build_config(FinetuneConfig, {"dataset": "d", "output": "o", "cache": (Path("caches/a"),)}, options)
-    assert name in unused_options(config, facts_of_run(config, resolve_method(config), is_own=True))
+    assert name in unused_options(config, facts_of_run(config, resolve_method(config), val_decides=True))
 
 
 def test_what_is_left_out_is_an_option_for_one_reason() -> None:

@@ -87,6 +87,14 @@ DECIDED: list[tuple[tuple[str, str], dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "student"),
+    [(name, "efficientnet-minilm") for name in ("mine.jsonl", "daquar", "vcr")] + [("scenes-vcr", "scenes-small")],
+)
+def test_only_drawings_have_a_default_student_of_their_own(dataset: str, student: str) -> None:
+    assert build_config(FinetuneConfig, {"dataset": dataset, "output": "run"}, {}).student == student
+
+
 @pytest.mark.parametrize(("run", "options", "decided"), DECIDED)
 def test_a_number_is_the_options_the_recipes_or_the_default(
     run: tuple[str, str], options: dict[str, Any], decided: dict[str, Any]
