@@ -105,7 +105,7 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
     sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]
     assert sections == ["answer", "table", "losses", "errors", "examples", "words", "readout", "cost", "repeat"]
     assert judge_claims(gathered) == ()
-    assert page.find("h1")[0].text == "scenes-small on vcr"
+    assert page.find("h1")[0].text == "efficientnet-minilm on vcr"
     scores = page.find("table", class_="scores")[0].find("tbody")[0].find("tr")
     shown = [[item.text for item in (*row.find("th"), *row.find("td"))] for row in scores]
     evaluated = json.loads((tmp_path / "mine/evaluation/val.json").read_text(encoding="utf-8"))
