@@ -73,11 +73,17 @@ def score_snli_ve(annotations, predictions):
 def score_daquar(questions, predictions, similarity=None):
     """Return the accuracy and both WUPS of Malinowski and Fritz (2014), of all answers and of those of one word."""
     similarity = similarity or wu_palmer
-    lines = Path(questions).read_text(encoding="utf-8").splitlines()
+    questions = Path(questions)
+    lines = questions.read_text(encoding="utf-8").splitlines()
     truths = [line for line in lines if line.strip()][1::2]
-    numbered = {row["id"]: int(row["id"].rpartition(":")[2]) for row in read_rows(predictions)}
-    answers = read_predictions(predictions, "id", "prediction", numbered)
-    pairs = [(words(answers[name]), words(truths[number - 1])) for name, number in numbered.items()]
+    if questions.suffix == ".csv":
+        truths = [row["answer"] for row in read_rows(questions)]
+    pairs = []
+    for row in read_rows(predictions):
+        file, _, number = row["id"].rpartition(":")
+        if not file.endswith(questions.stem) or not 1 <= int(number) <= len(truths):
+            sys.exit(f"{predictions}: {row['id']} is not a question of {questions}")
+        pairs.append((words(row["prediction"]), words(truths[int(number) - 1])))
     single = [pair for pair in pairs if len(pair[1]) == 1]
     return {
         f"{name}{of}": 100 * np.mean([set_score(*pair, measure) for pair in subset])

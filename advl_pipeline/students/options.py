@@ -18,13 +18,12 @@ PIXELS = Path("pixels")
 _DEFAULTS = read_tables("defaults.toml")
 DEFAULT_STUDENT: str = _DEFAULTS["student"]
 """The default student of a run."""
-STUDENT_OF: dict[str, str] = _DEFAULTS.get("student_of", {})
-"""Dataset -> its default student, for datasets of plug-ins that have one."""
 
 
 def default_student(dataset: str) -> str:
     """Return the default student of a run on a dataset."""
-    return STUDENT_OF.get(dataset, DEFAULT_STUDENT)
+    of_dataset = _DEFAULTS.get(dataset)
+    return of_dataset["student"] if isinstance(of_dataset, dict) else DEFAULT_STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +63,8 @@ class StudentOptions(Configuration):
 
     student: str = option(
         "",
-        help=f"Student to finetune; see `advl students list` [default: {DEFAULT_STUDENT}"
-        + "".join(
-            f"; {student} for {', '.join(dataset for dataset, its in STUDENT_OF.items() if its == student)}"
-            for student in dict.fromkeys(STUDENT_OF.values())
-        )
-        + "].",
+        help=f"Student to finetune; see `advl students list` [default: {DEFAULT_STUDENT}, unless the dataset's "
+        "package names another].",
     )
     init: Path | None = option(
         None,

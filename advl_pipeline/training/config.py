@@ -323,7 +323,7 @@ class RunOptions(Configuration):
     )
     hold_out: bool = rare_option(
         True,
-        help="Where your own data have no val, hold out a tenth of the labelled pictures in its place.",
+        help="Where there is no val, hold out a tenth of the labelled pictures in its place.",
         needs=("early stopping",),
     )
     checkpoint_every: int = rare_option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")

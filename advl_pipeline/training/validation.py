@@ -1,6 +1,6 @@
 """The examples that a run is scored on during training, and when: `val`, by which a run may end early.
 
-Without a `val`, a tenth of the labelled pictures of your own data is held out in its place.
+Without a `val`, a tenth of the labelled pictures is held out in its place where it would decide.
 """
 
 from __future__ import annotations

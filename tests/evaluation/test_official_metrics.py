@@ -139,7 +139,9 @@ def test_daquar_files_are_scored_as_by_the_official_program(tmp_path: Path) -> N
     official = json.loads((ASSETS / "metrics" / "daquar_wups.json").read_text())
     asked = [f"what is in the image{number} ?\n{truth}\n" for number, truth in enumerate(official["truths"])]
     (tmp_path / "qa.894.raw.test.txt").write_text("\n".join(asked))
-    predicted = [f'qa.894.raw.test:{number},1,"{answer}"' for number, answer in enumerate(official["answers"], 1)]
+    predicted = [
+        f'test-qa.894.raw.test:{number},1,"{answer}"' for number, answer in enumerate(official["answers"], 1)
+    ]
     (tmp_path / "test.csv").write_text("\n".join(["id,index,prediction", *predicted]))
 
     def similarity(a: str, b: str) -> float:
@@ -149,6 +151,9 @@ def test_daquar_files_are_scored_as_by_the_official_program(tmp_path: Path) -> N
     document = EXAMPLE["score_daquar"](tmp_path / "qa.894.raw.test.txt", tmp_path / "test.csv", similarity)
     assert (document.pop("num_items"), document.pop("num_single_words")) == (13, 10)
     assert document == pytest.approx(official["expected"], abs=1e-9)
+    (tmp_path / "all_qa_pairs.txt").write_text("\n".join(asked))
+    with pytest.raises(SystemExit, match=r"test\.csv: test-qa\.894\.raw\.test:1 is not a question of"):
+        EXAMPLE["score_daquar"](tmp_path / "all_qa_pairs.txt", tmp_path / "test.csv", similarity)
 
 
 # Files for a leaderboard.
