@@ -270,6 +270,7 @@ def test_regions_that_the_student_names_are_landmarks_below_the_fusion(
     assert placed > 0
 
 
+@pytest.mark.slow
 def test_similarities_are_compared_in_full_precision_where_the_student_computes_in_half(
     small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ STOPPED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_run_that_was_stopped_twice_is_the_uninterrupted_one(
     name: str, small_corpus: Any, known: Path, tmp_path: Path

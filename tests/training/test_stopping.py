@@ -72,6 +72,7 @@ def test_a_run_that_is_killed_doubled_and_stopped_is_the_uninterrupted_one(
     job.require_equal(computed, "killed, doubled and stopped")
 
 
+@pytest.mark.slow
 def test_a_pretraining_goes_on_after_the_step_that_a_signal_came_in(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
