@@ -6,8 +6,6 @@ children do not inherit it and may outlive it.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -15,7 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from advl_pipeline.base.atomic import reason_of, writing
 from advl_pipeline.base.errors import InUse, StorageError
@@ -43,82 +44,49 @@ def process_lock(
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked_file(path, wait)
-    if descriptor is None:
-        raise InUse(
-            f"Another process is writing {what}.",
-            where=str(path.parent),
-            why=_describe_holder(path),
-            next_command=next_command,
-        )
-    owner = os.getpid()
+        # Tells a file that cannot be written from one that cannot be locked.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+    sign = partial(_name_holder, path)
+    lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False, on_acquired=sign)
     try:
-        note = {
-            "process": os.getpid(),
-            "host": socket.gethostname(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        }
-        with writing(path):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(note).encode())
+        try:
+            lock.acquire()
+        except Timeout:
+            if wait is None:
+                raise InUse(
+                    f"Another process is writing {what}.",
+                    where=str(path.parent),
+                    why=_describe_holder(path),
+                    next_command=next_command,
+                ) from None
+            wait(_describe_holder(path))
+            lock.acquire(timeout=-1)
+    except OSError as error:
+        raise StorageError(
+            "This file system cannot lock a file, so two processes could write in one place.",
+            where=str(path),
+            why=reason_of(error),
+            next_command="write to another file system; of NFS, version 4 has locks",
+        ) from error
+    try:
         yield
     finally:
-        # A fork that leaves the block has already released the lock.
-        if os.getpid() == owner:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            _close(descriptor)
+        # A fork that leaves the block holds nothing. Removed before the release, the file is not the next holder's.
+        if lock.is_locked:
+            path.unlink(missing_ok=True)
+            lock.release()
 
 
-_opened: set[int] = set()
-"""Descriptors of lock files that this process holds or waits for."""
-
-
-def _close(descriptor: int) -> None:
-    _opened.remove(descriptor)
-    os.close(descriptor)
-
-
-def _let_go() -> None:
-    while _opened:
-        os.close(_opened.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None:
-    """Return a descriptor that holds the lock; None if another process holds it and `wait` is None."""
-    while True:
-        with writing(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        _opened.add(descriptor)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if wait is None:
-                    _close(descriptor)
-                    return None
-                wait(_describe_holder(path))
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # The previous holder may have removed the file between the two calls.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), os.fstat(descriptor)):
-                    return descriptor
-        except OSError as error:
-            _close(descriptor)
-            raise StorageError(
-                "This file system cannot lock a file, so two processes could write in one place.",
-                where=str(path),
-                why=reason_of(error),
-                next_command="write to another file system; of NFS, version 4 has locks",
-            ) from error
-        except KeyboardInterrupt:
-            _close(descriptor)
-            raise
-        _close(descriptor)
+def _name_holder(path: Path, descriptor: int) -> None:
+    note = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    with writing(path):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(note).encode(), 0)
 
 
 def _describe_holder(path: Path) -> str:
