@@ -9,15 +9,9 @@ from typing import ClassVar, Literal
 
 from advl_pipeline.base.configuration import Configuration, Output, option, rare_option
 from advl_pipeline.base.outputs import ReplaceOptions
+from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.roots import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
-
-_HEEDED_BY = {
-    "data of VCR": ({"vcr-q2a", "vcr-qa2r"}, "are not in the format of VCR"),
-    "answers or classes": ({"vqa", "answers", "classes"}, "have neither open answers nor classes"),
-    "open answers": ({"vqa", "answers"}, "have no open answers"),
-}
-"""Facts about data that options need: the tasks that provide each, and the message for data without them."""
 
 
 def facts_of_data(tasks: Collection[str]) -> dict[str, str]:
@@ -26,10 +20,19 @@ def facts_of_data(tasks: Collection[str]) -> dict[str, str]:
     Args:
         tasks: tasks of the dataset; empty if unknown, so that no option is refused because of the data.
     """
-    return {
-        name: f"the data {lack}" if tasks and not heeding & set(tasks) else ""
-        for name, (heeding, lack) in _HEEDED_BY.items()
-    }
+    declared = [TASKS[task] for task in tasks]
+    has_answers = any(task.kind == "answers" for task in declared)
+    has_classes = any(task.kind == "classes" and not task.has_fixed_classes for task in declared)
+    facts = (
+        (
+            "tags without words",
+            any(task.has_wordless_tags for task in declared),
+            "the data are not in the format of VCR",
+        ),
+        ("answers or classes", has_answers or has_classes, "the data have neither open answers nor classes"),
+        ("open answers", has_answers, "the data have no open answers"),
+    )
+    return {name: "" if holds or not declared else why for name, holds, why in facts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,9 @@ class DataOptions(DataRootOptions):
     split: str = option("train", help="Split to train on, or several joined, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
     text_style: TextStyle | None = rare_option(
-        None, help="How VCR's object tags are turned into words [default: the dataset's].", needs=("data of VCR",)
+        None,
+        help="How VCR's object tags are turned into words [default: the dataset's].",
+        needs=("tags without words",),
     )
     answers: Path | None = rare_option(
         None,

@@ -33,7 +33,9 @@ class TaskFacts:
 
     `metric` names its score in files ("" if it is not scored), `title` on pages, and `items` what is scored.
     `instruction` is what a chat model is asked after the question. `by_annotators` says that answers are scored as
-    texts against those of several annotators, by the official evaluator of VQA.
+    texts against those of several annotators, by the official evaluator of VQA. `has_wordless_tags` says that texts
+    name objects by number, which a text style turns into words. `has_fixed_classes` says that the task states its
+    classes: no list of them is counted or given.
     """
 
     kind: TaskKind
@@ -42,11 +44,15 @@ class TaskFacts:
     items: str = "questions"
     instruction: str = ""
     by_annotators: bool = False
+    has_wordless_tags: bool = False
+    has_fixed_classes: bool = False
 
 
 TASKS: Mapping[str, TaskFacts] = {
-    "vcr-q2a": TaskFacts(kind="choice", metric="q2a", title="Q→A accuracy"),
-    "vcr-qa2r": TaskFacts(kind="rationale", metric="qa2r", title="QA→R accuracy", items="rationales"),
+    "vcr-q2a": TaskFacts(kind="choice", metric="q2a", title="Q→A accuracy", has_wordless_tags=True),
+    "vcr-qa2r": TaskFacts(
+        kind="rationale", metric="qa2r", title="QA→R accuracy", items="rationales", has_wordless_tags=True
+    ),
     "vqa": TaskFacts(
         kind="answers", metric="vqa", title="VQA accuracy", instruction="Answer briefly.", by_annotators=True
     ),
@@ -56,6 +62,7 @@ TASKS: Mapping[str, TaskFacts] = {
         title="SNLI-VE accuracy",
         items="hypotheses",
         instruction="Is this entailment, neutral or contradiction?",
+        has_fixed_classes=True,
     ),
     "choice": TaskFacts(kind="choice", metric="choice", title="choice accuracy"),
     "rationale": TaskFacts(kind="rationale", metric="rationale", title="rationale accuracy", items="rationales"),

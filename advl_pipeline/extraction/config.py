@@ -57,7 +57,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig):
     text_style: TextStyle | None = option(
         None,
         help="How VCR's object tags are turned into words [default: the dataset's].",
-        needs=("data of VCR",),
+        needs=("tags without words",),
     )
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["auto", "boxes", "grid", "none"] = option(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.words import WordClass
 from advl_pipeline.reporting import wording
@@ -82,7 +83,7 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "conditions": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
         "losses": loss_figure(read_log(run), run=str(row["run"])),
         "words": words_figure(read_words(run), run=str(row["run"])),
-        "kinds": _kinds(documents),
+        "kinds": kinds_of(documents),
         "confusions": {
             test_set: document.confusion
             for test_set, document in documents.items()
@@ -244,11 +245,15 @@ def _scale(drawn: Axes, values: Sequence[float]) -> None:
     mark_ticks(drawn, "y", ticks)
 
 
-def _kinds(documents: Mapping[str, EvaluationDocument]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def kinds_of(documents: Mapping[str, EvaluationDocument]) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Return tables of accuracy by question type and by answer type, if there are several, the worst first."""
     tables = []
     for test_set, document in documents.items():
-        ways = {"question type": document.by_question_type, "answer type": {"vqa": document.by_answer_type}}
+        by_annotators = [
+            task.metric for task in TASKS.values() if task.by_annotators and task.metric in document.metrics
+        ]
+        of_answers = dict.fromkeys(by_annotators, document.by_answer_type)
+        ways = {"question type": document.by_question_type, "answer type": of_answers}
         for way, by_metric in ways.items():
             for metric, kinds in by_metric.items():
                 if len(kinds) > 1:

@@ -16,7 +16,8 @@ from small_corpus import SmallCorpus
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.report import ReportConfig, run_report
-from advl_pipeline.reporting.run_view import loss_figure, words_figure
+from advl_pipeline.reporting.run_view import kinds_of, loss_figure, words_figure
+from advl_pipeline.runs.evaluations import EvaluationDocument, PartAccuracy
 from advl_pipeline.runs.results import read_words
 from advl_pipeline.students.known_words import WordRow, word_table
 from advl_pipeline.studies.claims import judge_claims
@@ -126,6 +127,17 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
     assert not page.find("article", class_="verdict")
     markdown = run_report(ReportConfig(run=(tmp_path / "mine",), to="md"))[0].read_text(encoding="utf-8")
     assert "claim" not in markdown
+
+
+def test_answers_by_type_are_those_of_the_task_with_annotators() -> None:
+    types = {"number": PartAccuracy(accuracy=75.0, num_items=4), "other": PartAccuracy(accuracy=50.0, num_items=6)}
+    documents = {
+        name: EvaluationDocument(dataset=name, split="val", metrics={metric: 60.0}, by_answer_type=types)
+        for name, metric in {"vqa-v2": "vqa", "mine": "answers"}.items()
+    }
+    ((title, rows),) = kinds_of(documents)
+    assert title == f"{wording.metric_name('vqa')} on vqa-v2 by answer type"
+    assert [name for name, _, _ in rows] == ["other", "number"]
 
 
 def test_a_page_shows_right_answers_that_no_training_question_has_and_what_the_student_starts_from(
