@@ -73,8 +73,10 @@ def process_lock(
     finally:
         # A fork that leaves the block holds nothing. Removed before the release, the file is not the next holder's.
         if lock.is_locked:
-            path.unlink(missing_ok=True)
-            lock.release()
+            try:
+                path.unlink(missing_ok=True)
+            finally:
+                lock.release()
 
 
 def _name_holder(path: Path, descriptor: int) -> None:
