@@ -34,7 +34,6 @@ from advl_pipeline.base.compute import (
     precision,
     resolved,
 )
-from advl_pipeline.base.configuration import command_words
 from advl_pipeline.base.errors import ConfigError, IdentityMismatch, WeightsUnavailable, advise, leave_out
 from advl_pipeline.base.prefetch import Prefetcher, in_order
 from advl_pipeline.datasets.pictures import as_file, picture_unit
@@ -48,7 +47,7 @@ from advl_pipeline.datasets.records import (
     head_name,
 )
 from advl_pipeline.evaluation.items import first_maximum
-from advl_pipeline.evaluation.prepare import require_finished
+from advl_pipeline.evaluation.prepare import require_finished, training_command
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.stored_inputs.region_caches import open_region_caches, regions_of_run
@@ -59,7 +58,6 @@ from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.memory import hold_frozen_in_bf16
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.training.config import FinetuneConfig
 
 Condition = Literal["shown", "swapped", "blanked", "removed"]
 """The true picture, another one, a blank one, or none: the student with only its text."""
@@ -207,9 +205,11 @@ def load_finished(
         return _load(folder, config, compute, overrides)
     except (IdentityMismatch, WeightsUnavailable) as error:
         if error.where.startswith(str(folder)):
-            words = command_words(FinetuneConfig, {**config, "output": str(folder)})
-            elsewhere = "or copy the run again from where it was made"
-            error.next_command = advise(["advl", "finetune", *words, "--no-resume"], note=elsewhere, again=())
+            error.next_command = advise(
+                [*training_command(folder, config), "--no-resume"],
+                note="or copy the run again from where it was made",
+                again=(),
+            )
         raise
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from advl_pipeline.base.configuration import command_words, require_effect
-from advl_pipeline.base.errors import WeightsUnavailable, advise
+from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.registry import find_dataset, require_names, with_rows
@@ -16,28 +17,55 @@ from advl_pipeline.datasets.roots import DatasetMissing, is_location, set_name
 from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS
-from advl_pipeline.runs.names import is_finished
+from advl_pipeline.runs.names import is_finished, lacks_student, weights_of
 from advl_pipeline.runs.results import moved_to, read_config
 from advl_pipeline.training.config import FinetuneConfig
 
 ScoringT = TypeVar("ScoringT", EvaluateConfig, PredictConfig)
 
 
+def training_command(run: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the words of the command that trains a run in its folder, from the configuration in it."""
+    return ["advl", "finetune", *command_words(FinetuneConfig, {**config, "output": str(run)})]
+
+
 def require_finished(run: Path) -> dict[str, Any]:
     """Return the configuration that a finished run was created with.
 
     Raises:
-        ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished.
+        ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished, or kept no student.
     """
     config = read_config(run)
-    if is_finished(run):
-        return config
-    raise WeightsUnavailable(
-        "The run is not finished.",
-        where=str(run),
-        why="there is no result.json, which comes last",
-        next_command=advise(["advl", "finetune", *command_words(FinetuneConfig, config | {"output": str(run)})]),
-    )
+    if not is_finished(run):
+        raise WeightsUnavailable(
+            "The run is not finished.",
+            where=str(run),
+            why="there is no result.json, which comes last",
+            next_command=advise(training_command(run, config)),
+        )
+    if lacks_student(run):
+        raise WeightsUnavailable(
+            "The run kept no student.",
+            where=str(run),
+            why=", ".join(f"{file.name} is missing" for file in weights_of(run) if not file.exists()),
+            next_command=advise(training_command(run, config), note="trains it again", again=()),
+        )
+    return config
+
+
+@contextmanager
+def scored_again(run: Path) -> Iterator[None]:
+    """Let an error that advises to score a run advise to train it first if its student was not kept."""
+    try:
+        yield
+    except (ConfigError, IdentityMismatch) as error:
+        if isinstance(error.next_command, Advice) and lacks_student(run):
+            error.next_command = advise(
+                training_command(run, read_config(run)),
+                *error.next_command.commands,
+                note="the run kept no student: it is trained again",
+            )
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)

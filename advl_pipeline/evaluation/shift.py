@@ -30,6 +30,7 @@ from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import ScoreShiftConfig
+from advl_pipeline.evaluation.prepare import scored_again
 from advl_pipeline.evaluation.statistics import (
     Contribution,
     joint_interval,
@@ -92,7 +93,8 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftScores:
             f"No card names a set to compare {config.on!r} with.",
             next_command=advise(["advl", "datasets", "card", dataset]),
         )
-    original, shifted = (_items(config.run, name) for name in (original_set, config.on))
+    with scored_again(config.run):
+        original, shifted = (_items(config.run, name) for name in (original_set, config.on))
     drops = {}
     for metric in (name for name in original if name in shifted):
         before, after = original[metric], shifted[metric]

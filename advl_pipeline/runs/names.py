@@ -52,6 +52,17 @@ def is_finished(run: Path) -> bool:
     return (run / RESULT).is_file()
 
 
+def weights_of(run: Path) -> list[Path]:
+    """Return the files of the weights of a run's student, and of its heads."""
+    adapter = run / ADAPTER_WEIGHTS
+    return [adapter if adapter.exists() else run / STUDENT_WEIGHTS, run / HEADS_WEIGHTS]
+
+
+def lacks_student(run: Path) -> bool:
+    """Return whether the student of a run was saved and not kept: its description has no weights."""
+    return (run / STUDENT).exists() and not all(file.exists() for file in weights_of(run))
+
+
 def evaluation_file(run: Path, test_set: str, suffix: str) -> Path:
     """Return the file of a test set. One of another dataset, "vcr-shift/val", is filed as "vcr-shift--val"."""
     return run / EVALUATION / (test_set.replace("/", "--") + suffix)

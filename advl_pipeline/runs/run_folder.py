@@ -151,12 +151,16 @@ class RunFolder:
             command: the command that repeats the run.
             settings: the training settings, each with its source.
             caches: path and identity of each cache that the run reads.
-            resume: keep the files of an interrupted run; otherwise remove them and its evaluations.
+            resume: keep the files of an interrupted run, or of a finished one that kept no student; otherwise remove
+                them and its evaluations.
         """
         make_folder(self.path)
         with writing(self.path):
             if not resume:
                 self._remove_former()
+            elif names.lacks_student(self.path):
+                # It is trained again, so that the run is not finished.
+                self.result.unlink(missing_ok=True)
             for left in self.path.glob("*.partial"):
                 remove_left(left)
         self.write_json(self.identity.name, identity)

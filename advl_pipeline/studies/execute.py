@@ -31,9 +31,8 @@ def execute_run(planned: PlannedRun) -> None:
     from advl_pipeline.training.run import run_finetune
 
     missing = missing_test_sets(planned)
-    # If the student was not kept, the same run gives the same student again.
-    is_gone = (missing or planned.keeps_student) and not all(file.exists() for file in _weights(planned.run))
-    if is_gone or not names.is_finished(planned.run):
+    needs_student = bool(missing) or planned.keeps_student
+    if not names.is_finished(planned.run) or (needs_student and names.lacks_student(planned.run)):
         recipe = planned.finetune.optimisation.recipe
         if file_digest(recipe) != planned.recipe_digest:
             raise ConfigError(
@@ -41,7 +40,6 @@ def execute_run(planned: PlannedRun) -> None:
                 where=recipe,
                 next_command=again("run the same command again: its runs then follow the current recipe"),
             )
-        (planned.run / names.RESULT).unlink(missing_ok=True)
         prepared = prepare_finetune(planned.finetune, scores_val=False, may_idle=True)
         run_finetune(prepared)
         # Scores of a student that was trained on another machine may not be those of this one.
@@ -71,7 +69,7 @@ def execute_run(planned: PlannedRun) -> None:
                 error.next_command = advise(["rm", "-r", str(planned.run)], note="the run is trained again", again=())
             raise
     if not planned.keeps_student and not any(keeps for _, keeps in studies_of(planned.run)):
-        for file in _weights(planned.run):
+        for file in names.weights_of(planned.run):
             file.unlink(missing_ok=True)
 
 
@@ -94,16 +92,6 @@ def _num_questions(document: EvaluationDocument) -> float:
     return document.sample.asked if document.sample else math.inf
 
 
-def _weights(run: Path) -> list[Path]:
-    adapter = run / names.ADAPTER_WEIGHTS
-    return [adapter if adapter.exists() else run / names.STUDENT_WEIGHTS, run / names.HEADS_WEIGHTS]
-
-
-def _is_gone(run: Path) -> bool:
-    """Return whether the student of a run was not kept."""
-    return (run / names.STUDENT).exists() and not all(file.exists() for file in _weights(run))
-
-
 @contextmanager
 def scored_by_study(planned: PlannedRun, test_set: str, command: Sequence[str] = ()) -> Iterator[None]:
     """Let an error of an evaluation advise the study's command if the student is gone, since that trains it again.
@@ -114,7 +102,7 @@ def scored_by_study(planned: PlannedRun, test_set: str, command: Sequence[str] =
     try:
         yield
     except (ConfigError, IdentityMismatch) as error:
-        if _is_gone(planned.run):
+        if names.lacks_student(planned.run):
             document = Path(error.where)
             if document.suffix != ".json":
                 document = names.evaluation_file(planned.run, planned.filed(test_set), ".json")
@@ -146,5 +134,5 @@ def missing_test_sets(planned: PlannedRun) -> tuple[str, ...]:
 
 def is_complete(planned: PlannedRun) -> bool:
     """Return whether a run is trained and scored; a student that another study did not keep must be trained again."""
-    is_trained = names.is_finished(planned.run) and not (planned.keeps_student and _is_gone(planned.run))
+    is_trained = names.is_finished(planned.run) and not (planned.keeps_student and names.lacks_student(planned.run))
     return is_trained and not missing_test_sets(planned)

@@ -15,6 +15,7 @@ from statistics import fmean
 from advl_pipeline.base.compute import device_name
 from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.base.folders import folder_bytes, nearest_existing
+from advl_pipeline.evaluation.prepare import scored_again
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import read_documents
@@ -179,7 +180,8 @@ def _seconds(left: Sequence[PlannedRun], done: Sequence[PlannedRun], steps: Mapp
     paces: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for planned in done:
         result = read_result(planned.run)
-        scoring = sum(document.seconds for document in read_documents(planned.run).values())
+        with scored_again(planned.run):
+            scoring = sum(document.seconds for document in read_documents(planned.run).values())
         pace = result["seconds"] / max(1, result["num_steps"]), scoring
         paces.setdefault((planned.setting, planned.method), []).append(pace)
     if any((planned.setting, planned.method) not in paces for planned in left):

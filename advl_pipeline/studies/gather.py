@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.cache.identity import PROVENANCE_FILE, difference_table, differences
 from advl_pipeline.datasets.registry import known_dataset
 from advl_pipeline.evaluation.items import question_rank
+from advl_pipeline.evaluation.prepare import scored_again
 from advl_pipeline.evaluation.shift import question_namer
 from advl_pipeline.extraction.progress import extraction_seconds
 from advl_pipeline.runs import names
@@ -105,7 +106,8 @@ def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
         size = sizes[planned.setting, planned.shots]
         # One at a time: the scores of a test set may be large.
         for test_set in planned.test_sets:
-            with nullcontext() if plan.of_runs else scored_by_study(planned, test_set, shlex.split(plan.command)):
+            command = shlex.split(plan.command)
+            with scored_again(planned.run) if plan.of_runs else scored_by_study(planned, test_set, command):
                 if (evaluation := read_evaluation(planned.run, planned.filed(test_set))) is None:
                     continue
                 items = _items(plan, planned, test_set, evaluation)

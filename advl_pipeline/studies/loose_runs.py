@@ -13,6 +13,7 @@ from advl_pipeline.base.folders import folder_kind, near_folder
 from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.prepare import scored_again
 from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import EvaluationDocument, read_documents
 from advl_pipeline.runs.results import read_caches, read_config
@@ -61,14 +62,19 @@ def lay_out_runs(*named: Path) -> Plan:
     """
     folders = folders_of_runs(named)
     folder = common_folder(named)
-    documents = {path: read_documents(path) for path in folders if names.is_finished(path)}
+    documents: dict[Path, Mapping[str, EvaluationDocument]] = {}
+    for path in filter(names.is_finished, folders):
+        with scored_again(path):
+            documents[path] = read_documents(path)
     runs = {path: stored for path, stored in documents.items() if stored}
     if not runs:
-        raise ConfigError(
-            f"Of {len(folders)} runs here none is both finished and scored on a test set.",
-            where=", ".join(map(str, named)),
-            next_command=advise(["advl", "evaluate", str(next(iter(documents), folders[0]))]),
-        )
+        first = next(iter(documents), folders[0])
+        with scored_again(first):
+            raise ConfigError(
+                f"Of {len(folders)} runs here none is both finished and scored on a test set.",
+                where=", ".join(map(str, named)),
+                next_command=advise(["advl", "evaluate", str(first)]),
+            )
     planned_runs = [_planned_run(path, stored, folder, is_one=len(runs) == 1) for path, stored in runs.items()]
     settings = _settings(planned_runs)
     planned_runs = [replace(planned, setting=settings[planned.finetune.dataset].name) for planned in planned_runs]

@@ -86,6 +86,8 @@ class FinetuneResult:
 def run_finetune(prepared: PreparedFinetune) -> FinetuneResult:
     """Finetune a student with a method. Resume an interrupted run; return the result of a finished one.
 
+    A finished run whose student was not kept is trained again, and keeps its evaluations.
+
     All inputs are validated before anything is written. An existing run resumes only with the same options, dataset
     and caches.
 
@@ -118,8 +120,11 @@ class _Session:
     multiplies_in_tf32: bool
 
     def finished(self) -> FinetuneResult | None:
-        """Return the result if the folder has a finished run with this configuration."""
-        summary = self.prepared.folder.read_result() if self.run.config.resume else None
+        """Return the result if the folder has a finished run with this configuration, and its student."""
+        folder = self.prepared.folder
+        if not self.run.config.resume or names.lacks_student(folder.path):
+            return None
+        summary = folder.read_result()
         return None if summary is None else self.result(summary)
 
     def result(self, summary: dict[str, Any]) -> FinetuneResult:

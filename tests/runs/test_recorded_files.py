@@ -98,6 +98,54 @@ def test_a_run_with_damaged_weights_is_trained_again_by_the_command_that_is_advi
     printed(capsys, *words("evaluate", run))
 
 
+def without_student(run: Path) -> dict[str, bytes]:
+    """Remove the student of a run as a study does that keeps none; return its weights by file."""
+    whole = {name: (run / name).read_bytes() for name in ("model.safetensors", "heads.safetensors")}
+    for name in whole:
+        (run / name).unlink()
+    return whole
+
+
+def advised(message: str) -> list[list[str]]:
+    line = message.partition("next:")[2].strip().splitlines()[0].partition("   (")[0]
+    return [shlex.split(step) for step in line.split("&&")]
+
+
+def test_a_damaged_evaluation_of_a_run_without_a_student_is_made_again_by_what_is_advised(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed(capsys, "evaluate", run, "--on", "train", "--on", "test", "--num-questions", "4")
+    whole = without_student(run)
+    kept = (run / "evaluation" / "train.json").read_bytes()
+    (run / "evaluation" / "test.json").write_bytes(b"torn")
+    _, message = printed(capsys, "report", run, code=2)
+    trains, scores = advised(message)
+    assert "the run kept no student" in message
+    assert (trains[:2], scores[:2]) == (["advl", "finetune"], ["advl", "evaluate"])
+    printed(capsys, *trains[1:])
+    assert {name: (run / name).read_bytes() for name in whole} == whole
+    assert (run / "evaluation" / "train.json").read_bytes() == kept
+    printed(capsys, *scores[1:], "--num-questions", "4")
+    printed(capsys, "report", run)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "report", "score shift"])
+def test_a_run_without_a_student_is_trained_before_anything_else(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_student(run)
+    given = words(command, run) if command in COMMANDS else [*command.split(), run]
+    if command == "score shift":
+        edit("config.json", lambda config: config.update(dataset="scenes-vcr"))(run)
+        given += ["--on", "test-shift"]
+    code, _, message = advl(capsys, *given)
+    assert code in (2, 6), message
+    trains, *others = advised(message)
+    assert trains[:2] == ["advl", "finetune"]
+    assert trains[trains.index("--output") + 1] == str(run)
+    assert [step[:2] for step in others] == ([] if command in COMMANDS else [["advl", "evaluate"]])
+
+
 def test_a_result_without_its_numbers_is_refused_by_every_command_that_reads_the_run(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
