@@ -16,6 +16,7 @@ from advl_pipeline.base.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.prepare import prepare_extract
 from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.runs.results import RunResult
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.prepare import prepare_finetune
 from advl_pipeline.training.run import run_finetune
@@ -41,7 +42,7 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
             prepare_extract(ExtractConfig(teacher=name, dataset="scenes-vcr", data_root=data_root, output=output))
         )
 
-    def run(**changes: Any) -> dict[str, Any]:
+    def run(**changes: Any) -> RunResult:
         output = folder / "run"
         shutil.rmtree(output, ignore_errors=True)
         base = {"dataset": "scenes-vcr", "data_root": data_root, "task": ("vcr-q2a",), "output": output}
@@ -52,8 +53,8 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
     plain: list[float] = []
     cached: list[float] = []
     for _ in range(rounds):
-        plain.append(run(method="plain", num_steps=num_steps)["seconds_per_step"])
-        cached.append(run(**advl, steps="one", num_steps=num_steps)["seconds_per_step"])
+        plain.append(run(method="plain", num_steps=num_steps).seconds_per_step)
+        cached.append(run(**advl, steps="one", num_steps=num_steps).seconds_per_step)
     detail = f"{1e3 * statistics.median(cached):.1f} and {1e3 * statistics.median(plain):.1f} ms"
     name = "step with cached distillation, against plain, everything counted"
     rows = [ratio_row(name, cached, plain, goal=1.15, at_least=False, detail=detail)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from advl_pipeline.base.configuration import to_plain
 from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
@@ -33,15 +34,15 @@ def finetune(config: FinetuneConfig) -> Iterator[Any]:
     result = run_finetune(prepared)
     if not result.is_main:
         return
-    yield {"output": str(result.output), **result.summary}
+    yield {"output": str(result.output), **to_plain(result.summary)}
     summary = result.summary
     click.echo(
-        f"{summary['method']}: {summary['num_steps']} steps on {summary['num_labelled']} labelled examples in "
-        f"{summary['seconds']:.1f} s ({1000 * summary['seconds_per_step']:.1f} ms a step, "
-        f"{100 * summary['wait_share']:.1f} % waiting for data)"
+        f"{summary.method}: {summary.num_steps} steps on {summary.num_labelled} labelled examples in "
+        f"{summary.seconds:.1f} s ({1000 * summary.seconds_per_step:.1f} ms a step, "
+        f"{100 * summary.wait_share:.1f} % waiting for data)"
     )
-    if summary["num_texts_cut"]:
-        click.echo(f"{summary['num_texts_cut']} of {summary['num_texts']} texts were cut to the student's length")
+    if summary.num_texts_cut:
+        click.echo(f"{summary.num_texts_cut} of {summary.num_texts} texts were cut to the student's length")
     click.echo(f"run folder: {result.output}")
     on = split_to_score(dataset, trained_on=config.split)
     click.echo("next: " + what_follows("advl", "evaluate", str(result.output), "--on", on))

@@ -63,7 +63,7 @@ def test_the_code_of_the_pages_runs(here: Path) -> None:
         exec(compile(code, page, "exec"), namespace)
     assert namespace["loss"].requires_grad
     assert namespace["terms"].raw.keys() == {"text"}
-    assert namespace["run"].summary["num_labelled"] == 16
+    assert namespace["run"].summary.num_labelled == 16
     assert 0 <= namespace["scores"].sets["test"].metrics["choice"] <= 100
     loaded, answer = namespace["loaded"], namespace["answer"]
     assert answer.text in answer.logits.keys() == {"red", "blue"}

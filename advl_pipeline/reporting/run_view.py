@@ -71,11 +71,11 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "title": f"{config['student']} on {dataset_label(config['dataset'])}",
         "facts": {
             "student": config["student"],
-            "starts from": _start(config, done),
+            "starts from": _start(config, done.towers),
             "method": wording.method_label(result.study, result.study.methods[0]),
             "teachers": ", ".join(setting.teachers) or "none",
-            "learned from": f"{done['num_labelled']:,} labelled items of {config['split']}",
-            "steps": f"{done['num_steps']:,} in {wording.duration(done['seconds'])}",
+            "learned from": f"{done.num_labelled:,} labelled items of {config['split']}",
+            "steps": f"{done.num_steps:,} in {wording.duration(done.seconds)}",
             "seed": str(config["seed"]),
         },
         "scores": scores,
@@ -92,11 +92,10 @@ def view_run(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _start(config: Mapping[str, Any], done: Mapping[str, Any]) -> str:
+def _start(config: Mapping[str, Any], towers: Sequence[str]) -> str:
     """Describe the weights that a student started from."""
     if config.get("init"):
         return dataset_label(str(config["init"]))
-    towers = done.get("towers")
     return f"{' and '.join(towers)}, frozen; other layers at random" if towers else "random weights"
 
 

@@ -26,14 +26,14 @@ import numpy.typing as npt
 from advl_pipeline.base.array_archives import arrays_digest, read_array_archive
 from advl_pipeline.base.atomic import replacing_file, write_text, writing
 from advl_pipeline.base.compute import AUTO, MixedPrecision
-from advl_pipeline.base.configuration import build_config, json_text, to_plain
-from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, advise
+from advl_pipeline.base.configuration import json_text, to_plain
+from advl_pipeline.base.errors import Advice, IdentityMismatch, advise
 from advl_pipeline.base.folders import LOCK
 from advl_pipeline.base.locations import read_regular
 from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file, files_of_evaluation, items_suffix, set_of
-from advl_pipeline.runs.results import run_digest, say_on_trust, undamaged
+from advl_pipeline.runs.results import as_record, run_digest, say_on_trust, undamaged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -335,14 +335,8 @@ def read_documents(run: Path) -> dict[str, EvaluationDocument]:
 
 def _document(path: Path, next_command: str) -> EvaluationDocument:
     """Read a document of this version or an earlier one; raises `ConfigError` for a damaged one."""
-    known = {item.name for item in dataclasses.fields(EvaluationDocument)}
     with undamaged("The document of an evaluation is damaged.", str(path), next_command):
-        stored = json.loads(read_regular(path))
-        values = {name: value for name, value in stored.items() if name in known and value is not None}
-        try:
-            document = build_config(EvaluationDocument, values)
-        except ConfigError as error:
-            raise ValueError(error.what) from error
+        document = as_record(EvaluationDocument, json.loads(read_regular(path)))
         if document.items_digest is not None and not re.fullmatch("[0-9a-f]{64}", document.items_digest):
             raise ValueError("its items_digest is no SHA-256")
     return document

@@ -5,14 +5,17 @@ Nothing here executes or unpickles a file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from advl_pipeline.base.configuration import build_config
 from advl_pipeline.base.errors import ConfigError, advise
 from advl_pipeline.base.folders import near_folder
 from advl_pipeline.base.locations import read_regular
@@ -22,8 +25,45 @@ from advl_pipeline.runs import names
 if TYPE_CHECKING:
     import pandas as pd
 
+RecordT = TypeVar("RecordT")
+
 STAGE_KEY = "phase"
 """Key of a step's stage in metrics and checkpoints, as in earlier runs; results of runs have `phases`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What result.json says of a finished run, in the order of the file.
+
+    `files` are the digests of the files that the run answers by; version 0.2 recorded none. `phases` are the seconds
+    and the counts of each stage. `towers` are the pretrained towers of a student that starts from them. `wait_share`
+    is the share of the training time that was spent waiting for data.
+    """
+
+    caveats: tuple[str, ...]
+    dataset: str
+    files: Mapping[str, str] | None = None
+    method: str
+    num_adapt_inputs: int
+    num_labelled: int
+    num_skipped: int
+    num_steps: int
+    num_texts: int
+    num_texts_cut: int
+    peak_memory_bytes: int
+    phases: Mapping[str, Mapping[str, Any]]
+    recipe: str
+    samples_per_second: float
+    seconds: float
+    seconds_per_step: float
+    seconds_preparing: float
+    seed: int
+    shots: int | None = None
+    status: str
+    student_parameters: int
+    towers: tuple[str, ...] = ()
+    training_only_parameters: int
+    wait_share: float
 
 
 @contextmanager
@@ -61,27 +101,30 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     return document
 
 
-def read_result(run: Path) -> dict[str, Any]:
+def as_record(cls: type[RecordT], document: Mapping[str, Any]) -> RecordT:
+    """Return a document of any version as a record, without what the record does not name.
+
+    Raises:
+        ValueError: a value is missing, or of another type.
+    """
+    known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values = {name: value for name, value in document.items() if name in known and value is not None}
+    try:
+        return build_config(cls, values)
+    except ConfigError as error:
+        raise ValueError(error.what) from error
+
+
+def read_result(run: Path) -> RunResult:
     """Return the result of a finished run.
 
     Raises:
-        ConfigError: it is damaged, or lacks a number that every version wrote.
+        ConfigError: it is damaged, or lacks what every version wrote.
     """
     path = run / names.RESULT
-    result: dict[str, Any] = read_json(path)
-    for name in _NUMBERS_OF_RESULT:
-        require_number(result, name, path)
-    return result
-
-
-_NUMBERS_OF_RESULT = ("num_labelled", "num_steps", "seconds", "seconds_per_step")
-
-
-def require_number(document: Mapping[str, Any], name: str, path: Path) -> None:
-    """Refuse a document of a run whose value of a name is not a number; raises `ConfigError`."""
+    document = read_json(path)
     with undamaged("A file of a run is damaged.", str(path), _ANEW):
-        if isinstance(value := document[name], bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} is no number")
+        return as_record(RunResult, document)
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -121,10 +164,9 @@ def run_digest(run: Path) -> str | None:
     Raises:
         ConfigError: result.json is damaged.
     """
-    files = read_result(run).get("files")
-    with undamaged("A file of a run is damaged.", str(run / names.RESULT), _ANEW):
-        # Paths are in the options as they were given.
-        return None if files is None else digest({name: files[name] for name in files if name != names.CONFIG})
+    files = read_result(run).files
+    # Paths are in the options as they were given.
+    return None if files is None else digest({name: files[name] for name in files if name != names.CONFIG})
 
 
 @cache

@@ -26,7 +26,7 @@ from advl_pipeline.base.packages import installed_versions
 from advl_pipeline.base.repositories import HUB
 from advl_pipeline.cache.identity import Difference, difference_table, differences
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_log, read_result
+from advl_pipeline.runs.results import RunResult, read_log, read_result
 from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
@@ -188,7 +188,7 @@ class RunFolder:
         """Write one JSON document atomically."""
         write_text(self.path / name, json_text(value, sort_keys=True) + "\n")
 
-    def read_result(self) -> dict[str, Any] | None:
+    def read_result(self) -> RunResult | None:
         """Return the result of a finished run, or None.
 
         Raises:

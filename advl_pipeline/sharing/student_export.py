@@ -26,7 +26,7 @@ from advl_pipeline.base.tensors import save_tensors
 from advl_pipeline.datasets.roots import without_folders
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_config, read_result
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.sharing.card import model_card, render_card
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.push_pull import CARD_FILE, open_repository, upload
@@ -272,7 +272,7 @@ def _for_transformers(run: Path, finished: FinishedRun) -> Prepared:
 
 def _for_this_package(run: Path, finished: FinishedRun) -> Prepared:
     options = without_folders(read_config(run)) | {"output": "."}
-    result = read_result(run)
+    result = read_json(run / names.RESULT)
 
     def write(folder: Path) -> None:
         for name in (*run_files(run), names.STUDENT_WEIGHTS, names.ADAPTER_WEIGHTS):

@@ -130,11 +130,10 @@ def require_run_files(folder: Path, *only: str) -> None:
     """
     if not names.is_finished(folder):
         return
-    recorded = read_result(folder).get("files")
+    recorded = read_result(folder).files
     if recorded is None:
         say_on_trust("runs of an earlier version have no digests of their files")
         return
-    recorded = recorded if isinstance(recorded, dict) else {}
     present = {name: content.hex() for name, content in _contents(folder, only or _OF_RUNS).items()}
     compared = only or recorded.keys() | present
     if changed := sorted(name for name in compared if recorded.get(name) != present.get(name)):

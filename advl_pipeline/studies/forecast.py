@@ -182,7 +182,7 @@ def _seconds(left: Sequence[PlannedRun], done: Sequence[PlannedRun], steps: Mapp
         result = read_result(planned.run)
         with scored_again(planned.run):
             scoring = sum(document.seconds for document in read_documents(planned.run).values())
-        pace = result["seconds"] / max(1, result["num_steps"]), scoring
+        pace = result.seconds / max(1, result.num_steps), scoring
         paces.setdefault((planned.setting, planned.method), []).append(pace)
     if any((planned.setting, planned.method) not in paces for planned in left):
         return None

@@ -31,12 +31,12 @@ from advl_pipeline.runs.evaluations import (
     read_evaluation,
 )
 from advl_pipeline.runs.results import (
+    RunResult,
     read_caches,
     read_config,
     read_json,
     read_readout,
     read_result,
-    require_number,
     say_on_trust,
 )
 from advl_pipeline.students.weight_files import require_run_files
@@ -118,9 +118,9 @@ def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
             # Values that depend only on the set are the same for every run.
             for metric, scores in evaluation.document.trivial.items():
                 trivial.setdefault((planned.setting, metric, test_set), scores)
-        costs.append(about | _cost(planned, result, documents))
+        costs.append(about | _cost(result, documents))
         readouts += [about | row for row in read_readout(planned.run)]
-        caveats.setdefault(planned.setting, {}).update(dict.fromkeys(result.get("caveats", ())))
+        caveats.setdefault(planned.setting, {}).update(dict.fromkeys(result.caveats))
     items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
     items = items[list(ITEM_COLUMNS)]
     return StudyResult(
@@ -218,7 +218,7 @@ def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple
 
 
 def _sizes(
-    plan: Plan, planned_runs: Sequence[PlannedRun], results: Mapping[str, Mapping[str, Any]]
+    plan: Plan, planned_runs: Sequence[PlannedRun], results: Mapping[str, RunResult]
 ) -> dict[tuple[str, int | None], int]:
     """Return the number of training questions by setting and shots; the first run gives the number for "full"."""
     sizes: dict[tuple[str, int | None], int] = {}
@@ -226,23 +226,16 @@ def _sizes(
         # A run on all tasks of its dataset names none.
         known = known_dataset(planned.finetune.dataset)
         tasks = planned.finetune.task or (known.tasks if known else plan.study.setting(planned.setting).tasks)
-        of_run = int(results[planned.run_id]["num_labelled"]) // max(1, len(tasks))
+        of_run = results[planned.run_id].num_labelled // max(1, len(tasks))
         sizes.setdefault((planned.setting, planned.shots), planned.shots or of_run)
     return sizes
 
 
-def _cost(planned: PlannedRun, result: Mapping[str, Any], documents: Sequence[EvaluationDocument]) -> Row:
-    """Return the costs of a run, and its inference time in milliseconds per item.
-
-    Raises:
-        ConfigError: the result of the run lacks one of them.
-    """
+def _cost(result: RunResult, documents: Sequence[EvaluationDocument]) -> Row:
+    """Return the costs of a run; None for the inference time of a run without one."""
     times = [document.milliseconds_per_item for document in documents if document.milliseconds_per_item is not None]
-    cost = {"wait_share": 0.0} | dict(result) | {"milliseconds_per_item": fmean(times) if times else None}
-    for name in _COSTS:
-        if name != "milliseconds_per_item" or times:
-            require_number(cost, name, planned.run / names.RESULT)
-    return {name: cost[name] for name in _COSTS}
+    of_run = {name: getattr(result, name) for name in _COSTS if name != "milliseconds_per_item"}
+    return of_run | {"milliseconds_per_item": fmean(times) if times else None}
 
 
 def _costs_over_seeds(costs: Sequence[Row]) -> tuple[Row, ...]:

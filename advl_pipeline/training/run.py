@@ -33,7 +33,7 @@ from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.base.process_lock import process_lock
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.runs import names
-from advl_pipeline.runs.results import read_json, read_log
+from advl_pipeline.runs.results import RunResult, read_json, read_log
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.stored_inputs.pictures import use_stored_pictures
@@ -79,7 +79,7 @@ class FinetuneResult:
     """The folder of a finished run and the content of its result.json; `is_main` marks the main process."""
 
     output: Path
-    summary: dict[str, Any]
+    summary: RunResult
     is_main: bool = True
 
 
@@ -127,7 +127,7 @@ class _Session:
         summary = folder.read_result()
         return None if summary is None else self.result(summary)
 
-    def result(self, summary: dict[str, Any]) -> FinetuneResult:
+    def result(self, summary: RunResult) -> FinetuneResult:
         is_main = self.accelerator.is_main_process
         return FinetuneResult(output=self.prepared.folder.path, summary=summary, is_main=is_main)
 
@@ -486,31 +486,34 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
     totals = {key: sum(of_stage[key] for of_stage in stages.values()) for key in TOTALLED}
     earlier = stage_totals([record for record in records if record["step"] < first_step])
     computed, num_steps = totals["seconds"], max(1, totals["num_steps"])
-    summary = {
-        "status": "done",
-        **origin,
-        "num_steps": totals["num_steps"],
-        "recipe": run.settings.line(),
-        "num_labelled": len(inputs.labelled),
-        "num_skipped": inputs.num_skipped,
-        "num_adapt_inputs": len(inputs.adapt),
-        "seconds": time.perf_counter() - session.began + sum(of_stage["seconds"] for of_stage in earlier.values()),
-        "seconds_per_step": computed / num_steps,
-        "samples_per_second": totals["num_examples"] / computed if computed else 0.0,
-        "num_texts": totals["num_texts"],
-        "num_texts_cut": totals["num_texts_cut"],
-        "wait_share": totals["seconds_waited"] / computed if computed else 0.0,
-        "seconds_preparing": totals["seconds_preparing"] / num_steps,
-        "phases": {
+    result = RunResult(
+        status="done",
+        method=config.method,
+        dataset=config.dataset,
+        seed=config.seed,
+        shots=config.shots,
+        num_steps=int(totals["num_steps"]),
+        recipe=run.settings.line(),
+        num_labelled=len(inputs.labelled),
+        num_skipped=inputs.num_skipped,
+        num_adapt_inputs=len(inputs.adapt),
+        seconds=time.perf_counter() - session.began + sum(of_stage["seconds"] for of_stage in earlier.values()),
+        seconds_per_step=computed / num_steps,
+        samples_per_second=totals["num_examples"] / computed if computed else 0.0,
+        num_texts=int(totals["num_texts"]),
+        num_texts_cut=int(totals["num_texts_cut"]),
+        wait_share=totals["seconds_waited"] / computed if computed else 0.0,
+        seconds_preparing=totals["seconds_preparing"] / num_steps,
+        phases={
             name: {key: of_stage[key] for key in ("seconds", "num_steps", "num_examples")}
             for name, of_stage in stages.items()
         },
-        "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
-        "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "towers": list(towers_of(model.student)),
-        "caveats": list(opened.reads.caveats),
-        "files": run_files(folder.path),
-    }
-    folder.write_json(names.RESULT, summary)
+        student_parameters=sum(parameter.numel() for parameter in model.student.parameters()),
+        training_only_parameters=sum(parameter.numel() for parameter in model.distiller.parameters()),
+        peak_memory_bytes=peak_memory_bytes(),
+        towers=towers_of(model.student),
+        caveats=opened.reads.caveats,
+        files=run_files(folder.path),
+    )
+    folder.write_json(names.RESULT, result)
     folder.checkpoint.unlink(missing_ok=True)

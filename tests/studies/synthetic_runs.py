@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from advl_pipeline.base.configuration import config_to_dict
+from advl_pipeline.base.configuration import config_to_dict, to_plain
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction
 from advl_pipeline.runs.evaluations import TrivialScores, without_the_unmeasured
-from advl_pipeline.runs.results import run_digest
+from advl_pipeline.runs.results import RunResult, run_digest
 from advl_pipeline.students.weight_files import run_files
 from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_label
 from advl_pipeline.studies.execute import RunExecutor
@@ -107,17 +107,16 @@ def train(planned: PlannedRun) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
     if planned.teachers and takes_two_stages(planned.finetune):
         write_json(run / "readout.json", readout(planned))
-    write_json(
-        run / "result.json",
-        {
-            "status": "done", "method": planned.finetune.method, "num_steps": planned_steps(planned.finetune),
-            "phases": {"finetune": {"num_steps": finetune_steps(planned.finetune)}},
-            "seconds": 30.0, "seconds_per_step": 0.09 if planned.teachers else 0.08, "wait_share": 0.02,
-            "num_labelled": (planned.shots or 1600) * max(1, len(planned.finetune.task)),
-            "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,
-            "training_only_parameters": 300_000 if planned.teachers else 0, "files": run_files(run),
-        },
+    result = RunResult(
+        status="done", caveats=(), recipe="none", dataset=planned.finetune.dataset, method=planned.finetune.method,
+        seed=planned.seed, shots=planned.shots, num_steps=planned_steps(planned.finetune),
+        phases={"finetune": {"num_steps": finetune_steps(planned.finetune)}}, samples_per_second=50.0, seconds=30.0,
+        seconds_per_step=0.09 if planned.teachers else 0.08, seconds_preparing=0.001, wait_share=0.02,
+        num_labelled=(planned.shots or 1600) * max(1, len(planned.finetune.task)), num_skipped=0, num_adapt_inputs=0,
+        num_texts=0, num_texts_cut=0, peak_memory_bytes=700_000_000, student_parameters=4_000_000,
+        training_only_parameters=300_000 if planned.teachers else 0, files=run_files(run),
     )  # fmt: skip
+    write_json(run / "result.json", to_plain(result))
 
 
 def readout(planned: PlannedRun) -> dict[str, Any]:

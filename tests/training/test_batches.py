@@ -191,4 +191,4 @@ def test_the_log_says_how_long_steps_waited_for_what_was_slow_to_prepare(
     steps = [json.loads(line) for line in (tmp_path / names.METRICS).read_text(encoding="utf-8").splitlines()]
     waited = [step["seconds_waited"] for step in steps]
     assert waited[0] > 0.1
-    assert sum(waited) == pytest.approx(summary["wait_share"] * summary["phases"]["finetune"]["seconds"])
+    assert sum(waited) == pytest.approx(summary.wait_share * summary.phases["finetune"]["seconds"])

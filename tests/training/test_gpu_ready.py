@@ -137,7 +137,7 @@ def test_the_method_trains_every_student_from_a_host_that_hardly_waits(
     with posing() as watch, a_run_is_watched(watch) as taken:
         result = train(small(small_corpus, run, student=name, task=(), confidence="probe"))
     require_frugal(taken, watch)
-    assert result.summary["status"] == "done"
+    assert result.summary.status == "done"
     logged = metrics(run)
     assert {entry["phase"] for entry in logged} == {"adapt", "finetune"}
     assert all(key in logged[-1] for key in ("raw/task", "raw/vision", "raw/text"))

@@ -61,7 +61,7 @@ def test_only_labels_of_the_subset_and_inputs_that_may_be_seen_influence_a_low_s
         inputs = [
             example for example in small_corpus.examples() if adapt_on == "inputs" or example.example_id in subset
         ]
-        assert (summary["num_labelled"], summary["num_adapt_inputs"]) == (4, len(inputs))
+        assert (summary.num_labelled, summary.num_adapt_inputs) == (4, len(inputs))
         assert sorted(counted) == sorted(choice.text for example in inputs for choice in example.candidates)
         assert set(probed) == subset
         with monkeypatch.context() as altered:
@@ -200,7 +200,7 @@ def test_inputs_of_another_split_join_the_adapt_step_and_need_no_labels(
     more: dict[str, Any],
 ) -> None:
     options = {"cache": (*small_corpus.caches, *other_caches), "adapt_on": ("inputs", OTHER), "known_words": known}
-    assert small_corpus.run(tmp_path / "labelled", **options, **more).summary["num_adapt_inputs"] == 16 + 8
+    assert small_corpus.run(tmp_path / "labelled", **options, **more).summary.num_adapt_inputs == 16 + 8
     alter_examples(monkeypatch, lambda example: replace(example, label=None), opened_by="open_split")
     small_corpus.run(tmp_path / "bare", **options, **more)
     assert losses(tmp_path / "bare") == losses(tmp_path / "labelled")

@@ -250,7 +250,7 @@ def test_the_run_folder_says_where_numbers_come_from(
     assert written["settings"]["adversarial"]["value"]["num_steps"] == 3
     assert written["heads"] == {"choice": {"origin": "fresh", "why": "no checkpoint is given"}}
     assert "recipe villa choice base" in capfd.readouterr().err
-    assert "adversarial (3 passes)" in result.summary["recipe"]
+    assert "adversarial (3 passes)" in result.summary.recipe
     logged = metrics(tmp_path / "run")
     assert all(record["raw/divergence"] >= 0 for record in logged)
 

@@ -166,7 +166,7 @@ def test_a_run_on_own_data_ends_when_val_falls_and_keeps_the_last_weights_within
     best = max(scored.values())
     within = [step for step, share in scored.items() if share >= best - (best * (1 - best) / 12) ** 0.5]
     kept = max(within)
-    assert run.summary["num_steps"] == max(scored) + 1 == kept + 1 + 4 * PATIENCE < TrainingSettings.num_steps
+    assert run.summary.num_steps == max(scored) + 1 == kept + 1 + 4 * PATIENCE < TrainingSettings.num_steps
     assert f"keeps the weights of step {kept + 1}," in capsys.readouterr().err
     with interrupted_at(kept // 4 + 2), pytest.raises(KeyboardInterrupt):
         train(replace(contrary, output=Path("stopped")))
@@ -183,7 +183,7 @@ def test_a_stopped_run_that_may_end_early_is_the_uninterrupted_one(at: int, cont
     with patch.object(run_module, "save_student", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         train(stopped)
     summary = train(stopped).summary
-    assert summary["num_steps"] == whole.summary["num_steps"]
+    assert summary.num_steps == whole.summary.num_steps
     weights = [load_file(run / names.STUDENT_WEIGHTS) for run in (Path("run"), Path("stopped"))]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
