@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -73,10 +73,9 @@ def process_lock(
     finally:
         # A fork that leaves the block holds nothing. Removed before the release, the file is not the next holder's.
         if lock.is_locked:
-            try:
-                path.unlink(missing_ok=True)
-            finally:
-                lock.release()
+            with suppress(OSError):
+                path.unlink()
+            lock.release()
 
 
 def _name_holder(path: Path, descriptor: int) -> None:
