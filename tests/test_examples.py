@@ -118,7 +118,8 @@ def test_a_loop_of_ones_own_learns_from_a_cache(name: str, small_corpus: Any, te
     losses = [float(value) for value in re.findall(r"loss['\"=:]* *'?([\d.]+)", printed)]
     assert losses[-1] < losses[0]
     if "RelationalDistillation" in source:
-        assert agreed(printed, "after") > agreed(printed, "before") + 0.05
+        least = 0.4 if name == "loop_pytorch.py" else 0.05
+        assert agreed(printed, "after") > agreed(printed, "before") + least
 
 
 def test_a_loop_of_ones_own_learns_nothing_from_shuffled_teachers(

@@ -51,7 +51,9 @@ def daquar_rows(folder: Path, card: Card) -> RowSource:
     Raises:
         DatasetMissing: the files are not there.
     """
-    published = {match.groups(): path for path in folder.glob("qa.*.raw.*.txt") if (match := _matched(path))}
+    published = {
+        match.groups(): path for path in folder.glob("qa.*.raw.*.txt") if (match := _PAIRS.fullmatch(path.name))
+    }
     numbers = sorted({int(number) for number, _ in published}, reverse=True)
     parts = ("train", "test")
     complete = [number for number in numbers if {(str(number), part) for part in parts} <= published.keys()]
@@ -231,10 +233,6 @@ def _captions(path: Path) -> Iterator[tuple[int, str, str]]:
 def _drawn_tenth(pictures: Iterable[str]) -> list[str]:
     order = sorted(pictures, key=lambda name: (len(name), name))
     return random.Random(0).sample(order, len(order) // 10)
-
-
-def _matched(path: Path) -> re.Match[str] | None:
-    return _PAIRS.fullmatch(path.name)
 
 
 def _text(path: Path) -> str:

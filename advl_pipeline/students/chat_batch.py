@@ -285,9 +285,9 @@ class ChatBatch(StudentBatch):
     tokens of the text and of the picture. `tag_NS` (int64) is the picture token that a token refers to besides its
     word, -1 for none. `packing` maps conversations to rows, and `rows` are the inputs of the language model.
     `behind` are rows followed by answers, one entry per pass, and `num_answers` is K. K is 1 if each sequence ends
-    in its own answer, which is scored (`answers_inside`). `pixels` concatenates the pictures, `num_pixels` are the
-    rows of each, and `inputs` are the other inputs of the vision encoder. `grids` are frames, rows and columns of
-    each picture's patches, as numbers instead of a tensor.
+    in its own answer, which is scored (`answers_inside`). `pixels` concatenates the pictures, and `inputs` are the
+    other inputs of the vision encoder. `grids` are frames, rows and columns of each picture's patches, as numbers
+    instead of a tensor.
     """
 
     picture_field: ClassVar[str] = "pixels"
@@ -304,7 +304,6 @@ class ChatBatch(StudentBatch):
     num_answers: int = 1
     length_normalised: bool = False
     pixels: torch.Tensor
-    num_pixels: tuple[int, ...]
     inputs: Mapping[str, torch.Tensor]
     grids: tuple[tuple[int, ...], ...] = ()
 
@@ -438,7 +437,6 @@ def _of_pictures(pictures: Sequence[Picture]) -> dict[str, Any]:
     return {
         "places_BR4": pad_sequence(places, batch_first=True, padding_value=torch.nan),
         "pixels": stacked([picture.pixels for picture in pictures]),
-        "num_pixels": tuple(len(picture.pixels) for picture in pictures),
         "inputs": {name: stacked([picture.inputs[name] for picture in pictures]) for name in names},
         "grids": tuple(map(tuple, grids)),
     }

@@ -8,7 +8,6 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -47,13 +46,6 @@ def tokenised(texts: Sequence[str]) -> dict[str, torch.Tensor]:
     return {"ids": padded_NL3[..., 0], "offsets": padded_NL3[..., 1:]}
 
 
-def states_of(model: nn.Module, layer: LayerStates, texts: Sequence[str]) -> HiddenStates:
-    """Return the states of a layer after a pass of the model over some texts."""
-    tokens = tokenised(texts)
-    model(tokens["ids"])
-    return HiddenStates(texts=texts, states_NLH=layer.states, offsets_NL2=tokens["offsets"])
-
-
 def known_half(texts: Sequence[str]) -> dict[str, int]:
     """Return half of the words, as pretraining would have counted them."""
     words = {text[slice(*span)].lower() for text in texts for span in word_spans(text)}
@@ -63,7 +55,7 @@ def known_half(texts: Sequence[str]) -> dict[str, int]:
 class Loop:
     """A reader with a copy of its start, and the distillation of one cache."""
 
-    def __init__(self, cache: Path, texts: Sequence[str], *, knows: bool = True, **options: Any) -> None:
+    def __init__(self, cache: Path, texts: Sequence[str], *, knows: bool = True) -> None:
         self.reference = TinyReader()
         self.model = copy.deepcopy(self.reference)
         self.layer, self.layer_at_start = LayerStates(self.model, LAYER), LayerStates(self.reference, LAYER)
@@ -72,14 +64,16 @@ class Loop:
         def start() -> Iterator[HiddenStates]:
             return (self.at_start(texts[first : first + 8]) for first in range(0, len(texts), 8))
 
-        self.distil = RelationalDistillation([cache], texts, start, known_words=known, **options)
+        self.distil = RelationalDistillation([cache], texts, start, known_words=known)
         # A step further, so that the anchor has something to hold.
         with torch.no_grad():
             for value in self.model.parameters():
                 value.mul_(1.05)
 
     def at_start(self, texts: Sequence[str]) -> HiddenStates:
-        return states_of(self.reference, self.layer_at_start, texts)
+        tokens = tokenised(texts)
+        self.reference(tokens["ids"])
+        return HiddenStates(texts=texts, states_NLH=self.layer_at_start.states, offsets_NL2=tokens["offsets"])
 
     def loss(self, texts: Sequence[str], model: nn.Module | None = None) -> torch.Tensor:
         """Return the loss of a batch beside a task's loss; `model` wraps that of the loop."""
