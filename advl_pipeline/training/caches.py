@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from advl_pipeline.base.errors import ConfigError, IdentityMismatch
+from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch
 from advl_pipeline.cache.identity import difference_table, differences, extract_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Dataset, Example
@@ -149,13 +149,20 @@ def _check_selection(caches: Sequence[TeacherCache], settings: DistillationSetti
     if settings.pathway == "vision":
         return
     for cache in caches:
-        instead = ""
         if cache.keeps_some_texts and settings.distance != "relational":
-            what = f"A cache of some texts' words cannot serve the distance {settings.distance!r}."
-            instead = "add --distance relational, or "
-        elif cache.lacks_common_words:
-            what = "This version does not train on caches of the rarest words of each text."
-        else:
-            continue
-        again = extract_command(cache.provenance["config"] | {"select_texts": None}, cache.path, renew=True)
-        raise ConfigError(what, where=str(cache.path), next_command=f"{instead}{again}")
+            raise ConfigError(
+                f"A cache of some texts' words cannot serve the distance {settings.distance!r}.",
+                where=str(cache.path),
+                next_command=f"add --distance relational, or {_with_all_words(cache)}",
+            )
+        if cache.lacks_common_words:
+            raise ConfigError(
+                "This version does not train on caches of the rarest words of each text.",
+                where=str(cache.path),
+                next_command=_with_all_words(cache),
+            )
+
+
+def _with_all_words(cache: TeacherCache) -> Advice:
+    """Return the command that extracts a cache again, with the words of all its texts."""
+    return extract_command(cache.provenance["config"] | {"select_texts": None}, cache.path, renew=True)
