@@ -47,12 +47,12 @@ def collect_words(
     Returns:
         setting, where and runs; examples, as returned by `_shown`, and the reason if they are missing.
     """
-    done = [row for row in result.finished(setting.name) if row["method"] == result.study.focus]
-    row = next((row for row in done if (result.outer / row["run"] / names.SELECTED_WORDS).exists()), None)
+    done = [row for row in result.finished(setting.name) if row.method == result.study.focus]
+    row = next((row for row in done if (result.outer / row.run / names.SELECTED_WORDS).exists()), None)
     if row is None or limit == 0:
         return None
-    selected = read_json(result.outer / row["run"] / names.SELECTED_WORDS)
-    config = read_json(result.outer / row["run"] / names.CONFIG)
+    selected = read_json(result.outer / row.run / names.SELECTED_WORDS)
+    config = read_json(result.outer / row.run / names.CONFIG)
 
     def rendered() -> Iterator[dict[str, Any]]:
         dataset = _open(config, config["dataset"], config["split"], tuple(config["task"]), data_root)
@@ -60,8 +60,8 @@ def collect_words(
             example = _find(dataset, name, "")
             yield _shown(example, dataset, spans=selected[example.example_id])
 
-    where = f"{config['split']}, {wording.shots_text(row['shots'])}, seed {row['seed']}"
-    return {"setting": setting.name, "where": where, "runs": [row["run"]], **_if_at_hand(rendered)}
+    where = f"{config['split']}, {wording.shots_text(row.shots)}, seed {row.seed}"
+    return {"setting": setting.name, "where": where, "runs": [row.run], **_if_at_hand(rendered)}
 
 
 def collect_examples(
@@ -75,11 +75,11 @@ def collect_examples(
     """
     # Baseline and focus run of the first seed that finished both, or the only run.
     study, done, test_set = result.study, result.finished(setting.name), setting.reference
-    of_baseline = {(row["shots"], row["seed"]): row for row in done if row["method"] == study.baseline}
-    of_focus = (row for row in done if row["method"] == study.focus)
-    pairs = ([of_baseline[place], row] for row in of_focus if (place := (row["shots"], row["seed"])) in of_baseline)
+    of_baseline = {(row.shots, row.seed): row for row in done if row.method == study.baseline}
+    of_focus = (row for row in done if row.method == study.focus)
+    pairs = ([of_baseline[place], row] for row in of_focus if (place := (row.shots, row.seed)) in of_baseline)
     rows = done[:1] if len(study.methods) == 1 else next(pairs, [])
-    runs = [result.outer / row["run"] for row in rows]
+    runs = [result.outer / row.run for row in rows]
     ways = study.evaluation.get("vqa_mode"), study.evaluation.get("protocol", "likelihood")
     evaluations = [
         evaluation for run in runs if (evaluation := read_evaluation(run, filed_as(run, test_set, *ways))) is not None
@@ -120,9 +120,9 @@ def collect_examples(
 
     return {
         "setting": setting.name,
-        "where": f"{test_set}, {wording.shots_text(rows[-1]['shots'])}, seed {rows[-1]['seed']}",
+        "where": f"{test_set}, {wording.shots_text(rows[-1].shots)}, seed {rows[-1].seed}",
         "compares": compares,
-        "runs": [row["run"] for row in rows],
+        "runs": [row.run for row in rows],
         "num_won": len(won),
         "num_lost": len(lost),
         "num_tied": int(tied.sum()),

@@ -60,8 +60,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         the losses; tables by kind of question; confusions: test set -> class names and counts, true class by row;
         a figure of the words' classes, if the run estimated them.
     """
-    (row,) = result.runs
-    run = result.outer / str(row["run"])
+    (only,) = result.runs
+    run = result.outer / only.run
     setting = result.study.settings[0]
     config, done = read_config(run), read_result(run)
     documents = {name: document for name in setting.test_sets if (document := read_document(run, name)) is not None}
@@ -81,8 +81,8 @@ def view_run(result: StudyResult) -> dict[str, Any]:
         "scores": scores,
         "measures": measures_of(documents),
         "conditions": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
-        "losses": loss_figure(read_log(run), run=str(row["run"])),
-        "words": words_figure(read_words(run), run=str(row["run"])),
+        "losses": loss_figure(read_log(run), run=only.run),
+        "words": words_figure(read_words(run), run=only.run),
         "kinds": kinds_of(documents),
         "confusions": {
             test_set: document.confusion

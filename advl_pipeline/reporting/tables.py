@@ -28,7 +28,7 @@ from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import shots_rank
 from advl_pipeline.studies.forecast import StudyForecast
 from advl_pipeline.studies.numbers import Lost, Number
-from advl_pipeline.studies.result import StudyResult, rows_of
+from advl_pipeline.studies.result import StudyReadout, StudyResult
 from advl_pipeline.studies.table import Place
 
 _RANDOM = "random:"
@@ -157,40 +157,42 @@ def readout_tables(result: StudyResult) -> tuple[ShownTable, ...]:
     """
     tables = []
     for setting in result.study.settings:
-        readouts = [
-            row | {"column": row["nodes"] + ", " + re.sub(rf"^{_RANDOM}([^@]*).*", r"\1", row["teacher"])}
-            for row in rows_of(result.readouts, setting=setting.name)
-        ]
-        columns = list(dict.fromkeys(row["column"] for row in readouts))
+        readouts = [row for row in result.readouts if row.setting == setting.name]
+        columns = list(dict.fromkeys(map(_nodes_and_teacher, readouts)))
         rows = []
-        sizes = sorted({row["shots"] for row in readouts}, key=shots_rank)
+        sizes = sorted({row.shots for row in readouts}, key=shots_rank)
         for shots, method in itertools.product(sizes, result.study.methods):
-            alike = rows_of(readouts, shots=shots, method=method)
+            alike = [row for row in readouts if (row.shots, row.method) == (shots, method)]
             if not alike:
                 continue
             label = wording.method_label(result.study, method)
-            if any(row["teacher"].startswith(_RANDOM) for row in alike):
+            if any(row.teacher.startswith(_RANDOM) for row in alike):
                 label += " (compared with that random teacher)"
-            by_column = {column: rows_of(alike, column=column) for column in columns}
+            by_column = {column: [row for row in alike if _nodes_and_teacher(row) == column] for column in columns}
             cells: list[dict[str, str] | None] = []
             for runs in by_column.values():
                 if not runs:
                     cells.append(None)
                     continue
-                before = wording.percent(fmean(row["before"] for row in runs))
-                after = wording.spread(*summarise([row["after"] for row in runs])[:2])
+                before = wording.percent(fmean(row.before for row in runs))
+                after = wording.spread(*summarise([row.after for row in runs])[:2])
                 cells.append({"text": f"{before} → {after}", "before": before, "after": after})
             number = {"text": str(max(map(len, by_column.values())))}
             rows.append(_row(result, shots, method, label, (*cells, number)))
         if rows:
             title = f"{setting.name}, choices that agree with the teacher's, in percent"
             chance = [
-                wording.percent(fmean(row["chance"] for row in rows_of(readouts, column=column)))
+                wording.percent(fmean(row.chance for row in readouts if _nodes_and_teacher(row) == column))
                 for column in columns
             ]
             head, caveats = {"chance": (*chance, "")}, result.caveats.get(setting.name, ())
             tables.append(ShownTable(title=title, columns=(*columns, "runs"), rows=rows, head=head, caveats=caveats))
     return tuple(tables)
+
+
+def _nodes_and_teacher(row: StudyReadout) -> str:
+    """Return the column of a readout."""
+    return f"{row.nodes}, " + re.sub(rf"^{_RANDOM}([^@]*).*", r"\1", row.teacher)
 
 
 def frame_rows(result: StudyResult) -> list[dict[str, Any]]:

@@ -212,12 +212,22 @@ def read_log(run: Path, *, before: int | None = None) -> list[dict[str, Any]]:
     return [record for record in records if before is None or record["step"] < before]
 
 
-def read_readout(run: Path) -> list[dict[str, Any]]:
-    """Return how often a run's student places nodes as a teacher does, before and after the adapt stage, in percent.
+@dataclass(frozen=True, kw_only=True)
+class ReadoutRow:
+    """Percent of the nodes (words, texts or regions) that a student places as a teacher does.
 
-    Returns:
-        A row for each `teacher` and `nodes` (words, texts or regions), with `before`, `after` and `chance`; empty for
-        a run without an adapt stage or a teacher.
+    `before` and `after` the adapt stage, and by `chance`.
+    """
+
+    teacher: str
+    nodes: str
+    before: float
+    after: float
+    chance: float
+
+
+def read_readout(run: Path) -> list[ReadoutRow]:
+    """Return the readout of a run; empty for a run without an adapt stage or a teacher.
 
     Raises:
         ConfigError: readout.json is damaged.
@@ -228,13 +238,13 @@ def read_readout(run: Path) -> list[dict[str, Any]]:
     document = read_json(path)
     with undamaged("The readout of a run is damaged.", str(path), _ANEW):
         return [
-            {
-                "teacher": teacher,
-                "nodes": nodes,
-                "before": 100.0 * float(share["share"]),
-                "after": 100.0 * float(document["after"][teacher][nodes]["share"]),
-                "chance": 100.0 * float(share["chance"]),
-            }
+            ReadoutRow(
+                teacher=teacher,
+                nodes=nodes,
+                before=100.0 * float(share["share"]),
+                after=100.0 * float(document["after"][teacher][nodes]["share"]),
+                chance=100.0 * float(share["chance"]),
+            )
             for teacher, before in document["before"].items()
             for nodes in ("words", "texts", "regions")
             # Null if there were too few nodes to choose among, which the adapt stage does not change.

@@ -28,7 +28,6 @@ from advl_pipeline.students.presets import family_of
 from advl_pipeline.students.registry import families
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import studies_of
-from advl_pipeline.studies.result import rows_of
 from advl_pipeline.teachers.registry import show_teacher
 from advl_pipeline.training.config import config_of_run
 from advl_pipeline.training.facts import finetune_command
@@ -56,7 +55,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     study, seeds = "", list[int]()
     if (folder := next((place for place, _ in studies_of(run)), None)) is not None:
         gathered = gather_study(folder)
-        seeds = sorted({row["seed"] for row in rows_of(gathered.runs, state="finished")})
+        seeds = sorted({each.seed for each in gathered.runs if each.state == "finished"})
         # The table's headings are nested below one of the card's.
         table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
         study = re.sub("^#", "###", table, flags=re.MULTILINE)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from advl_pipeline.base.configuration import config_to_dict, options_without
+from advl_pipeline.base.configuration import config_to_dict, options_without, to_plain
 from advl_pipeline.base.errors import ConfigError, CorruptCache, IdentityMismatch, advise
 from advl_pipeline.base.folders import folder_bytes
 from advl_pipeline.cache.identity import PROVENANCE_FILE, difference_table, differences
@@ -25,7 +25,6 @@ from advl_pipeline.extraction.progress import extraction_seconds
 from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import (
     Evaluation,
-    EvaluationDocument,
     TrivialScores,
     evaluate_command,
     read_evaluation,
@@ -45,7 +44,7 @@ from advl_pipeline.studies.execute import is_complete, scored_by_study
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.numbers import numbers_of
 from advl_pipeline.studies.plan import Plan, PlannedRun, read_study_folder, runs_folder, trained_on
-from advl_pipeline.studies.result import Row, StudyResult
+from advl_pipeline.studies.result import GridRun, StudyReadout, StudyResult, StudyRun
 from advl_pipeline.studies.table import ITEM_COLUMNS, build_table
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.facts import finetune_command
@@ -96,13 +95,13 @@ def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
     for planned in () if plan.of_runs else trained:
         _require_same_run(plan, planned)
     results = {planned.run_id: read_result(planned.run) for planned in trained}
-    parts, costs, readouts = list[pd.DataFrame](), list[Row](), list[Row]()
+    parts, costs, readouts = list[pd.DataFrame](), list[dict[str, Any]](), list[StudyReadout]()
     trivial: dict[tuple[str, ...], TrivialScores] = {}
     caveats: dict[str, dict[str, None]] = {}
     contents: dict[tuple[str, str], tuple[Any, Path]] = {}
     sizes = _sizes(plan, trained, results)
     for planned in trained:
-        about, result, documents = _about(planned), results[planned.run_id], list[EvaluationDocument]()
+        about, result, times = _about(planned), results[planned.run_id], list[float]()
         size = sizes[planned.setting, planned.shots]
         # One at a time: the scores of a test set may be large.
         for test_set in planned.test_sets:
@@ -111,15 +110,16 @@ def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
                 if (evaluation := read_evaluation(planned.run, planned.filed(test_set))) is None:
                     continue
                 items = _items(plan, planned, test_set, evaluation)
-            parts.append(items.assign(**about, size=size, test_set=test_set))
-            documents.append(evaluation.document)
+            parts.append(items.assign(**vars(about), size=size, test_set=test_set))
+            if (milliseconds := evaluation.document.milliseconds_per_item) is not None:
+                times.append(milliseconds)
             content = evaluation.document.content_digest, planned.run
             _require_same_content(test_set, contents.setdefault((planned.setting, test_set), content), content)
             # Values that depend only on the set are the same for every run.
             for metric, scores in evaluation.document.trivial.items():
                 trivial.setdefault((planned.setting, metric, test_set), scores)
-        costs.append(about | _cost(result, documents))
-        readouts += [about | row for row in read_readout(planned.run)]
+        costs.append(to_plain(result) | vars(about) | {"milliseconds_per_item": fmean(times) if times else None})
+        readouts += [StudyReadout(**vars(about), **vars(row)) for row in read_readout(planned.run)]
         caveats.setdefault(planned.setting, {}).update(dict.fromkeys(result.caveats))
     items = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(ITEM_COLUMNS))
     items = items[list(ITEM_COLUMNS)]
@@ -129,9 +129,11 @@ def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
         outer=outer,
         command=plan.command,
         runs=tuple(
-            _about(planned)
-            | {"state": "finished" if is_complete(planned) else "partial" if planned.run_id in results else "pending"}
-            | {"command": finetune_command(planned.finetune)}
+            StudyRun(
+                **vars(_about(planned)),
+                state="finished" if is_complete(planned) else "partial" if planned.run_id in results else "pending",
+                command=finetune_command(planned.finetune),
+            )
             for planned in plan.runs
         ),
         items=items,
@@ -196,15 +198,15 @@ def _contents_of(plan: Plan, planned: PlannedRun) -> dict[str, str]:
     return contents
 
 
-def _about(planned: PlannedRun) -> Row:
-    return {
-        "run_id": planned.run_id,
-        "run": planned.run_name,
-        "setting": planned.setting,
-        "method": planned.method,
-        "shots": shots_label(planned.shots),
-        "seed": planned.seed,
-    }
+def _about(planned: PlannedRun) -> GridRun:
+    return GridRun(
+        run_id=planned.run_id,
+        run=planned.run_name,
+        setting=planned.setting,
+        method=planned.method,
+        shots=shots_label(planned.shots),
+        seed=planned.seed,
+    )
 
 
 def _require_same_content(test_set: str, first: tuple[Any, Path], content: tuple[Any, Path]) -> None:
@@ -231,16 +233,9 @@ def _sizes(
     return sizes
 
 
-def _cost(result: RunResult, documents: Sequence[EvaluationDocument]) -> Row:
-    """Return the costs of a run; None for the inference time of a run without one."""
-    times = [document.milliseconds_per_item for document in documents if document.milliseconds_per_item is not None]
-    of_run = {name: getattr(result, name) for name in _COSTS if name != "milliseconds_per_item"}
-    return of_run | {"milliseconds_per_item": fmean(times) if times else None}
-
-
-def _costs_over_seeds(costs: Sequence[Row]) -> tuple[Row, ...]:
+def _costs_over_seeds(costs: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """Return one row of costs per group of runs that differ only by their seed; None for a cost that no run has."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for cost in costs:
         groups.setdefault(tuple(cost[name] for name in _GROUP), []).append(cost)
     rows = []

@@ -1,4 +1,4 @@
-"""The gathered result of a study or of runs: plain records, one frame of items, and its numbers.
+"""The gathered result of a study or of runs: records, one frame of items, and its numbers.
 
 Accuracies are in percent and differences in points. A run is named by its folder, relative to the folder that
 contains all runs. `shots` is "full" or a number as text.
@@ -6,51 +6,62 @@ contains all runs. `shots` is "full" or a number as text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from advl_pipeline.runs.evaluations import TrivialScores
+from advl_pipeline.runs.results import ReadoutRow
 from advl_pipeline.studies.config import StudyConfig, shots_rank
 from advl_pipeline.studies.numbers import Accuracy, Numbers
 from advl_pipeline.studies.table import Place
 
-Row = dict[str, Any]
-"""A run's values, by column."""
+
+@dataclass(frozen=True, kw_only=True)
+class GridRun:
+    """A run and its place in the grid of a study."""
+
+    run_id: str
+    run: str
+    setting: str
+    method: str
+    shots: str
+    seed: int
 
 
-def rows_of(rows: Iterable[Row], **wanted: object) -> list[Row]:
-    """Return the rows with the wanted values in these columns."""
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+@dataclass(frozen=True, kw_only=True)
+class StudyRun(GridRun):
+    """A run and how far it is: `partial` lacks the scores of a test set. `command` repeats its finetuning."""
+
+    state: Literal["finished", "partial", "pending"]
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyReadout(ReadoutRow, GridRun):
+    """A row of a run's readout."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudyResult:
-    """The gathered result of a study or of runs.
-
-    Rows, with these columns besides setting, method, shots and seed:
-      - runs: run_id, run, state (finished, partial if a test set is missing, or pending) and the command that repeats
-        its finetuning;
-      - readouts of every run: percent of nodes (words, regions) that the student places as the teacher does, before
-        and after the adapt stage, and by chance;
-      - costs, means over seeds: seconds, bytes, parameters, and inference time in milliseconds per item.
-    """
+    """The gathered result of a study or of runs."""
 
     study: StudyConfig
     folder: Path
     outer: Path
     """Folder that the names of runs are relative to."""
     command: str
-    runs: tuple[Row, ...]
+    runs: tuple[StudyRun, ...]
     items: pd.DataFrame
     """Tidy table of item scores (`table.ITEM_COLUMNS`)."""
     numbers: Numbers
     """Numbers computed from the table."""
-    readouts: tuple[Row, ...]
-    costs: tuple[Row, ...]
+    readouts: tuple[StudyReadout, ...]
+    costs: tuple[Mapping[str, Any], ...]
+    """Costs by setting, method and shots over the seeds: seconds, bytes, parameters, milliseconds per item."""
     caches: tuple[Mapping[str, Any], ...]
     """Caches that the runs read: path, identity, provenance, bytes and seconds; None if not recorded."""
     environments: tuple[Mapping[str, Any], ...]
@@ -63,12 +74,12 @@ class StudyResult:
 
     @property
     def num_finished(self) -> int:
-        return len(rows_of(self.runs, state="finished"))
+        return sum(run.state == "finished" for run in self.runs)
 
-    def finished(self, setting: str) -> list[Row]:
+    def finished(self, setting: str) -> list[StudyRun]:
         """Return the finished runs of a setting, the smallest size and the first seed first."""
-        done = rows_of(self.runs, setting=setting, state="finished")
-        return sorted(done, key=lambda row: (shots_rank(row["shots"]), row["seed"]))
+        done = (run for run in self.runs if (run.setting, run.state) == (setting, "finished"))
+        return sorted(done, key=lambda run: (shots_rank(run.shots), run.seed))
 
     def trivial_of(self, place: Place) -> TrivialScores | None:
         """Return the scores at a place without a student; None if its evaluations have none."""

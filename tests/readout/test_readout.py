@@ -84,11 +84,11 @@ def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teache
     assert set(true["after"]) == {"minilm-l6", "efficientnet-lite0"}
     assert true["after"]["minilm-l6"]["regions"] is None
     regions, words = read_readout(tmp_path / "true")
-    assert (words["teacher"], words["nodes"]) == ("minilm-l6", "words")
-    assert (regions["teacher"], regions["nodes"]) == ("efficientnet-lite0", "regions")
+    assert (words.teacher, words.nodes) == ("minilm-l6", "words")
+    assert (regions.teacher, regions.nodes) == ("efficientnet-lite0", "regions")
     for time in ("before", "after"):
-        assert words[time] == 100 * true[time]["minilm-l6"]["words"]["share"]
-    assert words["chance"] == 25.0
+        assert getattr(words, time) == 100 * true[time]["minilm-l6"]["words"]["share"]
+    assert words.chance == 25.0
     ranks = true["effective_rank"]
     assert ranks["before"] == shuffled["effective_rank"]["before"] != ranks["after"]
     assert all(1 <= rank <= 128 for of_time in ranks.values() for rank in of_time.values())

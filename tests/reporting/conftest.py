@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from advl_pipeline.reporting.report import ReportConfig, run_report
-from advl_pipeline.studies.result import StudyResult, rows_of
+from advl_pipeline.studies.result import StudyResult
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "studies")]
 
@@ -29,9 +29,9 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     write_vcr(folder / "data", records)
     extra = "[training]\nsplit = 'val'\n"
     result = run_trial(folder, num_seeds=3, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
-    (row,) = rows_of(result.runs, method="advl", shots="100", seed=0)
+    run = next(run for run in result.finished("vcr") if (run.method, run.shots, run.seed) == ("advl", "100", 0))
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
-    (result.outer / row["run"] / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
+    (result.outer / run.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
     return result, folder / "data"
 
 

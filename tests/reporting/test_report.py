@@ -349,7 +349,7 @@ def test_texts_of_users_never_become_markup() -> None:
 
 def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
-    runs = [result.outer / row["run"] for row in result.runs]
+    runs = [result.outer / run.run for run in result.runs]
     shutil.rmtree(runs.pop())
     partial = gather_study(result.folder)
     page = read_page(page_of(partial, data_root=tmp_path / "nowhere"))

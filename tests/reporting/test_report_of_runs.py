@@ -22,7 +22,7 @@ from advl_pipeline.runs.results import read_words
 from advl_pipeline.students.known_words import WordRow, word_table
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import StudyRunConfig
-from advl_pipeline.studies.result import StudyResult, rows_of
+from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
 
 STUDY = """
@@ -99,8 +99,8 @@ def test_use_of_vision_is_measured_three_ways_and_so_are_costs(study: StudyResul
 
 def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
     result, data_root = vcr
-    (row,) = rows_of(result.runs, method="advl", shots="100", seed=0)
-    shutil.copytree(result.outer / row["run"], tmp_path / "mine")
+    trained = next(run for run in result.runs if (run.method, run.shots, run.seed) == ("advl", "100", 0))
+    shutil.copytree(result.outer / trained.run, tmp_path / "mine")
     output, gathered = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
     page = read_page(output.read_text(encoding="utf-8"))
     sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]

@@ -34,7 +34,7 @@ from advl_pipeline.studies.config import StudyRunConfig, parse_study, shots_labe
 from advl_pipeline.studies.execute import RunExecutor
 from advl_pipeline.studies.numbers import numbers_of
 from advl_pipeline.studies.plan import PlannedRun
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.result import StudyResult, StudyRun
 from advl_pipeline.studies.run import CachePreparer, run_study
 from advl_pipeline.studies.table import build_table
 from advl_pipeline.training.config import FinetuneConfig
@@ -159,14 +159,14 @@ def made_up_result(
     """Return what a study would gather, without any run: all but `missing` is finished."""
     plain: dict[str, Any] = tomllib.loads(STUDY.format(seeds=list(range(8)))) | dict(raw)
     study = parse_study(plain, where="here")
-    rows: list[dict[str, Any]] = []
+    runs: list[StudyRun] = []
     parts: list[tuple[dict[str, Any], np.ndarray]] = []
     grid = itertools.product(study.settings, study.shots, study.methods, study.seeds)
     for setting, shots, method, seed in grid:
         spot = Spot(setting.name, method, shots, seed)
         about = {"run_id": spot.title, "run": spot.title, "setting": setting.name, "method": method, "seed": seed}
         about["shots"] = shots_label(shots)
-        rows.append(about | {"state": "pending" if missing(spot) else "finished", "command": "advl finetune"})
+        runs.append(StudyRun(**about, state="pending" if missing(spot) else "finished", command="advl finetune"))
         for test_set in () if missing(spot) else setting.test_sets:
             for condition, found in item_scores(spot, setting.tasks, test_set, gains).items():
                 where = about | {"size": shots or 1600, "test_set": test_set, "condition": condition}
@@ -177,7 +177,7 @@ def made_up_result(
         score=np.concatenate([scores for _, scores in parts]),
     )
     return StudyResult(
-        study=study, folder=Path(), outer=Path(), command="advl study", runs=tuple(rows), items=scored,
+        study=study, folder=Path(), outer=Path(), command="advl study", runs=tuple(runs), items=scored,
         numbers=numbers_of(build_table(study, scored)),
         readouts=(), costs=(), caches=(), environments=(), caveats={}, trivial={},
     )  # fmt: skip

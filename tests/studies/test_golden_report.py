@@ -77,7 +77,7 @@ def golden_numbers(result: StudyResult) -> dict[str, Any]:
     for kind, rows in {"readouts": result.readouts, "costs": result.costs, "claims": tests}.items():
         told |= {
             _name(kind, row): _rounded({key: value for key, value in row.items() if key not in NAMES[kind]})
-            for row in rows
+            for row in map(to_plain, rows)
         }
     return told
 

@@ -49,7 +49,7 @@ def test_each_run_is_a_row_and_nothing_is_compared(planned_runs: PlannedRuns, tm
     loose_run(runs / "blind", planned_runs["plain", 0], hide_picture=True)
     loose_run(runs / "shuffled", planned_runs["advl", 0], teacher_control="shuffle")
     result = gather_runs(runs)
-    assert {row["method"]: row["seed"] for row in result.runs} == {
+    assert {run.method: run.seed for run in result.runs} == {
         "plain-0: plain": 0,
         "plain-1: plain": 1,
         "blind: plain, without pictures": 0,
@@ -68,9 +68,9 @@ def test_runs_of_several_folders_are_compared(planned_runs: PlannedRuns, tmp_pat
     loose_run(tmp_path / "yours" / "run", planned_runs["advl", 0])
     result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
     assert result.folder == tmp_path
-    assert [row["run_id"] for row in result.runs] == ["mine/run", "yours/run"]
+    assert [run.run_id for run in result.runs] == ["mine/run", "yours/run"]
     assert result.num_finished == 2
-    assert [row["run_id"] for row in gather_runs(tmp_path / "mine" / "run").runs] == ["run"]
+    assert [run.run_id for run in gather_runs(tmp_path / "mine" / "run").runs] == ["run"]
 
 
 def test_a_report_of_one_run_says_what_it_answers_and_what_was_kept_from_its_student(
@@ -96,7 +96,7 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
     gone |= {"live": False, "live_weights": [], "selection_rho": 0.3, "verify_caches": True, "weight_decay": None}
     (run / "config.json").write_text(json.dumps(stored | gone))
-    assert {row["method"] for row in gather_runs(tmp_path / "runs").runs} == {"ADVL"}
+    assert {run.method for run in gather_runs(tmp_path / "runs").runs} == {"ADVL"}
     for changes in (
         {"weight_normalise": "batch-mean"},
         {"distance": "mse"},

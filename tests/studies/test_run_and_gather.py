@@ -29,7 +29,7 @@ from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.numbers import Gain
 from advl_pipeline.studies.plan import PlannedRun, digest_dataset, read_study_folder, studies_of
-from advl_pipeline.studies.result import StudyResult, rows_of
+from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.facts import finetune_command
@@ -56,8 +56,8 @@ def gain_on_test(result: StudyResult) -> Gain:
 
 def stored_items(result: StudyResult, method: str, test_set: str, shots: int) -> np.ndarray:
     rows = []
-    for row in rows_of(result.runs, method=method, shots=str(shots)):
-        with np.load(result.outer / row["run"] / "evaluation" / f"{test_set}.npz") as arrays:
+    for run in (run for run in result.runs if (run.method, run.shots) == (method, str(shots))):
+        with np.load(result.outer / run.run / "evaluation" / f"{test_set}.npz") as arrays:
             rows.append(arrays["item/q2a"].astype(np.float64))
     return np.stack(rows)
 
@@ -100,8 +100,8 @@ def test_the_first_seeds_of_the_first_size_are_run_alone_and_reported(tmp_path: 
     """Then the same command without the option runs what is left, and a third time nothing."""
     lines = {**TINY, "shots": "[100, 400]"}
     first = run_trial(tmp_path, options={"first_seeds": 1}, **lines)
-    assert {(row["seed"], row["shots"]) for row in rows_of(first.runs, state="finished")} == {(0, "100")}
-    assert {row["seed"] for row in first.runs} == {0, 1}
+    assert {(run.seed, run.shots) for run in first.runs if run.state == "finished"} == {(0, "100")}
+    assert {run.seed for run in first.runs} == {0, 1}
     whole = run_trial(tmp_path, **lines)
     assert first.num_finished * 2 * 2 == whole.num_finished == len(whole.runs)
     stamps = {path: path.stat().st_mtime_ns for path in first.outer.rglob("result.json")}
@@ -157,7 +157,7 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     result = run_trial(tmp_path, num_seeds=1, **TINY)
-    path = result.outer / result.runs[1]["run"] / "evaluation" / "test.npz"
+    path = result.outer / result.runs[1].run / "evaluation" / "test.npz"
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     shuffled = np.random.default_rng(0).permutation(NUM_ITEMS)
@@ -201,7 +201,7 @@ def test_a_study_believes_no_run_and_no_score_of_another_run(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_trial(tmp_path, num_seeds=1, **TINY)
-    runs = [result.outer / row["run"] for row in result.runs]
+    runs = [result.outer / run.run for run in result.runs]
     places, act, code, words = EXCHANGES[name]
     for inside in places:
         act(*(run / inside for run in runs))
@@ -216,7 +216,7 @@ def test_runs_and_scores_of_an_earlier_version_are_read_on_trust_which_is_said_a
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run_trial(tmp_path, num_seeds=1, **TINY)
-    runs = [result.outer / row["run"] for row in result.runs]
+    runs = [result.outer / run.run for run in result.runs]
     for run in runs:
         forget_digests(run)
         for file, key in ((run / "evaluation" / "test.json", "run_digest"), (run / "run.json", "dataset")):
@@ -236,7 +236,7 @@ def test_a_file_in_the_place_of_a_run_is_named_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run_trial(tmp_path, num_seeds=1, **TINY)
-    run = first.outer / first.runs[0]["run"]
+    run = first.outer / first.runs[0].run
     shutil.rmtree(run)
     run.write_text("notes")
     with pytest.raises(ConfigError, match="cannot be created") as refusal:
@@ -247,8 +247,8 @@ def test_a_file_in_the_place_of_a_run_is_named_before_anything_runs(
 
 def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
-    (row,) = rows_of(result.runs, method="advl", seed=0)
-    costs = json.loads((result.outer / row["run"] / "result.json").read_text()) | {"peak_memory_bytes": "much"}
+    damaged = next(run for run in result.runs if (run.method, run.seed) == ("advl", 0)).run
+    costs = json.loads((result.outer / damaged / "result.json").read_text()) | {"peak_memory_bytes": "much"}
     readouts = ('{"before": {', "[]", '{"before": {"minilm-l6": {"words": null}}}', '{"before": {"t": {"words": 1}}}')
     damages = [
         ("result.json", "{"),
@@ -262,15 +262,15 @@ def test_a_damaged_file_of_a_run_is_named_and_a_missing_readout_is_left_out(tmp_
         ("evaluation/test.npz", "PK"),
     ]
     for name, content in (*damages, *(("readout.json", content) for content in readouts)):
-        path = result.outer / row["run"] / name
+        path = result.outer / damaged / name
         before = path.read_bytes()
         path.write_text(content, encoding="utf-8")
         with pytest.raises((ConfigError, IdentityMismatch)) as caught:
             gather_study(result.folder)
         assert str(path) in str(caught.value)
         path.write_bytes(before)
-    (result.outer / row["run"] / "readout.json").unlink()
-    assert {item["seed"] for item in rows_of(gather_study(result.folder).readouts, method="advl")} == {1}
+    (result.outer / damaged / "readout.json").unlink()
+    assert {row.seed for row in gather_study(result.folder).readouts if row.method == "advl"} == {1}
 
 
 def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_until_it_is_run_again(
@@ -285,8 +285,8 @@ def test_a_folder_without_a_study_or_with_one_of_an_earlier_version_is_refused_u
     runs = record.pop("runs")
     file.write_text(json.dumps(record | {"cells": [{"cell_id": run.pop("run_id")} | run for run in runs]}))
     assert gather_study(first.folder).runs == first.runs
-    assert [folder for folder, _ in studies_of(first.outer / first.runs[0]["run"])] == [first.folder]
-    file.write_text(json.dumps(record | {"cells": {row["run_id"]: "a title" for row in first.runs}}))
+    assert [folder for folder, _ in studies_of(first.outer / first.runs[0].run)] == [first.folder]
+    file.write_text(json.dumps(record | {"cells": {run.run_id: "a title" for run in first.runs}}))
     with pytest.raises(ConfigError, match="of an earlier version") as refusal:
         gather_study(first.folder)
     assert refusal.value.where == str(file)
@@ -312,14 +312,14 @@ def test_command_of_a_run_parses_back_to_its_configuration(result: StudyResult) 
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
     result = run_trial(tmp_path, **TINY)
-    for number, row in enumerate(result.runs):
-        path = result.outer / row["run"] / "evaluation" / "test.json"
+    for number, trained in enumerate(result.runs):
+        path = result.outer / trained.run / "evaluation" / "test.json"
         document = json.loads(path.read_text(encoding="utf-8"))
         document["content_digest"] = "new" if number == 3 else "old"
         path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ConfigError, match="different contents of test") as refusal:
         gather_study(result.folder)
-    assert result.runs[3]["run"] in refusal.value.where
+    assert result.runs[3].run in refusal.value.where
 
 
 def test_runs_follow_the_recipe_of_their_study_and_are_gathered_without_it(
@@ -334,7 +334,7 @@ def test_runs_follow_the_recipe_of_their_study_and_are_gathered_without_it(
         return run_trial(tmp_path, num_seeds=1, shots="[100]", test_sets='["test"]', extra=extra)
 
     first, other = with_rate("3e-4"), with_rate("4e-4")
-    assert not {row["run_id"] for row in other.runs} & {row["run_id"] for row in first.runs}
+    assert not {run.run_id for run in other.runs} & {run.run_id for run in first.runs}
     recipe.unlink()
     assert gather_study(other.folder).runs == other.runs
     planned = replace(read_study_folder(other.folder).runs[0], test_sets=())

@@ -100,7 +100,7 @@ def test_a_student_that_another_study_keeps_stays(machine: Machine) -> None:
 
 def test_a_trained_student_is_scored_and_not_trained_again(machine: Machine) -> None:
     keeper = machine.study("keeper", "")
-    (keeper.outer / keeper.runs[0]["run"] / "evaluation" / "test.json").unlink()
+    (keeper.outer / keeper.runs[0].run / "evaluation" / "test.json").unlink()
     machine.study("keeper", "")
     assert (machine.trained, len(machine.scored), machine.has_student()) == (1, 2, True)
 
@@ -109,7 +109,7 @@ def test_a_run_with_damaged_weights_is_trained_again_by_the_commands_that_are_ad
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper = machine.study("keeper", "")
-    run = keeper.outer / keeper.runs[0]["run"]
+    run = keeper.outer / keeper.runs[0].run
     (run / "evaluation" / "test.json").unlink()
 
     def refuse(config: EvaluateConfig) -> None:
