@@ -38,22 +38,21 @@ def info(config: InfoConfig) -> Iterator[Any]:
 
     result = run_info(config)
     yield result
-    state = "complete" if result["is_complete"] else "not finished: the command that began it resumes"
-    teacher, dataset = result["identity"]["teacher"], result["identity"]["dataset"]
-    click.echo(f"{result['path']}: {state}, {result['num_bytes'] / 1e6:.1f} MB, {result['stored_dtype']}")
-    called = name_in_records(result["identity"], result["provenance"])
+    state = "complete" if result.is_complete else "not finished: the command that began it resumes"
+    teacher, dataset = result.identity["teacher"], result.identity["dataset"]
+    click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {result.stored_dtype}")
+    called = name_in_records(result.identity, result.provenance)
     click.echo(f"teacher {teacher['name']}, dataset {called}, split {dataset['split']}")
-    for name, item in result["modalities"].items():
-        width = item["token_dim"]
-        tokens = f"{item['num_token_rows']} token rows of {width}" if width else "no token features"
+    for name, item in result.modalities.items():
+        tokens = f"{item.num_token_rows} token rows of {item.token_dim}" if item.token_dim else "no token features"
         click.echo(
-            f"{name}: {item['num_units']} units of {item['global_dim']}, {tokens}, "
-            f"{item['committed_shards']} of {item['num_shards']} shards, {item['clipped']} values clipped"
+            f"{name}: {item.num_units} units of {item.global_dim}, {tokens}, "
+            f"{item.committed_shards} of {item.num_shards} shards, {item.clipped} values clipped"
         )
-        for unit, reason in item["quarantined"].items():
+        for unit, reason in item.quarantined.items():
             click.echo(f"  not readable: {unit} ({reason})")
-    say_grid(result["provenance"].get("averaged_grid", {}))
-    for item_set in result["confidences"]:
+    say_grid(result.provenance.get("averaged_grid", {}))
+    for item_set in result.confidences:
         identity = item_set["identity"]
         click.echo(
             f"confidence {item_set['key']}: {item_set['num_examples']} examples of {identity['dataset']}, "

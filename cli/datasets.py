@@ -44,8 +44,8 @@ def print_datasets(data_root: Path | None) -> Iterator[Any]:
     rows = list_datasets(data_root)
     yield rows
     for row in rows:
-        state = "there" if row["present"] else "absent"
-        click.echo(f"{row['name']:<16} {state:<7} {', '.join(row['tasks']):<20} {', '.join(row['splits'])}")
+        state = "there" if row.present else "absent"
+        click.echo(f"{row.name:<16} {state:<7} {', '.join(row.tasks):<20} {', '.join(row.splits)}")
 
 
 @datasets.command("card")
@@ -83,26 +83,26 @@ def check(config: CheckConfig) -> Iterator[Any]:
     with suppress(DatasetMissing):
         dataset = read_and_print(config.name, config.data_root)
     result = run_check(config, dataset, progress=True)
-    exit_with(0 if result["usable"] else 5)
+    exit_with(0 if result.usable else 5)
     yield result
-    click.echo(f"{result['name']} below {result['data_root']}")
-    for split in result["splits"]:
-        name, status, problems = split["split"], split["status"], split["problems"]
-        if status == "missing":
-            click.echo(f"  {name:<20} missing    {problems[0].file}")
+    click.echo(f"{result.name} below {result.data_root}")
+    for split in result.splits:
+        if split.status == "missing":
+            click.echo(f"  {split.split:<20} missing    {split.problems[0].file}")
             continue
-        counts = f"{split['num_items']:,} items, {split['num_pictures']:,} pictures, {len(problems):,} problems"
-        click.echo(f"  {name:<20} {status:<10} {counts}")
-        for note in split["notes"]:
+        num_problems = len(split.problems)
+        counts = f"{split.num_items:,} items, {split.num_pictures:,} pictures, {num_problems:,} problems"
+        click.echo(f"  {split.split:<20} {split.status:<10} {counts}")
+        for note in split.notes:
             click.echo(f"    {note}")
-        for problem in problems[:MAX_SHOWN]:
+        for problem in split.problems[:MAX_SHOWN]:
             click.echo(f"    {problem.where}: {problem.why}")
-        if len(problems) > MAX_SHOWN:
-            click.echo(f"    ... {len(problems) - MAX_SHOWN:,} more (--json lists all)")
-    missing = [split for split in result["splits"] if split["status"] == "missing"]
-    for note in dict.fromkeys(note for split in missing for note in split["notes"]):
+        if num_problems > MAX_SHOWN:
+            click.echo(f"    ... {num_problems - MAX_SHOWN:,} more (--json lists all)")
+    missing = [split for split in result.splits if split.status == "missing"]
+    for note in dict.fromkeys(note for split in missing for note in split.notes):
         click.echo(f"  {note}")
-    for command in dict.fromkeys(filter(None, (split["next_command"] for split in result["splits"]))):
+    for command in dict.fromkeys(filter(None, (split.next_command for split in result.splits))):
         click.echo(f"  next: {command}")
 
 

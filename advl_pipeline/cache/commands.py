@@ -8,7 +8,8 @@ Shapes: M token rows, D feature width.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 from advl_pipeline.base.atomic import give_usual_mode, make_folder, replacing
 from advl_pipeline.base.errors import StorageError, again
 from advl_pipeline.base.folders import may_note
+from advl_pipeline.base.locations import Location
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, committed_shards, load_complete
@@ -153,8 +155,37 @@ def _to_safetensors(cache: TeacherCache, output: Path) -> None:
             give_usual_mode(path)
 
 
-def run_info(config: InfoConfig) -> dict[str, Any]:
-    """Summarise a cache; `num_bytes` is its size on disk or in the store.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModalityInfo:
+    """The size and the progress of a modality, and as `CompleteRecord` says what was quarantined and clipped."""
+
+    num_units: int
+    num_token_rows: int
+    global_dim: int
+    token_dim: int | None
+    num_shards: int
+    committed_shards: int
+    quarantined: Mapping[str, str]
+    clipped: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheInfo:
+    """The summary of a cache; `num_bytes` is its size on disk or in the store. `confidences` as `list_confidence`."""
+
+    path: Location
+    is_complete: bool
+    num_bytes: int
+    stored_dtype: str
+    shard_rows: int
+    modalities: Mapping[str, ModalityInfo]
+    confidences: Sequence[Mapping[str, Any]]
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def run_info(config: InfoConfig) -> CacheInfo:
+    """Summarise a cache.
 
     Raises:
         ConfigError: there is no cache.
@@ -166,30 +197,30 @@ def run_info(config: InfoConfig) -> dict[str, Any]:
     writer = CacheWriter(store)
     complete = load_complete(store) if COMPLETE_RECORD in sizes else None
     committed = committed_shards(sizes)
-    modalities: dict[str, Any] = {}
-    for name, shape in writer.plan.modalities.items():
-        placement = writer.placement(name)
-        modalities[name] = {
-            "num_units": shape.num_units,
-            "num_token_rows": int(placement.lengths_N.sum()),
-            "global_dim": shape.global_dim,
-            "token_dim": shape.token_dim,
-            "num_shards": placement.num_shards,
-            "committed_shards": sum(modality == name for modality, _ in committed),
-            "quarantined": complete.quarantined.get(name, {}) if complete else {},
-            "clipped": complete.clipped.get(name, 0) if complete else 0,
-        }
-    return {
-        "path": config.cache,
-        "is_complete": complete is not None,
-        "num_bytes": _size(sizes),
-        "stored_dtype": writer.plan.stored_dtype,
-        "shard_rows": writer.plan.shard_rows,
-        "modalities": modalities,
-        "confidences": list_confidence(config.cache),
-        "identity": read_metadata(store, IDENTITY_FILE),
-        "provenance": read_metadata(store, PROVENANCE_FILE),
+    modalities = {
+        name: ModalityInfo(
+            num_units=shape.num_units,
+            num_token_rows=int(writer.placement(name).lengths_N.sum()),
+            global_dim=shape.global_dim,
+            token_dim=shape.token_dim,
+            num_shards=writer.placement(name).num_shards,
+            committed_shards=sum(modality == name for modality, _ in committed),
+            quarantined=complete.quarantined.get(name, {}) if complete else {},
+            clipped=complete.clipped.get(name, 0) if complete else 0,
+        )
+        for name, shape in writer.plan.modalities.items()
     }
+    return CacheInfo(
+        path=config.cache,
+        is_complete=complete is not None,
+        num_bytes=_size(sizes),
+        stored_dtype=writer.plan.stored_dtype,
+        shard_rows=writer.plan.shard_rows,
+        modalities=modalities,
+        confidences=list_confidence(config.cache),
+        identity=read_metadata(store, IDENTITY_FILE),
+        provenance=read_metadata(store, PROVENANCE_FILE),
+    )
 
 
 def run_prune(config: PruneConfig) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from advl_pipeline.base.errors import AdvlError, DatasetError, unknown_name
 from advl_pipeline.base.outputs import require_outputs
@@ -24,53 +25,70 @@ from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_d
 from advl_pipeline.datasets.spec import DatasetSpec
 
 
-def run_check(config: CheckConfig, dataset: DatasetSpec | None = None, *, progress: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitCheck:
+    """The check of a split; `differs`: all files are readable, but the counts are not those of the card."""
+
+    split: str
+    status: Literal["ok", "missing", "malformed", "differs"]
+    num_items: int = 0
+    num_pictures: int = 0
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    next_command: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetCheck:
+    """The check of a dataset; it is usable if some split is present and none is malformed."""
+
+    name: str
+    data_root: Path
+    deep: bool
+    splits: tuple[SplitCheck, ...]
+    usable: bool
+
+
+def run_check(config: CheckConfig, dataset: DatasetSpec | None = None, *, progress: bool = False) -> DatasetCheck:
     """Check a dataset: parse all annotations, and see that pictures exist or, with `deep`, decode them.
 
     Args:
         dataset: that of the configuration, as `read_dataset` returns it; None to find it.
-
-    Returns:
-        One entry per split: `ok`, `missing`, `malformed`, or `differs` (all files are readable, but the counts differ
-        from the card). `usable` is True if some split is present and none is malformed.
 
     Raises:
         ConfigError: the dataset or split is unknown.
     """
     dataset = dataset or find_dataset(config.name, config.data_root)
     require_known(config.name, "split", config.split, dataset.splits)
-    chosen = config.split or dataset.splits
-    splits = [{"split": split, **_check_split(config, dataset, split, progress)} for split in chosen]
-    statuses = {split["status"] for split in splits}
-    return {
-        "name": config.name,
-        "data_root": resolve_data_root(config.data_root),
-        "deep": config.deep,
-        "splits": splits,
-        "usable": "malformed" not in statuses and bool(statuses & {"ok", "differs"}),
-    }
+    splits = tuple(_check_split(config, dataset, split, progress) for split in config.split or dataset.splits)
+    statuses = {split.status for split in splits}
+    return DatasetCheck(
+        name=config.name,
+        data_root=resolve_data_root(config.data_root),
+        deep=config.deep,
+        splits=splits,
+        usable="malformed" not in statuses and bool(statuses & {"ok", "differs"}),
+    )
 
 
-def _check_split(config: CheckConfig, spec: DatasetSpec, split: str, progress: bool) -> dict[str, Any]:
+def _check_split(config: CheckConfig, spec: DatasetSpec, split: str, progress: bool) -> SplitCheck:
     card = known_card(config.name)
     facts = card.splits.get(split, {})
     try:
         dataset = open_split(spec, split, data_root=config.data_root, on_error="list")
     except DatasetError as error:
-        is_missing, notes = isinstance(error, DatasetMissing), []
-        problems = list(error.problems) if isinstance(error, NothingUsable) else []
-        if is_missing and card.name and card.format == ROWS and not card.reader:
-            notes = [f"not here: {error.why}; would be fetched: {card.facts['size']}"]
-        return {
-            "status": "missing" if is_missing else "malformed",
-            "num_items": 0,
-            "num_pictures": 0,
-            "problems": problems or [Problem(file=error.where, line=0, why=error.why or error.what)],
-            "notes": notes,
-            "next_command": error.next_command,
-        }
+        is_missing = isinstance(error, DatasetMissing)
+        unusable = tuple(error.problems) if isinstance(error, NothingUsable) else ()
+        is_fetched = is_missing and card.name and card.format == ROWS and not card.reader
+        return SplitCheck(
+            split=split,
+            status="missing" if is_missing else "malformed",
+            problems=unusable or (Problem(file=error.where, line=0, why=error.why or error.what),),
+            notes=(f"not here: {error.why}; would be fetched: {card.facts['size']}",) if is_fetched else (),
+            next_command=error.next_command,
+        )
     num_pictures, num_animations, picture_problems = dataset.picture_problems(deep=config.deep, progress=progress)
-    problems = [*dataset.skipped, *picture_problems]
+    problems = (*dataset.skipped, *picture_problems)
     num_items = len(dataset.question_table().question_ids)
     counts = {"items": (num_items, facts.get("items")), "pictures": (num_pictures, facts.get("pictures"))}
     notes = [
@@ -81,14 +99,15 @@ def _check_split(config: CheckConfig, spec: DatasetSpec, split: str, progress: b
     animations = (
         f"{num_animations:,} pictures are animations, of which the first frame is read" if num_animations else ""
     )
-    return {
-        "status": "malformed" if problems else ("differs" if notes else "ok"),
-        "num_items": num_items,
-        "num_pictures": num_pictures,
-        "problems": problems,
-        "notes": [*notes, *filter(None, [dataset.left_out, animations])],
-        "next_command": dataset.command_for_pictures() if picture_problems else "",
-    }
+    return SplitCheck(
+        split=split,
+        status="malformed" if problems else ("differs" if notes else "ok"),
+        num_items=num_items,
+        num_pictures=num_pictures,
+        problems=problems,
+        notes=(*notes, *filter(None, [dataset.left_out, animations])),
+        next_command=dataset.command_for_pictures() if picture_problems else "",
+    )
 
 
 def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> dict[str, Any]:
@@ -115,23 +134,29 @@ def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> dict[st
     return subset
 
 
-def list_datasets(data_root: Path | None) -> list[dict[str, Any]]:
-    """List all datasets that `open_dataset` accepts; one whose reader finds no data has no tasks and no splits.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedDataset:
+    """A dataset that `open_dataset` accepts; `present` only says that a folder exists, not what it contains."""
 
-    `present` only says that a folder exists, not what it contains.
-    """
+    name: str
+    title: str
+    tasks: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    present: bool = False
+
+
+def list_datasets(data_root: Path | None) -> list[ListedDataset]:
+    """List all datasets; one whose reader finds no data has no tasks and no splits."""
     rows = []
     for name in dataset_names():
-        title, is_present = "rows that another package reads", False
-        tasks: tuple[str, ...] = ()
-        splits: tuple[str, ...] = ()
         try:
             dataset = find_dataset(name, data_root)
-            title, tasks, splits = dataset.card.title or title, dataset.tasks, dataset.splits
-            is_present = _is_here(dataset.card, resolve_data_root(data_root))
+            title = dataset.card.title or "rows that another package reads"
+            is_here = _is_here(dataset.card, resolve_data_root(data_root))
+            row = ListedDataset(name=name, title=title, tasks=dataset.tasks, splits=dataset.splits, present=is_here)
         except AdvlError as error:
-            title = error.what
-        rows.append({"name": name, "title": title, "tasks": tasks, "splits": splits, "present": is_present})
+            row = ListedDataset(name=name, title=error.what)
+        rows.append(row)
     return rows
 
 

@@ -133,7 +133,7 @@ def test_the_reader_of_the_documentation_works_as_it_stands(tmp_path: Path, monk
         dataset = open_dataset("birds", split=split, data_root=tmp_path)
         assert (len(dataset), dataset.label_names("classes")) == (count, ("tit", "wren"))
         assert broken_promises(dataset) == []
-    assert run_check(CheckConfig(name="birds", deep=True, data_root=tmp_path))["usable"]
+    assert run_check(CheckConfig(name="birds", deep=True, data_root=tmp_path)).usable
     (tmp_path / "birds" / "list.txt").write_text("\n".join([*lines, "../x.png tit"]))
     assert refusal("birds", data_root=tmp_path).where == f"{tmp_path / 'birds' / 'list.txt'}:21"
 
@@ -212,8 +212,8 @@ def test_a_benchmark_of_another_package(mirrors: Path, monkeypatch: pytest.Monke
     assert "mine" in dataset_names()
     assert find_dataset("mine") is MINE
     assert broken_promises(open_dataset("mine", split="only", data_root=mirrors)) == []
-    listed = {row["name"]: row for row in list_datasets(mirrors)}
-    assert (listed["mine"]["present"], listed["mine"]["splits"]) == (True, ("only",))
+    listed = {row.name: row for row in list_datasets(mirrors)}
+    assert (listed["mine"].present, listed["mine"].splits) == (True, ("only",))
     assert "no split 'val'" in refusal("mine", "val", data_root=mirrors).what
 
 

@@ -351,9 +351,9 @@ def test_a_broken_document_is_malformed_not_missing(tmp_path: Path) -> None:
     write_vqa(tmp_path, split="val")
     file = tmp_path / "vqa-v2" / "v2_mscoco_val2014_annotations.json"
     file.write_text(file.read_text()[:-5])
-    (split,) = run_check(CheckConfig(name="vqa-v2", split=("val",), data_root=tmp_path))["splits"]
-    assert split["status"] == "malformed"
-    assert "cut off" in split["problems"][0].why
+    (split,) = run_check(CheckConfig(name="vqa-v2", split=("val",), data_root=tmp_path)).splits
+    assert split.status == "malformed"
+    assert "cut off" in split.problems[0].why
 
 
 def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

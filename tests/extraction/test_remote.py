@@ -56,8 +56,8 @@ def test_same_bytes_as_in_a_folder(url: Url, estimated: Path, tmp_path: Path) ->
     assert verify_cache(url).is_sound
     assert list((tmp_path / "disk-cache/writing").glob("*/")) == []
     info, local = (run_info(InfoConfig(cache=place)) for place in (url, estimated / "cache"))
-    for key in ("num_bytes", "modalities", "confidences"):
-        assert info[key] == local[key]
+    found, expected = ((each.num_bytes, each.modalities, each.confidences) for each in (info, local))
+    assert found == expected
     # Neither the objects nor what is kept on this disk tells how to get at them.
     kept = b"".join([*tree_bytes(tmp_path / "disk-cache").values(), *objects(url).values()])
     assert SECRET_KEY.encode() not in kept
@@ -65,7 +65,7 @@ def test_same_bytes_as_in_a_folder(url: Url, estimated: Path, tmp_path: Path) ->
     with pytest.raises(IdentityMismatch, match="s3://"):
         tiny_extract(estimated / "data", url, dtype="float32")
     pruned = run_prune(PruneConfig(cache=url, all_confidences=True))
-    assert pruned["removed"] == [f"confidence/{item['key']}" for item in info["confidences"]]
+    assert pruned["removed"] == [f"confidence/{item['key']}" for item in info.confidences]
     assert pruned["num_bytes"] > 0
     assert not any("confidence" in name for name in objects(url))
     assert verify_cache(url).is_sound

@@ -278,9 +278,9 @@ NAMES = {"vcr": "scenes-vcr", "vqa-v2": "scenes-vqa", "snli-ve": "scenes-snli-ve
 def test_every_line_and_picture_is_as_the_format_of_its_card_says(built: ScenesResult, home: str, name: str) -> None:
     """By the checker that judges downloads of the published sets; pictures are decoded."""
     check = run_check(CheckConfig(name=name, data_root=built.folder.parent, deep=True))
-    splits = [split for split in check["splits"] if split["status"] != "missing"]
-    counts = {split["split"]: (split["num_pictures"], split["num_items"]) for split in splits if split["num_items"]}
-    assert not any(split["problems"] for split in splits)
+    splits = [split for split in check.splits if split.status != "missing"]
+    counts = {split.split: (split.num_pictures, split.num_items) for split in splits if split.num_items}
+    assert not any(split.problems for split in splits)
     assert counts == {
         key.removeprefix(f"{home}/"): (of_split["images"], of_split["items"])
         for key, of_split in built.counts.items()
