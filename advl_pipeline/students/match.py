@@ -40,7 +40,7 @@ FUSED_WEIGHT: Final = 0.03
 CHOICE_DROPOUT: Final = 0.5
 """Dropout of the pooled states that the maps of choices read."""
 
-DROPOUT: Final = 0.3
+DROPOUT: Final = 0.5
 """Dropout of the layers that read answers off the pooled states."""
 
 
@@ -157,7 +157,7 @@ class AnswerMatchHead(MatchHead):
         self.text_norm = nn.LayerNorm(text_size)
         self.picture_norm = nn.LayerNorm(picture_size)
         num_read = text_size + picture_size + COMMON_SIZE
-        *layers, last = norm_first_head(num_read, num_classes, hidden=2 * COMMON_SIZE)
+        *layers, last = norm_first_head(num_read, num_classes, hidden=4 * COMMON_SIZE)
         self.matched = nn.Sequential(nn.Dropout(DROPOUT), *layers, nn.Dropout(DROPOUT), last)
 
     def forward(self, output: MatchOutput) -> torch.Tensor:
