@@ -23,16 +23,13 @@ def facts_of_data(tasks: Collection[str]) -> dict[str, str]:
     declared = [TASKS[task] for task in tasks]
     has_answers = any(task.kind == "answers" for task in declared)
     has_classes = any(task.kind == "classes" and not task.has_fixed_classes for task in declared)
-    facts = (
-        (
-            "tags without words",
-            any(task.has_wordless_tags for task in declared),
-            "the data are not in the format of VCR",
-        ),
-        ("answers or classes", has_answers or has_classes, "the data have neither open answers nor classes"),
-        ("open answers", has_answers, "the data have no open answers"),
-    )
-    return {name: "" if holds or not declared else why for name, holds, why in facts}
+    has_tags = any(task.has_wordless_tags for task in declared)
+    lacking = {
+        "tags without words": "" if has_tags else "the data are not in the format of VCR",
+        "answers or classes": "" if has_answers or has_classes else "the data have neither open answers nor classes",
+        "open answers": "" if has_answers else "the data have no open answers",
+    }
+    return lacking if declared else dict.fromkeys(lacking, "")
 
 
 @dataclass(frozen=True, kw_only=True)
