@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import nn, optim, tensor
+from torch import manual_seed, nn, optim, tensor
 
 import advl_pipeline as advl
 
@@ -22,14 +22,11 @@ class Student(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(tokenizer.get_vocab_size(), 48)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(48, 4, 96, 0.0, batch_first=True) for _ in range(2))
+        self.layers = nn.Sequential(*(nn.TransformerEncoderLayer(48, 4, 96, 0.0, batch_first=True) for _ in range(2)))
         self.head = nn.Linear(48, 2)
 
     def forward(self, ids):
-        states = self.embedding(ids)
-        for layer in self.layers:
-            states = layer(states)
-        return self.head(states.mean(1))
+        return self.head(self.layers(self.embedding(ids)).mean(1))
 
 
 def words(model, layer, texts):  # The logits of some texts, and the states of their words.
@@ -43,6 +40,7 @@ def states(model, layer):
 
 
 batches = [texts[first::8] for first in range(8)]
+manual_seed(0)
 student = Student()
 reference = copy.deepcopy(student).requires_grad_(False)
 layer, layer_at_start = advl.LayerStates(student, "layers.1"), advl.LayerStates(reference, "layers.1")
