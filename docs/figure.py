@@ -1,4 +1,4 @@
-"""Draw README's table of results as docs/demo-light.svg and docs/demo-dark.svg: python docs/figure.py.
+"""Draw README's table of results as docs/results-light.svg and docs/results-dark.svg: python docs/figure.py.
 
 The table is the only source, so that the picture never says anything else.
 """
@@ -49,7 +49,7 @@ def draw(theme: str, path: Path) -> None:
         axis.tick_params(colors=ink, labelsize=9, length=0)
         axis.spines[:].set_visible(False)
     axes[0].set_ylim(len(rows) - 0.5, -0.6)
-    axes[0].set_xlim(CHANCE - 2, 55)
+    axes[0].set_xlim(CHANCE - 2, 60)
     figure.supxlabel("percent right of four choices; dotted: chance", color=ink, fontsize=9)
     figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
@@ -60,7 +60,7 @@ def main(folder: Path = DOCS) -> None:
     # Letters as letters, and the same names in every drawing: the files are equal when the table is.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "advl", "font.family": "sans-serif"})
     for theme in INKS:
-        draw(theme, folder / f"demo-{theme}.svg")
+        draw(theme, folder / f"results-{theme}.svg")
 
 
 if __name__ == "__main__":

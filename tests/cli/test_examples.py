@@ -80,6 +80,7 @@ NEEDS: Mapping[str, str] = {
     "flickr-captions": "photographs of others; tests/datasets/test_people.py reads their files",
     "captions-lowshot": "the same photographs",
     "daquar-lowshot": "photographs of others; tests/datasets/test_people.py reads their files",
+    "runs/daquar": "the same photographs",
     "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }
