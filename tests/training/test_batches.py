@@ -142,6 +142,7 @@ def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monke
     assert [begun.count(store) for store in stores] == [num_epochs, num_epochs]
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(
     small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

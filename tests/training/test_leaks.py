@@ -144,6 +144,7 @@ def test_the_answer_list_comes_from_train_unless_the_published_one_is_asked_for(
     assert "purple" not in answers(here, answer_list="published")
 
 
+@pytest.mark.slow
 def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
     two_worlds: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_terms_are_those_of_a_run_to_the_bit(
         assert value > 0
 
 
+@pytest.mark.slow
 def test_a_trainer_s_loop_has_the_losses_of_every_step_of_finetune(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     counts = dict.fromkeys(words_of(small_corpus.examples())[::2], 20)
     (tmp_path / "words.json").write_text(json.dumps(counts), encoding="utf-8")
@@ -220,6 +221,7 @@ def test_a_layer_is_named_and_its_gradients_add_up_in_a_compiled_model(small_cor
     assert loop.layer.states is before
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(small_corpus: SmallCorpus, texts: list[str], tmp_path: Path) -> None:
     for running in side_by_side(train_in_step, small_corpus.caches[0], texts, tmp_path):
         running.finish()

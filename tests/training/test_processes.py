@@ -66,6 +66,7 @@ def require_equal_runs(single_run: Path, joint_run: Path) -> None:
     assert moved < 2e-6, moved
 
 
+@pytest.mark.slow
 def test_few_exchanges_a_step_and_the_landmarks_of_the_first_process(
     small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ def test_controls_anchor_the_same_words_and_plain_needs_none(
         assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_that_a_run_takes_and_measures_it_against_a_record(
     small_corpus: SmallCorpus, tmp_path: Path
 ) -> None:
