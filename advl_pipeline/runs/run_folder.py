@@ -159,7 +159,7 @@ class RunFolder:
             if not resume:
                 self._remove_former()
             elif names.lacks_student(self.path):
-                # It is trained again, so that the run is not finished.
+                # The run is trained again, and is not finished until then.
                 self.result.unlink(missing_ok=True)
             for left in self.path.glob("*.partial"):
                 remove_left(left)

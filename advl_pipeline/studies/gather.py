@@ -100,12 +100,12 @@ def gather(plan: Plan, folder: Path, *, outer: Path) -> StudyResult:
     caveats: dict[str, dict[str, None]] = {}
     contents: dict[tuple[str, str], tuple[Any, Path]] = {}
     sizes = _sizes(plan, trained, results)
+    command = shlex.split(plan.command)
     for planned in trained:
         about, result, times = _about(planned), results[planned.run_id], list[float]()
         size = sizes[planned.setting, planned.shots]
         # One at a time: the scores of a test set may be large.
         for test_set in planned.test_sets:
-            command = shlex.split(plan.command)
             with scored_again(planned.run) if plan.of_runs else scored_by_study(planned, test_set, command):
                 if (evaluation := read_evaluation(planned.run, planned.filed(test_set))) is None:
                     continue
