@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import complaint, printed
+from commands import advised, complaint, printed
 
 EARLIER = Path(__file__).parent / "assets" / "earlier"
 VERSIONS = ("0.2", "4702fbcc", "4cdf63c0")
@@ -58,6 +58,24 @@ def test_a_cache_and_a_run_of_an_earlier_version_are_used_as_those_of_this_one(
     )
     # The default of the number of steps changed since, so that no run of an earlier version goes on.
     assert (code, "a run of another version, which this version cannot resume" in message) == (3, True)
+
+
+def test_a_run_of_an_earlier_version_without_a_student_starts_over_as_is_advised(
+    version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path("runs/done")
+    (run / "model.safetensors").unlink()
+    _, message = printed(capsys, "evaluate", run, "--on", "test", code=6)
+    assert "trains it again; another version wrote it" in message
+    (starts_over,) = advised(message)
+    if version != "0.2":  # It was not scored.
+        (run / "evaluation/test.json").write_bytes(b"torn")
+    _, message = printed(capsys, "report", run, code=2)
+    trains, scores = advised(message)
+    assert trains == starts_over
+    printed(capsys, *trains[1:])
+    printed(capsys, *scores[1:])
+    printed(capsys, "report", run)
 
 
 @pytest.mark.parametrize("name", ["select_tokens = 0.3", "text_units = 'choice'"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,9 @@ from advl_pipeline.datasets.roots import DatasetMissing, is_location, set_name
 from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.lettered import LETTERED_TASKS
-from advl_pipeline.runs.names import is_finished, lacks_student, weights_of
-from advl_pipeline.runs.results import moved_to, read_config
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.runs.names import IDENTITY, is_finished, lacks_student, weights_of
+from advl_pipeline.runs.results import moved_to, read_config, read_json
+from advl_pipeline.training.config import SCHEMA, FinetuneConfig
 
 ScoringT = TypeVar("ScoringT", EvaluateConfig, PredictConfig)
 
@@ -27,6 +27,21 @@ ScoringT = TypeVar("ScoringT", EvaluateConfig, PredictConfig)
 def training_command(run: Path, config: Mapping[str, Any]) -> list[str]:
     """Return the words of the command that trains a run in its folder, from the configuration in it."""
     return ["advl", "finetune", *command_words(FinetuneConfig, {**config, "output": str(run)})]
+
+
+def _train(
+    run: Path,
+    config: Mapping[str, Any],
+    *then: Sequence[str],
+    note: str = "",
+    again: Sequence[str] | None = None,
+) -> Advice:
+    """Advise to train a run to its end, then other commands. A run of another version starts over."""
+    training = training_command(run, config)
+    if read_json(run / IDENTITY).get("schema") == SCHEMA:
+        return advise(training, *then, note=note, again=again)
+    starts_over = "another version wrote it: it starts over and loses its evaluations, or give another --output"
+    return advise([*training, "--no-resume"], *then, note="; ".join(filter(None, (note, starts_over))), again=again)
 
 
 def require_finished(run: Path) -> dict[str, Any]:
@@ -41,14 +56,14 @@ def require_finished(run: Path) -> dict[str, Any]:
             "The run is not finished.",
             where=str(run),
             why="there is no result.json, which comes last",
-            next_command=advise(training_command(run, config)),
+            next_command=_train(run, config),
         )
     if lacks_student(run):
         raise WeightsUnavailable(
             "The run kept no student.",
             where=str(run),
             why=", ".join(f"{file.name} is missing" for file in weights_of(run) if not file.exists()),
-            next_command=advise(training_command(run, config), note="trains it again", again=()),
+            next_command=_train(run, config, note="trains it again", again=()),
         )
     return config
 
@@ -60,8 +75,9 @@ def scored_again(run: Path) -> Iterator[None]:
         yield
     except (ConfigError, IdentityMismatch) as error:
         if isinstance(error.next_command, Advice) and lacks_student(run):
-            error.next_command = advise(
-                training_command(run, read_config(run)),
+            error.next_command = _train(
+                run,
+                read_config(run),
                 *error.next_command.commands,
                 note="the run kept no student: it is trained again",
             )

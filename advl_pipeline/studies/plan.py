@@ -50,8 +50,8 @@ from advl_pipeline.students.weight_files import (
 )
 from advl_pipeline.studies.config import Setting, StudyConfig, published_name, shots_label
 from advl_pipeline.teachers.registry import card_of
-from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.identity import NAMED_FILES, SCHEMA, recipe_identity, run_identity
+from advl_pipeline.training.config import SCHEMA, FinetuneConfig
+from advl_pipeline.training.identity import NAMED_FILES, recipe_identity, run_identity
 from advl_pipeline.training.inputs import other_splits, splits_read
 from advl_pipeline.training.resolved import resolve_method, resolve_run, takes_two_stages
 

@@ -32,6 +32,12 @@ from advl_pipeline.distillation.settings import AdaptOptions, DistillationOption
 from advl_pipeline.students.options import PictureOptions, StudentOptions, default_student
 from advl_pipeline.students.registry import label_order_of
 
+SCHEMA = 5
+"""Incremented whenever the same options give other results: by another default, or another method of the same name.
+The identity of a run contains only differences from the defaults, so that a new option re-keys none of them.
+`tests/assets/run_defaults.json` contains the defaults for this number.
+"""
+
 TaskLoss = Literal[
     "softmax-choice", "sigmoid-choice", "two-way-choice", "soft-target-bce", "soft-target-kl", "answer-lm"
 ]

@@ -10,17 +10,11 @@ from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.students.known_words import ESTIMATE, recorded_words
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
-from advl_pipeline.training.config import FinetuneConfig, TrainingSettings
+from advl_pipeline.training.config import SCHEMA, FinetuneConfig, TrainingSettings
 from advl_pipeline.training.inputs import Inputs, dataset_identity
 from advl_pipeline.training.recipes import OURS, ChosenRecipe
 from advl_pipeline.training.resolved import Run, adapt_steps
 from advl_pipeline.training.validation import Validation
-
-SCHEMA = 5
-"""Incremented whenever the same options give other results: by another default, or another method of the same name.
-The identity of a run contains only differences from the defaults, so that a new option re-keys none of them.
-`tests/assets/run_defaults.json` contains the defaults for this number.
-"""
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import advl, exit_code, printed
+from commands import advised, advl, exit_code, printed
 from own_rows import class_row, write_json_lines, write_pictures
 from run_logs import forget_digests
 from safetensors.torch import load_file, save_file
@@ -104,11 +104,6 @@ def without_student(run: Path) -> dict[str, bytes]:
     for name in whole:
         (run / name).unlink()
     return whole
-
-
-def advised(message: str) -> list[list[str]]:
-    line = message.partition("next:")[2].strip().splitlines()[0].partition("   (")[0]
-    return [shlex.split(step) for step in line.split("&&")]
 
 
 def test_a_damaged_evaluation_of_a_run_without_a_student_is_made_again_by_what_is_advised(

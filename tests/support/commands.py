@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def printed(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -
     assert actual == code, messages
     assert "Traceback" not in messages
     return out, messages
+
+
+def advised(message: str) -> list[list[str]]:
+    """Return the words of each command that an error advises on its line `next:`."""
+    line = message.partition("next:")[2].strip().splitlines()[0].partition("   (")[0]
+    return [shlex.split(step) for step in line.split("&&")]
 
 
 def completed(*words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -19,9 +19,9 @@ from advl_pipeline.datasets.config import facts_of_data
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.training import resolved
 from advl_pipeline.training.build_model import student_options
-from advl_pipeline.training.config import DEFAULT_EPOCHS, FinetuneConfig
+from advl_pipeline.training.config import DEFAULT_EPOCHS, SCHEMA, FinetuneConfig
 from advl_pipeline.training.facts import facts_of_run
-from advl_pipeline.training.identity import SCHEMA, run_identity
+from advl_pipeline.training.identity import run_identity
 from advl_pipeline.training.recipes import default_numbers
 from advl_pipeline.training.resolved import resolve_method, resolve_run
 
@@ -169,7 +169,7 @@ def defaults() -> dict[str, Any]:
 def test_another_default_takes_another_schema() -> None:
     stored = load_json(STORED)
     assert defaults() == stored, (
-        "a default is another: raise SCHEMA of training/resolved.py, and write the file anew by "
+        "a default is another: raise SCHEMA of training/config.py, and write the file anew by "
         f"python {Path(__file__).relative_to(Path.cwd())}; a new option is written into it without raising"
     )
 
