@@ -128,7 +128,13 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
     plan = place(init_digests={} if absent else input_digests(draft), dataset_digests=content)
     left = [planned for planned in plan.runs if not is_complete(planned)]
     done = [planned for planned in plan.runs if planned not in left]
-    steps = {each.run_id: 0 if names.is_finished(each.run) else planned_steps(each.finetune) for each in left}
+    steps = {
+        # What is left of a run without its student needs one: it is trained again.
+        each.run_id: planned_steps(each.finetune)
+        if not names.is_finished(each.run) or names.lacks_student(each.run)
+        else 0
+        for each in left
+    }
     needed = {path for planned in left for path in planned.finetune.cache}
     missing = [path for path in plan.caches if path in needed and not (path / "identity.json").exists()]
     caches = [plan_cache(path, plan.caches[path]) for path in missing]

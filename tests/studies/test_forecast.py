@@ -73,6 +73,21 @@ def test_finished_runs_tell_what_the_others_take(tmp_path: Path) -> None:
     assert rest.run_bytes == pytest.approx(sum(sizes), rel=0.01)
 
 
+def test_a_run_that_kept_no_student_is_forecast_to_be_trained_again_where_an_evaluation_is_missing(
+    tmp_path: Path,
+) -> None:
+    done = run_trial(tmp_path, output="studies/mine", num_seeds=2, **TINY)
+    whole, without = (done.outer / trained.run for trained in done.runs if trained.seed == 1)
+    for run in (whole, without):
+        (run / "evaluation" / "test.json").unlink()
+    write_json(without / "student.json", {"student": {"name": "scenes-small"}})
+    rest = forecast(tmp_path, tmp_path / "trial.toml")
+    fewest, most = sorted(run.steps for run in rest.runs if run.steps is not None)
+    assert fewest == 0 < most
+    # The run is trained with as many steps as the finished ones, which took 30 s.
+    assert rest.run_seconds == pytest.approx(30.0)
+
+
 def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
     run_trial(tmp_path, output="studies/mine", num_seeds=1, **TINY)
     for file in (tmp_path / "caches").rglob("identity.json"):
