@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union
 
-from advl_pipeline.base.errors import AdvlError, ConfigError, ineffective, name_too_long, unknown_name
+from advl_pipeline.base.errors import AdvlError, ConfigError, enumeration, ineffective, name_too_long, unknown_name
 from advl_pipeline.base.folders import FolderKind
 from advl_pipeline.base.locations import Url, local_folder, parse_location
 
@@ -405,7 +405,7 @@ def build_config(
         shown = [flag_of(name) if example else name for name, example in examples.items()]
         such_as = " ".join(f"{flag_of(name)} {example}" for name, example in examples.items() if example)
         raise ConfigError(
-            f"{' and '.join(shown)} {'is' if len(missing) == 1 else 'are'} missing.",
+            f"{enumeration(shown)} {'is' if len(missing) == 1 else 'are'} missing.",
             where=where,
             why=f"such as {such_as}" if such_as else "",
         )

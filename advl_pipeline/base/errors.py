@@ -42,9 +42,14 @@ def again(note: str, *added: str) -> Advice:
     return advise(note=note, again=added)
 
 
+def enumeration(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def leave_out(*flags: str) -> Advice:
     """Return the advice to run the user's own command again without some options."""
-    return advise(note=f"leave out {' and '.join(flags)}", again=(), left_out=flags)
+    return advise(note=f"leave out {enumeration(flags)}", again=(), left_out=flags)
 
 
 class AdvlError(Exception):
@@ -99,7 +104,7 @@ def ineffective(*flags: str, why: str) -> ConfigError:
         why: a clause.
     """
     return ConfigError(
-        f"{' and '.join(flags)} has no effect here.", where=flags[0], why=why, next_command=leave_out(*flags)
+        f"{enumeration(flags)} has no effect here.", where=flags[0], why=why, next_command=leave_out(*flags)
     )
 
 

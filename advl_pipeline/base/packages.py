@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.base.errors import Advice, ConfigError, advise
+from advl_pipeline.base.errors import Advice, ConfigError, advise, enumeration
 
 OWN_DATA = "advl_data"
 """Import name of the folder `data/`."""
@@ -177,7 +177,7 @@ def needs_extra(*extras: str, where: str = "") -> Iterator[None]:
         yield
     except ImportError as error:
         raise ConfigError(
-            f"This needs the extra {' and '.join(extras)}, which is not installed.",
+            f"This needs the extra {enumeration(extras)}, which is not installed.",
             where=where,
             why=str(error),
             next_command=install_extra(*extras),

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.base.errors import WeightsUnavailable
+from advl_pipeline.base.errors import WeightsUnavailable, enumeration
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.confidence.estimators import assign_folds, bag_of_words
 from advl_pipeline.confidence.match_probe import MatchFeatures, Vectors, cross_fitted_scores, joined
@@ -142,7 +142,7 @@ class NoGate:
 
     def line(self) -> str:
         """Return the reason in a sentence."""
-        return f"what {self.student} gains by {' and '.join(self.teachers)} is not measured: {self.why}"
+        return f"what {self.student} gains by {enumeration(self.teachers)} is not measured: {self.why}"
 
 
 Gates = tuple[TeacherGate | NoGate, ...]

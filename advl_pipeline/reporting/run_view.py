@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from advl_pipeline.base.errors import enumeration
 from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.words import WordClass
@@ -96,7 +97,7 @@ def _start(config: Mapping[str, Any], towers: Sequence[str]) -> str:
     """Describe the weights that a student started from."""
     if config.get("init"):
         return dataset_label(str(config["init"]))
-    return f"{' and '.join(towers)}, frozen; other layers at random" if towers else "random weights"
+    return f"{enumeration(towers)}, frozen; other layers at random" if towers else "random weights"
 
 
 def scores_of(documents: Mapping[str, EvaluationDocument]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from advl_pipeline.base.errors import enumeration
 from advl_pipeline.evaluation.items import metric_name
 from advl_pipeline.evaluation.statistics import holm, paired_t_test, summarise
 from advl_pipeline.runs.evaluations import Interval
@@ -114,7 +115,7 @@ class _Draft:
             self.lacks.append(f"{other} is not finished")
             return
         if missing := [place.shots for place in like.places if place not in mean_of_other.places]:
-            self.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
+            self.lacks.append(f"{other} is not finished at {enumeration([_shots(number) for number in missing])}")
         self.add(name, sentence, mean_of_other, factor=-1.0 if quantity == "drop" else 1.0)
 
     def add_gains(self, place: Place) -> None:

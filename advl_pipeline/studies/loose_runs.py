@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.errors import ConfigError, advise, enumeration
 from advl_pipeline.base.folders import folder_kind, near_folder
 from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.datasets.roots import dataset_label
@@ -127,7 +127,7 @@ def _row(config: FinetuneConfig, teachers: Sequence[str]) -> str:
     if config.teacher_control != "none":
         said.append(f"teacher_control {config.teacher_control}")
     if any(name.startswith("random:") for name in teachers):
-        said.append(f"teachers {' and '.join(teachers)}")
+        said.append(f"teachers {enumeration(teachers)}")
     return ", ".join(said)
 
 

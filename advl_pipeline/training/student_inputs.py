@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from advl_pipeline.base.errors import ConfigError, advise
+from advl_pipeline.base.errors import ConfigError, advise, enumeration
 from advl_pipeline.datasets.records import Dataset, head_name
 from advl_pipeline.students.abilities import HasInputFiles, HasTextLimit, caveats_of, towers_of
 from advl_pipeline.students.interface import Student
@@ -116,7 +116,7 @@ def _start(student: Student, init: Path | None) -> str:
         return f"The student {student.name} starts from pretrained weights (--init)."
     if towers := towers_of(student):
         return (
-            f"The student {student.name} starts from {' and '.join(towers)}, which were trained separately: "
+            f"The student {student.name} starts from {enumeration(towers)}, which were trained separately: "
             "the layers that relate words to pictures are random before this run."
         )
     return (
@@ -133,7 +133,7 @@ def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
         return []
     others = [name for name in teacher_plugins() if name not in towers]
     return [
-        f"{' and '.join(same)}: the student starts from the same weights, so that it learns nothing new of them; "
+        f"{enumeration(same)}: the student starts from the same weights, so that it learns nothing new of them; "
         f"teachers of other weights: {', '.join((*others, 'and those of advl teachers list'))}"
     ]
 

@@ -148,8 +148,8 @@ def test_a_result_without_its_numbers_is_refused_by_every_command_that_reads_the
     for command in COMMANDS:
         code, _, message = advl(capsys, *words(command, run))
         assert code == 2, message
-        assert "and num_labelled and" in message
-        assert "are missing" in message
+        assert "caveats, dataset, method, num_adapt_inputs, num_labelled" in message
+        assert "and wait_share are missing." in message
 
 
 def test_a_student_that_begins_with_a_run_is_held_to_it_too(
