@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import exit_code
 
-from advl_pipeline.base.compute import ComputeConfig, allow_tf32, open_device, resolved
+from advl_pipeline.base.compute import ComputeConfig, allow_tf32, open_device, peak_memory_bytes, resolved
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.extraction.config import ExtractConfig
@@ -121,3 +122,27 @@ ended.set()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout == "0\n"
+
+
+BLOCK_BYTES = 400_000_000
+PROGRAM = f"""
+import numpy as np
+from advl_pipeline.base.compute import forget_peak_memory, peak_memory_bytes
+
+begun = peak_memory_bytes()
+block = np.ones({BLOCK_BYTES} // 2, np.uint8)
+before = peak_memory_bytes()
+del block
+forget_peak_memory()
+print(begun, before, peak_memory_bytes())
+"""
+
+
+def test_the_peak_counts_what_was_held_and_not_what_the_parent_held() -> None:
+    block = np.ones(BLOCK_BYTES, np.uint8)
+    assert peak_memory_bytes() >= len(block)
+    printed = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True).stdout
+    begun, before, after = map(int, printed.split())
+    assert 1_000_000 < begun < len(block) // 2 <= before
+    if sys.platform == "linux":  # It alone lets a process forget its peak.
+        assert after < before - len(block) // 4

@@ -67,7 +67,7 @@ SMALL_WEIGHTS: Mapping[str, str] = {
 """Teachers whose published weights are too large; the folder holds small ones of the same kind."""
 
 NEEDS: Mapping[str, str] = {
-    "ORG/NAME": "the hub; tests/sharing/test_hub.py runs these against a stand-in",
+    "ORG/NAME": "the hub; tests/sharing/test_push_pull.py runs these against a stand-in",
     "s3://": "an object store; tests/extraction/test_remote.py runs these against a real server",
     "...": "the rest of a command that stands elsewhere",
     "img_db/": "UNITER's published region features; tests/extraction/test_imported_features.py reads their format",
@@ -75,7 +75,7 @@ NEEDS: Mapping[str, str] = {
     "timm:MODEL": "weights that timm fetches",
     "runs/uniter-vcr": "the run of an example with published weights",
     "aokvqa": "the hub; tests/test_public_sets_end_to_end.py and tests/studies run these on a twin of the set",
-    "mmstar/val": "the hub, and a run of a chat model; tests/evaluation/test_letters.py asks twins of sets so",
+    "mmstar/val": "the hub, and a run of a chat model; tests/evaluation/test_lettered.py asks twins of sets so",
     "--data-root photographs": "photographs of others; test_photographs.py builds a corpus of small ones",
     "flickr-captions": "photographs of others; tests/datasets/test_people.py reads their files",
     "captions-lowshot": "the same photographs",

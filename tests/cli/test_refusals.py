@@ -346,7 +346,7 @@ def test_every_command_but_one_has_a_row_of_those_that_import_no_torch() -> None
 def test_every_option_that_needs_something_is_refused_without_it() -> None:
     for command, cls in (("extract", ExtractConfig), ("evaluate", EvaluateConfig), ("predict", PredictConfig)):
         needing = {flag_of(name) for name, declaration in declared(cls).items() if declaration.option.needs}
-        # tests/evaluation/test_letters.py has what goes with letters.
+        # tests/evaluation/test_lettered.py has what goes with letters.
         assert needing - {"--protocol", "--probe"} == {flag for words, flag in UNUSED if words.startswith(command)}
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from advl_pipeline.runs import names
+
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -16,6 +21,15 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [
         {key: value for key, value in record.items() if not key.startswith("seconds")} for record in metrics(folder)
     ]
+
+
+def tensorboard_of(folder: Path) -> EventAccumulator:
+    """Return what TensorBoard shows of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / names.TENSORBOARD), size_guidance={"scalars": 0})
+    events.Reload()
+    return events
 
 
 def load_json(path: Path) -> Any:

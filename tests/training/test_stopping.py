@@ -1,168 +1,136 @@
-"""Signals and second writers, at real processes: what was begun is finished once, and to the same bytes."""
+"""Val is scored on the way; a run ends when it falls, and keeps the last weights within an error of the best."""
 
 from __future__ import annotations
 
-import re
-import shlex
-import shutil
-import signal
-import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from unittest.mock import patch
 
 import pytest
-from chaos_finetune import NUM_STEPS, Finetuning, train_in_threads
+import torch
 from commands import complaint, printed
-from real_processes import Running, main_with, start, start_advl
+from interrupting import interrupted_at
+from own_rows import COLOURS, choice_row, write_json_lines
+from PIL import Image
 from run_logs import load_json, metrics
+from safetensors.torch import load_file
+from small_corpus import SMALL_WORDS, train
 
-pytestmark = pytest.mark.timeout(600)
+from advl_pipeline.runs import names
+from advl_pipeline.training import run as run_module
+from advl_pipeline.training.config import FinetuneConfig, OptimiserOptions, TrainingSettings
+from advl_pipeline.training.stopping import PATIENCE, EarlyStopping
+from advl_pipeline.training.validation import is_due
 
 
-def require_there(process: Running, file: Path) -> None:
-    assert process.wait_for(file), process.messages()
+@pytest.mark.parametrize(
+    ("num_steps", "due"),
+    [
+        (24, []),
+        (30, [29]),
+        (60, [29, 59]),
+        (300, list(range(29, 300, 30))),
+        (1085, [108, 216, 325, 433, 542, 650, 759, 867, 976, 1084]),
+    ],
+)
+def test_a_run_is_scored_ten_times_at_most_and_at_its_end(num_steps: int, due: list[int]) -> None:
+    assert [step for step in range(num_steps) if is_due(step, num_steps)] == due
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_doubled_and_stopped_is_the_uninterrupted_one(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    computed, span = Finetuning(small_corpus, tmp_path / "whole").run_alone()
-    run = tmp_path / "run"
-    job = Finetuning(small_corpus, run, checkpoint_every=1)
-    killed = job.start()
-    while job.progress() < 3:
-        assert killed.is_running(), killed.messages()
-        time.sleep(0.01)
-    killed.send(signal.SIGKILL)
-    killed.wait()
-    assert not (run / "result.json").exists()
-    # The command is written when the run begins. On another machine the caches lie elsewhere.
-    words = shlex.split(load_json(run / "environment.json")["command"])[1:]
-    words[words.index("--checkpoint-every") + 1] = "1000"
-    text, image = (shutil.copytree(cache, tmp_path / cache.name) for cache in small_corpus.caches)
-    moved, swapped = (
-        [dict(zip(map(str, small_corpus.caches), caches, strict=True)).get(word, word) for word in words]
-        for caches in ((text, image), (image, text))
+@pytest.fixture
+def contrary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinetuneConfig:
+    """A run on data whose val contradicts train, so that it is the worse the longer it learns."""
+    monkeypatch.chdir(tmp_path)
+    rows = [choice_row(number, split="train") for number in range(16)]
+    rows += [choice_row(number, split="val") for number in range(1, 24, 2)]
+    for row in rows[16:]:
+        row["label"] = (row["label"] + 1) % 4
+    write_json_lines(Path("mine.jsonl"), rows)
+    return FinetuneConfig(
+        dataset="mine.jsonl",
+        output=Path("run"),
+        method="plain",
+        student="scenes-small",
+        student_option=SMALL_WORDS,
+        val_every=4,
+        checkpoint_every=4,
+        optimisation=OptimiserOptions(batch_size=2, learning_rate=3e-3),
     )
-    code, stderr = complaint(capsys, *swapped)
-    assert (code, "cache.1." in stderr) == (3, True), stderr
-    first = start_advl(*moved)
-    while "resumes at step" not in first.messages():
-        assert first.is_running(), first.messages()
-        time.sleep(0.01)
-    num_killed = job.progress()
-    time.sleep(0.3 * span)
-    first.send(signal.SIGSTOP)
-    try:
-        code, stderr = complaint(capsys, *moved, "--no-resume")
-        assert code == 7, stderr
-        assert re.search(rf"why: +process {first.pid} on .*, since \d{{4}}-\d\d-\d\d", stderr), stderr
-    finally:
-        first.send(signal.SIGCONT)
-    first.send(signal.SIGINT)
-    assert first.wait() == 130, first.messages()
-    assert "the same command again" in first.messages()
-    assert "Traceback" not in first.messages()
-    # It wrote no checkpoint before the signal: what it did is in the one that the signal left.
-    num_done = job.progress()
-    assert num_killed < num_done < NUM_STEPS
-    _, messages = printed(capsys, *moved)
-    assert f"resumes at step {num_done + 1} " in messages
-    job.require_equal(computed, "killed, doubled and stopped")
 
 
-@pytest.mark.slow
-def test_a_pretraining_goes_on_after_the_step_that_a_signal_came_in(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_weights_within_a_standard_error_of_the_best_score_are_kept_and_lower_ones_are_not() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    stopping = EarlyStopping(model, num_examples=100)
+
+    def kept_after(*scores: float) -> int | None:
+        for score in scores:
+            model.weight.data.fill_(score)
+            stopping.take(len(taken), {"val/correct": score, "val/task": 1.0}, model)
+            taken.append(score)
+        return stopping.kept_step
+
+    taken: list[float] = []
+    # The standard error of a half of 100 is 5 points.
+    assert kept_after(0.4, 0.5, 0.46) == 2
+    assert kept_after(0.44, 0.44, 0.46) == 5
+    assert kept_after(*[0.44] * (PATIENCE - 1)) == 5
+    assert not stopping.is_over
+    assert kept_after(0.44) == 5
+    assert stopping.is_over
+    stopping.put_back(model)
+    assert model.weight.item() == pytest.approx(0.46)
+
+
+def test_a_run_on_own_data_ends_when_val_falls_and_keeps_the_last_weights_within_an_error_of_the_best(
+    contrary: FinetuneConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def words(output: Path) -> list[object]:
-        steps = ("--warmup-steps", 40, "--joint-steps", 4, "--batch-size", 4)
-        return ["scenes", "pretrain", "--data-root", small_corpus.data_root, "--output", output, *steps]
-
-    often = {"advl_data.scenes.pretrain.CHECKPOINT_EVERY": 8}
-    stopped = start(main_with, often, list(map(str, words(tmp_path / "stopped"))))
-    # Before its first checkpoint there is no folder.
-    require_there(stopped, tmp_path / "stopped" / "checkpoint.safetensors")
-    stopped.send(signal.SIGTERM)
-    assert stopped.wait() == 130, stopped.messages()
-    assert shlex.join(["advl", *map(str, words(tmp_path / "stopped"))]) in stopped.messages()
-    assert (tmp_path / "stopped" / "checkpoint.safetensors").exists()
-    _, stderr = printed(capsys, *words(tmp_path / "stopped"))
-    assert "resumes at step" in stderr
-    printed(capsys, *words(tmp_path / "whole"))
-    files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("whole", "stopped")]
-    assert files[0] == files[1]
-    assert "checkpoint.safetensors" not in files[0]
+    run = train(contrary)
+    scored = {record["step"]: record["val/correct"] for record in metrics(run.output) if "val/task" in record}
+    best = max(scored.values())
+    within = [step for step, share in scored.items() if share >= best - (best * (1 - best) / 12) ** 0.5]
+    kept = max(within)
+    assert run.summary.num_steps == max(scored) + 1 == kept + 1 + 4 * PATIENCE < TrainingSettings.num_steps
+    assert f"keeps the weights of step {kept + 1}," in capsys.readouterr().err
+    with interrupted_at(kept // 4 + 2), pytest.raises(KeyboardInterrupt):
+        train(replace(contrary, output=Path("stopped")))
+    then, student = load_file(Path("stopped") / names.CHECKPOINT), load_file(run.output / names.STUDENT_WEIGHTS)
+    assert all(torch.equal(value, then[f"model/student.{name}"]) for name, value in student.items())
 
 
-def test_a_signal_ends_an_evaluation_with_the_code_that_the_docs_name(
-    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("at", [2, 5])
+def test_a_stopped_run_that_may_end_early_is_the_uninterrupted_one(at: int, contrary: FinetuneConfig) -> None:
+    whole, stopped = train(contrary), replace(contrary, output=Path("stopped"))
+    with interrupted_at(at), pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    # Stopped once more after its last step, before its student is written.
+    with patch.object(run_module, "save_student", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    summary = train(stopped).summary
+    assert summary.num_steps == whole.summary.num_steps
+    weights = [load_file(run / names.STUDENT_WEIGHTS) for run in (Path("run"), Path("stopped"))]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_tenth_of_the_pictures_stands_in_for_val_unless_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small_corpus.run(tmp_path / "run", method="plain", cache=(), log_with="")
-    sets = [word for name in ("val", "test", "test-unseen", "test-shift") for word in ("--on", name)]
-    command = ["evaluate", tmp_path / "run", *sets, "--data-root", small_corpus.data_root]
-    stopped = start_advl(*command)
-    require_there(stopped, tmp_path / "run" / "evaluation" / "val.json")
-    stopped.send(signal.SIGTERM)
-    assert stopped.wait() == 130, stopped.messages()
-    assert shlex.join(["advl", *map(str, command)]) in stopped.messages()
-    assert not (tmp_path / "run" / "evaluation" / "test-shift.json").exists()
-    printed(capsys, *command)
-
-
-STUDY = """
-name = "stopped"
-question = "Does it end whole?"
-methods = ["plain"]
-shots = [8]
-seeds = [0, 1]
-
-[training]
-num_steps = 30
-batch_size = 4
-checkpoint_every = 1000
-student_option = ["word_size=16"]
-
-[[settings]]
-name = "small"
-dataset = "scenes-vcr"
-tasks = ["vcr-q2a"]
-student = "scenes-small"
-test_sets = ["val"]
-"""
-
-
-@pytest.mark.slow
-def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: Any, tmp_path: Path) -> None:
-    file = tmp_path / "stopped.toml"
-    file.write_text(STUDY, encoding="utf-8")
-
-    words = ("study", file, "--output", tmp_path / "study", "--data-root", small_corpus.data_root, "--workers", 2)
-    runs = tmp_path / "cells"
-    stopped = start_advl(*words)
-    # A run that has taken no step yet leaves nothing.
-    while len(list(runs.glob("*/metrics.jsonl"))) < 2:
-        assert stopped.is_running(), stopped.messages()
-        time.sleep(0.01)
-    stopped.send(signal.SIGTERM)
-    code, messages = stopped.wait(), stopped.messages()
-    assert code == 130, messages
-    assert "The study was stopped by SIGTERM" in messages, messages
-    left = {path.parent.name: path for path in runs.glob("*/checkpoint.safetensors")}
-    assert left, messages
-    finished = {name: len((runs / name / "metrics.jsonl").read_text().splitlines()) for name in left}
-    resumed = start_advl(*words[:-2])  # One after another, in the process itself.
-    code, messages = resumed.wait(), resumed.messages()
-    assert code == 0, messages
-    for steps in finished.values():
-        assert f"resumes at step {steps + 1} " in messages
-    for run in (file.parent for file in runs.glob("*/run.json")):
-        assert load_json(run / "result.json")["num_steps"] == 30
-        assert [record["step"] for record in metrics(run)] == list(range(30))
-        assert (run / "evaluation" / "val.json").exists()
-
-
-@pytest.mark.slow
-def test_trainings_in_threads_are_those_of_processes_of_their_own(small_corpus: Any, tmp_path: Path) -> None:
-    assert train_in_threads(small_corpus, tmp_path / "alone", tmp_path / "threads", offset=0.2, num_steps=4)
+    monkeypatch.chdir(tmp_path)
+    for number in range(30):
+        Image.new("RGB", (16, 16), (8 * number, 90, 30)).save(f"{number}.png")
+    rows = [
+        choice_row(number, split="train", image=f"{number % 30}.png", label=COLOURS[number % 5])
+        for number in range(60)
+    ]
+    write_json_lines(Path("mine.jsonl"), rows)
+    words = ("finetune", "--data", "mine.jsonl", "--student", "scenes-small", "--method", "plain", "--batch-size", 8)
+    words = (*words, "--student-option", *SMALL_WORDS, "--epochs", 4)
+    _, message = printed(capsys, *words, "--output", "held")
+    assert "a held-out tenth of the pictures (6 of 60 labels; --no-hold-out)" in message
+    assert load_json(Path("held/result.json"))["num_labelled"] == 54
+    _, message = printed(capsys, *words, "--no-hold-out", "--output", "all")
+    assert "val is not scored on the way: the data have no val" in message
+    assert load_json(Path("all/result.json"))["num_labelled"] == 60
+    _, message = printed(capsys, *words[:-2], "--num-steps", 5, "--output", "short")
+    assert "caution: 5 steps read 67 % of the 60 labels" in message
+    code, message = complaint(capsys, *words[:-2], "--num-steps", 5, "--no-hold-out", "--output", "no")
+    assert (code, "a fixed number of steps" in message) == (2, True)

@@ -1,4 +1,4 @@
-"""Processes: a place has one writer at a time, a signal stops a piece of work once, workers run no script again."""
+"""A place has one writer at a time, however the one before it ended."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from advl_pipeline.base.compute import peak_memory_bytes
 from advl_pipeline.base.errors import InUse
-from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.base.process_lock import process_lock
 
 HOLDER = """
@@ -108,66 +104,3 @@ def test_what_the_lock_file_holds_is_only_told_never_needed(tmp_path: Path) -> N
         path.write_text("not json", encoding="utf-8")
         with pytest.raises(InUse, match="only just begun"), process_lock(path, "this run"):
             raise AssertionError
-
-
-class LetGo:
-    """Is sent a signal while Python lets go of it, and drops whatever that raises."""
-
-    def __init__(self, number: signal.Signals) -> None:
-        self._number = number
-
-    def __del__(self) -> None:
-        signal.raise_signal(self._number)
-
-
-def work(number: signal.Signals) -> None:
-    with interruptible("The work", kept="all is kept"):
-        LetGo(number)
-        time.sleep(30)
-
-
-@pytest.mark.parametrize(("number", "named"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
-def test_a_signal_is_not_lost_where_python_lets_go_of_an_object(number: signal.Signals, named: str) -> None:
-    with pytest.raises(KeyboardInterrupt, match=f"The work was stopped by {named}"):
-        work(number)
-
-
-UNGUARDED = """
-from advl_pipeline.base.processes import worker_processes
-
-print("begun", flush=True)
-with worker_processes(2) as pool:
-    print(sum(pool.map(abs, range(-9, 0))))
-"""
-
-
-def test_a_script_without_a_main_guard_has_workers(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(UNGUARDED, encoding="utf-8")
-    run = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == "begun\n45\n"
-
-
-BLOCK_BYTES = 400_000_000
-PROGRAM = f"""
-import numpy as np
-from advl_pipeline.base.compute import forget_peak_memory, peak_memory_bytes
-
-begun = peak_memory_bytes()
-block = np.ones({BLOCK_BYTES} // 2, np.uint8)
-before = peak_memory_bytes()
-del block
-forget_peak_memory()
-print(begun, before, peak_memory_bytes())
-"""
-
-
-def test_the_peak_counts_what_was_held_and_not_what_the_parent_held() -> None:
-    block = np.ones(BLOCK_BYTES, np.uint8)
-    assert peak_memory_bytes() >= len(block)
-    printed = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True).stdout
-    begun, before, after = map(int, printed.split())
-    assert 1_000_000 < begun < len(block) // 2 <= before
-    if sys.platform == "linux":  # It alone lets a process forget its peak.
-        assert after < before - len(block) // 4
