@@ -132,8 +132,8 @@ def export_cache(config: ExportConfig) -> Iterator[Any]:
 
     result = run_cache_export(config)
     yield result
-    units = ", ".join(f"{count} {name} units" for name, count in result["num_units"].items())
-    click.echo(f"wrote {units}, {result['num_bytes'] / 1e6:.1f} MB, to {result['output']}")
+    units = ", ".join(f"{count} {name} units" for name, count in result.num_units.items())
+    click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
 
 
 @config_command(PushConfig, "push", group=cache, arguments=("cache", "repository"))
@@ -205,5 +205,5 @@ def prune(config: PruneConfig) -> Iterator[Any]:
     result = run_prune(config)
     yield result
     verb = "would remove" if config.dry_run else "removed"
-    removed = [str(config.cache) if name == "." else name for name in result["removed"]]
-    click.echo(f"{verb} {', '.join(removed) or 'nothing'} ({result['num_bytes'] / 1e6:.1f} MB)")
+    removed = [str(config.cache) if name == "." else name for name in result.removed]
+    click.echo(f"{verb} {', '.join(removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")

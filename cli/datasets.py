@@ -117,5 +117,5 @@ def subset(config: SubsetConfig) -> Iterator[Any]:
 
     result = run_subset(config, read_and_print(config.name, config.data_root))
     yield result
-    click.echo(f"{config.shots} questions, {len(result['example_ids'])} examples of {config.name} {config.split}")
+    click.echo(f"{config.shots} questions, {len(result.example_ids)} examples of {config.name} {config.split}")
     click.echo(f"written to {config.output}")

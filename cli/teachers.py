@@ -40,13 +40,9 @@ def print_teachers() -> Iterator[Any]:
     click.echo(f"{'name':<18} {'towers':<11} {'weights':<12} about")
     for summary in summaries:
         weights = (
-            "plug-in"
-            if summary["at_hand"] is None
-            else "at hand"
-            if summary["at_hand"]
-            else f"{summary['megabytes']} MB"
+            "plug-in" if summary.at_hand is None else "at hand" if summary.at_hand else f"{summary.megabytes} MB"
         )
-        click.echo(f"{summary['name']:<18} {', '.join(summary['modalities']):<11} {weights:<12} {summary['about']}")
+        click.echo(f"{summary.name:<18} {', '.join(summary.modalities):<11} {weights:<12} {summary.about}")
     for form, meaning in DOORS.items():
         click.echo(f"{form:<43} {meaning}")
 
@@ -65,17 +61,17 @@ def show_command(name: str) -> Iterator[Any]:
 
     details = show_teacher(name)
     yield details
-    summary = details["summary"]
-    click.echo(f"{summary['name']}: {summary['about']}")
-    click.echo(f"  source     {details['source']} ({summary['licence']})")
-    click.echo(f"  weights    {details['how_to_get'] or 'at hand'}")
-    click.echo(f"  global     {details['global_feature']}")
-    if details["long_texts"]:
-        click.echo(f"  long texts {details['long_texts']}")
-    for size in details["features"]:
-        stored = f"width {size['width']:>5}, {size['num_bytes']:>8} bytes per {size['per']} (float16)"
-        click.echo(f"  {size['feature']:<28} {stored}")
-    if not details["features"]:
+    summary = details.summary
+    click.echo(f"{summary.name}: {summary.about}")
+    click.echo(f"  source     {details.source} ({summary.licence})")
+    click.echo(f"  weights    {details.how_to_get or 'at hand'}")
+    click.echo(f"  global     {details.global_feature}")
+    if details.long_texts:
+        click.echo(f"  long texts {details.long_texts}")
+    for size in details.features:
+        stored = f"width {size.width:>5}, {size.num_bytes:>8} bytes per {size.per} (float16)"
+        click.echo(f"  {size.feature:<28} {stored}")
+    if not details.features:
         click.echo(f"  sizes are known once it is opened: advl teachers check {name}")
 
 
@@ -95,14 +91,14 @@ def check_command(config: CheckTeacherConfig) -> Iterator[Any]:
     from advl_pipeline.teachers.teacher_check import run_check_teacher
 
     result = run_check_teacher(config)
-    exit_with(0 if result["is_good"] else 1)
+    exit_with(0 if result.is_good else 1)
     yield result
-    for tower in result["towers"]:
-        click.echo(f"{result['name']}, {tower['modality']} tower: parameters {tower['parameters'][:16]}")
-        click.echo(f"  widths             {tower['global_dim']} global, {tower['token_dim']} tokens")
-        click.echo(f"  largest value      {tower['largest_value']:.4g} (float16 holds 65504)")
-        click.echo(f"  batch invariance   {tower['batch_difference']:.1e} of the largest value")
-        click.echo(f"  speed here         {tower['units_per_second']:.1f} units/s")
-        for problem in tower["problems"]:
+    for tower in result.towers:
+        click.echo(f"{result.name}, {tower.modality} tower: parameters {tower.parameters[:16]}")
+        click.echo(f"  widths             {tower.global_dim} global, {tower.token_dim} tokens")
+        click.echo(f"  largest value      {tower.largest_value:.4g} (float16 holds 65504)")
+        click.echo(f"  batch invariance   {tower.batch_difference:.1e} of the largest value")
+        click.echo(f"  speed here         {tower.units_per_second:.1f} units/s")
+        for problem in tower.problems:
             click.echo(f"  problem: {problem}")
-    click.echo("good" if result["is_good"] else "not good")
+    click.echo("good" if result.is_good else "not good")

@@ -46,8 +46,18 @@ _UNITS_AT_ONCE = 4096
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def run_cache_export(config: ExportConfig) -> dict[str, Any]:
-    """Export a cache's features to another format, and return a summary.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheExport:
+    """The files of an exported cache and their size; `num_units` is by modality."""
+
+    output: Path
+    files: tuple[str, ...]
+    num_units: Mapping[str, int]
+    num_bytes: int
+
+
+def run_cache_export(config: ExportConfig) -> CacheExport:
+    """Export a cache's features to another format.
 
     The export has the id, global feature, token rows, lengths and character spans of every unit that is not
     quarantined.
@@ -64,12 +74,12 @@ def run_cache_export(config: ExportConfig) -> dict[str, Any]:
     with replacing(config.output, SafetensorError) as partial:
         writers[config.to](cache, partial)
     files = [config.output] if config.output.is_file() else sorted(config.output.iterdir())
-    return {
-        "output": config.output,
-        "files": [path.name for path in files],
-        "num_units": {name: len(store) for name, store in cache.stores().items()},
-        "num_bytes": sum(path.stat().st_size for path in files),
-    }
+    return CacheExport(
+        output=config.output,
+        files=tuple(path.name for path in files),
+        num_units={name: len(store) for name, store in cache.stores().items()},
+        num_bytes=sum(path.stat().st_size for path in files),
+    )
 
 
 def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
@@ -223,10 +233,17 @@ def run_info(config: InfoConfig) -> CacheInfo:
     )
 
 
-def run_prune(config: PruneConfig) -> dict[str, Any]:
-    """Remove sets of confidences, leftovers of stopped runs in a complete cache, or the cache itself.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheRemoval:
+    """The folders of a cache that were removed or, in a dry run, would be; "." is the cache itself."""
 
-    Return what was removed or, in a dry run, would be removed.
+    path: Location
+    removed: tuple[str, ...]
+    num_bytes: int
+
+
+def run_prune(config: PruneConfig) -> CacheRemoval:
+    """Remove sets of confidences, leftovers of stopped runs in a complete cache, or the cache itself.
 
     Raises:
         ConfigError: there is no cache.
@@ -255,10 +272,10 @@ def run_prune(config: PruneConfig) -> dict[str, Any]:
                         where=store.where(min(left)),
                         next_command=again("see who may write there, then run the same command again"),
                     )
-        return {"path": config.cache, "removed": ["."], "num_bytes": _size(sizes)}
+        return CacheRemoval(path=config.cache, removed=(".",), num_bytes=_size(sizes))
     keys = [*(committed_keys(sizes) if config.all_confidences else []), *unfinished_keys(sizes)]
     has_leftovers = COMPLETE_RECORD in sizes and any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
-    folders = [f"confidence/{key}" for key in keys] + ([WORK_FOLDER] if has_leftovers else [])
+    folders = (*(f"confidence/{key}" for key in keys), *((WORK_FOLDER,) if has_leftovers else ()))
     if not config.dry_run:
         for key in keys:
             remove_confidence(store, key)
@@ -267,7 +284,7 @@ def run_prune(config: PruneConfig) -> dict[str, Any]:
                 clear_work(store)
     below = tuple(f"{folder}/" for folder in folders)
     num_bytes = _size({name: size for name, size in sizes.items() if name.startswith(below)})
-    return {"path": config.cache, "removed": folders, "num_bytes": num_bytes}
+    return CacheRemoval(path=config.cache, removed=folders, num_bytes=num_bytes)
 
 
 def _size(sizes: Mapping[str, int]) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from advl_pipeline.base.configuration import to_plain
 from advl_pipeline.base.errors import AdvlError, DatasetError, unknown_name
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.packages import missing_data
@@ -110,7 +111,18 @@ def _check_split(config: CheckConfig, spec: DatasetSpec, split: str, progress: b
     )
 
 
-def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subset:
+    """A low-shot subset, as its file has it: the examples of `shots` questions that a seed draws from a split."""
+
+    dataset: str
+    split: str
+    shots: int
+    seed: int
+    example_ids: tuple[str, ...]
+
+
+def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> Subset:
     """Draw a low-shot subset and write its ids.
 
     Args:
@@ -123,14 +135,14 @@ def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> dict[st
     require_outputs(config)
     spec = spec or find_dataset(config.name, config.data_root)
     dataset = open_split(spec, config.split, data_root=config.data_root)
-    subset = {
-        "dataset": dataset.identity_name,
-        "split": config.split,
-        "shots": config.shots,
-        "seed": config.seed,
-        "example_ids": nested_subset(dataset, config.shots, config.seed),
-    }
-    write_id_list(config.output, subset)
+    subset = Subset(
+        dataset=dataset.identity_name,
+        split=config.split,
+        shots=config.shots,
+        seed=config.seed,
+        example_ids=nested_subset(dataset, config.shots, config.seed),
+    )
+    write_id_list(config.output, to_plain(subset))
     return subset
 
 

@@ -117,7 +117,7 @@ def _teacher(cache: Mapping[str, Any]) -> dict[str, str]:
     identity = cache["identity"]
     name = str(identity["teacher"]["name"])
     try:
-        licence = str(show_teacher(name)["summary"]["licence"])
+        licence = show_teacher(name).summary.licence
     except ConfigError:
         licence = ""
     provenance = Path(cache["path"]) / PROVENANCE_FILE

@@ -257,22 +257,56 @@ def card_of(name: str) -> TeacherCard | None:
     return plugin.card if plugin else None
 
 
-def list_teachers() -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherSummary:
+    """An entry of the list of teachers. `at_hand`: its weights are on this machine; None if only a plug-in knows."""
+
+    name: str
+    at_hand: bool | None = None
+    modalities: tuple[str, ...] = ()
+    megabytes: int = 0
+    licence: str = ""
+    about: str = "plug-in"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureSize:
+    """The width of an array of a cache, and its bytes per unit, such as per "picture"."""
+
+    feature: str
+    width: int
+    num_bytes: int
+    per: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherDetails:
+    """The metadata of a teacher and the features it would extract.
+
+    `features` is empty if they are known only after the teacher is opened, `how_to_get` if its weights are at hand.
+    """
+
+    summary: TeacherSummary
+    source: str
+    global_feature: str
+    long_texts: str
+    features: tuple[FeatureSize, ...]
+    how_to_get: str
+
+
+def list_teachers() -> list[TeacherSummary]:
     """Return one entry per named teacher, plug-ins last; the entry of an unusable teacher says so."""
     lines = []
     for name in known_names():
         try:
             lines.append(_summary(name, card_of(name)))
         except ConfigError as error:
-            lines.append(_summary(name, None) | {"about": error.what})
+            lines.append(TeacherSummary(name=name, about=error.what))
     return lines
 
 
-def show_teacher(name: str) -> dict[str, Any]:
-    """Return the metadata of a teacher, by any name that opens one, and the features it would extract.
-
-    `features` are the arrays of a cache: their width and the bytes per unit. It is empty if they are known only
-    after the teacher is opened.
+def show_teacher(name: str) -> TeacherDetails:
+    """Return the metadata of a teacher, by any name that opens one.
 
     Raises:
         ConfigError: the name is unknown; similar ones are listed.
@@ -293,30 +327,40 @@ def show_teacher(name: str) -> dict[str, Any]:
         )
     summary = _summary(name, card)
     if seed is not None:
-        summary["about"] = f"random weights (control): {summary['about']}"
+        summary = dataclasses.replace(summary, about=f"random weights (control): {summary.about}")
     if card is None:
-        placeholders = dict.fromkeys(("global_feature", "long_texts"), "as the plug-in has it")
-        source = f"plug-in {teacher_plugins()[inner].value}"
-        return {"summary": summary, "source": source, **placeholders, "features": [], "how_to_get": ""}
+        return TeacherDetails(
+            summary=summary,
+            source=f"plug-in {teacher_plugins()[inner].value}",
+            global_feature="as the plug-in has it",
+            long_texts="as the plug-in has it",
+            features=(),
+            how_to_get="",
+        )
     plugin = described(card.name)
     windows = f"{card.max_length} word pieces" if card.max_length else "the model's longest input"
     how_to_get = f"fetched when first used; or: hf download {card.repository} --local-dir DIR, then --weights DIR"
-    return {
-        "summary": summary,
-        "source": f"{card.source}: {card.source_id}",
-        "global_feature": card.global_feature or "by the model's type, known once it is opened",
-        "long_texts": f"overlapping windows of {windows}, nothing is cut" if "text" in card.modalities else "",
-        "features": _sizes(card),
-        "how_to_get": "" if summary["at_hand"] else plugin.how_to_get if plugin else how_to_get,
-    }
+    return TeacherDetails(
+        summary=summary,
+        source=f"{card.source}: {card.source_id}",
+        global_feature=card.global_feature or "by the model's type, known once it is opened",
+        long_texts=f"overlapping windows of {windows}, nothing is cut" if "text" in card.modalities else "",
+        features=_sizes(card),
+        how_to_get="" if summary.at_hand else plugin.how_to_get if plugin else how_to_get,
+    )
 
 
-def _summary(name: str, card: TeacherCard | None) -> dict[str, Any]:
-    """Return an entry of the list. `at_hand`: the weights are on this machine; None if only a plug-in knows."""
+def _summary(name: str, card: TeacherCard | None) -> TeacherSummary:
     if card is None:
-        return {"name": name, "modalities": (), "at_hand": None, "megabytes": 0, "licence": "", "about": "plug-in"}
-    facts = {key: getattr(card, key) for key in ("modalities", "megabytes", "licence", "about")}
-    return {"name": name, "at_hand": is_teacher_at_hand(card), **facts}
+        return TeacherSummary(name=name)
+    return TeacherSummary(
+        name=name,
+        at_hand=is_teacher_at_hand(card),
+        modalities=card.modalities,
+        megabytes=card.megabytes,
+        licence=card.licence,
+        about=card.about,
+    )
 
 
 def is_teacher_at_hand(card: TeacherCard) -> bool:
@@ -329,7 +373,7 @@ def is_teacher_at_hand(card: TeacherCard) -> bool:
     return is_at_hand(card.repository)
 
 
-def _sizes(card: TeacherCard) -> list[dict[str, Any]]:
+def _sizes(card: TeacherCard) -> tuple[FeatureSize, ...]:
     rows, columns = card.grid_shape
     sizes = [
         ("image global", card.image_dim, 1, "picture"),
@@ -338,13 +382,13 @@ def _sizes(card: TeacherCard) -> list[dict[str, Any]]:
         ("text global", card.text_dim, 1, "text"),
         ("text tokens", card.token_dim, 1, "word piece"),
     ]
-    return [
-        {
-            "feature": feature,
-            "width": width,
-            "num_bytes": width * number * BYTES_PER_VALUE + (BYTES_PER_SPAN if per == "word piece" else 0),
-            "per": per,
-        }
+    return tuple(
+        FeatureSize(
+            feature=feature,
+            width=width,
+            num_bytes=width * number * BYTES_PER_VALUE + (BYTES_PER_SPAN if per == "word piece" else 0),
+            per=per,
+        )
         for feature, width, number, per in sizes
         if width
-    ]
+    )

