@@ -40,7 +40,7 @@ from advl_pipeline.training.landmarks.word_estimate import WordSearch
 from advl_pipeline.training.process_group import gather_rows
 from advl_pipeline.training.signals.controls import NO_CONTROL, Shuffled
 from advl_pipeline.training.signals.stored_signals import SignalSource
-from advl_pipeline.training.signals.teacher_features import TeacherFeatures, cached_teacher, word_means
+from advl_pipeline.training.signals.teacher_features import cached_teacher
 from advl_pipeline.training.step import LossTerms
 from advl_pipeline.training.targets import TaskTargets
 
@@ -170,28 +170,23 @@ class RelationalDistillation(nn.Module):
             raise ConfigError("Distillation needs caches, one of each teacher.", where=", ".join(map(str, caches)))
         by_id = {unit.unit_id: unit.text for unit in map(_text_unit, texts)}
         control = Shuffled(seed) if shuffle_teachers else NO_CONTROL
-        judges: list[TeacherFeatures] = []
-        teachers: list[TeacherFeatures] = []
         for cache in opened:
             require_trustworthy(cache)
-            teacher = cached_teacher(cache)
             if cache.text is not None:
                 with _naming(texts):
                     cache.text.token_lengths(list(by_id))
-            for collected, features in ((judges, teacher), (teachers, control.features(teacher))):
-                if cache.keeps_some_texts and features.text is not None:
-                    features = replace(features, word_means=word_means(features.text, by_id))
-                collected.append(features)
+        cached = [cached_teacher(cache) for cache in opened]
         known = KnownWords()
         if isinstance(known_words, Mapping):
             known = KnownWords(counts=known_words)
         elif known_words is not None:
             known = read_known_words(Path(known_words))
         self._settings = DistillationSettings(adapt_objective="distil-only", anchor_weight=anchor_weight)
-        self._source = SignalSource(teachers, prior=fit_word_prior(texts), known=known)
+        learned = [control.features(teacher).serving(by_id) for teacher in cached]
+        self._source = SignalSource(learned, prior=fit_word_prior(texts), known=known)
         if start is not None and not known.is_given:
             self._source = replace(self._source, known=self._estimate_words(start()))
-        self._judge = replace(self._source, teachers=judges)
+        self._judge = replace(self._source, teachers=[teacher.serving(by_id) for teacher in cached])
         landmarks = FoundLandmarks()
         if start is not None and self._source.known.is_given:
             landmarks = self._find_landmarks(start())

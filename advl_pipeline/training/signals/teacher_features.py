@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -178,7 +178,8 @@ class TeacherFeatures:
 
     `image_places` are the places of its picture token features: the dataset's boxes, or a grid; None if there are no
     such features or their places are unknown. Of words it may store only those with the highest prior, or only those
-    of candidates without the preceding text. `word_means` serve words of texts without rows.
+    of candidates without the preceding text. With `keeps_some_texts` only some texts have rows of words, and
+    `word_means` serve the words of the others.
     """
 
     name: str
@@ -186,7 +187,14 @@ class TeacherFeatures:
     text: UnitFeatures | None
     image_places: Literal["boxes"] | TeacherGrid | None
     aligned: bool
+    keeps_some_texts: bool = False
     word_means: WordMeans | None = None
+
+    def serving(self, texts: Mapping[str, str]) -> TeacherFeatures:
+        """Return it with the means of words for those of the texts (unit id -> text) that have no rows."""
+        if not self.keeps_some_texts or self.text is None:
+            return self
+        return replace(self, word_means=word_means(self.text, texts))
 
     @property
     def sees_words(self) -> bool:
@@ -216,5 +224,10 @@ def cached_teacher(*caches: TeacherCache) -> TeacherFeatures:
         )
     )
     return TeacherFeatures(
-        name=teacher["name"], image=image, text=text, image_places=places, aligned=teacher["aligned"]
+        name=teacher["name"],
+        image=image,
+        text=text,
+        image_places=places,
+        aligned=teacher["aligned"],
+        keeps_some_texts=any(cache.keeps_some_texts for cache in caches),
     )

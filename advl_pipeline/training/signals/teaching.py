@@ -33,13 +33,8 @@ from advl_pipeline.training.landmarks.word_estimate import WordEstimate, estimat
 from advl_pipeline.training.process_group import computed_by_first
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals.confidences import find_confidences
-from advl_pipeline.training.signals.controls import control_of
 from advl_pipeline.training.signals.stored_signals import SignalSource
-from advl_pipeline.training.signals.teacher_features import (
-    TeacherFeatures,
-    cached_teacher,
-    word_means,
-)
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures, cached_teacher
 
 NUM_PICTURES = 64
 """Number of sampled pictures."""
@@ -131,7 +126,7 @@ def open_teaching(
     Raises:
         CorruptCache: a damaged cache. ConfigError: teachers or options contradict each other.
     """
-    opened = _open_sources(run, teachers, inputs)
+    opened = _open_sources(run, start, teachers, inputs)
     if opened is None:
         answers = find_answers(run, start, FoundLandmarks(), inputs)
         return Teaching(answers=answers)
@@ -168,7 +163,7 @@ def open_teaching(
 
 
 def _open_sources(
-    run: Run, teachers: Sequence[Sequence[TeacherCache]], inputs: Inputs
+    run: Run, start: StudentAtStart, teachers: Sequence[Sequence[TeacherCache]], inputs: Inputs
 ) -> tuple[SignalSource, SignalSource] | None:
     """Return the teachers' signals, and those of the original teachers.
 
@@ -188,17 +183,9 @@ def _open_sources(
         for candidate in inputs.adapt_dataset[index].candidates
     ]
     texts = {candidate.text_unit.unit_id: candidate.text for candidate in candidates}
-    control = control_of(config)
-    learned: list[TeacherFeatures] = []
-    judges: list[TeacherFeatures] = []
-    for of_teacher in zip(*teachers, strict=True):
-        cached = cached_teacher(*of_teacher)
-        for collected, teacher in ((learned, control.features(cached)), (judges, cached)):
-            if any(cache.keeps_some_texts for cache in of_teacher) and teacher.text is not None:
-                # Only some texts have rows; words of the others get their means.
-                teacher = replace(teacher, word_means=word_means(teacher.text, texts))
-            collected.append(teacher)
-    control.require(judges, config)
+    cached = [cached_teacher(*of_teacher) for of_teacher in zip(*teachers, strict=True)]
+    learned = [start.control.features(teacher).serving(texts) for teacher in cached]
+    start.control.require(cached, config)
     source = SignalSource(
         learned,
         prior=fit_word_prior(candidate.text for candidate in candidates),
@@ -206,7 +193,7 @@ def _open_sources(
         if config.known_words is None
         else read_known_words(config.known_words),
     )
-    return source, replace(source, teachers=judges)
+    return source, replace(source, teachers=[teacher.serving(texts) for teacher in cached])
 
 
 def choose_vision_targets(
