@@ -20,6 +20,7 @@ from advl_pipeline.datasets.index import open_index
 from advl_pipeline.datasets.lowshot import question_order
 from advl_pipeline.datasets.own.sources import find_source
 from advl_pipeline.runs.results import read_config
+from advl_pipeline.students.known_words import recorded_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.inputs import open_run_inputs
 from advl_pipeline.training.resolved import resolve_method, resolve_run
@@ -27,6 +28,7 @@ from advl_pipeline.training.resolved import resolve_method, resolve_run
 OF_DATA = (known_card, find_source, open_index)
 OPENERS: tuple[Callable[..., Any], ...] = (
     *(*OF_DATA, open_cache, open_run_inputs, question_order, resolve_method, resolve_run, read_config, build_student),
+    recorded_words,
 )
 
 
@@ -64,15 +66,15 @@ def test_each_command_opens_each_thing_once(
     method = {"open_run_inputs", "question_order", "resolve_method", "resolve_run"}
     commands = {
         ("extract", "--teacher", "minilm-l6", "--data", "mine.jsonl", "--confidence-folds", 2): (
-            data | {"open_cache", "build_student"}
+            data | {"open_cache", "build_student", "recorded_words"}
         ),
         ("finetune", "--data", "mine.jsonl", "--cache", cache, "--output", run, *student, *short): (
-            data | method | {"open_cache", "build_student"}
+            data | method | {"open_cache", "build_student", "recorded_words"}
         ),
         ("evaluate", run, "--on", "test", "--on", "val"): data | {"read_config", "build_student"},
         ("predict", run, "--on", "test", "--output", "predicted.csv"): data | {"read_config", "build_student"},
         ("readout", run, "--cache", cache, "--data", "mine.jsonl"): data
-        | {"open_cache", "build_student", "read_config"},
+        | {"open_cache", "build_student", "read_config", "recorded_words"},
     }
     for words, opened in commands.items():
         counts.clear()

@@ -8,7 +8,7 @@ from typing import Any
 from advl_pipeline.base.configuration import changed_options, config_to_dict, options_without, recorded_options
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.students.known_words import ESTIMATE, recorded_words
+from advl_pipeline.students.known_words import ESTIMATE
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.config import SCHEMA, FinetuneConfig, TrainingSettings
 from advl_pipeline.training.inputs import Inputs, dataset_identity
@@ -71,11 +71,7 @@ def run_record(
         more["num_steps"] = run.settings.num_steps
     if run.method.num_adapt_steps not in (0, adapt_steps(config)):
         more["adapt_steps"] = run.method.num_adapt_steps
-    if (
-        run.method.reads_words
-        and config.known_words is None
-        and not recorded_words(config.init, student=config.student).is_given
-    ):
+    if run.method.reads_words and not run.known.is_given:
         more["estimated_words"] = ESTIMATE
     if run.stops_early and isinstance(validation, Validation) and validation.dataset is not dataset:
         more["val"] = dataset_identity(validation.dataset)

@@ -23,6 +23,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.stored_inputs.region_caches import open_region_caches
+from advl_pipeline.students.known_words import read_known_words, recorded_words
 from advl_pipeline.students.registry import require_student
 from advl_pipeline.students.weight_files import is_on_hub, located, pinned_init, required_weights
 from advl_pipeline.training.caches import check_teachers, open_caches
@@ -125,6 +126,13 @@ def prepare_finetune(
         pinned = pinned_init(begun_with, config.student)
         config = replace(config, init=pinned)
         run = replace(run, config=replace(run.config, init=located(pinned)))
+    if method.reads_words:
+        known = (
+            recorded_words(run.config.init, student=config.student)
+            if config.known_words is None
+            else read_known_words(config.known_words)
+        )
+        run = replace(run, known=known)
     prepared = PreparedFinetune(
         given=config,
         command=command_of(config, facts),

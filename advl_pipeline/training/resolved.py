@@ -15,12 +15,13 @@ the method; this is how ablations are named.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from advl_pipeline.base.configuration import option_values
 from advl_pipeline.base.errors import ConfigError, advise, ineffective
 from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.words import KnownWords
 from advl_pipeline.distillation.settings import ADAPT_STEPS, DistillationSettings
 from advl_pipeline.training.config import DEFAULT_EPOCHS, MOST_EPOCHS, FinetuneConfig, TrainingSettings
 from advl_pipeline.training.recipes import (
@@ -37,6 +38,7 @@ class Run:
 
     `settings` contains the hyperparameters with their origins; `method` says how the teachers are used.
     `world_size` is the number of training processes. `stops_early` says that the run may end before its last step.
+    `known` are the words that the student's pretraining taught, by a list or a record, for a method that reads them.
     """
 
     config: FinetuneConfig
@@ -45,6 +47,7 @@ class Run:
     method: ResolvedMethod
     world_size: int = 1
     stops_early: bool = False
+    known: KnownWords = field(default_factory=KnownWords)
 
     @property
     def num_steps(self) -> int:

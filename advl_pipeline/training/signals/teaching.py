@@ -23,7 +23,6 @@ from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import VisionTarget
 from advl_pipeline.students.interface import PlaceKind, Student
-from advl_pipeline.students.known_words import read_known_words, recorded_words
 from advl_pipeline.training.batch_order import inputs_visited
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.landmarks.bridge import TeacherAnswers, find_answers
@@ -172,7 +171,6 @@ def _open_sources(
     Raises:
         CorruptCache: a damaged cache. ConfigError: teachers or options contradict each other.
     """
-    config = run.config
     if not run.method.reads_words:
         return None
     for cache in chain.from_iterable(teachers):
@@ -185,14 +183,9 @@ def _open_sources(
     texts = {candidate.text_unit.unit_id: candidate.text for candidate in candidates}
     cached = [cached_teacher(*of_teacher) for of_teacher in zip(*teachers, strict=True)]
     learned = [start.control.features(teacher).serving(texts) for teacher in cached]
-    start.control.require(cached, config)
-    source = SignalSource(
-        learned,
-        prior=fit_word_prior(candidate.text for candidate in candidates),
-        known=recorded_words(config.init, student=config.student)
-        if config.known_words is None
-        else read_known_words(config.known_words),
-    )
+    start.control.require(cached, run.config)
+    prior = fit_word_prior(candidate.text for candidate in candidates)
+    source = SignalSource(learned, prior=prior, known=run.known)
     return source, replace(source, teachers=[teacher.serving(texts) for teacher in cached])
 
 
