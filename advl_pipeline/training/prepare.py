@@ -59,9 +59,9 @@ class PreparedFinetune:
     region_caches: Sequence[TeacherCache]
     begun: Mapping[str, Any] | None = None
 
-    def identity(self, run: Run) -> Mapping[str, Any]:
-        """Return the identity of the run, given with its precision (`run_record`)."""
-        return self.begun or run_record(run, self.inputs, self.caches, self.region_caches, self.validation)
+    def identity(self) -> Mapping[str, Any]:
+        """Return the identity of the run (`run_record`); its precision counts, so resolve it first."""
+        return self.begun or run_record(self.run, self.inputs, self.caches, self.region_caches, self.validation)
 
 
 def prepare_finetune(
@@ -146,6 +146,6 @@ def prepare_finetune(
         region_caches=region_caches,
     )
     if config.resume and folder.identity.is_file():
-        prepared = replace(prepared, begun=prepared.identity(run))
-        folder.require_same_run(prepared.identity(run))
+        prepared = replace(prepared, begun=prepared.identity())
+        folder.require_same_run(prepared.identity())
     return prepared

@@ -62,7 +62,7 @@ from advl_pipeline.training.loop import run_stage
 from advl_pipeline.training.optimiser import bytes_by_part
 from advl_pipeline.training.prepare import PreparedFinetune
 from advl_pipeline.training.process_group import start_processes, together
-from advl_pipeline.training.resolved import Run, adapt_steps
+from advl_pipeline.training.resolved import adapt_steps
 from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
 from advl_pipeline.training.signals.teaching import Teaching, open_teaching
@@ -109,11 +109,10 @@ def run_finetune(prepared: PreparedFinetune) -> FinetuneResult:
 class _Session:
     """The training of a prepared run in this process, from `began` on (`time.perf_counter`).
 
-    `run` has the device and the precision that this process computes with.
+    The options of `prepared.run` have the device and the precision that this process computes with.
     """
 
     prepared: PreparedFinetune
-    run: Run
     began: float
     accelerator: Accelerator
     identity: Mapping[str, Any]
@@ -122,7 +121,7 @@ class _Session:
     def finished(self) -> FinetuneResult | None:
         """Return the result if the folder has a finished run with this configuration, and its student."""
         folder = self.prepared.folder
-        if not self.run.config.resume or names.lacks_student(folder.path):
+        if not self.prepared.run.config.resume or names.lacks_student(folder.path):
             return None
         summary = folder.read_result()
         return None if summary is None else self.result(summary)
@@ -152,7 +151,7 @@ class _Opened:
 
 def _finetune(session: _Session, held: ExitStack) -> FinetuneResult:
     folder, accelerator = session.prepared.folder, session.accelerator
-    resumes, is_main = session.run.config.resume, accelerator.is_main_process
+    resumes, is_main = session.prepared.run.config.resume, accelerator.is_main_process
     if resumes:
         folder.require_same_run(session.identity)
         if (finished := session.finished()) is not None:
@@ -184,25 +183,25 @@ def _begin_session(prepared: PreparedFinetune, held: ExitStack) -> _Session:
     """Resolve the device and the precision of a run, and start its processes."""
     began = time.perf_counter()
     forget_peak_memory()
-    run = replace(prepared.run, config=resolved(prepared.run.config))
+    config = resolved(prepared.run.config)
+    prepared = replace(prepared, run=replace(prepared.run, config=config))
     held.enter_context(one_training())
-    held.enter_context(one_order(run.config.deterministic))
-    accelerator = start_processes(run.config.device, run.config.mixed_precision)
+    held.enter_context(one_order(config.deterministic))
+    accelerator = start_processes(config.device, config.mixed_precision)
     held.enter_context(together(accelerator))
     return _Session(
         prepared=prepared,
-        run=run,
         began=began,
         accelerator=accelerator,
-        identity=prepared.identity(run),
+        identity=prepared.identity(),
         multiplies_in_tf32=allow_tf32(accelerator.device),
     )
 
 
 def _open(session: _Session) -> _Opened:
     """Build the student, its heads and its training signals besides labels."""
-    prepared, run, accelerator = session.prepared, session.run, session.accelerator
-    config, inputs = run.config, prepared.inputs
+    prepared, accelerator = session.prepared, session.accelerator
+    run, config, inputs = prepared.run, prepared.run.config, prepared.inputs
     student = build_finetune_student(run)
     teachers = [cache.teacher_name for cache in prepared.caches]
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init, teachers=teachers)
@@ -228,13 +227,13 @@ def _open(session: _Session) -> _Opened:
         order=order,
         reads=reads,
         origins=origins,
-        notes=[*_length_lines(run, prepared), *reads.lines(), *stored, *teaching.lines()],
+        notes=[*_length_lines(prepared), *reads.lines(), *stored, *teaching.lines()],
     )
 
 
-def _length_lines(run: Run, prepared: PreparedFinetune) -> list[str]:
+def _length_lines(prepared: PreparedFinetune) -> list[str]:
     """Return lines about the steps of a run: whether they are few, and by what it is scored and ends."""
-    validation = prepared.validation
+    run, validation = prepared.run, prepared.validation
     epochs, num_steps = run.settings.epochs, run.settings.num_steps
     lines = []
     if epochs is not None and epochs < 1:
@@ -255,8 +254,8 @@ def _length_lines(run: Run, prepared: PreparedFinetune) -> list[str]:
 def _begin(opened: _Opened) -> None:
     """Write the description of the run to its folder, and print it."""
     session, teaching = opened.session, opened.teaching
-    prepared, run = session.prepared, session.run
-    config, folder = run.config, prepared.folder
+    prepared = session.prepared
+    run, config, folder = prepared.run, prepared.run.config, prepared.folder
     step_line = run.settings.step_line(session.accelerator.num_processes)
     held_in, parts = base_dtype(opened.start.student, config), bytes_by_part(run.settings, opened.model)
     described = {
@@ -315,9 +314,8 @@ def _memory_line(held_in: str, parts: Mapping[str, int]) -> str:
 
 def _train(opened: _Opened) -> int:
     """Take the remaining steps; return the number of the first one."""
-    session, model = opened.session, opened.model
-    run, accelerator = session.run, session.accelerator
-    config, folder, inputs = run.config, session.prepared.folder, session.prepared.inputs
+    prepared, accelerator, model = opened.session.prepared, opened.session.accelerator, opened.model
+    run, config, folder, inputs = prepared.run, prepared.run.config, prepared.folder, prepared.inputs
     model.to(accelerator.device)
     checkpoint = load_checkpoint(folder.checkpoint)
     done = checkpoint[0] if checkpoint else 0
@@ -338,7 +336,7 @@ def _train(opened: _Opened) -> int:
     # Before a checkpoint is restored, the student still has its pretrained weights.
     before = readout()
     stopping = None
-    validation = opened.session.prepared.validation
+    validation = prepared.validation
     if run.stops_early and isinstance(validation, Validation):
         stopping = EarlyStopping(model, num_examples=len(validation.positions))
     if checkpoint:
@@ -434,8 +432,8 @@ def _validator(opened: _Opened) -> Callable[[int], dict[str, float]] | None:
 
 
 def _batch_maker(opened: _Opened, stage: Stage) -> Callable[[range], Iterator[Sent]]:
-    session = opened.session
-    run, inputs, accelerator = session.run, session.prepared.inputs, session.accelerator
+    prepared, accelerator = opened.session.prepared, opened.session.accelerator
+    run, inputs = prepared.run, prepared.inputs
     ids, dataset = inputs.dataset.example_ids, inputs.dataset
     arguments: dict[str, Any] = {"num_workers": num_threads(run.config.num_workers), "device": accelerator.device}
     if stage == "finetune":
@@ -460,7 +458,7 @@ def _end_run(opened: _Opened, *, first_step: int) -> None:
         first_step: first step of this session; earlier sessions took the steps before it.
     """
     session, model, source = opened.session, opened.model, opened.teaching.source
-    prepared, run = session.prepared, session.run
+    prepared, run = session.prepared, session.prepared.run
     config, folder, inputs, base = run.config, prepared.folder, prepared.inputs, prepared.given.init
     updates = lora_settings(model.student, config)
     # The updates refer to their base by the name that the user gave it.

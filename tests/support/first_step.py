@@ -39,7 +39,7 @@ def first_terms(config: FinetuneConfig) -> dict[str, float]:
     """Return every loss term of the first batch of each method step."""
     opened = open_run(config)
     model, means = opened.model, dict[str, float]()
-    for stage, num_steps in (("adapt", opened.session.run.method.num_adapt_steps), ("finetune", 1)):
+    for stage, num_steps in (("adapt", opened.session.prepared.run.method.num_adapt_steps), ("finetune", 1)):
         if not num_steps:
             continue
         if stage == "finetune" and model.remembered is not None:

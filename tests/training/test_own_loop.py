@@ -157,11 +157,11 @@ def test_a_trainer_s_loop_has_the_losses_of_every_step_of_finetune(small_corpus:
             losses.append({name: value.item() for name, value in terms.raw.items()})
             return {"loss": terms.total}
 
-    order = order_inputs(opened.session.run, inputs, rank=0)
+    order = order_inputs(opened.session.prepared.run, inputs, rank=0)
     rows = [inputs.adapt[at] for step in range(5) for batch in order.micro_batches(step) for at in batch]
     arguments = TrainingArguments(
         str(tmp_path / "trained"),
-        per_device_train_batch_size=opened.session.run.settings.batch_size,
+        per_device_train_batch_size=opened.session.prepared.run.settings.batch_size,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         max_steps=5,

@@ -339,7 +339,7 @@ def test_the_adapt_stage_on_few_inputs_of_your_own_ends_after_fifty_passes(tmp_p
             dataset=str(data), output=output, student="scenes-small", method="plain-two-step", **options
         )
         prepared = prepare_finetune(config, scores_val=scores_val)
-        recorded = prepared.identity(prepared.run)
+        recorded = prepared.identity()
         return prepared.run.method.num_adapt_steps, recorded.get("adapt_steps")
 
     # 64 texts a step are 16 questions of four choices.
