@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch
+from advl_pipeline.base.errors import Advice, ConfigError, IdentityMismatch, advise
 from advl_pipeline.cache.identity import difference_table, differences, extract_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Dataset, Example
@@ -15,7 +15,7 @@ from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.stored_inputs.region_caches import other_option
 from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
-from advl_pipeline.training.inputs import Inputs, cache_of_split, dataset_identity
+from advl_pipeline.training.inputs import Inputs, dataset_identity
 
 
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:
@@ -36,13 +36,13 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
 def check_teachers(
     caches: Sequence[TeacherCache], inputs: Inputs, config: FinetuneConfig, settings: DistillationSettings
 ) -> list[list[TeacherCache]]:
-    """Refuse teacher caches without the features that a run reads; return them as `cache_of_split` does.
+    """Refuse teacher caches without the features that a run reads; return them by split (`_by_split`).
 
     Raises:
         IdentityMismatch: a cache of another dataset, split or setting, or of a part. ConfigError: a cache of other
             words.
     """
-    by_split = cache_of_split(caches, inputs.splits)
+    by_split = _by_split(caches, inputs.splits)
     for split, of_split in zip(inputs.splits, by_split, strict=True):
         check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
         _check_selection(of_split, settings)
@@ -50,6 +50,34 @@ def check_teachers(
         seen = sorted({*inputs.labelled, *inputs.seen}) if sees_some else range(len(split))
         _check_part(of_split, split, seen, config)
     return by_split
+
+
+def _by_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) -> list[list[TeacherCache]]:
+    """Return the caches of each split, in the order of the first split's teachers.
+
+    A cache of an unused dataset or split counts as one of the first split, whose check refuses it.
+
+    Raises:
+        ConfigError: a teacher has two caches for a split, or none for another split.
+    """
+    names = [(split.identity_name, split.split) for split in splits]
+    caches_of: list[dict[str, TeacherCache]] = [{} for _ in splits]
+    for cache in caches:
+        made_from = cache.identity["dataset"]
+        key = (made_from.get("name"), made_from.get("split"))
+        place = names.index(key) if key in names else 0
+        if cache.teacher_name in caches_of[place]:
+            raise ConfigError("Two caches of a split hold the same teacher.", where=str(cache.path))
+        caches_of[place][cache.teacher_name] = cache
+    for other, of_split in zip(splits[1:], caches_of[1:], strict=True):
+        if missing := [teacher for teacher in caches_of[0] if teacher not in of_split]:
+            words = ["advl", "extract", "--teacher", missing[0], "--dataset", other.name, "--split", other.split]
+            raise ConfigError(
+                f"The adapt stage takes inputs from {other.name}/{other.split}; {missing[0]} has no cache of them.",
+                where="--adapt-on",
+                next_command=advise(words, note="then give it by one more --cache"),
+            )
+    return [[of_split[teacher] for teacher in caches_of[0]] for of_split in caches_of]
 
 
 def check_caches(

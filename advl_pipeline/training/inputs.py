@@ -7,11 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from advl_pipeline.base.errors import (
-    ConfigError,
-    DatasetError,
-    advise,
-)
+from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.lowshot import nested_subsets
 from advl_pipeline.datasets.records import Dataset, StratifiedDataset, head_name
@@ -48,34 +44,6 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
 def splits_read(config: FinetuneConfig) -> list[tuple[str, str]]:
     """Return dataset and split of all data of a run: the training split, and other inputs of the adapt stage."""
     return [(config.dataset, config.split), *other_splits(config.adapt.adapt_on)]
-
-
-def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) -> list[list[TeacherCache]]:
-    """Return the caches of each split, in the order of the first split's teachers.
-
-    A cache of an unused dataset or split counts as one of the first split, whose check refuses it.
-
-    Raises:
-        ConfigError: a teacher has two caches for a split, or none for another split.
-    """
-    names = [(split.identity_name, split.split) for split in splits]
-    caches_of: list[dict[str, TeacherCache]] = [{} for _ in splits]
-    for cache in caches:
-        made_from = cache.identity["dataset"]
-        key = (made_from.get("name"), made_from.get("split"))
-        place = names.index(key) if key in names else 0
-        if cache.teacher_name in caches_of[place]:
-            raise ConfigError("Two caches of a split hold the same teacher.", where=str(cache.path))
-        caches_of[place][cache.teacher_name] = cache
-    for other, of_split in zip(splits[1:], caches_of[1:], strict=True):
-        if missing := [teacher for teacher in caches_of[0] if teacher not in of_split]:
-            words = ["advl", "extract", "--teacher", missing[0], "--dataset", other.name, "--split", other.split]
-            raise ConfigError(
-                f"The adapt stage takes inputs from {other.name}/{other.split}; {missing[0]} has no cache of them.",
-                where="--adapt-on",
-                next_command=advise(words, note="then give it by one more --cache"),
-            )
-    return [[of_split[teacher] for teacher in caches_of[0]] for of_split in caches_of]
 
 
 @dataclass(frozen=True, kw_only=True)
