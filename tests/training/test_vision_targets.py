@@ -43,7 +43,7 @@ from advl_pipeline.teachers.vision_backbone import ImageFeatures, PixelSettings,
 from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.signals.averages import TeacherGrid
 from advl_pipeline.training.signals.stored_signals import SignalSource
-from advl_pipeline.training.signals.teacher_features import TeacherFeatures
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures
 from advl_pipeline.training.signals.teaching import VisionChoice, choose_vision_targets
 
 
@@ -285,7 +285,7 @@ def seen(
     rows, tokens = (dict(zip(names, values, strict=True)) for values in (encoded.global_ND, encoded.token_values))
     teacher = TeacherFeatures(
         name="colours",
-        image=HeldFeatures(rows, tokens, moments=(0.0, 1.0)),  # type: ignore[arg-type]
+        image=UnitFeatures(HeldFeatures(rows, tokens, moments=(0.0, 1.0))),  # type: ignore[arg-type]
         text=None,
         image_places=TeacherGrid.of_description(tower.describe()) if kind == "grid" else "boxes",
         aligned=False,

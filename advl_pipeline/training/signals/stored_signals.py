@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
 from advl_pipeline.distillation.relational import compared_words, seen_regions
-from advl_pipeline.distillation.signal import Features, TeacherSignal, TextSignal, VisionSignal, Widths, WordAlignment
+from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, Widths, WordAlignment
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.training.signals.averages import box_targets, grid_targets, word_averages
-from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures, form_of
+from advl_pipeline.training.signals.teacher_features import TeacherFeatures, form_of
 
 _TEXTS_REMEMBERED = 65536
 """Maximum number of texts whose word numbers are kept for later epochs."""
@@ -148,14 +146,14 @@ class SignalSource:
     def _vision(
         self, teacher: TeacherFeatures, examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None
     ) -> VisionSignal:
-        store = teacher.image
-        assert store is not None
+        features = teacher.image
+        assert features is not None
         ids = [example.image.unit_id for example in examples]
-        whole = VisionSignal(picture=self._whole_units(store, ids))
+        whole = VisionSignal(picture=features.whole(ids))
         lie_at = teacher.image_places
         if lie_at is None or (lie_at != "boxes" and batch.places_BR4 is None):
             return whole
-        patches, lengths = self._token_rows(store, ids)
+        patches, lengths = features.tokens(ids)
         averages, mask_BS, shares_BSR = (
             box_targets(lengths, examples, batch, places=places)
             if lie_at == "boxes"
@@ -172,16 +170,16 @@ class SignalSource:
     def _text(
         self, teacher: TeacherFeatures, examples: Sequence[Example], texts: Sequence[str], words: WordAlignment
     ) -> TextSignal:
-        store = teacher.text
-        assert store is not None
+        features = teacher.text
+        assert features is not None
         ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
-        whole = TextSignal(text=self._whole_units(store, ids))
-        if not store.has_tokens:
+        whole = TextSignal(text=features.whole(ids))
+        if not features.has_tokens:
             return whole
-        tokens, lengths = self._token_rows(store, ids)
+        tokens, lengths = features.tokens(ids)
         is_token_NM = np.arange(int(lengths.max())) < lengths[:, None]
         spans_NM2 = np.zeros((*is_token_NM.shape, 2), dtype=np.int32)
-        spans_NM2[is_token_NM] = store.char_spans(ids)
+        spans_NM2[is_token_NM] = features.char_spans(ids)
         word_of_token = align_tokens_to_words(spans_NM2, [word_spans(text) for text in texts])
         averages, mask_NW = word_averages(word_of_token[is_token_NM], lengths, tuple(words.prior_NW.shape))
         fillings = None
@@ -194,7 +192,7 @@ class SignalSource:
         if teacher.sees_words:
             assert teacher.image is not None
             picture_ids = [example.image.unit_id for example in examples for _ in example.candidates]
-            picture = self._whole_units(teacher.image, picture_ids)
+            picture = teacher.image.whole(picture_ids)
         return replace(
             whole,
             words=replace(tokens, averages=averages),
@@ -204,26 +202,4 @@ class SignalSource:
             unplaced=unplaced,
             num_forms=num_forms,
             picture=picture,
-        )
-
-    def _whole_units(self, store: UnitFeatures, ids: Sequence[str]) -> Features:
-        return self._stored(store.global_features(ids), None, store.global_mean, store.global_variance)
-
-    def _token_rows(self, store: UnitFeatures, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
-        """Return the concatenated rows of the units, and the number of rows of each."""
-        values, scales, lengths = store.stored_tokens(ids)
-        return self._stored(values, scales, store.token_mean, store.token_variance), lengths
-
-    def _stored(
-        self,
-        values: npt.NDArray[Any],
-        scales: npt.NDArray[Any] | None,
-        mean_D: npt.NDArray[np.float32],
-        variance_D: npt.NDArray[np.float32],
-    ) -> Features:
-        return Features(
-            values_MD=as_tensor(values),
-            scale_M=None if scales is None else as_tensor(scales),
-            mean_D=torch.from_numpy(np.array(mean_D)),
-            variance_D=torch.from_numpy(np.array(variance_D)),
         )

@@ -14,17 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from advl_pipeline.cache.quantise import as_tensor
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
+from advl_pipeline.distillation.signal import Features
 from advl_pipeline.training.signals.averages import TeacherGrid, word_averages
 
 Array = npt.NDArray[Any]
 Lengths = npt.NDArray[np.int32]
 
 TEXTS_AT_ONCE = 1024
-
-_KEPT = frozenset("global_dim token_dim has_tokens global_mean global_variance token_mean token_variance".split())
-"""Attributes of a store that signals may read besides features. A control hides all others."""
 
 
 class UnitFeatures:
@@ -50,11 +49,19 @@ class UnitFeatures:
         """
         self.stores = stores
         self._whole_of, self._rows_of, self._order_of = whole_of, rows_of, order_of
+        first = stores[0]
+        self.global_dim, self.token_dim, self.has_tokens = first.global_dim, first.token_dim, first.has_tokens
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in _KEPT:
-            raise AttributeError(name)
-        return getattr(self.stores[0], name)
+    def whole(self, ids: Sequence[str]) -> Features:
+        """Return the global features of units, with the moments that standardise them."""
+        first = self.stores[0]
+        return _with_moments(self.global_features(ids), None, first.global_mean, first.global_variance)
+
+    def tokens(self, ids: Sequence[str]) -> tuple[Features, Lengths]:
+        """Return the token rows of units, with the moments that standardise them, and the number of rows of each."""
+        first = self.stores[0]
+        values, scales, lengths = self.stored_tokens(ids)
+        return _with_moments(values, scales, first.token_mean, first.token_variance), lengths
 
     def global_features(self, ids: Sequence[str]) -> Array:
         """Return (Q, D)."""
@@ -119,6 +126,20 @@ class UnitFeatures:
         for number in reversed(range(len(self.stores) if len(self.stores) > 1 else 0)):
             holder[self.stores[number].contains(ids)] = number
         return [np.flatnonzero(holder == number).tolist() for number in range(len(self.stores))]
+
+
+def _with_moments(
+    values_MD: Array,
+    scale_M: Array | None,
+    mean_D: npt.NDArray[np.float32],
+    variance_D: npt.NDArray[np.float32],
+) -> Features:
+    return Features(
+        values_MD=as_tensor(values_MD),
+        scale_M=None if scale_M is None else as_tensor(scale_M),
+        mean_D=torch.from_numpy(np.array(mean_D)),
+        variance_D=torch.from_numpy(np.array(variance_D)),
+    )
 
 
 def _split(rows: Array, lengths: Lengths) -> list[Array]:
