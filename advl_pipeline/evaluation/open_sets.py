@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -26,14 +26,10 @@ EXAMPLES_AT_ONCE = 8192
 
 
 def open_with_classes(
-    config: AnswerOptions,
-    finished: FinishedRun,
-    trained_on: Mapping[str, Any],
-    dataset: DatasetSpec,
-    split: str,
-    **options: Any,
+    config: AnswerOptions, finished: FinishedRun, dataset: DatasetSpec, split: str, **options: Any
 ) -> IndexedDataset:
     """Open a split with the wording and the classes of a run, as `open_split` does."""
+    trained_on = finished.trained_on
     return open_split(
         dataset,
         split,
@@ -48,7 +44,6 @@ def open_with_classes(
 def open_as_trained(
     config: AnswerOptions,
     finished: FinishedRun,
-    trained_on: Mapping[str, Any],
     dataset: DatasetSpec,
     split: str,
     *,
@@ -58,14 +53,13 @@ def open_as_trained(
     """Open a split as the run opened its training split, with its stored pictures.
 
     Args:
-        trained_on: configuration of the run.
         needs_head: whether the run scores the answers of its own head.
         options: other options of `open_split`.
 
     Raises:
         ConfigError: the run has no head for its tasks and classes. DatasetError: the split is missing or malformed.
     """
-    opened = open_with_classes(config, finished, trained_on, dataset, split, **options)
+    opened = open_with_classes(config, finished, dataset, split, **options)
     for task in opened.tasks if needs_head else ():
         head = head_name(task)
         fits = head in finished.label_names
@@ -79,7 +73,8 @@ def open_as_trained(
                 why=f"heads of the run: {', '.join(finished.label_names)}",
             )
     read = [(dataset.name, split)]
-    regions = open_region_caches(config.regions or regions_of_run(trained_on), read, data_root=config.data_root)
+    locations = config.regions or regions_of_run(finished.trained_on)
+    regions = open_region_caches(locations, read, data_root=config.data_root)
     stored = use_stored_pictures(finished.student, config.pictures, read)
     for line in (*stored, *use_region_caches(finished.student, regions)):
         tqdm.write(line, file=sys.stderr)

@@ -70,17 +70,24 @@ ON_ONE_THREAD = ComputeConfig(device="cpu", mixed_precision="no", num_workers=1)
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The student of a run, which truncates texts that are too long, with its heads and the class names of each."""
+    """The student of a run, which truncates texts that are too long, with its heads and the class names of each.
 
+    `trained_on` is the configuration that the run was created with.
+    """
+
+    trained_on: Mapping[str, Any]
     student: Student
     heads: nn.ModuleDict
     label_names: dict[str, tuple[str, ...]]
     device: torch.device
     mixed_precision: MixedPrecision = "no"
-    hides_picture: bool = False
-    """Whether the run trained a text-only student, which gets no pictures here either."""
     num_workers: int = 1
     """Threads that decode and collate; scores do not depend on it."""
+
+    @property
+    def hides_picture(self) -> bool:
+        """Whether the run trained a text-only student, which gets no pictures here either."""
+        return bool(self.trained_on.get("hide_picture", False))
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -200,13 +207,13 @@ def load_finished(
         ConfigError: the folder contains no run. WeightsUnavailable: the run is not finished, or its weights are
             missing or damaged. IdentityMismatch: its files are not those that it was finished with.
     """
-    config = trained_on or require_finished(folder)
+    trained_on = trained_on or require_finished(folder)
     try:
-        return _load(folder, config, compute, overrides)
+        return _load(folder, trained_on, compute, overrides)
     except (IdentityMismatch, WeightsUnavailable) as error:
         if error.where.startswith(str(folder)):
             error.next_command = advise(
-                [*training_command(folder, config), "--no-resume"],
+                [*training_command(folder, trained_on), "--no-resume"],
                 note="or copy the run again from where it was made",
                 again=(),
             )
@@ -214,7 +221,7 @@ def load_finished(
 
 
 def _load(
-    folder: Path, config: Mapping[str, Any], compute: ComputeConfig, overrides: Mapping[str, Any] | None
+    folder: Path, trained_on: Mapping[str, Any], compute: ComputeConfig, overrides: Mapping[str, Any] | None
 ) -> FinishedRun:
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     if compute.mixed_precision == "bf16" and read_json(folder / names.ENVIRONMENT).get("base_dtype") == "bf16":
@@ -230,12 +237,12 @@ def _load(
     target = open_device(compute.device)
     allow_tf32(target)
     return FinishedRun(
+        trained_on=trained_on,
         student=student.eval().to(target),
         heads=heads.eval().to(target),
         label_names=label_names,
         device=target,
         mixed_precision=compute.mixed_precision,
-        hides_picture=bool(config.get("hide_picture", False)),
         num_workers=num_threads(compute.num_workers),
     )
 

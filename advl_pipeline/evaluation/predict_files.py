@@ -129,7 +129,7 @@ def run_predict(prepared: PreparedScoring[PredictConfig]) -> PredictResult:
         finished.require_generates("--generate")
     # A run trained on other tasks answers all of them with the shared heads.
     learned = tuple(task for task in tasks if task in trained_on["task"])
-    dataset = open_as_trained(config, finished, trained_on, spec, split, every_answer=is_vcr, tasks=learned)
+    dataset = open_as_trained(config, finished, spec, split, every_answer=is_vcr, tasks=learned)
     make_folder(path.parent)
     if is_vcr:
         num_items = _predict_vcr(config, finished, dataset, path)

@@ -90,7 +90,6 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
             dataset = open_as_trained(
                 config,
                 finished,
-                trained_on,
                 spec,
                 split,
                 needs_head=needs_head,
@@ -112,13 +111,12 @@ def _question_prior(
     """
     if not any(finished.label_names.values()):
         return None, []
-    config = prepared.config
-    trained_on = prepared.trained_on
+    config, trained_on = prepared.config, finished.trained_on
     name = trained_on["dataset"]
     try:
         dataset = prepared.datasets.get(name) or read_dataset(name, config.data_root)
         splits = [
-            open_with_classes(config, finished, trained_on, dataset, split, tasks=trained_on["task"])
+            open_with_classes(config, finished, dataset, split, tasks=trained_on["task"])
             for split in str(trained_on["split"]).split(JOIN)
         ]
     except DatasetError as error:
