@@ -70,14 +70,16 @@ def load_or_estimate_confidence(
         DatasetError: an example has no label. StorageError: with `must_store`, the cache cannot be written.
     """
     confidences: dict[str, TruthConfidence] = {}
-    for modality, used in _caches_by_modality(caches, estimator).items():
-        identity = confidence_identity(used, dataset, example_ids, estimator, modality, folds=folds, seed=seed)
+    by_modality = _caches_by_modality(caches, estimator)
+    examples = examples_of(dataset, sorted(example_ids))
+    for modality, used in by_modality.items():
+        identity = confidence_identity(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
         stored = read_confidence(used[0].path, identity)
         if stored is not None:
             confidences[modality] = _in_order(stored, example_ids)
             continue
-        estimated = _estimate(used, dataset, example_ids, estimator, modality, folds=folds, seed=seed)
-        confidences[modality] = estimated
+        estimate = _estimate(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
+        estimated = confidences[modality] = _in_order(estimate, example_ids)
         try:
             estimate = ConfidenceSet(list(example_ids), estimated.probability_N, estimated.outranked_N)
             write_confidence(used[0].path, identity, estimate)
@@ -98,19 +100,17 @@ def _in_order(estimate: ConfidenceSet, example_ids: Sequence[str]) -> TruthConfi
 def _estimate(
     used: Sequence[TeacherCache],
     dataset: Dataset,
-    example_ids: Sequence[str],
+    examples: Sequence[Example],
     estimator: Estimator,
     modality: Modality,
     *,
     folds: int,
     seed: int,
-) -> TruthConfidence:
+) -> ConfidenceSet:
     """Return the confidence of one modality, with the heads of each task fitted separately."""
-    names = sorted(example_ids)
-    examples = examples_of(dataset, names)
     fold_N = assign_folds([example.cluster for example in examples], folds=folds, seed=seed)
     tasks = np.array([example.task for example in examples])
-    probability_N, outranked_N = (np.zeros(len(names), dtype=np.float32) for _ in range(2))
+    probability_N, outranked_N = (np.zeros(len(examples), dtype=np.float32) for _ in range(2))
     for task in sorted(set(tasks.tolist())):
         rows = np.flatnonzero(tasks == task)
         chosen = [examples[row] for row in rows]
@@ -123,7 +123,7 @@ def _estimate(
             with tqdm(total=len(data), desc=f"confidence, {modality}: {task}", unit="item", delay=2) as bar:
                 of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64), progress=bar.update)
         probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
-    return _in_order(ConfidenceSet(names, probability_N, outranked_N), example_ids)
+    return ConfidenceSet([example.example_id for example in examples], probability_N, outranked_N)
 
 
 def _caches_by_modality(caches: Sequence[TeacherCache], estimator: Estimator) -> dict[Modality, list[TeacherCache]]:
@@ -145,15 +145,18 @@ def _caches_by_modality(caches: Sequence[TeacherCache], estimator: Estimator) ->
 def confidence_identity(
     caches: Sequence[TeacherCache],
     dataset: Dataset,
-    example_ids: Sequence[str],
+    examples: Sequence[Example],
     estimator: Estimator,
     modality: str,
     *,
     folds: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return everything that determines the numbers, except the order of the examples, as plain JSON types."""
-    examples = examples_of(dataset, sorted(example_ids))
+    """Return everything that determines the numbers, except the order of the examples, as plain JSON types.
+
+    Args:
+        examples: of the dataset, sorted by id.
+    """
     truth = [[example.example_id, example.label, [list(pair) for pair in example.soft_label]] for example in examples]
     tasks = {example.task for example in examples}
     identity: dict[str, Any] = {
@@ -164,7 +167,7 @@ def confidence_identity(
         "dataset": dataset.identity_name,
         "split": dataset.split,
         "tasks": sorted(tasks),
-        "examples": hashlib.sha256("\n".join(sorted(example_ids)).encode()).hexdigest(),
+        "examples": hashlib.sha256("\n".join(example.example_id for example in examples).encode()).hexdigest(),
         "truth": digest(truth),
         # A label is an index: with another order or vocabulary it is another class.
         "label_names": digest([list(dataset.label_names(task)) for task in dataset.tasks if task in tasks]),

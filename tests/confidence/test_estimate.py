@@ -21,6 +21,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.estimators import (
     Modality,
     confidence_identity,
+    examples_of,
     load_or_estimate_confidence,
     probe_features,
 )
@@ -198,20 +199,20 @@ def test_what_cannot_be_estimated_is_refused() -> None:
 def test_identity_names_what_changes_the_numbers() -> None:
     dataset = FakeDataset(20)
     caches = caches_of(dataset)
-    usual: dict[str, Any] = {"caches": caches, "dataset": dataset, "example_ids": dataset.example_ids}
+    examples = examples_of(dataset, sorted(dataset.example_ids))
+    usual: dict[str, Any] = {"caches": caches, "dataset": dataset, "examples": examples}
     usual |= {"estimator": "probe", "modality": "vision", "folds": 5, "seed": 0}
     base = confidence_identity(**usual)
-    assert confidence_identity(**{**usual, "example_ids": dataset.example_ids[::-1]}) == base
     renamed = FakeDataset(20)
     renamed.label_names = lambda task: ("other", "names")  # type: ignore[method-assign]
     changes: list[dict[str, Any]] = [
         {"dataset": renamed},
-        {"example_ids": dataset.example_ids[1:]},
+        {"examples": examples[1:]},
         {"folds": 4},
         {"seed": 1},
         {"modality": "text"},
         {"estimator": "zero-shot"},
-        {"dataset": FakeDataset(20, seed=1)},
+        {"examples": examples_of(FakeDataset(20, seed=1), sorted(dataset.example_ids))},
         {"caches": [SimpleNamespace(identity_digest="1" * 64)]},
     ]
     for change in changes:
@@ -226,7 +227,8 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     fresh = load_or_estimate_confidence(**settings)
     assert set(fresh) == {"vision", "text"}
     assert [item["num_examples"] for item in list_confidence(cache.path)] == [50, 50]
-    identity = confidence_identity(**settings, modality="vision")
+    examples = examples_of(dataset, sorted(settings["example_ids"]))
+    identity = confidence_identity([cache], dataset, examples, "probe", "vision", folds=5, seed=0)
     stored = read_confidence(cache.path, identity)
     np.testing.assert_array_equal(stored.probability_N, fresh["vision"].probability_N)
     np.testing.assert_array_equal(stored.outranked_N, fresh["vision"].outranked_N)

@@ -16,7 +16,7 @@ from transformers import CLIPModel
 
 from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.confidence.estimators import confidence_identity, load_or_estimate_confidence
+from advl_pipeline.confidence.estimators import confidence_identity, examples_of, load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation import distiller
@@ -68,7 +68,7 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
         confidence_identity(
             caches=[cache],
             dataset=dataset,
-            example_ids=ids,
+            examples=examples_of(dataset, sorted(ids)),
             estimator="zero-shot",
             modality="joint",
             folds=2,
