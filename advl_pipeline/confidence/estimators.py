@@ -113,7 +113,7 @@ def _estimate(
     probability_N, outranked_N = (np.zeros(len(examples), dtype=np.float32) for _ in range(2))
     for task in sorted(set(tasks.tolist())):
         rows = np.flatnonzero(tasks == task)
-        chosen = [examples[row] for row in rows]
+        chosen = [examples[row] for row in rows.tolist()]
         if estimator == "zero-shot":
             of_task = _zero_shot(_aligned_cache(used), chosen)
         else:
@@ -338,7 +338,7 @@ def _picture_rows(
     """Return one row per candidate, in order: picture features, and their interaction with the words."""
     choice = examples[0].task in MULTIPLE_CHOICE_TASKS
     candidates = [candidate for example in examples for candidate in example.candidates]
-    texts = [candidate.text[candidate.answer_start :] if choice else candidate.text for candidate in candidates]
+    texts = [candidate.answer if choice else candidate.text for candidate in candidates]
     words_RS = np.stack([bag_of_words(re.findall(r"\w+", text.casefold())) for text in texts])
     ids = [example.image.unit_id for example in examples for _ in example.candidates]
     pictures = [("image", _global_rows(stores, ids))]

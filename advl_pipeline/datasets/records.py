@@ -170,6 +170,11 @@ class Candidate:
         """First character of the answer part."""
         return self.context_length + 1 if self.context_length else 0
 
+    @property
+    def answer(self) -> str:
+        """The answer part, the whole text without context."""
+        return self.text[self.answer_start :]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:

@@ -17,11 +17,6 @@ LETTERED_TASKS = frozenset(task for task in TASKS if head_name(task) in ("choice
 """Tasks whose questions can be asked in this format."""
 
 
-def options_of(example: Example) -> tuple[str, ...]:
-    """Return the texts of the options."""
-    return tuple(candidate.text[candidate.answer_start :] for candidate in example.candidates)
-
-
 def question_words(example: Example) -> str:
     """Return the words of the question."""
     first = example.candidates[0]
@@ -39,7 +34,7 @@ def as_asked(example: Example, closings: Mapping[str, str]) -> Example:
     """
     question, form = question_words(example), "answers"
     if example.task in MULTIPLE_CHOICE_TASKS:
-        options = options_of(example)
+        options = tuple(candidate.answer for candidate in example.candidates)
         form = "yes_no" if is_yes_no(options) else "letters"
         question = question if form == "yes_no" else with_letters(question, options)
     closing = closings.get(form, CLOSINGS[form])

@@ -25,7 +25,7 @@ from advl_pipeline.evaluation.items import (
     score_texts,
     score_ties,
 )
-from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, options_of, question_words
+from advl_pipeline.evaluation.lettered import LETTERED_TASKS, answer_worth, as_asked, question_words
 from advl_pipeline.evaluation.measures import Items
 from advl_pipeline.evaluation.official_metrics import VqaMode
 from advl_pipeline.evaluation.open_sets import example_parts
@@ -157,7 +157,8 @@ def _score_written(
             for example, text in zip(examples, written, strict=True)
         ]
     read = [
-        read_option(text, options_of(example), card.reads) for example, text in zip(examples, written, strict=True)
+        read_option(text, [candidate.answer for candidate in example.candidates], card.reads)
+        for example, text in zip(examples, written, strict=True)
     ]
     kept.num_unread += read.count(None)
     kept.num_beyond += read.count(BEYOND)
@@ -169,8 +170,13 @@ def _score_written(
 
 def texts_of(examples: Sequence[Example], chosen: Sequence[int], classes: Sequence[str] = ()) -> list[str]:
     """Return the chosen answers as texts, from the classes or else from the choices of each example; "" for none."""
-    places = zip(examples, chosen, strict=True)
-    return ["" if place < 0 else (classes or options_of(example))[place] for example, place in places]
+
+    def text(example: Example, place: int) -> str:
+        if place < 0:
+            return ""
+        return classes[place] if classes else example.candidates[place].answer
+
+    return [text(example, place) for example, place in zip(examples, chosen, strict=True)]
 
 
 def _keep_answers(

@@ -350,7 +350,7 @@ def _questions(examples: Sequence[Example], opened: OpenedStudent) -> Questions:
 def _texts(examples: Sequence[Example]) -> list[str]:
     choice = examples[0].task in MULTIPLE_CHOICE_TASKS
     candidates = (candidate for example in examples for candidate in example.candidates)
-    return [candidate.text[candidate.answer_start :] if choice else candidate.text for candidate in candidates]
+    return [candidate.answer if choice else candidate.text for candidate in candidates]
 
 
 def _of_candidates(examples: Sequence[Example], rows: Sequence[Vectors]) -> Vectors:

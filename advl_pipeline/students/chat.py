@@ -120,7 +120,7 @@ class Chat:
         asked = [
             candidate.text[: candidate.context_length] if is_answered else candidate.text for candidate in candidates
         ]
-        options = [candidate.text[candidate.answer_start :] if is_answered else "" for candidate in candidates]
+        options = [candidate.answer if is_answered else "" for candidate in candidates]
         is_listed = lists_options and task in MULTIPLE_CHOICE_TASKS and not is_yes_no(options)
         answers = [*ascii_uppercase[: len(options)]] if is_listed else options
         if is_listed:

@@ -243,7 +243,7 @@ def test_boxes_tags_rationales_groups_and_strata(tmp_path: Path) -> None:
     ]
     candidate = rationale.candidates[0]
     assert (candidate.text, rationale.label) == ("Why is the dog near a cat? It is glad. One sees it.", 2)
-    assert candidate.text[candidate.answer_start :] == "One sees it."
+    assert candidate.answer == "One sees it."
     assert candidate.text[: candidate.question_length] == "Why is the dog near a cat?"
     assert answer.image.box_labels == ("cat", "dog")
     np.testing.assert_array_equal(answer.image.boxes_R4, np.float32([[1, 2, 30, 40], [5.5, 6, 20, 20]]))
@@ -264,7 +264,7 @@ def test_tags_point_at_their_words(words: list[tuple[str, int]]) -> None:
     candidate = compose([question], "[an answer|0]", 3)
     tagged = [(candidate.text[tag.start : tag.end], tag.box) for tag in candidate.tags]
     assert tagged == [*((" ".join(text.split()), box) for text, box in marked if box >= 0), ("an answer", 0)]
-    assert candidate.text[candidate.answer_start :] == "an answer"
+    assert candidate.answer == "an answer"
     assert parse_tagged(f"See {question}", 0)[1] == (), "a bracket is a bracket where there are no boxes"
 
 

@@ -88,7 +88,7 @@ def test_each_form_of_captions_gives_four_choices_of_one_split(form: str, tmp_pa
     for dataset in splits.values():
         for place in range(len(dataset)):
             example = dataset[place]
-            captions = [candidate.text[candidate.answer_start :] for candidate in example.candidates]
+            captions = [candidate.answer for candidate in example.candidates]
             assert len({picture_of[caption] for caption in captions}) == 4
             assert picture_of[captions[example.label or 0]] == example.image.path.name
             assert {picture_of[caption] for caption in captions} <= shown(dataset)

@@ -107,7 +107,7 @@ def test_what_is_written_is_read_by_the_rule_of_each_card(
         examples = [dataset[place] for place in range(len(dataset))]
         assert arrays[f"example_ids/{metric}"].tolist() == [example.example_id for example in examples]
         if metric == "choice":
-            options = [[each.text[each.answer_start :] for each in example.candidates] for example in examples]
+            options = [[each.answer for each in example.candidates] for example in examples]
             read = [read_option(text, of, dataset.card.reads) for text, of in zip(written, options, strict=True)]
             hits = [float(place == example.label) for place, example in zip(read, examples, strict=True)]
         else:
@@ -142,7 +142,7 @@ def test_a_question_is_asked_as_the_harness_asks_it(here: Path) -> None:
     )
     example = open_dataset("mine.jsonl", split="train")[0]
     asked = as_asked(example, {})
-    options = [each.text[each.answer_start :] for each in example.candidates]
+    options = [each.answer for each in example.candidates]
     question = example.candidates[0].text[: example.candidates[0].context_length]
     lines = [question, *(f"{letter}. {text}" for letter, text in zip("ABCD", options, strict=False))]
     assert asked.candidates[0].text == "\n".join([*lines, CLOSINGS["letters"]])

@@ -60,7 +60,7 @@ class Family:
         """Return what transformers' processor makes of one conversation."""
         asked = example.candidates[0].text
         if candidate is not None:
-            asked, answer = candidate.text[: candidate.context_length], candidate.text[candidate.answer_start :]
+            asked, answer = candidate.text[: candidate.context_length], candidate.answer
         elif line := self.student.instruction(example.task):
             asked = f"{asked}\n{line}"
         more = {"suffix": [answer]} if self.kind == "paligemma" and answer is not None else {}

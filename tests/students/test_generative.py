@@ -271,7 +271,7 @@ def test_a_candidate_is_its_letter_and_its_words_are_those_of_its_line(
     for number, (row, plain, candidate) in enumerate(zip(rows, hidden, example.candidates, strict=True)):
         whole = said(letters.chat, row.token_ids_S.tolist())
         question = candidate.text[: candidate.context_length].lower()
-        options = [each.text[each.answer_start :] for each in example.candidates]
+        options = [each.answer for each in example.candidates]
         lines = [f"{letter}. {text}" for letter, text in zip("abcd", options, strict=True)]
         listed = " ".join(lines if own == "{text}" else options).lower()
         assert f"{question} {listed} {CLOSINGS['letters'].lower()}".replace(" ", "") in whole.replace(" ", "")

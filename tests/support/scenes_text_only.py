@@ -57,7 +57,7 @@ def _percent(examples: Sequence[Example], chosen: Sequence[int]) -> float:
 
 
 def _features(choice: Candidate) -> set[str]:
-    context, words = choice.text[: choice.context_length].split(), choice.text[choice.answer_start :].split()
+    context, words = choice.text[: choice.context_length].split(), choice.answer.split()
     pairs = (f"{context_word}|{other}" for context_word in context for other in words)
     return {*words, *(f"{word} {other}" for word, other in itertools.pairwise(words)), *pairs}
 
