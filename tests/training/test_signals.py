@@ -28,7 +28,7 @@ from advl_pipeline.distillation.signal import Features, TeacherSignal, TextSigna
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batches import TrainingBatch, collate_batch, in_pinned_memory, received, send_ahead
 from advl_pipeline.training.caches import _check_selection
-from advl_pipeline.training.signals import stored_signals as signals
+from advl_pipeline.training.signals import teacher_features
 from advl_pipeline.training.signals.averages import word_averages
 from advl_pipeline.training.signals.teacher_features import WordMeans, form_of, word_means
 
@@ -215,7 +215,7 @@ def test_a_run_reads_no_row_of_a_word_without_meaning(
     """The words of all texts, but for function words, marks and special tokens, are all that relations read."""
     # Moments are those of the stored rows, and differ.
     as_stored = {"mean_D": None, "variance_D": None}
-    monkeypatch.setattr(signals, "Features", lambda **values: Features(**values | as_stored))
+    monkeypatch.setattr(teacher_features, "Features", lambda **values: Features(**values | as_stored))
     options = {"known_words": known, "answer_weight": 1.0, "confidence": "none"}
     all_texts = small_corpus.extract(tmp_path / "cache", select_texts=1.0, confidence="none")
     full, vision = small_corpus.caches

@@ -44,7 +44,7 @@ from advl_pipeline.training.landmarks.census import StudentAtStart
 from advl_pipeline.training.signals.averages import TeacherGrid
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import TeacherFeatures, UnitFeatures
-from advl_pipeline.training.signals.teaching import VisionChoice, choose_vision_targets
+from advl_pipeline.training.signals.vision_targets import VisionChoice, choose_vision_targets
 
 
 @pytest.fixture(scope="module")
