@@ -24,8 +24,7 @@ from advl_pipeline.runs.results import read_caches, read_config, read_json, read
 from advl_pipeline.sharing.hub_facts import model_metadata
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.presets import family_of
-from advl_pipeline.students.registry import families
+from advl_pipeline.students.presets import family_facts
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import studies_of
 from advl_pipeline.teachers.registry import show_teacher
@@ -63,7 +62,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     documents = {
         name: evaluation.document for name in read_documents(run) if (evaluation := read_evaluation(run, name))
     }
-    family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
+    family = family_facts(student.name) or {"title": "plug-in", "unproven": ""}
     is_ours = model.startswith("advl_pipeline.")
     # lmms-eval's names of the public test sets.
     known = (load_card(name).facts.get("lmms_eval") for name in card_names())

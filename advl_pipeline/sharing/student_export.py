@@ -35,7 +35,7 @@ from advl_pipeline.students.heads import described_heads
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.modernvbert import ModernVBert
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.presets import family_facts, family_of
 from advl_pipeline.students.registry import families
 from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.weight_files import run_files
@@ -121,7 +121,7 @@ def transformers_form(student: Student) -> Mapping[str, Any] | None:
     whether the model has token types as input. Usage examples are in `usage.py.jinja`, by family and by input
     `reads`: pictures, regions or words.
     """
-    form: Mapping[str, Any] | None = families().get(family_of(student.name), {}).get("transformers")
+    form: Mapping[str, Any] | None = family_facts(student.name).get("transformers")
     return form
 
 

@@ -16,9 +16,8 @@ from typing import get_args
 
 from advl_pipeline.base.atomic import write_text
 from advl_pipeline.base.errors import ConfigError, advise
-from advl_pipeline.base.packages import read_tables
 from advl_pipeline.datasets.words import KnownWords, WordClass
-from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.presets import family_facts
 
 KNOWN_WORDS_FILE = "pretraining_words.json"
 """Words of a student's pretraining, split as in `datasets/words.py`, with their counts."""
@@ -59,7 +58,7 @@ def recorded_words(init: Path | None, *, student: str = "") -> KnownWords:
     Raises:
         ConfigError: the record is damaged.
     """
-    if init is None and not read_tables("students.toml").get(family_of(student), {}).get("knows_words", True):
+    if init is None and not family_facts(student).get("knows_words", True):
         return KnownWords(counts={})
     if init is None or not (init / KNOWN_WORDS_FILE).is_file():
         return KnownWords()

@@ -59,6 +59,12 @@ def family_of(name: str) -> str:
     return stem if stem and size in SIZES else name
 
 
+def family_facts(name: str) -> Mapping[str, Any]:
+    """Return the facts of a student's family (`data/students.toml`); empty for a plug-in without them."""
+    facts: Mapping[str, Any] = read_tables("students.toml").get(family_of(name), {})
+    return facts
+
+
 def size_of(name: str) -> str:
     """Return the size suffix of a student's name, "base" without one."""
     return name[len(family_of(name)) + 1 :] or "base"

@@ -14,8 +14,8 @@ from advl_pipeline.base.repositories import HUB, fetch, pinned, require_download
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_result, say_on_trust
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE
-from advl_pipeline.students.presets import family_of
-from advl_pipeline.students.registry import families, require_supported
+from advl_pipeline.students.presets import family_facts
+from advl_pipeline.students.registry import require_supported
 
 MODEL_CONFIG = "config.json"
 """Architecture of published weights, in the format of transformers."""
@@ -165,7 +165,7 @@ def _hash(file: Path) -> bytes:
 
 def making_command(student: str, folder: Path) -> Advice | None:
     """Return the command that pretrains a student into a folder, from its plug-in; None without one."""
-    command: str = families().get(family_of(student), {}).get("made_by", "")
+    command: str = family_facts(student).get("made_by", "")
     words = shlex.split(command.format(student=student, folder=shlex.quote(str(folder))))
     return advise(words) if words else None
 
