@@ -236,6 +236,11 @@ class IndexedDataset:
         It does not depend on the opened tasks, on the order of the labels or on the answer vocabulary, so that one
         cache serves them all. A picture inside a file of a fixed hub revision is represented by its location.
         """
+        return self._content_digest
+
+    @cached_property
+    def _content_digest(self) -> str:
+        # Caches, the identity of a run and the name of your own data ask for it; 100,000 pictures take a second.
         facts = {"reader": READER_VERSION, "style": self.text_style, "rows": len(self._rows)}
         state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for digest in chain(self._digests, self._pictures.digests()):
