@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from advl_pipeline.base.packages import needs_extra
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, unreadable
 from advl_pipeline.extraction.imports.npz_regions import read_archive
-from advl_pipeline.extraction.imports.regions import Arrays, Entry, read_numbers, unreadable_features
+from advl_pipeline.extraction.imports.regions import Arrays, Entry, read_numbers
 
 _THRESHOLD = re.compile(r"feat_(?P<rule>th(?P<threshold>[0-9.]+)_max(?P<most>\d+)_min(?P<least>\d+))(_compressed)?")
 _FIXED = re.compile(r"feat_numbb(?P<count>\d+)(_compressed)?")
@@ -35,7 +35,7 @@ def lmdb_entries(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Entry]]:
     try:
         opened = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, create=False)
     except lmdb.Error as error:
-        raise unreadable_features(folder, error) from None
+        raise unreadable(folder, error, what="A file of region features") from None
     environment = stack.enter_context(opened)
     rule, counts = _THRESHOLD.fullmatch(folder.name), {}
     if rule and (sidecar := folder.parent / f"nbb_{rule['rule']}.json").exists():

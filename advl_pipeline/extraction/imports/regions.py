@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.boxes import TOLERANCE
-from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.problems import Malformed, unreadable
 
 Floats = npt.NDArray[np.float32]
 
@@ -192,7 +192,7 @@ class RegionFeatures:
                         "Features are there twice.", where=entry.where, why=f"{name} is at {other.where} too"
                     )
         except OSError as error:
-            raise unreadable_features(path, error) from None
+            raise unreadable(path, error, what="A file of region features") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -232,8 +232,3 @@ def read_numbers(path: Path, *, what: str) -> dict[str, int]:
         return {str(name): int(number) for name, number in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(what, where=str(path), why=getattr(error, "strerror", None) or str(error)) from None
-
-
-def unreadable_features(path: Path, error: Exception) -> DatasetError:
-    why = getattr(error, "strerror", None) or str(error)
-    return DatasetError("A file of region features cannot be read.", where=str(path), why=why)

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.datasets.problems import unreadable
 from advl_pipeline.extraction.imports.regions import (
     MALFORMED_REGIONS,
     Arrays,
     Entry,
     decode_floats,
     decode_record,
-    unreadable_features,
 )
 
 _BUTD = "image_id image_w image_h num_boxes boxes features".split()
@@ -43,7 +43,7 @@ def tsv_entries(path: Path) -> Iterator[tuple[str, Entry]]:
                 yield name, Entry(where, partial(_read_line, path, offset, len(line)))
             offset += len(line)
     if is_empty:
-        raise unreadable_features(path, ValueError("it has no lines"))
+        raise unreadable(path, ValueError("it has no lines"), what="A file of region features")
 
 
 def _read_line(path: Path, offset: int, length: int) -> Arrays:
