@@ -22,7 +22,7 @@ import orjson
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.locations import regular_file
-from advl_pipeline.datasets.roots import HUB_PREFIX, is_safe_name
+from advl_pipeline.datasets.roots import HUB_PREFIX, SPLIT_STEMS, is_safe_name
 
 _CARDS = ("README.md", ".huggingface.yaml")
 """Files of a repository that declare its data files."""
@@ -34,12 +34,9 @@ ARCHIVE = ".zip"
 """Suffix of archives that may hold the pictures of rows beside them."""
 
 _OF_PICTURES = "imagefolder"
-_TABLES: Mapping[str, str] = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv"}
-"""Suffix of a file of rows -> the library's name of its kind; pictures lie inside of Parquet."""
-
-_SPLITS = frozenset({"train", "val", "validation", "dev", "test"})
-
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_TABLES: Mapping[str, str] = {**dict.fromkeys(_JSON_SUFFIXES, "json"), ".csv": "csv"}
+"""Suffix of a file of rows -> the library's name of its kind; pictures lie inside of Parquet."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +139,12 @@ def tables_beside_pictures(name: HubName, builder: Any) -> Tables | None:
         return None
     tables = sorted(file for file in names_at_root(name) if Path(file).suffix in _TABLES)
     kinds, splits = {_TABLES[Path(file).suffix] for file in tables}, {Path(file).stem: file for file in tables}
-    if len(kinds) != 1 or not (len(tables) == 1 or splits.keys() <= _SPLITS):
+    are_splits = splits.keys() <= {*SPLIT_STEMS}
+    if len(kinds) != 1 or not (len(tables) == 1 or are_splits):
         return None
     repository, _, place = listed[0].partition("@")
     home = name.copy.resolve().as_posix() if name.copy else f"{repository}@{place.partition('/')[0]}"
-    by_split = splits if splits.keys() <= _SPLITS else {"train": tables[0]}
+    by_split = splits if are_splits else {"train": tables[0]}
     return Tables(kinds.pop(), {split: [f"{home}/{file}"] for split, file in by_split.items()})
 
 
@@ -348,5 +346,5 @@ def picture_folders(name: HubName, builder: Any) -> Sequence[Path]:
 
     snapshots = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name.path, repo_type="dataset")
     # A picture folder may be an archive; the library creates the paths then, not the rows.
-    is_of_pictures = builder.info.builder_name == "imagefolder"
+    is_of_pictures = builder.info.builder_name == _OF_PICTURES
     return (snapshots, datasets.config.EXTRACTED_DATASETS_PATH) if is_of_pictures else (snapshots,)
