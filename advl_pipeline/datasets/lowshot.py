@@ -36,27 +36,18 @@ def nested_subsets(dataset: StratifiedDataset, sizes: Sequence[int], seed: int) 
     """Return several subsets by their number of questions, as `nested_subset` returns and refuses one."""
     if not sizes:
         return {}
-    table = require_shots(dataset, max(sizes))
+    table = dataset.question_table()
+    for shots in sizes:
+        if not 0 < shots <= len(table.question_ids):
+            raise ConfigError(
+                f"A subset must have between 1 and {len(table.question_ids)} questions of this split, not {shots}.",
+                where=f"{dataset.name} {dataset.split}",
+            )
     order = question_order(table, seed)
     return {
         shots: tuple(example_id for question in order[:shots] for example_id in table.example_ids[question])
         for shots in sizes
     }
-
-
-def require_shots(dataset: StratifiedDataset, shots: int) -> QuestionTable:
-    """Return the questions of a split; refuse a subset larger than the split.
-
-    Raises:
-        ConfigError: the split has fewer questions, or `shots` is not positive.
-    """
-    table = dataset.question_table()
-    if not 0 < shots <= len(table.question_ids):
-        raise ConfigError(
-            f"A subset must have between 1 and {len(table.question_ids)} questions of this split, not {shots}.",
-            where=f"{dataset.name} {dataset.split}",
-        )
-    return table
 
 
 def question_order(table: QuestionTable, seed: int) -> list[int]:
