@@ -24,6 +24,8 @@ from advl_pipeline.datasets.problems import Malformed, unreadable
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
 """First line of a row (row number in Parquet) and its columns."""
 
+MALFORMED_FILE = "A file of the dataset is malformed."
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -152,21 +154,6 @@ def checked(
         yield line, outcome
 
 
-_MALFORMED = "A file of the dataset is malformed."
-
-
-def require_sound(path: Path, records: Iterable[tuple[int, Any]], check: Callable[[Any], Parsed]) -> Iterator[Parsed]:
-    """Apply a function to the records of a file; yield the results.
-
-    Raises:
-        DatasetError: a record is malformed; the message names its line.
-    """
-    for line, outcome in checked(records, check):
-        if isinstance(outcome, Malformed):
-            raise DatasetError(_MALFORMED, where=f"{path}:{line}" if line else str(path), why=str(outcome))
-        yield outcome
-
-
 def parse_json_file(path: Path, what: str, parse: Callable[[Any], Parsed]) -> Parsed:
     """Parse a small JSON document with a function.
 
@@ -219,7 +206,7 @@ def json_items(path: Path, key: str) -> Iterator[tuple[int, Any]]:
         line, why = error.lineno, error.msg if error.msg.startswith(_NO_LIST) else f"not JSON: {error.msg}"
         if error.msg.startswith("Unterminated string") or not text[error.pos :].strip():
             line, why = text.count("\n") + 1, "the file is cut off" if text.strip() else "the file is empty"
-    raise DatasetError(_MALFORMED, where=f"{path}:{line}" if line else str(path), why=why)
+    raise DatasetError(MALFORMED_FILE, where=f"{path}:{line}" if line else str(path), why=why)
 
 
 _NO_LIST = "no list"

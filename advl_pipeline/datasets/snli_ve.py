@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.reading import Reading, RowVariant
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.datasets.row_files import read_table, require_sound, text_field
+from advl_pipeline.datasets.row_files import MALFORMED_FILE, checked, read_table, text_field
 from advl_pipeline.datasets.rows import Item, RowSource, checked_rows
 from advl_pipeline.datasets.spec import ReadOptions
 from advl_pipeline.datasets.split_files import SplitFiles
@@ -117,4 +118,9 @@ def pairs_of(file: Path) -> list[str]:
     Raises:
         DatasetError: a line is malformed.
     """
-    return list(require_sound(file, read_table(file), lambda record: text_field(record, "pairID")))
+    pairs = []
+    for line, pair in checked(read_table(file), lambda record: text_field(record, "pairID")):
+        if isinstance(pair, Malformed):
+            raise DatasetError(MALFORMED_FILE, where=f"{file}:{line}", why=str(pair))
+        pairs.append(pair)
+    return pairs
