@@ -50,13 +50,6 @@ def repositories_of(dataset: str) -> list[str]:
     return list(dict.fromkeys(name for name in plain if name.count("/") == 1))
 
 
-def repository_of_weights(init: str | None) -> str:
-    """Return the repository of pretrained weights on the hub; "" for local or no weights."""
-    if not init or not init.startswith(HUB_PREFIX):
-        return ""
-    return init.removeprefix(HUB_PREFIX).partition("@")[0]
-
-
 def model_metadata(
     *,
     name: str,
@@ -73,7 +66,7 @@ def model_metadata(
         init: source of the student's weights.
         documents: evaluations by test set.
     """
-    base = repository_of_weights(init)
+    base = init.removeprefix(HUB_PREFIX).partition("@")[0] if init and init.startswith(HUB_PREFIX) else None
     results = [
         EvalResult(
             task_type="visual-question-answering",
@@ -90,7 +83,7 @@ def model_metadata(
     data = ModelCardData(
         library_name=library,
         pipeline_tag="image-text-to-text" if is_generative else "visual-question-answering",
-        base_model=base or None,
+        base_model=base,
         # A student's weights derive from other weights and data, whose terms apply to it.
         license="other",
         license_name="that-of-its-base-model-and-data",
