@@ -175,8 +175,6 @@ class TextStudent(Student[TextBatchT]):
     """Maximum number of rows of the published word embeddings without a token in the published tokenizer."""
     num_separators: ClassVar[int] = 1
     """Number of tokens between a question and its answer, 2 for RoBERTa."""
-    num_special: ClassVar[int] = 4
-    """Number of special tokens that `lay_out` adds to three parts, the maximum."""
 
     def __init__(self, name: str, config: TextStudentConfig) -> None:
         super().__init__()
@@ -230,8 +228,8 @@ class TextStudent(Student[TextBatchT]):
         return self.config.max_text_length
 
     def num_special_of(self, num_parts: int) -> int:
-        """Return the number of special tokens to reserve in a row; by default, that of a row with three parts."""
-        return self.num_special
+        """Return the number of special tokens to reserve in a row; by default, what `lay_out` adds to three parts."""
+        return 4
 
     def count_cut(self, examples: Sequence[Example]) -> int:
         return 0 if self.config.overlong == "error" else self.collate_texts(examples)[1]
