@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file as load_safetensors
 from torch import nn
 
 from advl_pipeline.base.errors import ConfigError, WeightsUnavailable, advise
 from advl_pipeline.base.packages import read_tables
+from advl_pipeline.base.tensors import load_tensors
 
 StateDict = dict[str, torch.Tensor]
 Resizer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -268,10 +268,8 @@ def _files_of(path: Path) -> list[Path]:
 def _read(file: Path) -> dict[str, Any]:
     inert: list[Any] = [(container, name) for name, container in INERT_GLOBALS.items()]
     try:
-        if file.suffix == ".safetensors":
-            return dict(load_safetensors(file))
         with torch.serialization.safe_globals(inert):
-            content: object = torch.load(file, map_location="cpu", weights_only=True)
+            content: object = load_tensors(file)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if asked is None:
