@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from advl_pipeline.base.errors import DatasetError, again
+from advl_pipeline.base.folders import nearest_existing
 from advl_pipeline.base.locations import hub_obstacle
 from advl_pipeline.datasets.arrow_file import ArrowFile, index_file, open_index_file, record_batch
 from advl_pipeline.datasets.index_files import PICTURES_FOLDER, keep
@@ -162,7 +163,7 @@ def require_space(needed: float, where: str, folder: Path) -> None:
     Raises:
         DatasetError: the disk has no space.
     """
-    home = next(ancestor for ancestor in (folder.absolute(), *folder.absolute().parents) if ancestor.is_dir())
+    home = nearest_existing(folder.absolute())
     free = shutil.disk_usage(home).free
     if needed > free:
         raise DatasetError(
