@@ -36,7 +36,7 @@ TAKEN_OVER = frozenset({"nomic_bert"})
 
 TOKENIZER_FILE = "tokenizer.json"
 
-HUB = "hf:"
+HUB_PREFIX = "hf:"
 """Prefix of a repository name where a path is allowed too."""
 
 

@@ -17,9 +17,9 @@ from typing import Any, Literal
 from advl_pipeline.base.configuration import Configuration, build_config, declared, option
 from advl_pipeline.base.errors import ConfigError, unknown_name
 from advl_pipeline.base.packages import data_files, missing_data, read_data_file
+from advl_pipeline.base.repositories import HUB_PREFIX
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.measures import Facet, Measure, Rule, Ties, require_measures
-from advl_pipeline.datasets.roots import HUB_PREFIX
 
 Kind = Literal["choice", "classes", "answers", "pictures"]
 """Kinds of task of rows; `pictures` has no task and only serves extraction."""

@@ -18,6 +18,7 @@ from typing import Any
 from advl_pipeline.base.errors import ConfigError, DatasetError, advise
 from advl_pipeline.base.folders import nearest_existing
 from advl_pipeline.base.locations import Location, user_cache
+from advl_pipeline.base.repositories import HUB_PREFIX
 
 DATA_VARIABLE = "ADVL_DATA"
 INDEX_VARIABLE = "ADVL_INDEX"
@@ -29,7 +30,6 @@ DATASET_HELP = (
 KNOWN_NAMES = advise(["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md")
 """Advice for an unknown dataset name."""
 
-HUB_PREFIX = "hf:"
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 CARD_SUFFIX = ".toml"
 SPLIT_STEMS = ("train", "val", "validation", "dev", "test")

@@ -23,7 +23,7 @@ from advl_pipeline.base.configuration import json_text
 from advl_pipeline.base.errors import Advice, IdentityMismatch, advise
 from advl_pipeline.base.locations import read_regular
 from advl_pipeline.base.packages import installed_versions
-from advl_pipeline.base.repositories import HUB
+from advl_pipeline.base.repositories import HUB_PREFIX
 from advl_pipeline.cache.identity import Difference, difference_table, differences
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import RunResult, read_log, read_result
@@ -67,7 +67,7 @@ class RunFolder:
     def commit_begun(self, init: Path) -> Path:
         """Return a repository name with its commit, if left open, taken from the start of the run in this folder."""
         begun = str(self._recorded(names.CONFIG, "init"))
-        return Path(begun) if begun.startswith(HUB) and begun.partition("@")[0] == str(init) else init
+        return Path(begun) if begun.startswith(HUB_PREFIX) and begun.partition("@")[0] == str(init) else init
 
     def threads_before(self) -> int | None:
         """Return the number of threads that computed the steps of an interrupted run; None if it is not known."""

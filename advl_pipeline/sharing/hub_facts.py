@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
+from advl_pipeline.base.repositories import HUB_PREFIX
 from advl_pipeline.datasets.cards import by_split, known_card
-from advl_pipeline.datasets.roots import HUB_PREFIX
 from advl_pipeline.runs.evaluations import EvaluationDocument, Protocol
 
 TAG = "advl"

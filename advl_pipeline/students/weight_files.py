@@ -10,7 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.base.errors import Advice, IdentityMismatch, WeightsUnavailable, advise
 from advl_pipeline.base.locations import not_allowed
-from advl_pipeline.base.repositories import HUB, fetch, pinned, require_downloaded
+from advl_pipeline.base.repositories import HUB_PREFIX, fetch, pinned, require_downloaded
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_result, say_on_trust
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE
@@ -172,7 +172,7 @@ def making_command(student: str, folder: Path) -> Advice | None:
 
 def is_on_hub(init: Path | None) -> bool:
     """Return whether a pretrained student is a repository of the hub."""
-    return init is not None and str(init).startswith(HUB)
+    return init is not None and str(init).startswith(HUB_PREFIX)
 
 
 def located(init: Path, *, student: str = "") -> Path:
@@ -193,7 +193,7 @@ def located(init: Path, *, student: str = "") -> Path:
         if init.exists():
             require_downloaded(init, what=what)
         return init
-    name = str(init).removeprefix(HUB)
+    name = str(init).removeprefix(HUB_PREFIX)
     folder = fetch(name, what=what, option="--init", weights=())
     require_supported(student, folder)
     return fetch(pinned(name, folder), what=what, option="--init")
@@ -210,4 +210,4 @@ def pinned_init(init: Path, student: str) -> Path:
     """
     if not is_on_hub(init):
         return init
-    return Path(HUB + pinned(str(init).removeprefix(HUB), located(init, student=student)))
+    return Path(HUB_PREFIX + pinned(str(init).removeprefix(HUB_PREFIX), located(init, student=student)))

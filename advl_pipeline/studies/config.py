@@ -35,6 +35,7 @@ from advl_pipeline.base.configuration import (
 from advl_pipeline.base.errors import ConfigError, advise, suggest_names, unknown_name
 from advl_pipeline.base.locations import Location
 from advl_pipeline.base.packages import data_files, missing_data, read_data_file
+from advl_pipeline.base.repositories import HUB_PREFIX
 from advl_pipeline.base.toml import read_toml
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.records import JOINT_METRICS, TASKS
@@ -223,7 +224,7 @@ def shots_rank(label: str) -> tuple[bool, int]:
 def published_name(teacher: str) -> str:
     """Return the name of a teacher without the prefix and suffix of a control: clip-vit-l for random:clip-vit-l@1."""
     inner = teacher.removeprefix("random:")
-    return inner if inner == teacher or inner.startswith("hf:") else inner.partition("@")[0]
+    return inner if inner == teacher or inner.startswith(HUB_PREFIX) else inner.partition("@")[0]
 
 
 def _read_variants(tables: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.configuration import build_config
 from advl_pipeline.base.errors import AdvlError, ConfigError, advise, unknown_name
 from advl_pipeline.base.packages import entry_points, load_plugin, plugin_error, read_data
-from advl_pipeline.base.repositories import is_at_hand
+from advl_pipeline.base.repositories import HUB_PREFIX, is_at_hand
 from advl_pipeline.teachers.open_options import OpenOptions
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _resolved(name: str) -> tuple[str, str, int | None]:
     door, _, rest = name.partition(":")
     seed = None
     if rest and door == "random":
-        name, _, digits = rest.partition("@") if not rest.startswith("hf:") else (rest, "", "")
+        name, _, digits = rest.partition("@") if not rest.startswith(HUB_PREFIX) else (rest, "", "")
         if digits and not digits.isdigit():
             raise ConfigError(f"The seed of 'random:{rest}' is no number.", where="--teacher")
         seed = int(digits or 0)

@@ -22,7 +22,8 @@ import orjson
 
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.locations import regular_file
-from advl_pipeline.datasets.roots import HUB_PREFIX, SPLIT_STEMS, is_safe_name
+from advl_pipeline.base.repositories import HUB_PREFIX
+from advl_pipeline.datasets.roots import SPLIT_STEMS, is_safe_name
 
 _CARDS = ("README.md", ".huggingface.yaml")
 """Files of a repository that declare its data files."""

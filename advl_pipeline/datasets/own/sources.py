@@ -10,6 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.base.errors import AdvlError, ConfigError, DatasetError, advise, again, suggest_names
 from advl_pipeline.base.packages import load_plugin, plugin_error
+from advl_pipeline.base.repositories import HUB_PREFIX
 from advl_pipeline.datasets.cards import Card, by_split, read_card
 from advl_pipeline.datasets.own.hub import hub_names, hub_source
 from advl_pipeline.datasets.people import READERS
@@ -17,7 +18,6 @@ from advl_pipeline.datasets.pictures import PICTURE_SUFFIXES
 from advl_pipeline.datasets.problems import unreadable
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,
-    HUB_PREFIX,
     KNOWN_NAMES,
     SPLIT_STEMS,
     TABLE_SUFFIXES,
