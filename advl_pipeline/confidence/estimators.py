@@ -196,8 +196,7 @@ def probe_data(
         return ProbeData(
             kind="classes", features_NCF=features_NCF, label_N=label_N, num_classes=len(dataset.label_names(task))
         )
-    counts_N = np.array([len(example.candidates) for example in examples])
-    valid_NC = np.arange(features_NCF.shape[1]) < counts_N[:, None]
+    valid_NC = candidate_mask(examples)
     return ProbeData(
         kind="choice", features_NCF=features_NCF, valid_NC=None if valid_NC.all() else valid_NC, label_N=label_N
     )
@@ -314,16 +313,27 @@ def probe_features(caches: Sequence[TeacherCache], examples: Sequence[Example], 
         and any(boxes.values())
         and store.token_lengths(list(boxes)).tolist() == list(boxes.values())
     ]
-    most = max(len(example.candidates) for example in examples)
-    chunks = []
-    for start in range(0, len(examples), _CHUNK):
-        chunk = examples[start : start + _CHUNK]
-        rows_RF = _picture_rows(stores, regions, chunk) if modality == "vision" else _text_rows(stores, chunk)
-        padded_NCF = np.zeros((len(chunk), most, rows_RF.shape[1]), np.float32)
-        counts = np.array([len(example.candidates) for example in chunk])
-        padded_NCF[np.arange(most) < counts[:, None]] = rows_RF
-        chunks.append(padded_NCF)
-    return np.concatenate(chunks)
+    chunks = (examples[start : start + _CHUNK] for start in range(0, len(examples), _CHUNK))
+    rows = [
+        _picture_rows(stores, regions, chunk) if modality == "vision" else _text_rows(stores, chunk)
+        for chunk in chunks
+    ]
+    return by_candidate(np.concatenate(rows), examples)
+
+
+def by_candidate(rows_RF: Array, examples: Sequence[Example]) -> Array:
+    """Return (N, C, F) from one row per candidate, in order; zeros for candidates that an example lacks."""
+    valid_NC = candidate_mask(examples)
+    values_NCF = np.zeros((*valid_NC.shape, rows_RF.shape[1]), np.float32)
+    values_NCF[valid_NC] = rows_RF
+    return values_NCF
+
+
+def candidate_mask(examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+    """Return (N, C), false for candidates that an example lacks."""
+    counts_N = np.array([len(example.candidates) for example in examples])
+    mask_NC: npt.NDArray[np.bool_] = np.arange(counts_N.max()) < counts_N[:, None]
+    return mask_NC
 
 
 def _text_rows(stores: Sequence[FeatureStore], examples: Sequence[Example]) -> Array:
@@ -336,10 +346,7 @@ def _picture_rows(
     stores: Sequence[FeatureStore], regions: Sequence[FeatureStore], examples: Sequence[Example]
 ) -> Array:
     """Return one row per candidate, in order: picture features, and their interaction with the words."""
-    choice = examples[0].task in MULTIPLE_CHOICE_TASKS
-    candidates = [candidate for example in examples for candidate in example.candidates]
-    texts = [candidate.answer if choice else candidate.text for candidate in candidates]
-    words_RS = np.stack([bag_of_words(re.findall(r"\w+", text.casefold())) for text in texts])
+    words_RS = bags_of_words(examples)
     ids = [example.image.unit_id for example in examples for _ in example.candidates]
     pictures = [("image", _global_rows(stores, ids))]
     if regions:
@@ -352,7 +359,15 @@ def _picture_rows(
     return np.concatenate(blocks, axis=1)
 
 
-def bag_of_words(words: Sequence[str]) -> Array:
+def bags_of_words(examples: Sequence[Example]) -> Array:
+    """Return the bag of words of each candidate, in order, (R, S): of the answer alone where answers are chosen."""
+    choice = examples[0].task in MULTIPLE_CHOICE_TASKS
+    candidates = [candidate for example in examples for candidate in example.candidates]
+    texts = [candidate.answer if choice else candidate.text for candidate in candidates]
+    return np.stack([_bag_of_words(re.findall(r"\w+", text.casefold())) for text in texts])
+
+
+def _bag_of_words(words: Sequence[str]) -> Array:
     """Return the sum of the words' sign vectors over the root of their number, (S,) float32; zeros without words."""
     if not words:
         return np.zeros(SKETCH_DIM, np.float32)

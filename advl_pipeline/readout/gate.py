@@ -9,7 +9,6 @@ Shapes: N questions, C candidates, T and V widths of the vectors of text and pic
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ import numpy.typing as npt
 import torch
 
 from advl_pipeline.base.errors import WeightsUnavailable, enumeration
-from advl_pipeline.cache.reader import FeatureStore, TeacherCache
-from advl_pipeline.confidence.estimators import assign_folds, bag_of_words
+from advl_pipeline.cache.reader import TeacherCache
+from advl_pipeline.confidence.estimators import assign_folds, bags_of_words, by_candidate, candidate_mask
 from advl_pipeline.confidence.match_probe import MatchFeatures, Vectors, cross_fitted_scores, joined
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Example, Task
 from advl_pipeline.datasets.spec import DatasetSpec
@@ -246,9 +245,7 @@ def take_gates(opened: OpenedStudent) -> Gates:
             continue
         questions = _questions(examples, opened)
         of_student = vectors_of_student(opened.student, examples)
-        words_NCT = _of_candidates(
-            examples, [bag_of_words(re.findall(r"\w+", text.casefold())) for text in _texts(examples)]
-        )
+        words_NCT = by_candidate(bags_of_words(examples), examples)
         gates += [
             measure_gate(
                 questions,
@@ -278,21 +275,17 @@ def vectors_of_student(student: Student, examples: Sequence[Example]) -> PooledV
             shown_NV = _mean(states.visual_states_NRH, batch.visual_mask_NR)
         said.extend(said_NT.float().cpu().numpy())
         shown.extend(shown_NV.index_select(0, batch.first_B).float().cpu().numpy())
-    return PooledVectors(said_NCT=_of_candidates(examples, said), shown_NV=np.stack(shown))
+    return PooledVectors(said_NCT=by_candidate(np.stack(said), examples), shown_NV=np.stack(shown))
 
 
 def vectors_of_teacher(cache: TeacherCache, examples: Sequence[Example], student: PooledVectors) -> PooledVectors:
     """Return a teacher's pooled vectors, and the student's own in a modality that it lacks."""
-
-    def of_units(store: FeatureStore, ids: Sequence[str]) -> list[Vectors]:
-        return list(store.global_features(ids).astype(np.float32))
-
     said = shown = None
     if cache.text is not None:
         ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
-        said = _of_candidates(examples, of_units(cache.text, ids))
+        said = by_candidate(cache.text.global_features(ids).astype(np.float32), examples)
     if cache.image is not None:
-        shown = np.stack(of_units(cache.image, [example.image.unit_id for example in examples]))
+        shown = cache.image.global_features([example.image.unit_id for example in examples]).astype(np.float32)
     return PooledVectors(
         said_NCT=student.said_NCT if said is None else said, shown_NV=student.shown_NV if shown is None else shown
     )
@@ -335,8 +328,7 @@ def _too_few(task: Task, examples: Sequence[Example], *, limit: str) -> str:
 def _questions(examples: Sequence[Example], opened: OpenedStudent) -> Questions:
     task = examples[0].task
     label_N = np.array([example.label for example in examples], np.int64)
-    counts_N = np.array([len(example.candidates) for example in examples])
-    valid_NC = np.arange(counts_N.max()) < counts_N[:, None]
+    valid_NC = candidate_mask(examples)
     soft = [dict(example.soft_label) for example in examples]
     return Questions(
         label_N=label_N,
@@ -345,20 +337,6 @@ def _questions(examples: Sequence[Example], opened: OpenedStudent) -> Questions:
         valid_NC=None if valid_NC.all() else valid_NC,
         partly_right=soft if any(soft) else None,
     )
-
-
-def _texts(examples: Sequence[Example]) -> list[str]:
-    choice = examples[0].task in MULTIPLE_CHOICE_TASKS
-    candidates = (candidate for example in examples for candidate in example.candidates)
-    return [candidate.answer if choice else candidate.text for candidate in candidates]
-
-
-def _of_candidates(examples: Sequence[Example], rows: Sequence[Vectors]) -> Vectors:
-    """Return (N, C, T) with one row for each candidate, in order, and zeros for missing ones."""
-    counts = [len(example.candidates) for example in examples]
-    values = np.zeros((len(examples), max(counts), len(rows[0])), np.float32)
-    values[np.arange(max(counts)) < np.array(counts)[:, None]] = np.stack(rows)
-    return values
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
