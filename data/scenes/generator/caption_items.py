@@ -74,7 +74,7 @@ def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) 
         subject, side, other = draws.pick(pairs)
         related: list[str | int] = [subject, f" {PHRASES[side]} ", other]
     else:
-        subject, other = draws.some(order, 2)
+        subject, other = draws.shuffled(order)[:2]
         related = [subject, " next to ", other]
     # "a picture of a cat, a bee and a hammer"
     listed: list[str | int] = [draws.pick(_OPENINGS)]

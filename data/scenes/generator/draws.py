@@ -49,7 +49,3 @@ class Draws:
             other = self.below(last + 1)
             mixed[last], mixed[other] = mixed[other], mixed[last]
         return mixed
-
-    def some(self, items: Sequence[Item], count: int) -> list[Item]:
-        """Draw `count` different items, in random order."""
-        return self.shuffled(items)[:count]

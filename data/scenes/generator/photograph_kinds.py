@@ -26,7 +26,6 @@ from advl_data.scenes.generator.vocabulary import (
     unfit,
 )
 
-OURS: Final = "scenes/generator/caltech101.toml"
 _OF_KINDS: Final = ("name", "article", "family")
 
 _WITH_UNSEEN: Final = 5

@@ -20,9 +20,8 @@ from PIL import Image
 from advl_data.scenes.generator.artwork import Sprite
 from advl_data.scenes.generator.draws import Draws
 from advl_data.scenes.generator.vocabulary import Kind
-from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.base.errors import DatasetError
 from advl_pipeline.datasets.pictures import read_rgb
-from advl_pipeline.datasets.problems import Malformed
 
 Pool = Literal["captions", "train", "val", "test"]
 
@@ -104,8 +103,8 @@ def _checked(path: Path, folder: Path, seen: dict[str, Path]) -> str:
         raise _unfit(path, "it is a link, whose target may change or be outside the folder")
     try:
         picture = read_rgb(path)
-    except (Malformed, AdvlError) as error:
-        raise _unfit(path, getattr(error, "why", None) or str(error)) from None
+    except DatasetError as error:
+        raise _unfit(path, error.why) from None
     if min(picture.size) < LEAST_SIDE:
         raise _unfit(path, f"{picture.width} x {picture.height} pixels, and both sides need at least {LEAST_SIDE}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

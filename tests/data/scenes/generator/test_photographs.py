@@ -16,7 +16,7 @@ from PIL import Image
 from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.build import RECORD_FILE, folder_digest, run_build_scenes
-from advl_data.scenes.generator.photograph_kinds import OURS, load_photograph_vocabulary
+from advl_data.scenes.generator.photograph_kinds import load_photograph_vocabulary
 from advl_data.scenes.generator.photographs import LEAST_PHOTOGRAPHS, SHARES, read_photographs
 from advl_pipeline.base.errors import ConfigError, DatasetError
 from advl_pipeline.base.packages import read_data
@@ -177,13 +177,13 @@ def test_unseen_kinds_need_large_families_and_photographs_descriptions(whole: Pa
 
 
 def test_our_descriptions_of_caltech_fit_its_folders(tmp_path: Path) -> None:
-    tables = tomllib.loads(read_data(OURS))
+    tables = tomllib.loads(read_data("scenes/generator/caltech101.toml"))
     kinds = {code: table for code, table in tables.items() if code not in ("attribution", "families")}
     assert len(kinds) == 95
     for code in kinds:
         (tmp_path / code).mkdir()
     file = tmp_path / "ours.toml"
-    file.write_text(read_data(OURS))
+    file.write_text(read_data("scenes/generator/caltech101.toml"))
     vocabulary, attribution = load_photograph_vocabulary(tmp_path, file, unseen=True)
     assert "Caltech-101" in attribution
     assert {kind.code for kind in (*vocabulary.labelled, *vocabulary.unseen)} == kinds.keys()
