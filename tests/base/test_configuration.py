@@ -15,7 +15,6 @@ from advl_pipeline.base.configuration import Configuration, Option, build_config
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.distillation.settings import DistillationOptions
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.training.recipes import choose_recipe
 
 
 def is_number(hint: typing.Any) -> bool:
@@ -46,14 +45,6 @@ def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> No
         build_config(ScenesConfig, {"num-unseen": 6}, where="corpus.toml")
     assert caught.value.where == "corpus.toml"
     assert "a multiple of 4" in caught.value.what
-
-
-@pytest.mark.parametrize("key", ["learning_rate", "learning-rate"])
-def test_a_number_of_a_recipe_keeps_the_range_of_its_option(key: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text(f"{key} = nan\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="learning_rate must be above 0") as caught:
-        choose_recipe("uniter-base", "answers", str(tmp_path / "mine.toml"))
-    assert caught.value.where == str(tmp_path / "mine.toml")
 
 
 def test_ranges_hold_exactly_what_they_say() -> None:

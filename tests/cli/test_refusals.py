@@ -132,7 +132,6 @@ MISTAKEN = [
     # No number outside its range, and none that no library holds.
     (f"{RUN} --learning-rate -1", 2, "--learning-rate must be above 0.\n"),
     (f"{RUN} --learning-rate nan", 2, "--learning-rate must be above 0.\n"),
-    (f"{RUN} --learning-rate inf", 2, "--learning-rate must be above 0.\n"),
     (f"{RUN} --seed -1", 2, "--seed must be at least 0.\n"),
     (f"{RUN} --seed {'9' * 4_000}", 2, "--seed is too large a number"),
     (f"{RUN} --confidence-folds 1", 2, "--confidence-folds must be at least 2.\n"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -39,7 +38,7 @@ from advl_pipeline.teachers.text_units import covering_texts
 pytest.importorskip("datasets")
 
 import datasets
-from fake_hub.sets import TWINS, Sample, colour_samples, stored, write_twin
+from fake_hub.sets import TWINS, Sample, colour_samples, write_twin
 
 
 def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:
@@ -463,55 +462,6 @@ def test_a_subset_fetches_its_part_from_the_hub(tmp_path: Path) -> None:
 
 
 # Sets whose columns have other names, or other contents, without a card.
-
-
-def published(root: Path, name: str, columns: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Write a set as its repository publishes it; return its name."""
-    (root / name / "data").mkdir(parents=True)
-    part = datasets.Dataset.from_list(rows, features=datasets.Features(columns))
-    part.to_parquet(root / name / "data/train-00000-of-00001.parquet")
-    return f"hf:{name}"
-
-
-def hinted(name: str, root: Path) -> Any:
-    """Open a set with the lines that its refusal prints."""
-    lines = re.search(r"\[columns\] (.*?)(?: \(\d+ more like it\))?$", refusal(name, data_root=root).why)
-    assert lines is not None
-    card = root / "card.toml"
-    card.write_text(f'files = "{name}"\n[columns]\n' + lines[1].replace(" and ", "\n"))
-    return open_dataset(str(card), split="train", data_root=root)
-
-
-def test_columns_of_aokvqa_and_chartqa_are_hinted(tmp_path: Path) -> None:
-    write_twin(tmp_path, "aokvqa", colour_samples(20))
-    by_hint, by_card = (
-        hinted("hf:HuggingFaceM4/A-OKVQA", tmp_path),
-        open_dataset("aokvqa", split="train", data_root=tmp_path),
-    )
-    assert by_hint.tasks == ("choice",)
-    assert [by_hint[place].label for place in range(10)] == [by_card[place].label for place in range(10)]
-    text = datasets.Value("string")
-    columns = {"image": datasets.Image(), "query": text, "label": datasets.List(text)}
-    columns["human_or_machine"] = datasets.ClassLabel(names=["human", "machine"])
-    rows = [
-        {"image": stored(sample.picture), "query": sample.question, "label": ["14"], "human_or_machine": 0}
-        for sample in colour_samples(3)
-    ]
-    charts = hinted(published(tmp_path / "b", "HuggingFaceM4/ChartQA", columns, rows), tmp_path / "b")
-    assert (charts.tasks, charts.label_names("answers")) == (("answers",), ("14",))
-
-
-def test_pictures_in_base64_are_named_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As HuggingFaceM4/MMBench has them."""
-    text = datasets.Value("string")
-    columns = dict.fromkeys(("question", "A", "B", "answer", "image"), text)
-    picture = base64.b64encode(random.Random(0).randbytes(54_000)).decode()
-    rows = [{"question": "What?", "A": "red", "B": "blue", "answer": "A", "image": picture} for _ in range(3)]
-    name = published(tmp_path, "HuggingFaceM4/MMBench", columns, rows)
-    code, out, messages = advl(capsys, "datasets", "check", name, "--data-root", tmp_path, "--deep")
-    assert code == 5
-    assert out.count("it has 72,000 characters, as base64 has") == 3
-    assert len(out) + len(messages) < 3_000
 
 
 # Pictures that lie beside JSON or CSV in a repository, in folders or in a zip archive.

@@ -129,7 +129,6 @@ def test_unreadable_picture_stops_or_is_quarantined(tmp_path: Path) -> None:
     [
         ({"dataset": {"num_images": 0}}, DatasetError, "nothing to extract"),
         ({"teacher": {"towers": "text"}, "modality": "image"}, ConfigError, "no image tower"),
-        ({"confidence_folds": 1}, ConfigError, "--confidence-folds must be at least 2"),
         ({"shard_rows": 1 << 40}, ConfigError, "shard would be too large"),
     ],
     ids=str,

@@ -199,13 +199,20 @@ def test_a_wrong_pattern_or_scale_is_refused_by_name(key: str, value: str, named
     ("line", "message"),
     [
         ("no_decay = 5", "no_decay must be str, not int"),
-        ('schedule = "steps"', "milestones"),
         ("clip_norm = -1.0", "clip_norm must be at least 0"),
+        ("learning-rate = nan", "learning_rate must be above 0"),
     ],
 )
 def test_a_wrong_value_of_a_recipe_is_refused(line: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(line, encoding="utf-8")
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        settle("uniter-base", "choice", recipe=str(tmp_path / "mine.toml"))
+    assert caught.value.where == str(tmp_path / "mine.toml")
+
+
+def test_a_schedule_by_steps_needs_milestones(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('schedule = "steps"', encoding="utf-8")
+    with pytest.raises(ConfigError, match="needs milestones"):
         settle("uniter-base", "choice", recipe=str(tmp_path / "mine.toml"))
 
 
