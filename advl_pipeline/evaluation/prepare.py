@@ -38,7 +38,9 @@ def _train(
 ) -> Advice:
     """Advise to train a run to its end, then other commands. A run of another version starts over."""
     training = training_command(run, config)
-    if read_json(run / IDENTITY).get("schema") == SCHEMA:
+    identity = run / IDENTITY
+    # A run that ended before its first step has none.
+    if not identity.is_file() or read_json(identity).get("schema") == SCHEMA:
         return advise(training, *then, note=note, again=again)
     starts_over = "another version wrote it: it starts over and loses its evaluations, or give another --output"
     return advise([*training, "--no-resume"], *then, note="; ".join(filter(None, (note, starts_over))), again=again)
