@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,85 @@ Name = int | str | None
 """An answer: a class by name, or a candidate by position; None for no answer."""
 
 
-def collect_words(
-    result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int
-) -> dict[str, Any] | None:
-    """Render training examples of the smallest size and first seed; None if the focus method selects no words.
+Pieces = list[tuple[str, bool]]
+"""A text in pieces: each a substring, and whether it was selected."""
 
-    Returns:
-        setting, where and runs; examples, as returned by `_shown`, and the reason if they are missing.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownBox:
+    """A box in pixels of the shown picture; `label` is the words that mention it, or its number and class."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownChoice:
+    """A candidate, whether it is right, and which students answered it."""
+
+    pieces: Pieces
+    right: bool
+    by_baseline: bool
+    by_focus: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownExample:
+    """What the page shows of an example; `focus_is_right` is None if no student answered.
+
+    `picture` is a data URI. `boxes` are those that the texts mention, or all of them if the texts mention none.
     """
+
+    example_id: str
+    picture: str
+    width: int
+    height: int
+    boxes: Sequence[ShownBox]
+    context: Pieces
+    choices: Sequence[ShownChoice]
+    focus_is_right: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendered:
+    """Examples, or none and the reason why they are missing."""
+
+    examples: Sequence[ShownExample] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordSet:
+    """Training examples of a setting, with the words that a run selected; `where` is their split and its seed."""
+
+    setting: str
+    where: str
+    run: str
+    rendered: Rendered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleSet:
+    """Examples of a setting, which two students answer differently.
+
+    If nothing `compares` them, they are of a single student: won where it is right, and lost where it is wrong.
+    """
+
+    setting: str
+    where: str
+    compares: bool
+    runs: Sequence[str]
+    num_won: int
+    num_lost: int
+    num_tied: int
+    rendered: Rendered
+
+
+def collect_words(result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int) -> WordSet | None:
+    """Render training examples of the smallest size and first seed; None if the focus method selects no words."""
     done = [row for row in result.finished(setting.name) if row.method == result.study.focus]
     row = next((row for row in done if (result.outer / row.run / names.SELECTED_WORDS).exists()), None)
     if row is None or limit == 0:
@@ -54,25 +126,20 @@ def collect_words(
     selected = read_json(result.outer / row.run / names.SELECTED_WORDS)
     config = read_json(result.outer / row.run / names.CONFIG)
 
-    def rendered() -> Iterator[dict[str, Any]]:
+    def rendered() -> Iterator[ShownExample]:
         dataset = _open(config, config["dataset"], config["split"], tuple(config["task"]), data_root)
         for name in list(selected)[:limit]:
             example = _find(dataset, name, "")
             yield _shown(example, dataset, spans=selected[example.example_id])
 
     where = f"{config['split']}, {wording.shots_text(row.shots)}, seed {row.seed}"
-    return {"setting": setting.name, "where": where, "runs": [row.run], **_if_at_hand(rendered)}
+    return WordSet(setting=setting.name, where=where, run=row.run, rendered=_if_at_hand(rendered))
 
 
 def collect_examples(
     result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int
-) -> dict[str, Any] | None:
-    """Find and render examples of the smallest size; None if no pair of runs is finished or none are requested.
-
-    Returns:
-        setting, where and runs; whether two students are compared (a single one is shown where it is right, won, and
-        where it is wrong, lost); num_won, num_lost and num_tied; examples, and the reason if they are missing.
-    """
+) -> ExampleSet | None:
+    """Find and render examples of the smallest size; None if no pair of runs is finished or none are requested."""
     # Baseline and focus run of the first seed that finished both, or the only run.
     study, done, test_set = result.study, result.finished(setting.name), setting.reference
     of_baseline = {(row.shots, row.seed): row for row in done if row.method == study.baseline}
@@ -97,7 +164,7 @@ def collect_examples(
     won, lost = (list(focus_right.index[is_so]) for is_so in (focus_right > other, focus_right < other))
     tied = (answers[0]["said"].reindex(focus_said.index) != focus_said) & (focus_right == other)
 
-    def rendered() -> Iterator[dict[str, Any]]:
+    def rendered() -> Iterator[ShownExample]:
         name, split = set_name(names.set_of(test_set), setting.dataset)
         dataset = _open(read_json(runs[-1] / names.CONFIG), name, split, (task,), data_root)
         # The outputs of a head keep the order of their classes in training.
@@ -118,16 +185,16 @@ def collect_examples(
                 focus_is_right=item in won,
             )
 
-    return {
-        "setting": setting.name,
-        "where": f"{test_set}, {wording.shots_text(rows[-1].shots)}, seed {rows[-1].seed}",
-        "compares": compares,
-        "runs": [row.run for row in rows],
-        "num_won": len(won),
-        "num_lost": len(lost),
-        "num_tied": int(tied.sum()),
-        **_if_at_hand(rendered),
-    }
+    return ExampleSet(
+        setting=setting.name,
+        where=f"{test_set}, {wording.shots_text(rows[-1].shots)}, seed {rows[-1].seed}",
+        compares=compares,
+        runs=[row.run for row in rows],
+        num_won=len(won),
+        num_lost=len(lost),
+        num_tied=int(tied.sum()),
+        rendered=_if_at_hand(rendered),
+    )
 
 
 def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
@@ -138,12 +205,12 @@ def _answers(evaluation: Evaluation, task: str) -> pd.DataFrame:
     return pd.DataFrame(columns, index=shown["item"])
 
 
-def _if_at_hand(rendered: Callable[[], Iterator[dict[str, Any]]]) -> dict[str, Any]:
+def _if_at_hand(rendered: Callable[[], Iterator[ShownExample]]) -> Rendered:
     """Return examples, or none and the reason: a study can be reported without its data."""
     try:
-        return {"examples": list(rendered()), "missing": ""}
+        return Rendered(examples=list(rendered()))
     except AdvlError as error:
-        return {"examples": [], "missing": error.what + (f" ({error.where})" if error.where else "")}
+        return Rendered(missing=error.what + (f" ({error.where})" if error.where else ""))
 
 
 def _open(
@@ -181,12 +248,8 @@ def _shown(
     by_focus: Name = None,
     spans: Sequence[Sequence[Sequence[int]]] = (),
     focus_is_right: bool | None = None,
-) -> dict[str, Any]:
-    """Return the data that the page shows for an example; `focus_is_right` is None if no student answered.
-
-    `picture` is a data URI. A text is a list of pieces, each a substring and whether it was selected. Boxes are in
-    pixels of the shown picture: the boxes that the texts mention, labelled with the words that mention them, or all
-    of them if the texts mention none.
+) -> ShownExample:
+    """Return what the page shows for an example.
 
     Raises:
         DatasetError: the picture cannot be read.
@@ -210,9 +273,9 @@ def _shown(
     for row in sorted(row for row in called if row < len(image.boxes_R4)) or range(len(image.boxes_R4)):
         x1, y1, x2, y2 = (float(value) * scale for value in image.boxes_R4[row])
         label = called.get(row) or f"{row} {image.box_labels[row] if row < len(image.box_labels) else ''}".strip()
-        boxes.append({"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "label": label})
+        boxes.append(ShownBox(x=x1, y=y1, width=x2 - x1, height=y2 - y1, label=label))
     first, chooses = example.candidates[0], len(example.candidates) > 1
-    texts: dict[Name, list[tuple[str, bool]]] = {}
+    texts: dict[Name, Pieces] = {}
     if chooses:
         for index, candidate in enumerate(example.candidates):
             words = spans[index] if index < len(spans) else []
@@ -220,27 +283,24 @@ def _shown(
     else:
         texts = {name: [(str(name), False)] for name in (truth, by_baseline, by_focus) if name is not None}
     end = first.context_length if chooses else len(first.text)
-    return {
-        "example_id": example.example_id,
-        "picture": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}",
-        "width": picture.width,
-        "height": picture.height,
-        "boxes": boxes,
-        "context": _pieces(first.text, 0, end, spans[0] if spans else []),
-        "choices": [
-            {
-                "pieces": pieces,
-                "right": name == truth,
-                "by_baseline": name == by_baseline,
-                "by_focus": name == by_focus,
-            }
+    return ShownExample(
+        example_id=example.example_id,
+        picture=f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}",
+        width=picture.width,
+        height=picture.height,
+        boxes=boxes,
+        context=_pieces(first.text, 0, end, spans[0] if spans else []),
+        choices=[
+            ShownChoice(
+                pieces=pieces, right=name == truth, by_baseline=name == by_baseline, by_focus=name == by_focus
+            )
             for name, pieces in texts.items()
         ],
-        "focus_is_right": focus_is_right,
-    }
+        focus_is_right=focus_is_right,
+    )
 
 
-def _pieces(text: str, start: int, end: int, spans: Sequence[Sequence[int]]) -> list[tuple[str, bool]]:
+def _pieces(text: str, start: int, end: int, spans: Sequence[Sequence[int]]) -> Pieces:
     """Cut [start, end) of a text at the selected spans."""
     pieces, at = [], start
     for low, high in sorted((int(low), int(high)) for low, high in spans):

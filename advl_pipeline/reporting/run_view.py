@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -27,7 +28,7 @@ from advl_pipeline.reporting.figures import (
     round_ticks,
     shares_of_rows,
 )
-from advl_pipeline.runs.evaluations import LETTERS, EvaluationDocument, read_document
+from advl_pipeline.runs.evaluations import LETTERS, Confusion, EvaluationDocument, read_document
 from advl_pipeline.runs.results import STAGE_KEY, read_config, read_log, read_result, read_words
 from advl_pipeline.studies.result import StudyResult
 
@@ -53,24 +54,58 @@ _TERMS = {
 }
 
 
-def view_run(result: StudyResult) -> dict[str, Any]:
-    """Read the content of the page of a result with one run, except its tables.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRow:
+    """A metric on a test set and, as `wording.without_student` writes them, the accuracies without a student.
 
-    Returns:
-        name, title and facts; scores, as returned by `scores_of`, and the conditions of their pictures; a figure of
-        the losses; tables by kind of question; confusions: test set -> class names and counts, true class by row;
-        a figure of the words' classes, if the run estimated them.
+    `changes`: how pictures were replaced or hidden -> change of the accuracy.
     """
+
+    test_set: str
+    metric: str
+    num_items: int
+    accuracy: str
+    interval: str
+    ceiling: str
+    prior: str
+    majority: str
+    chance: str
+    changes: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunView:
+    """The content of the page of a run, except its tables.
+
+    `conditions` are those of the pictures of the scores. `words` is a figure of the words' classes, if the run
+    estimated them. `kinds` are tables by kind of question. `confusions`: test set -> class names and counts, true
+    class by row.
+    """
+
+    name: str
+    title: str
+    facts: Mapping[str, str]
+    scores: Sequence[ScoreRow]
+    measures: Sequence[str]
+    conditions: Sequence[str]
+    losses: Figure | None
+    words: Figure | None
+    kinds: Sequence[tuple[str, list[tuple[str, str, str]]]]
+    confusions: Mapping[str, Confusion]
+
+
+def view_run(result: StudyResult) -> RunView:
+    """Read the content of the page of a result with one run, except its tables."""
     (only,) = result.runs
     run = result.outer / only.run
     setting = result.study.settings[0]
     config, done = read_config(run), read_result(run)
     documents = {name: document for name in setting.test_sets if (document := read_document(run, name)) is not None}
     scores = scores_of(documents)
-    return {
-        "name": run.absolute().name,
-        "title": f"{config['student']} on {dataset_label(config['dataset'])}",
-        "facts": {
+    return RunView(
+        name=run.absolute().name,
+        title=f"{config['student']} on {dataset_label(config['dataset'])}",
+        facts={
             "student": config["student"],
             "starts from": _start(config, done.towers),
             "method": wording.method_label(result.study, result.study.methods[0]),
@@ -79,18 +114,18 @@ def view_run(result: StudyResult) -> dict[str, Any]:
             "steps": f"{done.num_steps:,} in {wording.duration(done.seconds)}",
             "seed": str(config["seed"]),
         },
-        "scores": scores,
-        "measures": measures_of(documents),
-        "conditions": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
-        "losses": loss_figure(read_log(run), run=only.run),
-        "words": words_figure(read_words(run), run=only.run),
-        "kinds": kinds_of(documents),
-        "confusions": {
+        scores=scores,
+        measures=measures_of(documents),
+        conditions=list(dict.fromkeys(kind for score in scores for kind in score.changes)),
+        losses=loss_figure(read_log(run), run=only.run),
+        words=words_figure(read_words(run), run=only.run),
+        kinds=kinds_of(documents),
+        confusions={
             test_set: document.confusion
             for test_set, document in documents.items()
             if document.confusion is not None and len(document.confusion.label_names) <= _MOST_CLASSES
         },
-    }
+    )
 
 
 def _start(config: Mapping[str, Any], towers: Sequence[str]) -> str:
@@ -100,32 +135,28 @@ def _start(config: Mapping[str, Any], towers: Sequence[str]) -> str:
     return f"{enumeration(towers)}, frozen; other layers at random" if towers else "random weights"
 
 
-def scores_of(documents: Mapping[str, EvaluationDocument]) -> list[dict[str, Any]]:
-    """Return every metric on every test set with the accuracy without a student, formatted for a page.
+def scores_of(documents: Mapping[str, EvaluationDocument]) -> list[ScoreRow]:
+    """Return every metric on every test set, formatted for a page.
 
     Args:
         documents: evaluations by test set.
-
-    Returns:
-        test_set, metric, num_items, accuracy, its interval, ceiling, prior, majority, chance, and changes: how
-        pictures were replaced or hidden -> change of the accuracy.
     """
     scores = []
     for test_set, document in documents.items():
         for metric, accuracy in document.metrics.items():
             scores.append(
-                {
-                    "test_set": test_set,
-                    "metric": wording.metric_name(metric) + wording.WRITTEN * (document.protocol == LETTERS),
-                    "num_items": document.num_items.get(metric, 0),
-                    "accuracy": wording.percent(accuracy),
-                    "interval": wording.interval(document.intervals.get(metric), wording.percent),
+                ScoreRow(
+                    test_set=test_set,
+                    metric=wording.metric_name(metric) + wording.WRITTEN * (document.protocol == LETTERS),
+                    num_items=document.num_items.get(metric, 0),
+                    accuracy=wording.percent(accuracy),
+                    interval=wording.interval(document.intervals.get(metric), wording.percent),
                     **wording.without_student(document.trivial.get(metric)),
-                    "changes": {
+                    changes={
                         condition: wording.signed(-seen.drop)
                         for condition, seen in document.use_of_vision.get(metric, {}).items()
                     },
-                }
+                )
             )
     return scores
 
