@@ -53,9 +53,9 @@ def info(config: InfoConfig) -> Iterator[Any]:
             click.echo(f"  not readable: {unit} ({reason})")
     say_grid(result.provenance.get("averaged_grid", {}))
     for item_set in result.confidences:
-        identity = item_set["identity"]
+        identity = item_set.identity
         click.echo(
-            f"confidence {item_set['key']}: {item_set['num_examples']} examples of {identity['dataset']}, "
+            f"confidence {item_set.key}: {item_set.num_examples} examples of {identity['dataset']}, "
             f"split {identity['split']} ({', '.join(identity['tasks'])}), "
             f"estimated by {identity['estimator']} from the {identity['view']} features"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ def list_() -> Iterator[Any]:
 
     students = list_students()
     yield students
-    width = max(len(item["name"]) for item in students)
+    width = max(len(item.name) for item in students)
     for item in students:
-        click.echo(f"{item['name']:{width}}  {item['title']}, {item.get('visual', 'visual input of its own')}")
+        click.echo(f"{item.name:{width}}  {item.title}, {item.visual}")
 
 
 @students.command("show")
@@ -71,16 +72,16 @@ def show(name: str, tokenizer: str | None) -> Iterator[Any]:
     from advl_pipeline.students.registry import show_student
     from advl_pipeline.training.recipes import published_recipes
 
-    shown = show_student(name, tokenizer=tokenizer) | {"recipes": published_recipes(name)}
-    yield shown
-    click.echo(f"{shown['name']}: {shown['title']}, {shown['num_parameters'] / 1e6:.1f} M parameters")
+    shown, recipes = show_student(name, tokenizer=tokenizer), published_recipes(name)
+    yield {**asdict(shown), "recipes": recipes}
+    click.echo(f"{shown.name}: {shown.title}, {shown.num_parameters / 1e6:.1f} M parameters")
     for key in ("visual", "weights", "reference", "proof", "largest", "unproven"):
-        if key in shown:
-            click.echo(f"  {key}: {shown[key]}")
+        if value := getattr(shown, key):
+            click.echo(f"  {key}: {value}")
     click.echo("architecture:")
-    for key, value in shown["config"].items():
+    for key, value in shown.config.items():
         click.echo(f"  {key}: {value}")
-    for task, rows in shown["recipes"].items():
+    for task, rows in recipes.items():
         click.echo(f"recipe for {task}:")
         for row in rows:
             click.echo(f"  {row['key']} = {row['value']}  ({row['source']})")
@@ -103,12 +104,12 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None) -> Iterator[A
     from advl_pipeline.students.weight_files import located
 
     report = check_checkpoint(name, located(checkpoint, student=name), tokenizer=tokenizer)
-    fills = not (report["missing"] or report["reinitialised"])
+    fills = not (report.missing or report.reinitialised)
     exit_with(0 if fills else 2)
-    yield report
-    click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded")
+    yield {"student": name, **report.to_dict()}
+    click.echo(f"{report.source}: {report.num_loaded} tensors loaded")
     for kind, label in KEYS.items():
-        if keys := report[kind]:
+        if keys := getattr(report, kind):
             click.echo("\n  ".join([f"{len(keys)} {label}:", *keys]))
     click.echo(f"{'fills' if fills else 'does not fill'} {name}")
 

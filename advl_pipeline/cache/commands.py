@@ -25,7 +25,13 @@ from advl_pipeline.base.locations import Location
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.cache.arrays import ids_to_bytes
 from advl_pipeline.cache.commit_records import COMPLETE_RECORD, committed_shards, load_complete
-from advl_pipeline.cache.confidence import committed_keys, list_confidence, remove_confidence, unfinished_keys
+from advl_pipeline.cache.confidence import (
+    ConfidenceSummary,
+    committed_keys,
+    list_confidence,
+    remove_confidence,
+    unfinished_keys,
+)
 from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.cache.identity import PROVENANCE_FILE, canonical_json
 from advl_pipeline.cache.parts import holding
@@ -181,7 +187,7 @@ class ModalityInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheInfo:
-    """The summary of a cache; `num_bytes` is its size on disk or in the store. `confidences` as `list_confidence`."""
+    """The summary of a cache; `num_bytes` is its size on disk or in the store."""
 
     path: Location
     is_complete: bool
@@ -189,7 +195,7 @@ class CacheInfo:
     stored_dtype: str
     shard_rows: int
     modalities: Mapping[str, ModalityInfo]
-    confidences: Sequence[Mapping[str, Any]]
+    confidences: Sequence[ConfidenceSummary]
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,25 @@ class ConfidenceSet(NamedTuple):
     example_ids: list[str]
     probability_N: npt.NDArray[np.float32]
     outranked_N: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfidenceRecord:
+    """The committed record of a set. `num_bytes` is the size of its example ids, in UTF-8."""
+
+    identity: Mapping[str, Any]
+    num_examples: int
+    num_bytes: int
+    files: Files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfidenceSummary:
+    """A committed set, as `advl cache info` shows it."""
+
+    key: str
+    num_examples: int
+    identity: Mapping[str, Any]
 
 
 def confidence_key(identity: Mapping[str, Any]) -> str:
@@ -117,8 +137,8 @@ def read_confidence(location: Location, identity: Mapping[str, Any]) -> Confiden
     return _read(open_store(location), identity)
 
 
-def load_confidence_record(store: Readable, key: str) -> dict[str, Any]:
-    """Read the record of a set: `identity`, `num_examples`, `num_bytes` of the example ids, and `files`.
+def load_confidence_record(store: Readable, key: str) -> ConfidenceRecord:
+    """Read the record of a set.
 
     Raises:
         CorruptCache: it is damaged, or the record of something else. MissingFile: it does not exist.
@@ -126,20 +146,20 @@ def load_confidence_record(store: Readable, key: str) -> dict[str, Any]:
     name = confidence_record_path(key)
     content = unseal(store, name)
     with known_fields(store, name):
-        record: dict[str, Any] = {
-            "identity": dict(content["identity"]),
-            "num_examples": int(content["num_examples"]),
-            "num_bytes": int(content["num_bytes"]),
-            "files": files_from_json(content["files"]),
-        }
-    if confidence_key(record["identity"]) != key:
+        record = ConfidenceRecord(
+            identity=dict(content["identity"]),
+            num_examples=int(content["num_examples"]),
+            num_bytes=int(content["num_bytes"]),
+            files=files_from_json(content["files"]),
+        )
+    if confidence_key(record.identity) != key:
         raise store.damaged("The record belongs to another set of confidences.", name)
     return record
 
 
 def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
     key = confidence_key(identity)
-    seen: dict[str, Any] | None = None
+    seen: ConfidenceRecord | None = None
     while True:
         try:
             record = load_confidence_record(store, key)
@@ -155,28 +175,26 @@ def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
             seen = record
 
 
-def _read_under(store: Store, record: Mapping[str, Any], key: str) -> ConfidenceSet:
-    files: Files = record["files"]
-
+def _read_under(store: Store, record: ConfidenceRecord, key: str) -> ConfidenceSet:
     def rows(name: str, count: int, dtype: str) -> npt.NDArray[Any]:
         spec = single_shard(f"{_FOLDER}/{key}/{name}", (count,), dtype)
-        get_recorded(store, spec.metadata_path, files)
-        raw = get_recorded(store, spec.shard_path(0), files)
+        get_recorded(store, spec.metadata_path, record.files)
+        raw = get_recorded(store, spec.shard_path(0), record.files)
         return np.frombuffer(raw, DTYPES[dtype], count=count).copy()
 
-    count = record["num_examples"]
-    text = rows("example_id_utf8", record["num_bytes"], "uint8").tobytes()
+    count = record.num_examples
+    text = rows("example_id_utf8", record.num_bytes, "uint8").tobytes()
     ends = np.cumsum(rows("example_id_lengths", count, "int32")).tolist()
     names = [text[first:after].decode() for first, after in zip([0, *ends[:-1]], ends, strict=True)]
     return ConfidenceSet(names, rows("probability", count, "float32"), rows("outranked", count, "float32"))
 
 
-def list_confidence(location: Location) -> list[dict[str, Any]]:
-    """Return the identities of all committed sets, with their keys and counts."""
+def list_confidence(location: Location) -> list[ConfidenceSummary]:
+    """Return all committed sets, by key."""
     store, sets = open_store(location), []
     for key in committed_keys(store.list("records")):
         record = load_confidence_record(store, key)
-        sets.append({"key": key, "num_examples": record["num_examples"], "identity": record["identity"]})
+        sets.append(ConfidenceSummary(key=key, num_examples=record.num_examples, identity=record.identity))
     return sets
 
 

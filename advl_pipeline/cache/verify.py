@@ -184,7 +184,7 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: dict[str, s
             files |= record.files if record is not None else {}
     for key in committed_keys(sizes):
         record_of_set = _attempt(findings, confidence_record_path(key), partial(load_confidence_record, store, key))
-        files |= record_of_set["files"] if record_of_set is not None else {}
+        files |= record_of_set.files if record_of_set is not None else {}
     findings |= dict.fromkeys(map(confidence_record_path, unfinished_keys(sizes)), "it is missing")
     return files
 

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ViltProcessor
 from advl_pipeline.base.atomic import give_usual_mode, replacing
 from advl_pipeline.base.compute import drawing
 from advl_pipeline.base.configuration import json_text
-from advl_pipeline.base.errors import ConfigError
+from advl_pipeline.base.errors import ConfigError, enumeration
 from advl_pipeline.base.outputs import require_outputs
+from advl_pipeline.base.packages import read_tables
 from advl_pipeline.base.tensors import save_tensors
 from advl_pipeline.datasets.roots import without_folders
 from advl_pipeline.evaluation.predict import FinishedRun, load_finished
@@ -36,7 +37,6 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.modernvbert import ModernVBert
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.presets import family_facts, family_of
-from advl_pipeline.students.registry import families
 from advl_pipeline.students.tokenizer import TokenPart
 from advl_pipeline.students.weight_files import run_files
 
@@ -214,7 +214,8 @@ def _not_for_transformers(run: Path, finished: FinishedRun) -> ConfigError | Non
     student, form = finished.student, transformers_form(finished.student)
     if form is None:
         what = f"transformers has no class for {student.name}."
-        why = f"it has one for {', '.join(name for name, facts in families().items() if 'transformers' in facts)}"
+        of_transformers = [name for name, facts in read_tables("students.toml").items() if "transformers" in facts]
+        why = f"it has one for {enumeration(of_transformers)}"
     elif not isinstance(form["model"], str) and not finished.heads.keys() <= form["model"].keys():
         what = "transformers' class would not compute what this run does."
         why = "a run on choices places each tagged region at the words that name it, and that class cannot"

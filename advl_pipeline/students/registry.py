@@ -1,13 +1,14 @@
 """The registry of students: list, describe and build them by name, and check checkpoints against them.
 
 A new student requires one file and the facts of its family (`data/students.toml`), or an entry point
-`advl.students` and a `students.toml` in a plug-in's data. Results are plain JSON types.
+`advl.students` and a `students.toml` in a plug-in's data.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ from advl_pipeline.base.packages import entry_points, load_plugin, read_tables
 from advl_pipeline.students.presets import STUDENTS, family_of, size_of
 
 if TYPE_CHECKING:
+    from advl_pipeline.students.checkpoints import LoadReport
     from advl_pipeline.students.interface import Student
 
 
@@ -90,25 +92,63 @@ def require_supported(name: str, folder: Path) -> None:
             build_student(name, overrides=settings)
 
 
-def families() -> dict[str, dict[str, Any]]:
-    """Return the facts of each family: title, visual input, weights, reference, proof, largest, unproven."""
-    return read_tables("students.toml")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentFamily:
+    """What is known of a family of students, in words (`data/students.toml`).
+
+    `proof` says how it was tested against `reference`, `unproven` what was not tested. `largest` is the largest
+    absolute difference from the reference in fp32 on a CPU.
+    """
+
+    title: str = "plug-in"
+    visual: str = "visual input of its own"
+    weights: str = ""
+    tasks: str = ""
+    reference: str = ""
+    proof: str = ""
+    unproven: str = ""
+    largest: float | None = None
 
 
-def list_students() -> list[dict[str, Any]]:
-    """Return name and family of every student, plug-ins included, without building any."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentSummary(StudentFamily):
+    """An entry of the list of students."""
+
+    name: str
+    family: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentDetails(StudentSummary):
+    """A student that was built with random weights; `config` is its architecture, as plain JSON types."""
+
+    num_parameters: int
+    hidden_size: int
+    pooled_size: int
+    config: Mapping[str, Any]
+
+
+def families() -> dict[str, StudentFamily]:
+    """Return what is known of each family, by its name."""
+    known = {field.name for field in fields(StudentFamily)}
+    return {
+        family: StudentFamily(**{key: facts[key] for key in known & facts.keys()})
+        for family, facts in read_tables("students.toml").items()
+    }
+
+
+def list_students() -> list[StudentSummary]:
+    """Return every student, plug-ins included, without building any."""
     known = families()
-    return [_facts(name, known) for name in student_names()]
+    return [_summary(name, known) for name in student_names()]
 
 
-def _facts(name: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(name: str, known: Mapping[str, StudentFamily]) -> StudentSummary:
     family = family_of(name)
-    facts = known.get(family, {"title": "plug-in"})
-    internal = ("class", "names", "transformers")
-    return {"name": name, "family": family, **{key: facts[key] for key in facts if key not in internal}}
+    return StudentSummary(name=name, family=family, **asdict(known.get(family, StudentFamily())))
 
 
-def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
+def show_student(name: str, *, tokenizer: str | None = None) -> StudentDetails:
     """Return the architecture, number of parameters and verified facts of a student.
 
     Args:
@@ -119,16 +159,16 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
             architecture needs its padding token.
     """
     student = build_student(name, overrides={} if tokenizer is None else {"tokenizer": tokenizer})
-    return {
-        **_facts(name, families()),
-        "num_parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "hidden_size": student.hidden_size,
-        "pooled_size": student.pooled_size,
-        "config": config_to_dict(student.config),
-    }
+    return StudentDetails(
+        **asdict(_summary(name, families())),
+        num_parameters=sum(parameter.numel() for parameter in student.parameters()),
+        hidden_size=student.hidden_size,
+        pooled_size=student.pooled_size,
+        config=config_to_dict(student.config),
+    )
 
 
-def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = None) -> dict[str, Any]:
+def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = None) -> LoadReport:
     """Load a checkpoint into a student with random weights and report what happened to every key.
 
     Args:
@@ -144,8 +184,8 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
         # A chat model's architecture is stored with its weights, and so are many tokenizers.
         settings = family_class(name).settings_beside(checkpoint) | settings
     saved = importlib.import_module("advl_pipeline.students.saved")
-    report = saved.load_published(build_student(name, overrides=settings), checkpoint)
-    return {"student": name, **report.to_dict()}
+    report: LoadReport = saved.load_published(build_student(name, overrides=settings), checkpoint)
+    return report
 
 
 _IN_METERS_ORDER = frozenset({"meter", "bridgetower"})
@@ -166,8 +206,8 @@ def student_table() -> str:
     rows = ["| student | visual input | weights | tasks | tested against, and how | largest difference |"]
     rows.append("| --- | --- | --- | --- | --- | --- |")
     for family, facts in families().items():
-        largest = f"{facts['largest']:.1e}" if "largest" in facts else "-"
-        proof = f"{facts['reference']}: {facts['proof']}. Not tested: {facts['unproven']}"
-        cells = (", ".join(names[family]), facts["visual"], facts["weights"], facts["tasks"], proof, largest)
+        largest = "-" if facts.largest is None else f"{facts.largest:.1e}"
+        proof = f"{facts.reference}: {facts.proof}. Not tested: {facts.unproven}"
+        cells = (", ".join(names[family]), facts.visual, facts.weights, facts.tasks, proof, largest)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"

@@ -63,7 +63,7 @@ def test_the_table_of_students_is_what_is_known_of_them() -> None:
     page = (DOCS / "students.md").read_text(encoding="utf-8")
     assert page == with_student_table(page), "docs/students.md is out of date: run `make docs`"
     for family, facts in families().items():
-        assert facts["proof"] in page, family
+        assert facts.proof in page, family
     for name in student_names():
         assert f"`{name}`" in page or name.endswith("-tiny"), name
 

@@ -226,7 +226,7 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     settings |= {"estimator": "probe", "folds": 5, "seed": 0}
     fresh = load_or_estimate_confidence(**settings)
     assert set(fresh) == {"vision", "text"}
-    assert [item["num_examples"] for item in list_confidence(cache.path)] == [50, 50]
+    assert [item.num_examples for item in list_confidence(cache.path)] == [50, 50]
     examples = examples_of(dataset, sorted(settings["example_ids"]))
     identity = confidence_identity([cache], dataset, examples, "probe", "vision", folds=5, seed=0)
     stored = read_confidence(cache.path, identity)

@@ -59,12 +59,12 @@ def test_list_names_every_student_and_each_has_a_proof(advl: Advl) -> None:
     result = advl("list", "--json")
     assert result.returncode == 0, result.stderr
     listed = json.loads(result.stdout)
-    assert [item["name"] for item in listed] == [item["name"] for item in list_students()]
+    assert [item["name"] for item in listed] == [item.name for item in list_students()]
     assert {family_of(item["name"]) for item in listed} == set(families())
     for item in listed:
         assert item["proof"]
         assert item["unproven"]
-        assert item.get("largest", 0.0) < 2e-5
+        assert (item["largest"] or 0.0) < 2e-5
 
 
 def test_show_prints_architecture_and_recipe_sources(advl: Advl) -> None:
@@ -344,7 +344,7 @@ def pieces(student: Any, text: str) -> list[int]:
 
 
 def test_every_family_with_weights_on_the_hub_is_here() -> None:
-    published = {family for family, facts in families().items() if facts["weights"].startswith("transformers")}
+    published = {family for family, facts in families().items() if facts.weights.startswith("transformers")}
     assert {family_of(student) for student, _ in STUDENTS.values()} == published
 
 
