@@ -144,7 +144,7 @@ def prepare(config: PrepareConfig) -> Iterator[Any]:
     if config.student is not None:
         require_student(config.student)
     from advl_pipeline.extraction.run import run_extract
-    from advl_pipeline.training.student_inputs import picture_side
+    from advl_pipeline.training.picture_size import picture_side
 
     size = config.size or picture_side(config.student, config.student_option, tasks=dataset.tasks)
     extraction = of_pictures(config, size)

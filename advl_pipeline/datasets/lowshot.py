@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,27 @@ def write_id_list(path: Path, subset: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(subset, indent=1) + "\n")
 
 
-def read_id_list(path: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Read the dataset, the split and the ids of a subset.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdList:
+    """The ids of a subset of a split."""
+
+    dataset: str
+    split: str
+    example_ids: tuple[str, ...]
+
+
+def read_id_list(path: Path) -> IdList:
+    """Read the ids of a subset.
 
     Raises:
         DatasetError: the file is missing or malformed.
     """
 
-    def subset(value: Any) -> tuple[str, str, tuple[str, ...]]:
-        return str(value["dataset"]), str(value["split"]), tuple(map(str, value["example_ids"]))
+    def listed(value: Any) -> IdList:
+        return IdList(
+            dataset=str(value["dataset"]),
+            split=str(value["split"]),
+            example_ids=tuple(map(str, value["example_ids"])),
+        )
 
-    return parse_json_file(path, "The list of ids", subset)
+    return parse_json_file(path, "The list of ids", listed)

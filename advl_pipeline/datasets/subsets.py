@@ -185,16 +185,16 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
     Raises:
         DatasetError: the list is missing, malformed, for another split, or contains an unknown id.
     """
-    name, split, ids = read_id_list(file)
-    if (name, split) != (dataset.identity_name, dataset.split):
+    listed = read_id_list(file)
+    if (listed.dataset, listed.split) != (dataset.identity_name, dataset.split):
         raise DatasetError(
             "The list of ids belongs to another split.",
             where=str(file),
-            why=f"it is of {name} {split}, asked for is {dataset.identity_name} {dataset.split}",
+            why=f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}",
         )
     known = set(dataset.example_ids)
     example_ids: list[str] = []
-    for listed_id in ids:
+    for listed_id in listed.example_ids:
         _, colon, task = listed_id.rpartition(":")
         here = [name for name in (listed_id, *(f"{listed_id}:{each}" for each in dataset.tasks)) if name in known]
         if not here and not (colon and task not in dataset.tasks):

@@ -105,11 +105,13 @@ class RunFolder:
                 next_command=_ELSEWHERE,
             ) from None
         if recorded.get("schema") != identity.get("schema"):
+            can_answer = names.is_finished(self.path) and not names.lacks_student(self.path)
             raise IdentityMismatch(
                 "The run folder has a run of another version, which this version cannot resume.",
                 where=str(self.path),
                 why=f"it has schema {recorded.get('schema')}, and this version's is {identity.get('schema')}",
-                next_command="choose another --output; a finished run can still be evaluated and predicted with",
+                next_command="choose another --output"
+                + ("; the run in it can still be evaluated and predicted with" if can_answer else ""),
             )
         if rows := differences(identity, recorded):
             # Familiar names first: a teacher's name before the settings of its layers.

@@ -245,6 +245,7 @@ def resolve_settings(
     if values["schedule"] == "steps" and not values["milestones"]:
         raise ConfigError(
             "The schedule 'steps' needs milestones.",
+            where=sources["schedule"],
             next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
         )
     return TrainingSettings(note=chosen.note, sources=sources, **values)

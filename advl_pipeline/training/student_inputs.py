@@ -9,23 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from advl_pipeline.base.errors import ConfigError, advise, enumeration
-from advl_pipeline.datasets.records import Dataset, head_name
+from advl_pipeline.base.errors import ConfigError, enumeration
+from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.students.abilities import HasInputFiles, HasTextLimit, caveats_of, towers_of
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.region_student import RegionStudent
-from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.students.weight_files import tokenizer_folder
 from advl_pipeline.teachers.registry import teacher_plugins
-from advl_pipeline.training.build_model import recipe_options, student_options
-from advl_pipeline.training.recipes import choose_recipe
 
 SAMPLED_TEXTS = 256
 """Number of sampled texts: enough to detect a share of a few percent, and tokenised in less than a second."""
@@ -136,31 +129,3 @@ def _own_teachers(student: Student, teachers: Sequence[str]) -> list[str]:
         f"{enumeration(same)}: the student starts from the same weights, so that it learns nothing new of them; "
         f"teachers of other weights: {', '.join((*others, 'and those of advl teachers list'))}"
     ]
-
-
-def picture_side(student: str | None, options: Sequence[str], *, tasks: Sequence[str]) -> int:
-    """Return the side in pixels to which a student squeezes pictures when finetuned with these options.
-
-    Args:
-        options: student settings as KEY=VALUE.
-        tasks: of the dataset for finetuning; the first determines the recipe.
-
-    Raises:
-        ConfigError: the student or a setting is missing or unknown, or the student does not squeeze pictures.
-    """
-    if student is None:
-        raise ConfigError(
-            "The size of the stored pictures is not set.",
-            next_command="add --student NAME, such as vilt, or --size PIXELS",
-        )
-    chosen = choose_recipe(student, head_name(tasks[0]) if tasks else "", "auto")
-    given = student_options({"student_option": list(options)})
-    overrides: dict[str, Any] = {**recipe_options(chosen, None), **given}
-    with torch.device("meta"):
-        built = build_student(student, overrides=overrides)
-    if not isinstance(built, PixelStudent):
-        raise ConfigError(
-            f"{student} reads no squeezed pictures, so that there is nothing to store for it.",
-            next_command=advise(["advl", "students", "list"], note="choose a student over pixels, such as vilt"),
-        )
-    return built.config.image_size

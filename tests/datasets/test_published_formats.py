@@ -415,4 +415,4 @@ def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_p
     out, _ = printed(capsys, "datasets", *arguments, "--data-root", tmp_path)
     assert "8 questions, 16 examples" in out
     dataset = open_dataset("vcr", split="val", data_root=tmp_path)
-    assert read_id_list(file)[2] == nested_subset(dataset, 8, seed=1)
+    assert read_id_list(file).example_ids == nested_subset(dataset, 8, seed=1)

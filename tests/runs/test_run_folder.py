@@ -60,6 +60,7 @@ def test_a_run_of_another_version_is_told_apart_from_one_of_other_settings(tmp_p
     with pytest.raises(IdentityMismatch, match="another version") as refusal:
         begin(tmp_path, {"options": {"method": "advl"}, "schema": 3})
     assert "schema None" in refusal.value.why
+    assert "can still be evaluated" not in str(refusal.value.next_command)
 
 
 def test_a_damaged_record_is_no_leave_to_go_on(tmp_path: Path) -> None:

@@ -212,8 +212,9 @@ def test_a_wrong_value_of_a_recipe_is_refused(line: str, message: str, tmp_path:
 
 def test_a_schedule_by_steps_needs_milestones(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('schedule = "steps"', encoding="utf-8")
-    with pytest.raises(ConfigError, match="needs milestones"):
+    with pytest.raises(ConfigError, match="needs milestones") as caught:
         settle("uniter-base", "choice", recipe=str(tmp_path / "mine.toml"))
+    assert caught.value.where == str(tmp_path / "mine.toml")
 
 
 def test_villas_numbers_are_its_recipes() -> None:
