@@ -47,6 +47,8 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
     num_class_tokens = 0
     reads_first = True
+    first_scale: ClassVar[float] = 10.0
+    """First factor of the cosine by which a choice is scored."""
     vision: Any
     text: Any
 
@@ -110,7 +112,9 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
             "picture_size": self.vision.num_features,
             "pooled_size": self.pooled_size,
         }
-        return ChoiceMatchHead(**sizes) if num_classes == 1 else AnswerMatchHead(**sizes, num_classes=num_classes)
+        if num_classes == 1:
+            return ChoiceMatchHead(**sizes, first_scale=self.first_scale)
+        return AnswerMatchHead(**sizes, num_classes=num_classes)
 
     def _seen(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the vision tower's pooled features (B, G), and its maps averaged to patches, (B, R, F)."""
@@ -139,6 +143,8 @@ class EfficientNetMiniLm(EfficientNetStudent):
     """The student with both towers, whose heads match their pooled states."""
 
     towers, tower_parts = ("efficientnet-lite0", "minilm-l6"), ("vision", "text")
+    # The form that few labels fit to both towers says more than what steps add to it (docs/experiments.md).
+    first_scale = 3.0
 
     @property
     def said_size(self) -> int:

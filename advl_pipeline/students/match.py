@@ -31,11 +31,8 @@ from advl_pipeline.students.text_student import SingleStream, TextBatchT
 COMMON_SIZE: Final = 256
 """Width M."""
 
-FIRST_SCALE: Final = 10.0
-"""First factor of the cosine, which is trained."""
-
-FUSED_WEIGHT: Final = 0.03
-"""Weight of the fused state in the score of a choice."""
+FUSED_SHARE: Final = 0.003
+"""Weight of the fused state in the score of a choice, as a share of the first factor of the cosine."""
 
 CHOICE_DROPOUT: Final = 0.5
 """Dropout of the pooled states that the maps of choices read."""
@@ -105,10 +102,17 @@ class ChoiceMatchHead(MatchHead):
     text_mean_T: torch.Tensor
     picture_mean_V: torch.Tensor
     form_TV: torch.Tensor
+    fused_weight: torch.Tensor
 
-    def __init__(self, *, text_size: int, picture_size: int, pooled_size: int) -> None:
+    def __init__(self, *, text_size: int, picture_size: int, pooled_size: int, first_scale: float) -> None:
+        """Args:
+        text_size, picture_size: widths of the pooled states T and V.
+        pooled_size: width of the fused state.
+        first_scale: first factor of the cosine, which is trained.
+        """
         super().__init__(text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=1)
-        self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
+        self.log_scale = nn.Parameter(torch.tensor(first_scale).log())
+        self.register_buffer("fused_weight", torch.tensor(FUSED_SHARE * first_scale))
         self.register_buffer("text_mean_T", torch.zeros(text_size))
         self.register_buffer("picture_mean_V", torch.zeros(picture_size))
         self.register_buffer("form_TV", torch.zeros(text_size, picture_size))
@@ -144,7 +148,7 @@ class ChoiceMatchHead(MatchHead):
         )
         fused_N1: torch.Tensor = self.fused(output.pooled_NP)
         trained_N = self.log_scale.exp() * match_NM.sum(1)
-        return (fitted_N + trained_N)[:, None] + FUSED_WEIGHT * fused_N1
+        return (fitted_N + trained_N)[:, None] + self.fused_weight * fused_N1
 
 
 class AnswerMatchHead(MatchHead):

@@ -39,8 +39,8 @@ def test_the_form_of_a_head_is_the_probe_of_the_labelled_questions(num_candidate
     outputs = [output_of(num_candidates[first : first + 5]) for first in (0, 5, 10)]
     counts = [num_candidates[first : first + 5] for first in (0, 5, 10)]
     labels = [torch.tensor([place % 2 for place in range(len(of))]) for of in counts]
-    head = ChoiceMatchHead(text_size=TEXT, picture_size=PICTURE, pooled_size=4).eval()
-    torch.nn.init.constant_(head.log_scale, -torch.inf)  # The maps say nothing.
+    # With a factor of 0 the maps and the fused state say nothing.
+    head = ChoiceMatchHead(text_size=TEXT, picture_size=PICTURE, pooled_size=4, first_scale=0.0).eval()
     head.read_choices(
         LabelledChoices(output=output, num_candidates=of, label_B=label_B)
         for output, of, label_B in zip(outputs, counts, labels, strict=True)
