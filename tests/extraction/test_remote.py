@@ -65,7 +65,7 @@ def test_same_bytes_as_in_a_folder(url: Url, estimated: Path, tmp_path: Path) ->
     with pytest.raises(IdentityMismatch, match="s3://"):
         tiny_extract(estimated / "data", url, dtype="float32")
     pruned = run_prune(PruneConfig(cache=url, all_confidences=True))
-    assert pruned.removed == tuple(f"confidence/{item['key']}" for item in info.confidences)
+    assert pruned.removed == tuple(f"confidence/{item.key}" for item in info.confidences)
     assert pruned.num_bytes > 0
     assert not any("confidence" in name for name in objects(url))
     assert verify_cache(url).is_sound
