@@ -49,7 +49,7 @@ def draw(theme: str, path: Path) -> None:
         axis.tick_params(colors=ink, labelsize=9, length=0)
         axis.spines[:].set_visible(False)
     axes[0].set_ylim(len(rows) - 0.5, -0.6)
-    axes[0].set_xlim(CHANCE - 2, 60)
+    axes[0].set_xlim(CHANCE - 2, max(mean for _, values in rows for mean, _ in values) + 5)
     figure.supxlabel("percent right of four choices; dotted: chance", color=ink, fontsize=9)
     figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)

@@ -27,7 +27,7 @@ def test_the_picture_is_drawn_from_the_table(tmp_path: Path) -> None:
     spec.loader.exec_module(figure)
     sets, rows = figure.read_table((ROOT / "README.md").read_text(encoding="utf-8"))
     values = [f"{mean:.1f}" for _, cells in rows for mean, _ in cells]
-    assert len(values) == len(sets) * len(rows) == 8
+    assert len(values) == len(sets) * len(rows) == 12
     figure.main(tmp_path)
     for theme in figure.INKS:
         kept, drawn = (
