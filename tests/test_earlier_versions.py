@@ -58,6 +58,7 @@ def test_a_cache_and_a_run_of_an_earlier_version_are_used_as_those_of_this_one(
     )
     # The default of the number of steps changed since, so that no run of an earlier version goes on.
     assert (code, "a run of another version, which this version cannot resume" in message) == (3, True)
+    assert "the run in it can still be evaluated" in message
 
 
 def test_a_run_of_an_earlier_version_without_a_student_starts_over_as_is_advised(

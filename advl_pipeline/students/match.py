@@ -112,6 +112,7 @@ class ChoiceMatchHead(MatchHead):
         """
         super().__init__(text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=1)
         self.log_scale = nn.Parameter(torch.tensor(first_scale).log())
+        # Stored, so that a run answers by the weight that it was trained with.
         self.register_buffer("fused_weight", torch.tensor(FUSED_SHARE * first_scale))
         self.register_buffer("text_mean_T", torch.zeros(text_size))
         self.register_buffer("picture_mean_V", torch.zeros(picture_size))

@@ -147,6 +147,7 @@ def test_training_leaves_frozen_towers_as_in_evaluation(student: Any) -> None:
     student.eval()
 
 
+@pytest.mark.slow
 def test_it_is_the_default_for_own_data_and_says_whose_teachers_are_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
