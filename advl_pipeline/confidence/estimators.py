@@ -26,7 +26,7 @@ from advl_pipeline.cache.confidence import ConfidenceSet, read_confidence, write
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence
 from advl_pipeline.confidence.separation import outranked_candidates
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Dataset, Example, candidate_mask, head_name
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import FeatureStore, TeacherCache
@@ -327,13 +327,6 @@ def by_candidate(rows_RF: Array, examples: Sequence[Example]) -> Array:
     values_NCF = np.zeros((*valid_NC.shape, rows_RF.shape[1]), np.float32)
     values_NCF[valid_NC] = rows_RF
     return values_NCF
-
-
-def candidate_mask(examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
-    """Return (N, C), false for candidates that an example lacks."""
-    counts_N = np.array([len(example.candidates) for example in examples])
-    mask_NC: npt.NDArray[np.bool_] = np.arange(counts_N.max()) < counts_N[:, None]
-    return mask_NC
 
 
 def _text_rows(stores: Sequence[FeatureStore], examples: Sequence[Example]) -> Array:

@@ -151,7 +151,6 @@ class MatchProbe:
         label_N: npt.ArrayLike,
         *,
         num_classes: int = 0,
-        valid_NC: npt.NDArray[np.bool_] | None = None,
     ) -> Self:
         """Fit the probe to labelled questions.
 
@@ -160,29 +159,15 @@ class MatchProbe:
             shown_NV: vectors of pictures.
             label_N: the correct choice, class or answer of each question.
             num_classes: number of classes or answers; 0 for choices.
-            valid_NC: false for choices that a question lacks; None if none is missing.
         """
         features = MatchFeatures.of(said_NCT, shown_NV)
         labels = np.asarray(label_N, np.int64)
-        fitted = FittedProbe.fit(features(said_NCT, shown_NV), labels, num_classes=num_classes, valid_NC=valid_NC)
+        fitted = FittedProbe.fit(features(said_NCT, shown_NV), labels, num_classes=num_classes)
         return cls(features=features, fitted=fitted)
 
     def scores(self, said_NCT: Vectors, shown_NV: Vectors) -> FloatArray:
         """Return the scores of choices, classes or answers, (N, K)."""
         return self.fitted.scores(self.features(said_NCT, shown_NV))
-
-    @property
-    def bilinear_form(self) -> FloatArray:
-        """The bilinear form (T, V) of choices, whose value for centred vectors of norm 1 is their score.
-
-        Scores differ by a constant for each question.
-        """
-        from scipy.linalg import solve_triangular
-
-        features = self.features
-        weight_PO = solve_triangular(features.root_PP, self.fitted.weight_PO, lower=True, trans="T")
-        form_TV: FloatArray = (features.said_PT * weight_PO).T @ features.shown_PV
-        return form_TV
 
 
 def cross_fitted_scores(

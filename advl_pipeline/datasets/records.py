@@ -201,6 +201,13 @@ class Example:
         return self.group or self.image.unit_id
 
 
+def candidate_mask(examples: Sequence[Example]) -> npt.NDArray[np.bool_]:
+    """Return (N, C), false for candidates that an example lacks."""
+    counts_N = np.array([len(example.candidates) for example in examples])
+    mask_NC: npt.NDArray[np.bool_] = np.arange(counts_N.max()) < counts_N[:, None]
+    return mask_NC
+
+
 def normalise_text(text: str) -> str:
     """Return the canonical form of a text: Unicode NFC, white space collapsed to single spaces, trimmed."""
     return " ".join(unicodedata.normalize("NFC", text).split())

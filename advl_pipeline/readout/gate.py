@@ -20,9 +20,9 @@ import torch
 
 from advl_pipeline.base.errors import WeightsUnavailable, enumeration
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.confidence.estimators import assign_folds, bags_of_words, by_candidate, candidate_mask
+from advl_pipeline.confidence.estimators import assign_folds, bags_of_words, by_candidate
 from advl_pipeline.confidence.match_probe import MatchFeatures, Vectors, cross_fitted_scores, joined
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Example, Task
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, TASKS, Example, Task, candidate_mask
 from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.statistics import Contribution, item_groups, joint_interval
 from advl_pipeline.readout.config import ReadoutConfig

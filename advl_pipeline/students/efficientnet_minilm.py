@@ -49,6 +49,8 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
     reads_first = True
     first_scale: ClassVar[float] = 10.0
     """First factor of the cosine by which a choice is scored."""
+    contrastive: ClassVar[bool] = False
+    """Whether the form by which a choice is scored is fitted to other questions' right texts as well."""
     vision: Any
     text: Any
 
@@ -113,7 +115,7 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
             "pooled_size": self.pooled_size,
         }
         if num_classes == 1:
-            return ChoiceMatchHead(**sizes, first_scale=self.first_scale)
+            return ChoiceMatchHead(**sizes, first_scale=self.first_scale, contrastive=self.contrastive)
         return AnswerMatchHead(**sizes, num_classes=num_classes)
 
     def _seen(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,7 +146,7 @@ class EfficientNetMiniLm(EfficientNetStudent):
 
     towers, tower_parts = ("efficientnet-lite0", "minilm-l6"), ("vision", "text")
     # The form that few labels fit to both towers says more than what steps add to it (docs/experiments.md).
-    first_scale = 3.0
+    first_scale, contrastive = 0.3, True
 
     @property
     def said_size(self) -> int:

@@ -184,7 +184,7 @@ class LabelledChoices(Generic[OutputT]):
     """A batch of labelled multiple-choice questions, without gradient: `output` has a sequence for each choice."""
 
     output: OutputT
-    num_candidates: Sequence[int]
+    examples: Sequence[Example]
     label_B: torch.Tensor
 
 

@@ -18,13 +18,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from advl_pipeline.confidence.match_probe import MatchProbe
+from advl_pipeline.datasets.records import Example, candidate_mask
 from advl_pipeline.students.bert_parts import norm_first_head
+from advl_pipeline.students.contrastive_form import fit_contrastive_form
 from advl_pipeline.students.interface import LabelledChoices, OutputHead, Perturbation, StudentOutput
 from advl_pipeline.students.text_student import SingleStream, TextBatchT
 
@@ -95,7 +97,7 @@ class MatchHead(OutputHead[MatchOutput]):
 class ChoiceMatchHead(MatchHead):
     """Scores a choice by a bilinear form that the labels fit before training, and by what training adds to it.
 
-    The form is that of `MatchProbe`: the best one under a penalty, which few labels determine better than any number
+    The form is the best one under a penalty (`contrastive_form.py`): few labels determine it better than any number
     of steps. It is fitted to the pooled states at the start of the finetune stage and then held. Until then it is 0.
     """
 
@@ -104,13 +106,17 @@ class ChoiceMatchHead(MatchHead):
     form_TV: torch.Tensor
     fused_weight: torch.Tensor
 
-    def __init__(self, *, text_size: int, picture_size: int, pooled_size: int, first_scale: float) -> None:
+    def __init__(
+        self, *, text_size: int, picture_size: int, pooled_size: int, first_scale: float, contrastive: bool
+    ) -> None:
         """Args:
         text_size, picture_size: widths of the pooled states T and V.
         pooled_size: width of the fused state.
         first_scale: first factor of the cosine, which is trained.
+        contrastive: fit the form to the right texts of questions about other pictures as well.
         """
         super().__init__(text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=1)
+        self.contrastive = contrastive
         self.log_scale = nn.Parameter(torch.tensor(first_scale).log())
         # Stored, so that a run answers by the weight that it was trained with.
         self.register_buffer("fused_weight", torch.tensor(FUSED_SHARE * first_scale))
@@ -122,21 +128,28 @@ class ChoiceMatchHead(MatchHead):
         said: list[torch.Tensor] = []
         shown: list[torch.Tensor] = []
         labels: list[torch.Tensor] = []
+        asked: list[Example] = []
         for batch in questions:
-            said += torch.split(batch.output.said_NT.float().cpu(), list(batch.num_candidates))
-            shown += [of[:1] for of in torch.split(batch.output.shown_NV.float().cpu(), list(batch.num_candidates))]
+            counts = [len(example.candidates) for example in batch.examples]
+            said += torch.split(_unit(batch.output.said_NT.double().cpu()), counts)
+            shown += [of[0] for of in torch.split(_unit(batch.output.shown_NV.double().cpu()), counts)]
             labels.append(batch.label_B.cpu())
-        counts_N = torch.tensor([len(of) for of in said])
-        valid_NC = torch.arange(int(counts_N.max())) < counts_N[:, None]
-        probe = MatchProbe.fit(
-            pad_sequence(said, batch_first=True).numpy(),
-            torch.cat(shown).numpy(),
-            torch.cat(labels).numpy(),
-            valid_NC=None if valid_NC.all() else valid_NC.numpy(),
+            asked += batch.examples
+        label_N = torch.cat(labels).numpy()
+        mean_T, mean_V = torch.cat(said).mean(0), torch.stack(shown).mean(0)
+        rights = [example.candidates[label] for example, label in zip(asked, label_N, strict=True)]
+        right_N = np.array([right.text_unit.unit_id for right in rights])
+        picture_N = np.array([example.image.unit_id for example in asked])
+        form_TV = fit_contrastive_form(
+            pad_sequence([_unit(of - mean_T) for of in said], batch_first=True).numpy(),
+            _unit(torch.stack(shown) - mean_V).numpy(),
+            label_N,
+            valid_NC=candidate_mask(asked),
+            contrasted_NN=self.contrastive & (picture_N[:, None] != picture_N) & (right_N[:, None] != right_N),
         )
-        self.text_mean_T.copy_(torch.from_numpy(probe.features.mean_T))
-        self.picture_mean_V.copy_(torch.from_numpy(probe.features.mean_V))
-        self.form_TV.copy_(torch.from_numpy(probe.bilinear_form))
+        self.text_mean_T.copy_(mean_T)
+        self.picture_mean_V.copy_(mean_V)
+        self.form_TV.copy_(torch.from_numpy(form_TV))
 
     def forward(self, output: MatchOutput) -> torch.Tensor:
         """Return (N, 1)."""
@@ -177,5 +190,5 @@ class AnswerMatchHead(MatchHead):
 
 
 def _unit(states_NX: torch.Tensor) -> torch.Tensor:
-    """Return states without their mean over coordinates, each of norm 1, as `match_probe.unit` does."""
+    """Return states without their mean over coordinates, each of norm 1; zeros stay zeros."""
     return functional.normalize(states_NX - states_NX.mean(-1, keepdim=True), dim=-1)

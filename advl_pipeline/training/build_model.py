@@ -155,13 +155,11 @@ def fit_heads(start: StudentAtStart, dataset: Dataset, labelled: Sequence[int]) 
 @torch.no_grad()
 def _labelled_choices(start: StudentAtStart, dataset: Dataset, positions: Sequence[int]) -> Iterator[LabelledChoices]:
     """Yield questions as the student reads them without dropout."""
-    for _, _, batch in start.looked_at(dataset, positions, at_once=QUESTIONS_AT_ONCE, labelled_ids=None):
+    for _, examples, batch in start.looked_at(dataset, positions, at_once=QUESTIONS_AT_ONCE, labelled_ids=None):
         with start.evaluating():
             output = start.student.encode_pooled(batch.student, mask_visual=start.hide_picture)
         assert batch.targets.label_B is not None
-        yield LabelledChoices(
-            output=output, num_candidates=batch.student.num_candidates, label_B=batch.targets.label_B
-        )
+        yield LabelledChoices(output=output, examples=examples, label_B=batch.targets.label_B)
 
 
 def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, inputs: Inputs) -> FinetuneModel:

@@ -1,7 +1,8 @@
-"""The match head of choices: its form is `MatchProbe` of the labelled questions, and training does not move it."""
+"""The match head of choices: labelled questions fit its form, and training does not move it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,58 +12,109 @@ from closeness import assert_near
 from commands import printed
 from own_rows import choice_row, write_json_lines
 from safetensors.torch import load_file
-from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.confidence.match_probe import MatchProbe
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.students.interface import LabelledChoices
 from advl_pipeline.students.match import ChoiceMatchHead, MatchOutput
 
 TEXT, PICTURE = 6, 5
 
 
-def output_of(num_candidates: list[int]) -> MatchOutput:
-    """Random pooled states, with one picture for the choices of a question."""
-    num_sequences = sum(num_candidates)
-    shown_BV = torch.randn(len(num_candidates), PICTURE)
-    return MatchOutput(
-        text_states_NLH=torch.zeros(num_sequences, 1, 4),
-        visual_states_NRH=torch.zeros(num_sequences, 1, 4),
-        pooled_NP=torch.zeros(num_sequences, 4),
-        said_NT=torch.randn(num_sequences, TEXT),
-        shown_NV=shown_BV.repeat_interleave(torch.tensor(num_candidates), dim=0),
+def example_of(number: int, num_candidates: int, *, picture: str) -> Example:
+    image = ImageUnit(
+        unit_id=picture,
+        path=Path(picture),
+        file_digest=bytes(32),
+        width=8,
+        height=8,
+        boxes_R4=np.zeros((0, 4), np.float32),
     )
+    texts = [text_unit(f"question {number} answer {place}") for place in range(num_candidates)]
+    candidates = tuple(Candidate(text_unit=text, context_length=0) for text in texts)
+    return Example(example_id=str(number), task="choice", image=image, candidates=candidates, label=None)
 
 
-@pytest.mark.parametrize("num_candidates", [[3] * 12, [2, 4, 3] * 4])
-def test_the_form_of_a_head_is_the_probe_of_the_labelled_questions(num_candidates: list[int]) -> None:
+def questions_of(counts: list[int], *, one_picture: bool) -> list[LabelledChoices[MatchOutput]]:
+    """Batches of five questions with random pooled states, equal for the choices of a question."""
+    batches = []
+    for first in range(0, len(counts), 5):
+        of = counts[first : first + 5]
+        shown_BV = torch.randn(len(of), PICTURE)
+        output = MatchOutput(
+            text_states_NLH=torch.zeros(sum(of), 1, 4),
+            visual_states_NRH=torch.zeros(sum(of), 1, 4),
+            pooled_NP=torch.zeros(sum(of), 4),
+            said_NT=torch.randn(sum(of), TEXT),
+            shown_NV=shown_BV.repeat_interleave(torch.tensor(of), dim=0),
+        )
+        examples = [
+            example_of(first + place, count, picture="one" if one_picture else str(first + place))
+            for place, count in enumerate(of)
+        ]
+        labels = torch.tensor([place % 2 for place in range(len(of))])
+        batches.append(LabelledChoices(output=output, examples=examples, label_B=labels))
+    return batches
+
+
+def silent_head() -> ChoiceMatchHead:
+    """A head whose maps and fused state say nothing."""
+    return ChoiceMatchHead(
+        text_size=TEXT, picture_size=PICTURE, pooled_size=4, first_scale=0.0, contrastive=True
+    ).eval()
+
+
+@torch.no_grad()
+def scores_of(head: ChoiceMatchHead, questions: list[LabelledChoices[MatchOutput]]) -> list[torch.Tensor]:
+    """The scores of each question's choices, relative to the first: a constant changes no choice."""
+    scores = []
+    for batch in questions:
+        of = torch.split(head(batch.output)[:, 0], [len(example.candidates) for example in batch.examples])
+        scores += [each - each[0] for each in of]
+    return scores
+
+
+def test_questions_about_one_picture_are_told_apart_by_their_own_choices_alone_as_by_the_probe() -> None:
     torch.manual_seed(0)
-    outputs = [output_of(num_candidates[first : first + 5]) for first in (0, 5, 10)]
-    counts = [num_candidates[first : first + 5] for first in (0, 5, 10)]
-    labels = [torch.tensor([place % 2 for place in range(len(of))]) for of in counts]
-    # With a factor of 0 the maps and the fused state say nothing.
-    head = ChoiceMatchHead(text_size=TEXT, picture_size=PICTURE, pooled_size=4, first_scale=0.0).eval()
-    head.read_choices(
-        LabelledChoices(output=output, num_candidates=of, label_B=label_B)
-        for output, of, label_B in zip(outputs, counts, labels, strict=True)
-    )
-    fitted_N = torch.cat([head(output)[:, 0] for output in outputs])
-    said = [of for output, each in zip(outputs, counts, strict=True) for of in torch.split(output.said_NT, each)]
-    shown_BV = torch.cat(
-        [output.shown_NV[torch.tensor(each).cumsum(0) - 1] for output, each in zip(outputs, counts, strict=True)]
-    )
-    valid_NC = np.arange(max(num_candidates)) < np.array(num_candidates)[:, None]
-    probe = MatchProbe.fit(
-        pad_sequence(said, batch_first=True).numpy(),
-        shown_BV.numpy(),
-        torch.cat(labels).numpy(),
-        valid_NC=valid_NC,
-    )
-    expected_NC = probe.scores(pad_sequence(said, batch_first=True).numpy(), shown_BV.numpy())
-    actual_NC = pad_sequence(torch.split(fitted_N.detach(), num_candidates), batch_first=True).numpy()
-    # A constant for each question changes no choice.
-    for actual, expected, valid in zip(actual_NC, expected_NC, valid_NC, strict=True):
-        assert_near(torch.tensor(actual[valid] - actual[0]), torch.tensor(expected[valid] - expected[0]).float())
+    questions = questions_of([3] * 12, one_picture=True)
+    head = silent_head()
+    head.read_choices(questions)
+    said_NCT = torch.cat([batch.output.said_NT.view(-1, 3, TEXT) for batch in questions]).numpy()
+    shown_NV = torch.cat([batch.output.shown_NV[::3] for batch in questions]).numpy()
+    label_N = torch.cat([batch.label_B for batch in questions]).numpy()
+    expected_NC = MatchProbe.fit(said_NCT, shown_NV, label_N).scores(said_NCT, shown_NV)
     assert np.ptp(expected_NC, axis=1).max() > 0.1
+    expected_NC -= expected_NC[:, :1]
+    np.testing.assert_allclose(torch.stack(scores_of(head, questions)).numpy(), expected_NC, rtol=0.02, atol=0.02)
+
+
+def test_the_same_answer_to_other_questions_is_not_wrong() -> None:
+    torch.manual_seed(0)
+    questions = questions_of([3] * 10, one_picture=True)
+    one_picture = silent_head()
+    one_picture.read_choices(questions)
+    # As with rows that have the answer alone as their text: "yes" is right for other pictures, too.
+    for batch in questions:
+        for place, (example, label) in enumerate(zip(batch.examples, batch.label_B.tolist(), strict=True)):
+            candidates = list(example.candidates)
+            candidates[label] = Candidate(text_unit=text_unit("yes"), context_length=0)
+            image = replace(example.image, unit_id=example.example_id)
+            batch.examples[place] = replace(example, candidates=tuple(candidates), image=image)
+    same_answer = silent_head()
+    same_answer.read_choices(questions)
+    assert torch.equal(same_answer.form_TV, one_picture.form_TV)
+
+
+def test_order_and_batches_of_questions_do_not_change_the_form() -> None:
+    torch.manual_seed(0)
+    questions = questions_of([2, 4, 3] * 4, one_picture=False)
+    forms = []
+    for order in (questions, questions[::-1]):
+        head = silent_head()
+        head.read_choices(order)
+        forms.append(head.form_TV)
+    assert_near(forms[0], forms[1])
+    assert float(forms[0].abs().max()) > 0.1
 
 
 def test_a_run_fits_the_form_to_its_labels_and_training_does_not_move_it(
