@@ -131,8 +131,8 @@ class ChoiceMatchHead(MatchHead):
         asked: list[Example] = []
         for batch in questions:
             counts = [len(example.candidates) for example in batch.examples]
-            said += torch.split(_unit(batch.output.said_NT.double().cpu()), counts)
-            shown += [of[0] for of in torch.split(_unit(batch.output.shown_NV.double().cpu()), counts)]
+            said += torch.split(_unit(batch.output.said_NT.cpu().double()), counts)
+            shown += [of[0] for of in torch.split(_unit(batch.output.shown_NV.cpu().double()), counts)]
             labels.append(batch.label_B.cpu())
             asked += batch.examples
         label_N = torch.cat(labels).numpy()
