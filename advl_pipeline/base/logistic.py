@@ -90,8 +90,6 @@ def fit_logistic(
         penalty: coefficient of the squared norm of the weights, relative to the mean loss.
         start_XO: initial parameters.
     """
-    # The import takes half a second; only fits should pay for it.
-    from scipy.optimize import minimize
 
     def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
         table_XO = parameters.reshape(start_XO.shape)
@@ -104,12 +102,25 @@ def fit_logistic(
             gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
         return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()
 
+    return minimised(objective, start_XO.ravel()).reshape(start_XO.shape)
+
+
+def minimised(objective: Callable[[FloatArray], tuple[float, FloatArray]], start_X: FloatArray) -> FloatArray:
+    """Return the parameters at which L-BFGS stops.
+
+    Args:
+        objective: parameters (X,) -> their loss, and its gradient (X,).
+        start_X: initial parameters.
+    """
+    # The import takes half a second; only fits should pay for it.
+    from scipy.optimize import minimize
+
     optimum = minimize(
         objective,
-        start_XO.ravel(),
+        start_X,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE, "gtol": 1e-5},
     )
-    fitted_XO: FloatArray = optimum.x.reshape(start_XO.shape)
-    return fitted_XO
+    fitted_X: FloatArray = optimum.x
+    return fitted_X

@@ -50,7 +50,7 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
     first_scale: ClassVar[float] = 10.0
     """First factor of the cosine by which a choice is scored."""
     contrastive: ClassVar[bool] = False
-    """Whether the form by which a choice is scored is fitted to other questions' right texts as well."""
+    """Whether right texts of questions about other pictures are negatives in the fit of choices."""
     vision: Any
     text: Any
 
@@ -146,7 +146,8 @@ class EfficientNetMiniLm(EfficientNetStudent):
 
     towers, tower_parts = ("efficientnet-lite0", "minilm-l6"), ("vision", "text")
     # The form that few labels fit to both towers says more than what steps add to it (docs/experiments.md).
-    first_scale, contrastive = 0.3, True
+    first_scale = 0.3
+    contrastive = True
 
     @property
     def said_size(self) -> int:

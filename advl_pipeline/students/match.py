@@ -113,7 +113,7 @@ class ChoiceMatchHead(MatchHead):
         text_size, picture_size: widths of the pooled states T and V.
         pooled_size: width of the fused state.
         first_scale: first factor of the cosine, which is trained.
-        contrastive: fit the form to the right texts of questions about other pictures as well.
+        contrastive: right texts of questions about other pictures are negatives in the fit of the form.
         """
         super().__init__(text_size=text_size, picture_size=picture_size, pooled_size=pooled_size, num_classes=1)
         self.contrastive = contrastive
@@ -145,7 +145,7 @@ class ChoiceMatchHead(MatchHead):
             _unit(torch.stack(shown) - mean_V).numpy(),
             label_N,
             valid_NC=candidate_mask(asked),
-            contrasted_NN=self.contrastive & (picture_N[:, None] != picture_N) & (right_N[:, None] != right_N),
+            negative_NN=self.contrastive & (picture_N[:, None] != picture_N) & (right_N[:, None] != right_N),
         )
         self.text_mean_T.copy_(mean_T)
         self.picture_mean_V.copy_(mean_V)

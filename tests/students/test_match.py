@@ -13,8 +13,9 @@ from commands import printed
 from own_rows import choice_row, write_json_lines
 from safetensors.torch import load_file
 
-from advl_pipeline.confidence.match_probe import MatchProbe
+from advl_pipeline.confidence.match_probe import MatchProbe, unit
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.students.contrastive_form import fit_contrastive_form
 from advl_pipeline.students.interface import LabelledChoices
 from advl_pipeline.students.match import ChoiceMatchHead, MatchOutput
 
@@ -36,7 +37,7 @@ def example_of(number: int, num_candidates: int, *, picture: str) -> Example:
 
 
 def questions_of(counts: list[int], *, one_picture: bool) -> list[LabelledChoices[MatchOutput]]:
-    """Batches of five questions with random pooled states, equal for the choices of a question."""
+    """Batches of five questions with random pooled states; the choices of a question share their picture."""
     batches = []
     for first in range(0, len(counts), 5):
         of = counts[first : first + 5]
@@ -74,7 +75,7 @@ def scores_of(head: ChoiceMatchHead, questions: list[LabelledChoices[MatchOutput
     return scores
 
 
-def test_questions_about_one_picture_are_told_apart_by_their_own_choices_alone_as_by_the_probe() -> None:
+def test_the_form_of_questions_about_one_picture_is_that_of_the_probe() -> None:
     torch.manual_seed(0)
     questions = questions_of([3] * 12, one_picture=True)
     head = silent_head()
@@ -84,11 +85,38 @@ def test_questions_about_one_picture_are_told_apart_by_their_own_choices_alone_a
     label_N = torch.cat([batch.label_B for batch in questions]).numpy()
     expected_NC = MatchProbe.fit(said_NCT, shown_NV, label_N).scores(said_NCT, shown_NV)
     assert np.ptp(expected_NC, axis=1).max() > 0.1
-    expected_NC -= expected_NC[:, :1]
-    np.testing.assert_allclose(torch.stack(scores_of(head, questions)).numpy(), expected_NC, rtol=0.02, atol=0.02)
+    assert_near(torch.stack(scores_of(head, questions)), torch.from_numpy(expected_NC - expected_NC[:, :1]).float())
 
 
-def test_the_same_answer_to_other_questions_is_not_wrong() -> None:
+def test_questions_with_different_numbers_of_choices_are_fitted_as_asked() -> None:
+    torch.manual_seed(0)
+    questions = questions_of([2, 4, 3] * 4, one_picture=False)
+    head = silent_head()
+    head.read_choices(questions)
+    said, shown, label_N = [], [], []
+    for batch in questions:
+        row = 0
+        for example, label in zip(batch.examples, batch.label_B.tolist(), strict=True):
+            said.append(unit(batch.output.said_NT[row : row + len(example.candidates)].numpy()))
+            shown.append(unit(batch.output.shown_NV[row].numpy()))
+            label_N.append(label)
+            row += len(example.candidates)
+    mean_T, mean_V = np.concatenate(said).mean(axis=0), np.mean(shown, axis=0)
+    said_NCT, valid_NC = np.zeros((12, 4, TEXT)), np.zeros((12, 4), np.bool_)
+    for place, texts in enumerate(said):
+        said_NCT[place, : len(texts)] = unit(texts - mean_T)
+        valid_NC[place, : len(texts)] = True
+    expected_TV = fit_contrastive_form(
+        said_NCT,
+        unit(np.stack(shown) - mean_V),
+        np.array(label_N),
+        valid_NC=valid_NC,
+        negative_NN=~np.eye(12, dtype=np.bool_),
+    )
+    assert_near(head.form_TV, torch.from_numpy(expected_TV).float())
+
+
+def test_equal_right_texts_are_not_negatives() -> None:
     torch.manual_seed(0)
     questions = questions_of([3] * 10, one_picture=True)
     one_picture = silent_head()
