@@ -59,6 +59,14 @@ def test_unmarked():
 @pytest.mark.slow
 def test_marked():
     work(2)
+
+@pytest.fixture(scope="session")
+def shared():
+    yield
+    work(2)
+
+def test_that_is_the_last(shared):
+    pass
 """
 
 
@@ -91,7 +99,7 @@ def test_a_run_with_a_folder_that_is_not_quick_fails_and_names_its_most_expensiv
         (tmp_path / folder / f"test_{folder}.py").write_text(content)
     done = ran(tmp_path, monkeypatch, *words, seconds=60, folder_seconds=1.9)
     assert done.returncode == 1
-    assert "9 passed" in done.stdout
+    assert "10 passed" in done.stdout
     assert "runs is not quick" not in done.stdout
     told = done.stdout.partition("cache is not quick")[2]
     assert "at most 1.9: make some cheaper, or mark them." in told

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 PROPERTY = "folder and processor time"
-"""Of the last report of a test, which pytest-xdist hands from the process that runs it to the one that counts."""
+"""Of a test's report, which pytest-xdist hands from the process that runs it to the one that counts."""
 
 
 def processor_seconds() -> float:
@@ -58,10 +58,11 @@ class SlowMark:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Write the folder of a test and its time into its last report."""
+        """Write the folder of a test and its time into its report."""
         report = yield
         inside = item.path.relative_to(self.tests).parts
-        if report.when == "teardown" and len(inside) > 1 and _is_quick(item):
+        # What a session shares ends with its last test, whose folder has no part in it.
+        if report.when == "call" and len(inside) > 1 and _is_quick(item):
             report.user_properties.append((PROPERTY, (inside[0], processor_seconds() - self._began)))
         return report
 
