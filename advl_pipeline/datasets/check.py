@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.base.configuration import to_plain
 from advl_pipeline.base.errors import AdvlError, DatasetError, unknown_name
 from advl_pipeline.base.outputs import require_outputs
 from advl_pipeline.base.packages import missing_data
 from advl_pipeline.datasets.cards import ROWS, Card, card_names, known_card, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
-from advl_pipeline.datasets.lowshot import nested_subset, write_id_list
+from advl_pipeline.datasets.lowshot import Subset, nested_subset, write_id_list
 from advl_pipeline.datasets.own.hub import hub_names
 from advl_pipeline.datasets.problems import NothingUsable, Problem
 from advl_pipeline.datasets.registry import (
@@ -111,17 +110,6 @@ def _check_split(config: CheckConfig, spec: DatasetSpec, split: str, progress: b
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subset:
-    """A low-shot subset, as its file has it: the examples of `shots` questions that a seed draws from a split."""
-
-    dataset: str
-    split: str
-    shots: int
-    seed: int
-    example_ids: tuple[str, ...]
-
-
 def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> Subset:
     """Draw a low-shot subset and write its ids.
 
@@ -142,7 +130,7 @@ def run_subset(config: SubsetConfig, spec: DatasetSpec | None = None) -> Subset:
         seed=config.seed,
         example_ids=nested_subset(dataset, config.shots, config.seed),
     )
-    write_id_list(config.output, to_plain(subset))
+    write_id_list(config.output, subset)
     return subset
 
 

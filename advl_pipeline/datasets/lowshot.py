@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.base.atomic import make_folder, write_text
+from advl_pipeline.base.configuration import to_plain
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.datasets.records import QuestionTable, StratifiedDataset
 from advl_pipeline.datasets.row_files import parse_json_file
@@ -98,32 +99,39 @@ def _fraction(seed: int, *parts: str) -> float:
     return int.from_bytes(draw_key(seed, *parts), "big") / 2**64
 
 
-def write_id_list(path: Path, subset: Mapping[str, Any]) -> None:
-    """Write a subset to a file that others can reuse; raises what `atomic.write_text` does."""
-    make_folder(path.parent)
-    write_text(path, json.dumps(subset, indent=1) + "\n")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IdList:
-    """The ids of a subset of a split."""
+class Subset:
+    """A low-shot subset, as its file has it: the examples of `shots` questions that a seed draws from a split.
+
+    A file that was written by hand may leave out how its examples were drawn.
+    """
 
     dataset: str
     split: str
+    shots: int | None = None
+    seed: int | None = None
     example_ids: tuple[str, ...]
 
 
-def read_id_list(path: Path) -> IdList:
-    """Read the ids of a subset.
+def write_id_list(path: Path, subset: Subset) -> None:
+    """Write a subset to a file that others can reuse; raises what `atomic.write_text` does."""
+    make_folder(path.parent)
+    write_text(path, json.dumps(to_plain(subset), indent=1) + "\n")
+
+
+def read_id_list(path: Path) -> Subset:
+    """Read a subset.
 
     Raises:
         DatasetError: the file is missing or malformed.
     """
 
-    def listed(value: Any) -> IdList:
-        return IdList(
+    def listed(value: Any) -> Subset:
+        return Subset(
             dataset=str(value["dataset"]),
             split=str(value["split"]),
+            shots=value.get("shots"),
+            seed=value.get("seed"),
             example_ids=tuple(map(str, value["example_ids"])),
         )
 

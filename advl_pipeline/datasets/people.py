@@ -7,6 +7,7 @@ asks open questions, and captions become a choice among four.
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,12 +34,11 @@ _PAIRS = re.compile(r"qa\.(\d+)\.raw\.(train|test)\.txt")
 
 @dataclass(frozen=True, kw_only=True)
 class AskedPair:
-    """A question of DAQUAR and its answer, with the line that it stands in."""
+    """A question of DAQUAR and its answer."""
 
     question: str
     answer: str
     picture: str
-    line: int
 
 
 def daquar_rows(folder: Path, card: Card) -> RowSource:
@@ -69,19 +69,21 @@ def daquar_rows(folder: Path, card: Card) -> RowSource:
     def rows() -> Iterator[Row]:
         asked = [(path, [*_asked(path)]) for path in files if path not in lists]
         if complete:
-            train, test = ({pair.picture for pair in of_file if isinstance(pair, AskedPair)} for _, of_file in asked)
+            train, test = (
+                {pair.picture for _, pair in of_file if isinstance(pair, AskedPair)} for _, of_file in asked
+            )
         else:
             train, test = ({*_text(path).split()} for path in lists)
         held_out = _drawn_tenth(train - test)
         split_of = dict.fromkeys(train, "train") | dict.fromkeys(held_out, "val") | dict.fromkeys(test, "test")
         for path, of_file in asked:
-            for number, pair in enumerate(of_file, start=1):
+            for number, (line, pair) in enumerate(of_file, start=1):
                 name = f"{path.stem}:{number}"
                 if isinstance(pair, Malformed):
-                    yield Row(pair, name=name, split="train", file=str(path), line=number)
+                    yield Row(pair, name=name, split="train", file=str(path), line=line)
                 elif (split := split_of.get(pair.picture)) is not None:
                     record = {"image": f"{pair.picture}.png", "question": pair.question, "answer": pair.answer}
-                    yield Row(record, name=name, split=split, file=str(path), line=pair.line)
+                    yield Row(record, name=name, split=split, file=str(path), line=line)
 
     return RowSource(
         rows=rows,
@@ -188,29 +190,31 @@ def _at_random(said: Mapping[str, Sequence[str]], picture: str, drawn: random.Ra
     return [drawn.choice(said[other]) for other in others]
 
 
-def _asked(path: Path) -> Iterator[AskedPair | Malformed]:
-    """Yield the pairs of a file: a question, then its answer; or rows of a CSV file."""
+def _asked(path: Path) -> Iterator[tuple[int, AskedPair | Malformed]]:
+    """Yield each pair of a file with its line: a question, then its answer; or rows of a CSV file."""
     if path.suffix == ".csv":
         for line, record in read_table(path):
             cells = record if isinstance(record, Mapping) else {}
             question, answer, picture = (cells.get(name) for name in ("question", "answer", "image_id"))
             if question and answer and picture:
-                yield _pair(str(question), str(answer), str(picture), line)
+                yield line, _pair(str(question), str(answer), str(picture))
             else:
-                yield record if isinstance(record, Malformed) else Malformed("question, answer or image_id is empty")
+                empty = Malformed("question, answer or image_id is empty")
+                yield line, record if isinstance(record, Malformed) else empty
         return
-    lines = [line.strip() for line in _text(path).splitlines() if line.strip()]
-    for place in range(0, len(lines), 2):
-        match = _PICTURE.search(lines[place])
-        if match is None or place + 1 == len(lines):
-            yield Malformed(f"a question names its picture and is followed by its answer: {lines[place]!r}")
+    numbered = enumerate(map(str.strip, _text(path).splitlines()), start=1)
+    lines = [(line, text) for line, text in numbered if text]
+    for (line, question), (_, answer) in itertools.zip_longest(lines[::2], lines[1::2], fillvalue=(0, "")):
+        match = _PICTURE.search(question)
+        if match is None or not answer:
+            yield line, Malformed(f"a question names its picture and is followed by its answer: {question!r}")
         else:
-            yield _pair(lines[place], lines[place + 1], match.group(), place + 1)
+            yield line, _pair(question, answer, match.group())
 
 
-def _pair(question: str, answer: str, picture: str, line: int) -> AskedPair:
+def _pair(question: str, answer: str, picture: str) -> AskedPair:
     asked = question.replace(f" in the {picture}", "").replace(picture, "image")
-    return AskedPair(question=asked, answer=canonical_answer(answer), picture=picture, line=line)
+    return AskedPair(question=asked, answer=canonical_answer(answer), picture=picture)
 
 
 def _captions(path: Path) -> Iterator[tuple[int, str, str]]:

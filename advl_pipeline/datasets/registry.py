@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from advl_pipeline.base.errors import ineffective, unknown_name
 from advl_pipeline.base.packages import load_plugin, missing_data
-from advl_pipeline.datasets.cards import JOIN, ROWS, Card, known_card, readable_cards
+from advl_pipeline.datasets.cards import JOIN, ROWS, known_card, readable_cards
 from advl_pipeline.datasets.formats import FORMATS, PublishedDataset
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.own.data import UnreadRows, rows_dataset
@@ -89,12 +89,6 @@ def with_rows(dataset: DatasetSpec, data_root: Path | None) -> DatasetSpec:
 def read_dataset(name: str, data_root: Path | None = None) -> DatasetSpec:
     """Return a dataset by its name, as `find_dataset`, with its rows read and indexed."""
     return with_rows(find_dataset(name, data_root), data_root)
-
-
-def vqa_mode_of(card: Card) -> Literal["2021", "2017", "vqa-vs"]:
-    """Return the evaluator of a VQA dataset: the one its card names, else the official one of 2021."""
-    mode: Literal["2021", "2017", "vqa-vs"] = card.facts.get("vqa_mode", "2021")
-    return mode
 
 
 def split_to_score(dataset: DatasetSpec, *, trained_on: str) -> str:

@@ -16,7 +16,7 @@ from advl_pipeline.base.interruption import interruptible
 from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import JOINT_METRICS, MULTIPLE_CHOICE_TASKS, TASKS, Task, head_name
-from advl_pipeline.datasets.registry import read_dataset, vqa_mode_of
+from advl_pipeline.datasets.registry import read_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.spec import DatasetSpec
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -136,7 +136,8 @@ def _evaluate_set(
     caveats: Sequence[str],
 ) -> EvaluationDocument:
     """Score a set part by part with all conditions, reading each example once, and write the results."""
-    usual_mode = vqa_mode_of(spec.card)
+    # The evaluator that the card names, else the official one of 2021.
+    usual_mode = spec.card.facts.get("vqa_mode", "2021")
     mode = config.vqa_mode or usual_mode
     # A text-only student has no use of vision to measure.
     is_probed = not finished.hides_picture and name in (config.probe_on or config.on[:1])

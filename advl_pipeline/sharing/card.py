@@ -24,7 +24,8 @@ from advl_pipeline.runs.results import read_caches, read_config, read_json, read
 from advl_pipeline.sharing.hub_facts import model_metadata
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.presets import family_facts
+from advl_pipeline.students.presets import family_of
+from advl_pipeline.students.registry import StudentFamily, families
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import studies_of
 from advl_pipeline.teachers.registry import show_teacher
@@ -62,7 +63,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     documents = {
         name: evaluation.document for name in read_documents(run) if (evaluation := read_evaluation(run, name))
     }
-    family = family_facts(student.name) or {"title": "plug-in", "unproven": ""}
+    family = families().get(family_of(student.name), StudentFamily())
     is_ours = model.startswith("advl_pipeline.")
     # lmms-eval's names of the public test sets.
     known = (load_card(name).facts.get("lmms_eval") for name in card_names())
@@ -82,11 +83,11 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         ),
         is_ours=is_ours,
         student=student.name,
-        title=family["title"],
+        title=family.title,
         model=model,
         usage=inert_code(usage),
         lmms_eval=lmms_eval if isinstance(student, GenerativeStudent) and not is_ours else (),
-        notes=[*result.caveats, *(f"Not proven: {item}." for item in [family["unproven"]] if item)],
+        notes=[*result.caveats, *(f"Not proven: {item}." for item in [family.unproven] if item)],
         dataset=identity["dataset"] | {"name": dataset_label(config["dataset"])},
         tasks=", ".join(config["task"]),
         num_labelled=result.num_labelled,

@@ -69,7 +69,7 @@ def use_stored_pictures(
 
     Args:
         student: whose source of pictures is replaced if there are any.
-        given: caches of pictures; None or empty for the default place of `advl prepare`.
+        given: caches of pictures; empty for the default place of `advl prepare`.
         splits: dataset and split of the data to read.
 
     Raises:

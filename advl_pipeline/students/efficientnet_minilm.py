@@ -51,6 +51,8 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
     """First factor of the cosine by which a choice is scored."""
     contrastive: ClassVar[bool] = False
     """Whether right texts of questions about other pictures are negatives in the fit of choices."""
+    matches_projected: ClassVar[bool] = False
+    """Whether the heads match the words as projected for the fusion layers, not as read."""
     vision: Any
     text: Any
 
@@ -59,6 +61,7 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
         self.vision = efficientnet_lite0(num_classes=0)
         width = config.hidden_size
         self.text, word_size = self.build_text()
+        self.said_size = width if self.matches_projected else word_size
         num_channels = sum(self.vision.feature_info[depth]["num_chs"] for depth in DEPTHS)
         self.text_projection = nn.Sequential(nn.Linear(word_size, width), nn.LayerNorm(width))
         self.cell_projection = nn.Sequential(
@@ -72,11 +75,6 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
             initialise_bert(part)
         self.hold_towers()
 
-    @property
-    @abstractmethod
-    def said_size(self) -> int:
-        """Width T of the pooled text."""
-
     @abstractmethod
     def build_text(self) -> tuple[nn.Module, int]:
         """Return the part that reads the words, and its width D."""
@@ -84,10 +82,6 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
     @abstractmethod
     def read_words(self, batch: PixelBatch) -> torch.Tensor:
         """Return the states of the words, (N, L, D); states of padding are undefined."""
-
-    @abstractmethod
-    def pooled_from(self, words_NLD: torch.Tensor, text_NLH: torch.Tensor) -> torch.Tensor:
-        """Return the states of words whose mean the heads match, (N, L, T): those read, or those projected."""
 
     @property
     def fusion_layers(self) -> Sequence[Any]:
@@ -100,8 +94,9 @@ class EfficientNetStudent(TowerStudent, MatchStream[PixelBatch], BertStream[Pixe
         text_NLH = self.text_projection(words_NLD)
         shown_BG, patches_BRF = self._seen(batch)
         patches_BRH = self.cell_projection(patches_BRF) + self.place_embedding.weight
+        matched_NLT = text_NLH if self.matches_projected else words_NLD
         # As the teacher pools its texts.
-        said_NT = self.pooled_from(words_NLD, text_NLH).masked_fill(~mask_NL1, 0.0).sum(1) / mask_NL1.sum(1)
+        said_NT = matched_NLT.masked_fill(~mask_NL1, 0.0).sum(1) / mask_NL1.sum(1)
         return text_NLH, batch.per_sequence(patches_BRH), said_NT, batch.per_sequence(shown_BG)
 
     def pool(self, text_NLH: torch.Tensor, batch: PixelBatch) -> torch.Tensor:
@@ -149,16 +144,9 @@ class EfficientNetMiniLm(EfficientNetStudent):
     first_scale = 0.3
     contrastive = True
 
-    @property
-    def said_size(self) -> int:
-        return TEXT_TOWER["hidden_size"]
-
     def build_text(self) -> tuple[nn.Module, int]:
         tower = BertModel(BertConfig(**TEXT_TOWER, attn_implementation="sdpa"), add_pooling_layer=False)
         return tower, TEXT_TOWER["hidden_size"]
-
-    def pooled_from(self, words_NLD: torch.Tensor, text_NLH: torch.Tensor) -> torch.Tensor:
-        return words_NLD
 
     def read_words(self, batch: PixelBatch) -> torch.Tensor:
         ids_NL, types_NL, mask_NL = batch.token_ids_NL, batch.types_NL, batch.token_mask_NL
@@ -179,9 +167,7 @@ class EfficientNetMiniLm(EfficientNetStudent):
 class WordsEfficientNet(EfficientNetStudent):
     """The student without language: word vectors from random weights, whose states before fusion its heads match."""
 
-    @property
-    def said_size(self) -> int:
-        return self.config.hidden_size
+    matches_projected = True
 
     def build_text(self) -> tuple[nn.Module, int]:
         table = nn.Embedding(self.config.vocab_size, self.config.hidden_size)
@@ -191,9 +177,6 @@ class WordsEfficientNet(EfficientNetStudent):
     def read_words(self, batch: PixelBatch) -> torch.Tensor:
         words_NLD: torch.Tensor = self.text(batch.token_ids_NL)
         return words_NLD
-
-    def pooled_from(self, words_NLD: torch.Tensor, text_NLH: torch.Tensor) -> torch.Tensor:
-        return text_NLH
 
     def encode_unimodal(self, batch: PixelBatch) -> StudentOutput:
         """Return the states that the heads match: random fusion layers would come between them and the teachers."""

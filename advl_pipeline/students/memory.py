@@ -29,8 +29,8 @@ LORA_TARGETS = ("query", "value", "q_proj", "v_proj", "Wqkv")
 """Names of the attention projections with low-rank updates, in all families."""
 
 
-def enable_gradient_checkpointing(student: Student) -> int:
-    """Recompute the activations of each transformer layer in the backward pass; return the number of such layers.
+def enable_gradient_checkpointing(student: Student) -> None:
+    """Recompute the activations of each transformer layer in the backward pass.
 
     Raises:
         ConfigError: no layer of the student supports it (LXMERT).
@@ -48,7 +48,6 @@ def enable_gradient_checkpointing(student: Student) -> int:
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
-    return len(layers)
 
 
 def hold_frozen_in_bf16(student: Student) -> None:
@@ -79,8 +78,8 @@ def _peft_config(settings: LoraSettings, **more: Any) -> Any:
     return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, exclude_modules=excluded, **more)
 
 
-def add_lora(student: Student, settings: LoraSettings) -> int:
-    """Freeze a student and add low-rank updates to some modules; return the number of trainable parameters.
+def add_lora(student: Student, settings: LoraSettings) -> None:
+    """Freeze a student and add low-rank updates to some modules.
 
     The names of the student's parameters change until `merge_lora`; save the student after merging.
 
@@ -96,7 +95,6 @@ def add_lora(student: Student, settings: LoraSettings) -> int:
 
     student.requires_grad_(False)
     inject_adapter_in_model(config, student)
-    return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
 
 
 def merge_lora(student: Student) -> None:

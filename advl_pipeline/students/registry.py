@@ -57,8 +57,9 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     """
     require_student(name)
     if name in STUDENTS:
-        saved = importlib.import_module("advl_pipeline.students.saved")
-        build: Builder = saved.builder(family_class(name))
+        from advl_pipeline.students.saved import builder
+
+        build: Builder = builder(family_class(name))
     else:
         point = next(point for point in entry_points(group="advl.students") if point.name == name)
         build = load_plugin(point, "student")
@@ -183,9 +184,9 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     if name in STUDENTS:
         # A chat model's architecture is stored with its weights, and so are many tokenizers.
         settings = family_class(name).settings_beside(checkpoint) | settings
-    saved = importlib.import_module("advl_pipeline.students.saved")
-    report: LoadReport = saved.load_published(build_student(name, overrides=settings), checkpoint)
-    return report
+    from advl_pipeline.students.saved import load_published
+
+    return load_published(build_student(name, overrides=settings), checkpoint)
 
 
 _IN_METERS_ORDER = frozenset({"meter", "bridgetower"})

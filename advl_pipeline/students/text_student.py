@@ -8,7 +8,7 @@ Shapes: N sequences, L text tokens, R visual tokens, S = L + R, H width, P width
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,7 +143,7 @@ class TextStudentConfig(RowLength):
 
 
 @dataclass(kw_only=True)
-class TextBatch(StudentBatch):
+class TextBatch(StudentBatch, ABC):
     """A batch with token types `types_NL` and the index of the token that heads read, `pool_index_N`; both int64."""
 
     types_NL: torch.Tensor

@@ -28,7 +28,7 @@ from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import list_datasets, run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.lowshot import IdList, nested_subset, question_order, read_id_list, write_id_list
+from advl_pipeline.datasets.lowshot import Subset, nested_subset, question_order, read_id_list, write_id_list
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Example, QuestionTable, normalise_text
 from advl_pipeline.datasets.registry import dataset_names, find_dataset, open_dataset
@@ -343,9 +343,12 @@ def test_a_subset_larger_than_the_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_id_lists_come_back_and_broken_ones_are_errors(tmp_path: Path) -> None:
-    ids = ("a:vcr-q2a", "b:vcr-q2a")
-    write_id_list(tmp_path / "lists" / "two.json", {"dataset": "vcr", "split": "train", "example_ids": ids})
-    assert read_id_list(tmp_path / "lists" / "two.json") == IdList(dataset="vcr", split="train", example_ids=ids)
+    drawn = Subset(dataset="vcr", split="train", shots=2, seed=0, example_ids=("a:vcr-q2a", "b:vcr-q2a"))
+    write_id_list(tmp_path / "lists" / "two.json", drawn)
+    assert read_id_list(tmp_path / "lists" / "two.json") == drawn
+    by_hand = {"dataset": "vcr", "split": "train", "example_ids": ["a"]}
+    (tmp_path / "by-hand.json").write_text(json.dumps(by_hand), encoding="utf-8")
+    assert read_id_list(tmp_path / "by-hand.json") == Subset(dataset="vcr", split="train", example_ids=("a",))
     (tmp_path / "broken.json").write_text('{"dataset": "vcr"}')
     for name in ("broken.json", "absent.json"):
         with pytest.raises(DatasetError):

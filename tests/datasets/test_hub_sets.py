@@ -461,9 +461,6 @@ def test_a_subset_fetches_its_part_from_the_hub(tmp_path: Path) -> None:
     assert len(list((tmp_path / "data").rglob("pictures/*"))) <= 4 * GROUP_ROWS
 
 
-# Sets whose columns have other names, or other contents, without a card.
-
-
 # Pictures that lie beside JSON or CSV in a repository, in folders or in a zip archive.
 
 

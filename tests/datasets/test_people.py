@@ -105,6 +105,8 @@ def test_what_is_missing_or_malformed_is_said(tmp_path: Path) -> None:
         open_dataset("daquar", split="train", data_root=tmp_path)
     (folder / "other.txt").rename(folder / "test_images_list.txt")
     with (folder / "all_qa_pairs.txt").open("a", encoding="utf-8") as file:
-        file.write("what is it ?\ncup\n")
-    with pytest.raises(DatasetError, match="names its picture"):
+        file.write("\nwhat is it ?\ncup\n")
+    with pytest.raises(DatasetError, match="names its picture") as malformed:
         open_dataset("daquar", split="train", data_root=tmp_path)
+    # Thirty questions with their answers, then a blank line.
+    assert malformed.value.where == f"{folder / 'all_qa_pairs.txt'}:62"

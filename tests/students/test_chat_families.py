@@ -205,9 +205,11 @@ def test_updates_lower_the_loss_and_are_merged(
     batch = fresh.collate(choices)
     lora = fresh.lora
     assert lora is not None
-    trained = add_lora(fresh, dataclasses.replace(lora, rank=4, alpha=8.0))
-    assert 0 < trained < 0.5 * sum(parameter.numel() for parameter in fresh.parameters())
-    optimizer = torch.optim.AdamW([value for value in fresh.parameters() if value.requires_grad], lr=1e-2)
+    add_lora(fresh, dataclasses.replace(lora, rank=4, alpha=8.0))
+    trained = [parameter for parameter in fresh.parameters() if parameter.requires_grad]
+    num_parameters = sum(parameter.numel() for parameter in fresh.parameters())
+    assert 0 < sum(parameter.numel() for parameter in trained) < 0.5 * num_parameters
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
     losses = []
     for _ in range(3):
         losses.append(-fresh.encode(batch).answered.scores.mean())

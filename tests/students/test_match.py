@@ -10,11 +10,12 @@ import pytest
 import torch
 from closeness import assert_near
 from commands import printed
+from made_examples import unit as made_unit
 from own_rows import choice_row, write_json_lines
 from safetensors.torch import load_file
 
 from advl_pipeline.confidence.match_probe import MatchProbe, unit
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.students.contrastive_form import fit_contrastive_form
 from advl_pipeline.students.interface import LabelledChoices
 from advl_pipeline.students.match import ChoiceMatchHead, MatchOutput
@@ -23,16 +24,9 @@ TEXT, PICTURE = 6, 5
 
 
 def example_of(number: int, num_candidates: int, *, picture: str) -> Example:
-    image = ImageUnit(
-        unit_id=picture,
-        path=Path(picture),
-        file_digest=bytes(32),
-        width=8,
-        height=8,
-        boxes_R4=np.zeros((0, 4), np.float32),
-    )
     texts = [text_unit(f"question {number} answer {place}") for place in range(num_candidates)]
     candidates = tuple(Candidate(text_unit=text, context_length=0) for text in texts)
+    image = made_unit(name=picture)
     return Example(example_id=str(number), task="choice", image=image, candidates=candidates, label=None)
 
 

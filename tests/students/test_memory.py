@@ -43,7 +43,7 @@ def gradients(student: Student, asked: list[Example]) -> dict[str, torch.Tensor]
 @pytest.mark.parametrize("name", RECOMPUTED)
 def test_recomputed_layers_give_the_same_gradients(name: str, asked: list[Example]) -> None:
     plain, recomputing = without_dropout(name), without_dropout(name)
-    assert enable_gradient_checkpointing(recomputing) >= 1
+    enable_gradient_checkpointing(recomputing)
     expected = gradients(plain, asked)
     actual = gradients(recomputing, asked)
     assert actual.keys() == expected.keys()
@@ -57,10 +57,11 @@ def test_low_rank_updates_train_and_merge(name: str, asked: list[Example]) -> No
     names = set(student.state_dict())
     batch = student.collate(asked)
     before = student.encode(batch).pooled_NP.detach()
-    num_trained = add_lora(student, LoraSettings(rank=2, alpha=4.0, targets=LORA_TARGETS))
-    assert 0 < num_trained < 0.1 * sum(parameter.numel() for parameter in student.parameters())
+    add_lora(student, LoraSettings(rank=2, alpha=4.0, targets=LORA_TARGETS))
     torch.testing.assert_close(student.encode(batch).pooled_NP.detach(), before)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    num_trained = sum(parameter.numel() for parameter in trained)
+    assert 0 < num_trained < 0.1 * sum(parameter.numel() for parameter in student.parameters())
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -10,7 +10,7 @@ which may serve it offline.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -58,62 +58,54 @@ def hub_names(files: Any, root: Path) -> dict[str | None, HubName]:
     return {split: hub_name(name, root) for split, (name,) in by_split(files).items()}
 
 
-def hub_source(files: Any, card: Card, *, root: Path) -> RowSource:
+def hub_source(card: Card, *, root: Path) -> RowSource:
     """Return the rows of hub datasets; if everything is known beforehand, the hub is not contacted yet.
 
     Args:
-        files: hf:NAME, or split -> hf:NAME.
-        card: the user's card.
+        card: its `files` are hf:NAME, or split -> hf:NAME.
         root: datasets folder.
 
     Raises:
         DatasetError: the library is missing, or the dataset is not available.
     """
-    named = hub_names(files, root)
-    are_pinned = all(name.revision and name.copy is None for name in named.values())
-    if not (are_pinned and (card.labels or card.task in ("choice", "answers"))):
-        return _opened(files, card, root)
+    named = hub_names(card.files, root)
+    first = next(iter(named.values()))
     names = [f"{split or ''} {name}" for split, name in named.items()]
-    return RowSource(
-        rows=lambda: _opened(files, card, root).rows(),
-        pictures=_folder_of_pictures(files, card, root),
+    source = RowSource(
+        rows=lambda: _opened(source, named, root).rows(),
+        # The path of a copy, existing or not, if the card names no folder.
+        pictures=card.pictures or first.copy or root / first.path,
         is_confined=card.pictures is None,
-        command_for=_command_for(files, card, root),
+        command_for=None if card.pictures else partial(_picture_command, first, root),
         version=repr((names, card.num_rows, card.join)),
         card=card,
     )
+    are_pinned = all(name.revision and name.copy is None for name in named.values())
+    is_known = are_pinned and (card.labels or card.task in ("choice", "answers"))
+    return source if is_known else _opened(source, named, root)
 
 
-def _folder_of_pictures(files: Any, card: Card, root: Path) -> Path:
-    """Return the folder that picture names are relative to: the card's, else the path of a copy, existing or not."""
-    named = next(iter(hub_names(files, root).values()))
-    return card.pictures or named.copy or root / named.path
-
-
-def _opened(files: Any, card: Card, root: Path) -> RowSource:
-    loaded = _loaded(files, card, root)
-    joined = _loaded(card.join.files, replace(card, num_rows=None), root) if card.join else []
+def _opened(source: RowSource, named: Mapping[str | None, HubName], root: Path) -> RowSource:
+    """Return a source with the rows of its datasets, and what is known only when they are open."""
+    card = source.card
+    loaded = _loaded(named, card, root)
+    joined = _loaded(hub_names(card.join.files, root), replace(card, num_rows=None), root) if card.join else []
     here = [file for each in (*loaded, *joined) for file in each.files]
-    source = library_source(
+    opened = library_source(
         _parts(loaded),
         card,
-        name=str(next(iter(hub_names(files, root).values()))),
-        pictures=_folder_of_pictures(files, card, root),
+        name=str(next(iter(named.values()))),
+        pictures=source.pictures,
         joined=_parts(joined),
         folders=[folder for each in loaded for folder in each.folders],
     )
     return replace(
-        source,
-        version="".join(each.version for each in (*loaded, *joined)) or source.version,
+        opened,
+        version="".join(each.version for each in (*loaded, *joined)) or opened.version,
         state=(lambda: [stamp_of(path) for path in here]) if here else None,
-        is_confined=card.pictures is None,
-        command_for=_command_for(files, card, root),
+        is_confined=source.is_confined,
+        command_for=source.command_for,
     )
-
-
-def _command_for(files: Any, card: Card, root: Path) -> Callable[[str], str] | None:
-    """Return the function that maps a missing picture to a command; None if the card says where pictures lie."""
-    return None if card.pictures else partial(_picture_command, next(iter(hub_names(files, root).values())), root)
 
 
 def _picture_command(name: HubName, root: Path, picture: str) -> str:
@@ -140,10 +132,10 @@ def _parts(loaded: Iterable[_Loaded]) -> dict[str | None, Any]:
     return {split: part for each in loaded for split, part in each.parts.items()}
 
 
-def _loaded(files: Any, card: Card, root: Path) -> list[_Loaded]:
+def _loaded(named: Mapping[str | None, HubName], card: Card, root: Path) -> list[_Loaded]:
     """Return the datasets under our split names."""
     all_loaded = []
-    for split, name in hub_names(files, root).items():
+    for split, name in named.items():
         loaded = _load(name, card, root)
         ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in loaded.parts.items()}
         ours.pop("", None)

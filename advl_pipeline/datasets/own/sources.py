@@ -54,14 +54,14 @@ def find_source(name: str, data_root: Path | None, card: Card) -> tuple[RowSourc
     if plugin := dataset_plugins().get(name):
         return _read_by_plugin(plugin, root), root
     if name.startswith(HUB_PREFIX):
-        return hub_source(name, Card(), root=root), root
+        return hub_source(Card(files=name), root=root), root
     if card.reader:
         return READERS[card.reader](root / name, card), root
     if card.name:
         revisions = {
             repository.revision[:12] for repository in hub_names(card.files, root).values() if repository.revision
         }
-        return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
+        return replace(hub_source(card, root=root), called="@".join([name, *sorted(revisions)])), root
     # An absolute path, which a working directory that is gone does not have.
     if not path.absolute().exists():
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -84,7 +84,7 @@ def find_source(name: str, data_root: Path | None, card: Card) -> tuple[RowSourc
         return READERS[card.reader](home, card), home
     if card.is_of_hub:
         card = replace(card, pictures=home / card.pictures) if card.pictures else card
-        return hub_source(card.files, card, root=root), home
+        return hub_source(card, root=root), home
     tables = [(home / file, split) for split, files in by_split(card.files).items() for file in files]
     if outside := [file for files in by_split(card.files).values() for file in files if not is_safe_name(file)]:
         raise ConfigError(
