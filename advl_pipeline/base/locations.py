@@ -128,12 +128,12 @@ def not_allowed(path: Path, needs: int = os.R_OK) -> NotAllowed:
 
 
 @contextmanager
-def allowed(path: Path, needs: int = os.R_OK) -> Iterator[None]:
+def allowed(path: Path) -> Iterator[None]:
     """Turn a refusal by the system inside the block into `NotAllowed`, which names the owner of the path."""
     try:
         yield
     except PermissionError as error:
-        raise not_allowed(Path(error.filename or path), needs) from error
+        raise not_allowed(Path(error.filename or path)) from error
 
 
 def status_of(path: Path) -> os.stat_result:

@@ -127,11 +127,13 @@ def seal_record(content: Mapping[str, Any]) -> bytes:
     return render_json({**content, _SEAL: digest(content)})
 
 
-def unseal(store: Readable, name: str) -> dict[str, Any]:
-    """Read a record.
+@contextmanager
+def sealed(store: Readable, name: str) -> Iterator[dict[str, Any]]:
+    """Read a record; the block reads its fields. Its `files` are entries by name.
 
     Raises:
-        CorruptCache: it is missing, does not parse, or changed after it was sealed.
+        CorruptCache: it is missing, does not parse, or changed after it was sealed; or it lacks the expected fields,
+            as a record does that is forged, from another version, or of another kind.
     """
     raw = store.get(name)
     try:
@@ -142,7 +144,14 @@ def unseal(store: Readable, name: str) -> dict[str, Any]:
         sound = False
     if not sound:
         raise store.damaged("A record of the cache is damaged.", name)
-    return dict(content)
+    try:
+        files = {
+            file: FileEntry(num_bytes=int(num_bytes), sha256=str(sha256))
+            for file, (num_bytes, sha256) in content["files"].items()
+        }
+        yield {**content, "files": files}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise store.damaged("A record does not have the expected fields.", name, str(error)) from None
 
 
 def render_record(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
@@ -172,8 +181,7 @@ def load_plan(store: Readable) -> PlanRecord:
         CorruptCache: it is damaged, or of another format version.
         IdentityMismatch: the cache is a compressed one of version 0.2.
     """
-    content = unseal(store, PLAN_RECORD)
-    with known_fields(store, PLAN_RECORD):
+    with sealed(store, PLAN_RECORD) as content:
         version = content.pop("schema_version")
         if version != SCHEMA_VERSION:
             raise CorruptCache(
@@ -189,7 +197,7 @@ def load_plan(store: Readable) -> PlanRecord:
                 next_command=extract_command(config, store.location, renew=True),
             )
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
-        plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})
+        plan = PlanRecord(**content)
         if not plan.is_plausible():
             raise store.damaged("The plan of the cache is inconsistent.", PLAN_RECORD)
         return plan
@@ -198,9 +206,8 @@ def load_plan(store: Readable) -> PlanRecord:
 def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
     """Read the record of a shard; raises `CorruptCache`."""
     relative = shard_record_path(modality, shard)
-    content = unseal(store, relative)
-    with known_fields(store, relative):
-        record = ShardRecord(**{**content, "files": files_from_json(content["files"])})
+    with sealed(store, relative) as content:
+        record = ShardRecord(**content)
         if (record.modality, record.shard) != (modality, shard):
             raise store.damaged("A record has another shard's name.", relative)
         return record
@@ -208,33 +215,16 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
 
 def load_tables(store: Readable, modality: str) -> dict[str, FileEntry]:
     """Read the entries of the files of a modality's tables; raises `CorruptCache`."""
-    content = unseal(store, tables_record_path(modality))
-    with known_fields(store, tables_record_path(modality)):
-        return files_from_json(content["files"])
+    with sealed(store, tables_record_path(modality)) as content:
+        files: dict[str, FileEntry] = content["files"]
+        return files
 
 
 def load_complete(store: Readable) -> CompleteRecord:
     """Read `records/complete.json`; raises `CorruptCache`."""
-    content = unseal(store, COMPLETE_RECORD)
-    with known_fields(store, COMPLETE_RECORD):
+    with sealed(store, COMPLETE_RECORD) as content:
         return CompleteRecord(
-            files=files_from_json(content["files"]),
+            files=content["files"],
             quarantined={name: dict(units) for name, units in content["quarantined"].items()},
             clipped=dict(content["clipped"]),
         )
-
-
-def files_from_json(content: Mapping[str, Any]) -> dict[str, FileEntry]:
-    return {name: FileEntry(num_bytes=int(size), sha256=str(sha)) for name, (size, sha) in content.items()}
-
-
-@contextmanager
-def known_fields(store: Readable, name: str) -> Iterator[None]:
-    """Read the fields of a sealed record in the block; raises `CorruptCache` if they are not the expected ones.
-
-    Such a record is forged, from another version, or another kind of record under this name.
-    """
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise store.damaged("A record does not have the expected fields.", name, str(error)) from None

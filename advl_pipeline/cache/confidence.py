@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.base.locations import Location
-from advl_pipeline.cache.commit_records import files_from_json, known_fields, seal_record, unseal
+from advl_pipeline.cache.commit_records import seal_record, sealed
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
 from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Readable, Store, get_recorded
@@ -144,13 +144,12 @@ def load_confidence_record(store: Readable, key: str) -> ConfidenceRecord:
         CorruptCache: it is damaged, or the record of something else. MissingFile: it does not exist.
     """
     name = confidence_record_path(key)
-    content = unseal(store, name)
-    with known_fields(store, name):
+    with sealed(store, name) as content:
         record = ConfidenceRecord(
             identity=dict(content["identity"]),
             num_examples=int(content["num_examples"]),
             num_bytes=int(content["num_bytes"]),
-            files=files_from_json(content["files"]),
+            files=content["files"],
         )
     if confidence_key(record.identity) != key:
         raise store.damaged("The record belongs to another set of confidences.", name)

@@ -14,20 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.measures import Measure
+from advl_pipeline.runs.evaluations import ScoredItems
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Items:
-    """Items scored by a metric: scores `score_n` (n,) in [0, 1], and columns, which are empty if not needed.
+@dataclass(frozen=True, kw_only=True)
+class Items(ScoredItems):
+    """Scored items with what the numbers of a card need: right and given answers as texts, and groups of items."""
 
-    Questions on one picture, or of one group, are not independent. `right` and `given` are answers as texts.
-    The columns are not a pandas frame, since importing pandas would delay scoring commands by half a second.
-    """
-
-    score_n: npt.NDArray[np.floating]
-    question_ids: Sequence[str] = ()
-    pictures: Sequence[str] = ()
-    types: Sequence[str] = ()
     right: Sequence[str] = ()
     given: Sequence[str] = ()
     facets: Mapping[str, Sequence[str]] = field(default_factory=dict)

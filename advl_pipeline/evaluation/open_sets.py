@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -26,17 +26,21 @@ EXAMPLES_AT_ONCE = 8192
 
 
 def open_with_classes(
-    config: AnswerOptions, finished: FinishedRun, dataset: DatasetSpec, split: str, **options: Any
+    dataset: DatasetSpec, split: str, trained_on: Mapping[str, Any], classes: tuple[str, ...] | None, **options: Any
 ) -> IndexedDataset:
-    """Open a split with the wording and the classes of a run, as `open_split` does."""
-    trained_on = finished.trained_on
+    """Open a split with the wording and the classes of a run, as `open_split` does.
+
+    Args:
+        trained_on: configuration that the run was created with.
+        classes: names of the classes or answers of the run; None for a run that only chooses.
+        options: other options of `open_split`.
+    """
     return open_split(
         dataset,
         split,
-        data_root=config.data_root,
         text_style=trained_on.get("text_style"),
         label_order=trained_on.get("label_order") or label_order_of(trained_on.get("student", "")),
-        answers=finished.classes,
+        answers=classes,
         **options,
     )
 
@@ -59,7 +63,9 @@ def open_as_trained(
     Raises:
         ConfigError: the run has no head for its tasks and classes. DatasetError: the split is missing or malformed.
     """
-    opened = open_with_classes(config, finished, dataset, split, **options)
+    opened = open_with_classes(
+        dataset, split, finished.trained_on, finished.classes, data_root=config.data_root, **options
+    )
     for task in opened.tasks if needs_head else ():
         head = head_name(task)
         fits = head in finished.label_names

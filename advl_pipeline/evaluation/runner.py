@@ -41,7 +41,6 @@ from advl_pipeline.runs.evaluations import (
     Confusion,
     EvaluationDocument,
     ExampleScores,
-    ItemScores,
     Sample,
     TrivialScores,
     filed_as,
@@ -95,7 +94,7 @@ def run_evaluate(prepared: PreparedScoring[EvaluateConfig]) -> EvaluateResult:
                 needs_head=needs_head,
                 tasks=tuple(trained_on["task"]) if needs_head else (),
             )
-            is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split("+")
+            is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split(JOIN)
             sets[name] = _evaluate_set(
                 config, finished, spec, dataset, name, is_seen=is_seen, prior=prior, caveats=caveats
             )
@@ -116,7 +115,9 @@ def _question_prior(
     try:
         dataset = prepared.datasets.get(name) or read_dataset(name, config.data_root)
         splits = [
-            open_with_classes(config, finished, dataset, split, tasks=trained_on["task"])
+            open_with_classes(
+                dataset, split, trained_on, finished.classes, data_root=config.data_root, tasks=trained_on["task"]
+            )
             for split in str(trained_on["split"]).split(JOIN)
         ]
     except DatasetError as error:
@@ -155,18 +156,6 @@ def _evaluate_set(
     scored = score_parts(config, finished, dataset, sampled, conditions=conditions, mode=mode, measures=measures)
     items_by_condition = _items_by_condition(scored)
     true_items = items_by_condition[TRUE_PICTURE]
-    items = [
-        ItemScores(
-            metric=metric,
-            condition=condition,
-            ids=scores.question_ids,
-            score_n=scores.score_n,
-            pictures=scores.pictures,
-            types=scores.types,
-        )
-        for condition, by_metric in items_by_condition.items()
-        for metric, scores in by_metric.items()
-    ]
     examples = {task: _example_scores(task, kept, is_lettered=is_lettered) for task, kept in scored.items()}
     percents = {
         condition: {metric: 100.0 * float(scores.score_n.mean()) for metric, scores in by_metric.items()}
@@ -221,7 +210,7 @@ def _evaluate_set(
     )
     filed = name if by_annotators is None or mode == usual_mode else f"{name}@{mode}"
     filed = filed_as(config.run, name, None, LETTERS) if is_lettered else filed
-    return write_evaluation(config.run, filed, document, items, list(examples.values()))
+    return write_evaluation(config.run, filed, document, items_by_condition, list(examples.values()))
 
 
 def _use_of_vision(

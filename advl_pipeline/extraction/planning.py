@@ -134,7 +134,7 @@ def is_planned(config: ExtractConfig, store: Store, identity: Mapping[str, Any])
         begun,
         where=str(store.location),
         next_command=extract_command(
-            recorded_options(config), store.location, renew=True, note="or give another --output"
+            provenance_options(config), store.location, renew=True, note="or give another --output"
         ),
     )
     return PLAN_RECORD in records
@@ -242,7 +242,7 @@ def make_plan(
 def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """Return configuration, device and library versions, but no times, so that equal runs give equal bytes."""
     provenance: dict[str, Any] = {
-        "config": recorded_options(config),
+        "config": provenance_options(config),
         "device": config.device,
         "python": platform.python_version(),
         "libraries": installed_versions(_LIBRARIES, absent="absent"),
@@ -252,6 +252,6 @@ def _provenance(config: ExtractConfig, sources: Sequence[Source]) -> dict[str, A
     return provenance
 
 
-def recorded_options(config: ExtractConfig) -> dict[str, Any]:
+def provenance_options(config: ExtractConfig) -> dict[str, Any]:
     """Return the options for a cache's record: how it was made, and from what."""
     return options_without(ExtractConfig, config_to_dict(config), "none")

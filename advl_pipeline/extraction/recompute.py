@@ -21,7 +21,14 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.base.compute import resolved
-from advl_pipeline.base.configuration import ANY, build_config, command_words, options_of_now, options_without
+from advl_pipeline.base.configuration import (
+    ANY,
+    build_config,
+    command_words,
+    option_values,
+    options_of_now,
+    options_without,
+)
 from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.cache.identity import IMPORTED
 from advl_pipeline.cache.reader import open_cache
@@ -94,8 +101,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     Raises:
         ConfigError: the record names a path that the user did not give, or options that cannot be used.
     """
-    typed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    options = {name: value for name, value in typed.items() if value is not None and value != ()}
+    options = {name: value for name, value in option_values(config).items() if value is not None and value != ()}
 
     def refused(option: str) -> ConfigError:
         return ConfigError(

@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from advl_pipeline.base.errors import AdvlError, DatasetError
+from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.pictures import read_picture
 from advl_pipeline.datasets.records import TASKS, Example, head_name
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import find_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.evaluation.items import question_rank
+from advl_pipeline.evaluation.open_sets import open_with_classes
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.evaluations import TRUE_PICTURE, Evaluation, filed_as, read_evaluation
-from advl_pipeline.runs.results import moved_to, read_json
+from advl_pipeline.runs.results import moved_to, read_config, read_json
 from advl_pipeline.students.heads import described_heads
-from advl_pipeline.students.registry import label_order_of
 from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import StudyResult
 
@@ -123,12 +123,17 @@ def collect_words(result: StudyResult, setting: Setting, *, data_root: Path | No
     row = next((row for row in done if (result.outer / row.run / names.SELECTED_WORDS).exists()), None)
     if row is None or limit == 0:
         return None
-    selected = read_json(result.outer / row.run / names.SELECTED_WORDS)
-    config = read_json(result.outer / row.run / names.CONFIG)
+    run = result.outer / row.run
+    selected = read_json(run / names.SELECTED_WORDS)
+    config = read_config(run)
 
     def rendered() -> Iterator[ShownExample]:
-        dataset = _open(config, config["dataset"], config["split"], tuple(config["task"]), data_root)
+        parts = [
+            _open(run, config["dataset"], split, tuple(config["task"]), data_root)
+            for split in config["split"].split(JOIN)
+        ]
         for name in list(selected)[:limit]:
+            dataset = next((part for part in parts if name in part.example_ids), parts[0])
             example = _find(dataset, name, "")
             yield _shown(example, dataset, spans=selected[example.example_id])
 
@@ -166,7 +171,7 @@ def collect_examples(
 
     def rendered() -> Iterator[ShownExample]:
         name, split = set_name(names.set_of(test_set), setting.dataset)
-        dataset = _open(read_json(runs[-1] / names.CONFIG), name, split, (task,), data_root)
+        dataset = _open(runs[-1], name, split, (task,), data_root)
         # The outputs of a head keep the order of their classes in training.
         has_classes = bool(dataset.label_names(dataset.tasks[0]))
         heads = [described_heads(run)[head_name(task)] if has_classes else {} for run in runs]
@@ -213,20 +218,17 @@ def _if_at_hand(rendered: Callable[[], Iterator[ShownExample]]) -> Rendered:
         return Rendered(missing=error.what + (f" ({error.where})" if error.where else ""))
 
 
-def _open(
-    config: Mapping[str, Any], name: str, split: str, tasks: tuple[str, ...], data_root: Path | None
-) -> IndexedDataset:
-    """Open a split with the wording, order of classes and answer list of the run's training split."""
-    answers = config.get("answers")
-    return open_dataset(
-        name,
-        split=split,
-        data_root=moved_to(data_root, config),
+def _open(run: Path, name: str, split: str, tasks: tuple[str, ...], data_root: Path | None) -> IndexedDataset:
+    """Open a split with the wording and the classes of a run."""
+    config = read_config(run)
+    root = moved_to(data_root, config)
+    return open_with_classes(
+        find_dataset(name, root),
+        split,
+        config,
+        next((tuple(head["label_names"]) for head in described_heads(run).values() if head["label_names"]), None),
+        data_root=root,
         tasks=tasks,
-        text_style=config.get("text_style"),
-        label_order=config.get("label_order") or label_order_of(config.get("student", "")),
-        answers=Path(answers) if answers else None,
-        answer_list=config.get("answer_list", "train"),
         on_error=config.get("on_error", "fail"),
     )
 

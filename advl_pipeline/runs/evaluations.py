@@ -166,17 +166,24 @@ class EvaluationDocument:
     items_digest: str | None = None
     """`arrays_digest` of the item scores, which are in the file of that name."""
 
+    @property
+    def probes(self) -> set[str]:
+        """Return the conditions in which other pictures than the true ones were shown."""
+        return {condition for conditions in self.use_of_vision.values() for condition in conditions}
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ItemScores:
-    """The scores (n,) in [0, 1] of the items of a metric in a condition of their pictures, as they are written."""
 
-    metric: str
-    condition: str
-    ids: Sequence[str]
+@dataclass(frozen=True, kw_only=True)
+class ScoredItems:
+    """Items scored by a metric: scores `score_n` (n,) in [0, 1], and columns, which are empty if not needed.
+
+    Questions on one picture are not independent. The columns are not a pandas frame, since importing pandas would
+    delay scoring commands by half a second.
+    """
+
     score_n: npt.NDArray[np.floating]
-    pictures: Sequence[str]
-    types: Sequence[str]
+    question_ids: Sequence[str] = ()
+    pictures: Sequence[str] = ()
+    types: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,7 +231,7 @@ def write_evaluation(
     run: Path,
     filed: str,
     document: EvaluationDocument,
-    items: Sequence[ItemScores],
+    items: Mapping[str, Mapping[str, ScoredItems]],
     examples: Sequence[ExampleScores],
 ) -> EvaluationDocument:
     """Replace an evaluation: write the item scores under a name of their own, then the document that names them.
@@ -233,6 +240,7 @@ def write_evaluation(
 
     Args:
         filed: the name of the set, see `filed_as`.
+        items: condition of the pictures -> metric -> items.
 
     Returns:
         the document as it was written.
@@ -256,7 +264,9 @@ def _say_who(holder: str) -> None:
     print(f"the scores are written: waiting for {holder}", file=sys.stderr)
 
 
-def _arrays(items: Sequence[ItemScores], examples: Sequence[ExampleScores]) -> dict[str, npt.NDArray[Any]]:
+def _arrays(
+    items: Mapping[str, Mapping[str, ScoredItems]], examples: Sequence[ExampleScores]
+) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for of_task in examples:
         arrays[f"example_ids/{of_task.task}"] = np.array(of_task.example_ids)
@@ -266,12 +276,13 @@ def _arrays(items: Sequence[ItemScores], examples: Sequence[ExampleScores]) -> d
             arrays[f"labels/{of_task.task}"] = of_task.label_N
         if of_task.written is not None:
             arrays[f"written/{of_task.task}"] = np.array(of_task.written)
-    for scored in items:
-        kind = f"item_{scored.condition}" if scored.condition else "item"
-        arrays[f"{kind}/{scored.metric}"] = scored.score_n
-        arrays[f"{kind}_ids/{scored.metric}"] = np.array(scored.ids)
-        arrays[f"pictures/{scored.metric}"] = np.array(scored.pictures)
-        arrays[f"strata/{scored.metric}"] = np.array(scored.types)
+    for condition, by_metric in items.items():
+        kind = f"item_{condition}" if condition else "item"
+        for metric, scored in by_metric.items():
+            arrays[f"{kind}/{metric}"] = scored.score_n
+            arrays[f"{kind}_ids/{metric}"] = np.array(scored.question_ids)
+            arrays[f"pictures/{metric}"] = np.array(scored.pictures)
+            arrays[f"strata/{metric}"] = np.array(scored.types)
     return arrays
 
 
@@ -295,8 +306,7 @@ def evaluate_command(run: Path, filed: str, document: EvaluationDocument | None 
     if document.mixed_precision != AUTO:
         words += ["--mixed-precision", document.mixed_precision]
     if way != LETTERS:
-        conditions = {name for by_condition in document.use_of_vision.values() for name in by_condition} or {"none"}
-        words += [word for name in sorted(conditions) for word in ("--probe", name)]
+        words += [word for name in sorted(document.probes or {"none"}) for word in ("--probe", name)]
     return advise(words)
 
 

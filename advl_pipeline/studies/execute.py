@@ -48,13 +48,13 @@ def execute_run(planned: PlannedRun) -> None:
         # An evaluation covers the requests of this study and those of other studies with this run.
         asked = planned.evaluate
         stored = {name: document for name in missing if (document := _stored(planned, name)) is not None}
-        probed_before = {probe for document in stored.values() for probe in _probed(document)}
+        probed_before = {probe for document in stored.values() for probe in document.probes}
         probes = tuple(
             probe for probe in get_args(Probe) if probe != "none" and probe in probed_before.union(asked.probes)
         )
         counts = [_num_questions(document) for document in stored.values()]
         most = max([asked.num_questions or math.inf, *counts])
-        probed = (name for name, document in stored.items() if _probed(document))
+        probed = (name for name, document in stored.items() if document.probes)
         try:
             scoring = replace(
                 asked,
@@ -80,11 +80,6 @@ def _stored(planned: PlannedRun, test_set: str) -> EvaluationDocument | None:
     with scored_by_study(planned, test_set):
         document = read_document(planned.run, planned.filed(test_set))
     return document if document is not None and is_of_run(planned.run, document) else None
-
-
-def _probed(document: EvaluationDocument) -> set[str]:
-    """Return how pictures were replaced in an evaluation."""
-    return {condition for conditions in document.use_of_vision.values() for condition in conditions}
 
 
 def _num_questions(document: EvaluationDocument) -> float:
@@ -126,7 +121,7 @@ def missing_test_sets(planned: PlannedRun) -> tuple[str, ...]:
         if (
             document is None
             or _num_questions(document) < (asked.num_questions or math.inf)
-            or wanted - _probed(document)
+            or wanted - document.probes
         ):
             missing.append(name)
     return tuple(missing)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from advl_pipeline.base.errors import AdvlError
+from advl_pipeline.datasets.cards import JOIN
 from advl_pipeline.datasets.records import Dataset
 from advl_pipeline.datasets.registry import open_split
 from advl_pipeline.datasets.spec import DatasetSpec
@@ -97,7 +98,7 @@ def _spaced(positions: Sequence[int], most: int) -> list[int]:
 def _open_split(
     config: FinetuneConfig, dataset: DatasetSpec, trained_on: Dataset, *, decides: bool
 ) -> Validation | str:
-    if SPLIT in config.split.split("+"):
+    if SPLIT in config.split.split(JOIN):
         return "it is trained on"
     if SPLIT not in dataset.splits:
         return "the data have no val"

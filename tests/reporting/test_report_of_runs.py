@@ -129,6 +129,23 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
     assert "claim" not in markdown
 
 
+def test_words_are_shown_of_a_run_that_was_trained_on_two_splits(
+    vcr: tuple[StudyResult, Path], tmp_path: Path
+) -> None:
+    result, data_root = vcr
+    run = next(run for run in result.runs if (result.outer / run.run / "selected_words.json").exists())
+    shutil.copytree(result.outer / run.run, tmp_path / "mine")
+    config = json.loads((tmp_path / "mine/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "mine/config.json").write_text(json.dumps(config | {"split": "train+val"}), encoding="utf-8")
+    shutil.copytree(data_root, tmp_path / "data")
+    asked = (tmp_path / "data/vcr/val.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "data/vcr/train.jsonl").write_text(asked.replace("val-", "train-"), encoding="utf-8")
+    output, _ = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=tmp_path / "data"))
+    examples = read_page(output.read_text(encoding="utf-8")).find("section", id="words")[0].find("article")
+    assert examples
+    assert all(mark.text == "Why" for example in examples for mark in example.find("mark"))
+
+
 def test_answers_by_type_are_those_of_the_task_with_annotators() -> None:
     types = {"number": PartAccuracy(accuracy=75.0, num_items=4), "other": PartAccuracy(accuracy=50.0, num_items=6)}
     documents = {
@@ -147,9 +164,13 @@ def test_a_page_shows_right_answers_that_no_training_question_has_and_what_the_s
     rows += [answer_row(number, split="test", answers=("red", "mauve")[number % 2]) for number in range(4)]
     data, run = write_json_lines(tmp_path / "mine.jsonl", rows), tmp_path / "run"
     short = ("--method", "plain", "--student", "efficientnet-minilm-tiny", "--num-steps", 1, "--batch-size", 4)
-    out, message = printed(capsys, "finetune", "--data", data, *short, "--output", run)
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(COLOURS[:2]), encoding="utf-8")
+    out, message = printed(capsys, "finetune", "--data", data, *short, "--answers", answers, "--output", run)
     assert (out + message).count("are random before this run") == 1
     printed(capsys, "evaluate", run, "--on", "test", "--probe", "none")
+    # A run holds its answers itself.
+    answers.unlink()
     output, _ = run_report(ReportConfig(run=(run,)))
     page = read_page(output.read_text(encoding="utf-8"))
     table = page.find("table", class_="scores")[0]

@@ -91,6 +91,8 @@ def train(planned: PlannedRun) -> None:
     about = {"method": planned.finetune.method, "seed": planned.seed, "teachers": planned.teachers}
     write_json(run / "run.json", {"options": about, "dataset": {"content_digest": digest(planned.finetune)}})
     write_json(run / "config.json", config_to_dict(planned.finetune))
+    # Choices have no class names.
+    write_json(run / "heads.json", {"choice": {"label_names": []}})
     write_json(
         run / "environment.json",
         {"python": "3.11.9", "platform": "Linux", "libraries": {"torch": "2.13.0"}, "command": ["advl", "study"]},
