@@ -16,7 +16,8 @@ words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"]))
 tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
 transformers.set_seed(0)
-config = transformers.BertConfig(vocab_size=len(tokenizer), hidden_size=48, num_hidden_layers=2)
+sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
 model = transformers.BertForSequenceClassification(config)
 
 layer = advl.LayerStates(model, "bert.encoder.layer.1")

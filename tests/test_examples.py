@@ -22,7 +22,7 @@ from tiny_extraction import tiny_extract
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import text_unit_id
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.runs.names import evaluation_file, is_finished
+from advl_pipeline.runs.names import is_finished
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -44,13 +44,6 @@ def test_every_example_is_run_by_a_test() -> None:
 def test_examples_use_the_public_names_alone() -> None:
     for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]:
         assert not re.search(r"advl_(?:pipeline\.|cli|data)", path.read_text(encoding="utf-8")), path.name
-
-
-@pytest.mark.slow
-def test_extract_and_train(tmp_path: Path) -> None:
-    run_example(EXAMPLES / "extract_and_train.py", tmp_path, folder=tmp_path)
-    assert is_finished(tmp_path / "run")
-    assert evaluation_file(tmp_path / "run", "val", ".json").is_file()
 
 
 @pytest.mark.slow

@@ -74,9 +74,10 @@ def test_a_signal_after_the_outcome_leaves_the_exit_code(
 
 def test_ctrl_c_stops_the_building_of_a_corpus_at_once(tmp_path: Path) -> None:
     # A full corpus takes seconds to plan.
-    splits = ("val", "test", "unseen", "compositional", "shift-inputs")
-    sizes = ["--num-train", "400", *(word for name in splits for word in (f"--num-{name}", "4"))]
-    words = ["scenes", "build", "--data-root", str(tmp_path), "--workers", "2", *sizes]
+    sizes = {"train": 200, "caption-scenes": 100}
+    sizes |= dict.fromkeys(("val", "test", "unseen", "compositional", "shift-inputs"), 4)
+    words = ["scenes", "build", "--data-root", str(tmp_path), "--workers", "2"]
+    words += [word for name, size in sizes.items() for word in (f"--num-{name}", str(size))]
     process = subprocess.Popen([sys.executable, "-m", "advl_cli", *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not any(tmp_path.rglob("*.jpg")):

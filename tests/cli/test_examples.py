@@ -19,7 +19,7 @@ import click
 import pytest
 import torch
 from commands import exit_code, printed
-from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
+from dataset_mirrors import write_official_sets
 from fake_hub.models import write_repository
 from own_rows import choice_row, write_json_lines
 from region_mirrors import write_butd_tsv
@@ -136,7 +136,7 @@ def cut_down(words: Sequence[str]) -> list[str]:
             words += more
     if words[0] == "finetune" and ("advl" in words or "--method" not in words):
         words += ["--adapt-steps", "2", "--confidence-folds", "2"]
-    if words[0] == "finetune" and "--data" in words and "--student" not in words:
+    if words[0] == "finetune" and "--student" not in words and ("--data" in words or "advl" in words):
         # The usual student has two networks of real size: tests/check_wheel.py trains it by README's very words.
         words += ["--student", "scenes-small"]
     if "uniter-tiny" in words:
@@ -208,15 +208,7 @@ confidence_folds = 2
 
 
 def _write_mirrors(root: Path) -> None:
-    for split in ("train", "val"):
-        write_vcr(root, [vcr_record(number, split=split) for number in range(8)], split=split)
-    write_vcr(root, [vcr_record(number, split="test", labelled=False) for number in range(11)], split="test")
-    singular = "shortcut/rule_based/val_rule_singular.jsonl"
-    write_vcr(root, [vcr_record(number) for number in range(6)], file=singular)
-    for split, count in (("train", 60), ("val", 30), ("test", 30)):
-        write_vqa(root, split=split, count=count)
-    for name in ("train", "dev", "test"):
-        write_snli_ve(root, name=name, count=12)
+    write_official_sets(root)
     write_butd_tsv(Path("butd"), sorted((root / "vqa-v2" / "train2014").iterdir()))
     shutil.move("butd/features.tsv", "train36.tsv")
 

@@ -447,7 +447,7 @@ Selected(train, nested_subset(train, 4, 0)).image_units()
 @pytest.mark.slow
 def test_a_subset_fetches_its_part_from_the_hub(tmp_path: Path) -> None:
     """Over HTTP, as the libraries of the hub ask; `test_public_sets_end_to_end.py` does by commands."""
-    write_twin(tmp_path / "copy", "snli-ve-hf", large_samples(200), group_rows=GROUP_ROWS)
+    write_twin(tmp_path / "copy", "snli-ve-hf", large_samples(100), group_rows=GROUP_ROWS)
     copy = tmp_path / "copy/sedrickkeh/snli-ve"
     files = {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*.parquet")}
     with serve_hub() as hub:

@@ -132,14 +132,14 @@ def of_one_picture(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def with_many_choices(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row | {"choices": [f"colour {place}" for place in range(400)]} for row in rows[:10]]
+    return [row | {"choices": [f"colour {place}" for place in range(40)]} for row in rows]
 
 
 FEW = (
     ("few labels", lambda rows: rows[:49], "49 labelled questions of 49 pictures, and at least 50 questions of 5"),
     ("no labels", unlabelled, "there are no labels, and at least 50 questions of 5 pictures are needed"),
     ("few pictures", of_one_picture, "50 labelled questions of 1 picture, and at least 50 questions of 5"),
-    ("many choices", with_many_choices, "3 labelled questions of 3 pictures with at most 1,500 texts in all"),
+    ("many choices", with_many_choices, "37 labelled questions of 37 pictures with at most 1,500 texts in all"),
 )
 
 

@@ -23,7 +23,8 @@ def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) 
         folder.open_trackers(["tensorboard"], first_step=first)
         folder.log([{"step": step, "phase": "finetune", "raw/task": value} for step in range(first, first + 4)])
         folder.close()
-        time.sleep(1.1)  # Event files are named by the second.
+        if first == 0:
+            time.sleep(1.1)  # Event files are named by the second.
     logged = [(event.step, event.value) for event in tensorboard_of(tmp_path).Scalars("raw/task")]
     assert logged == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
 

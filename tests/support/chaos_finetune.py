@@ -148,7 +148,7 @@ def _train(corpus: SmallCorpus, folder: Path, seed: int, num_steps: int) -> None
 
 
 def _extract(corpus: SmallCorpus, cache: Path) -> Path:
-    return corpus.extract(cache, teacher="random:minilm-l6", confidence="none", shots=2)
+    return corpus.extract(cache, teacher="random:timm:test_efficientnet", confidence="none", shots=2)
 
 
 def _evaluated(corpus: SmallCorpus, folder: Path) -> bytes:

@@ -197,6 +197,20 @@ def write_snli_ve(root: Path, *, name: str = "test", count: int = 12) -> Path:
     return annotations
 
 
+def write_official_sets(root: Path) -> None:
+    """Write VCR with one of its shortcut sets, VQA v2 and SNLI-VE, a few items of each split."""
+    for split in ("train", "val"):
+        write_vcr(root, [vcr_record(number, split=split) for number in range(8)], split=split)
+    write_vcr(root, [vcr_record(number, split="test", labelled=False) for number in range(11)], split="test")
+    singular = "shortcut/rule_based/val_rule_singular.jsonl"
+    write_vcr(root, [vcr_record(number) for number in range(6)], file=singular)
+    # Enough in train for an answer list of its own.
+    for split, count in (("train", 60), ("val", 30), ("test", 30)):
+        write_vqa(root, split=split, count=count)
+    for name in ("train", "dev", "test"):
+        write_snli_ve(root, name=name)
+
+
 def write_captions(root: Path, *, count: int = 6) -> Path:
     """Write captions of the built-in corpus, two for each picture; returns their file."""
     folder = root / "scenes" / "captions"

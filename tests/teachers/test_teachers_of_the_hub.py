@@ -33,7 +33,7 @@ from fake_hub.teachers import (
     weights,
 )
 from fake_hub.tokenizers import Files, as_json, fast
-from own_rows import choice_row, rows_of, write_json_lines
+from own_rows import choice_row, write_json_lines
 from PIL import Image
 from safetensors.torch import load, load_file
 from timm.data import create_transform, resolve_data_config
@@ -59,7 +59,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_json_lines(tmp_path_factory.mktemp("mine") / "mine.jsonl", rows_of(choice_row))
+    rows = [choice_row(number, split="train") for number in range(5)]
+    return write_json_lines(tmp_path_factory.mktemp("mine") / "mine.jsonl", rows)
 
 
 MEAN_TYPES = ("t5", "nomic_bert")

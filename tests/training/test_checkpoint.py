@@ -103,6 +103,7 @@ def whole(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_its_readout_or_its_student_is_written_takes_no_step_again(
     small_corpus: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_what_a_run_took_counts_all_of_its_sittings(small_corpus: Any, whole: Pa
     assert twice["seconds_per_step"] > 500 / 6
 
 
+@pytest.mark.slow
 def test_a_cache_that_changed_under_a_run_is_refused(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -170,6 +170,7 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(
     assert ids[0] == ids[1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_replaced_whole_or_not_at_all_wherever_the_disk_fills_up(
     small_corpus: Any, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,6 +137,7 @@ def test_rank_0_trains_all_weights(small_corpus: SmallCorpus, published: Path, t
     assert (tmp_path / "whole" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_frozen_weights_are_held_in_bf16_and_resumed_to_the_bit(
     small_corpus: SmallCorpus, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +190,7 @@ def test_weights_in_bf16_are_the_default_where_a_gpu_trains_updates_in_it(
         base_dtype(build_student("vilt-tiny"), small_corpus.config(tmp_path / "run", **asked))
 
 
+@pytest.mark.slow
 def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     """A plain run has the losses of a loop over transformers' model, with labels on the right answers alone."""
     chosen = nested_subset(small_corpus.dataset(), 8, 0)
@@ -230,6 +232,7 @@ def test_a_run_is_transformers_own_loop(small_corpus: SmallCorpus, tmp_path: Pat
     assert expected[-1] < expected[0] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["scenes-snli-ve", "scenes-vqa"])
 def test_classes_and_answers_are_trained_scored_and_written(
     dataset: str, small_corpus: SmallCorpus, tmp_path: Path
@@ -269,9 +272,8 @@ def answering(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactor
     ("way", "filed"),
     [
         ("--num-questions 3 --probe removed --probe swapped", "val"),
-        ("--vqa-mode 2017 --probe none", "val@2017"),
+        ("--vqa-mode 2017 --mixed-precision bf16 --probe none", "val@2017"),
         ("--as letters --num-questions 3", "val@letters"),
-        ("--mixed-precision bf16 --probe none", "val"),
     ],
 )
 def test_the_command_advised_for_a_damaged_evaluation_repeats_its_numbers(
@@ -329,6 +331,7 @@ def test_a_run_that_cannot_generate_is_refused_with_the_same_command_without_the
     assert [path.name for path in run.iterdir() if path.name in ("evaluation", "predictions")] == []
 
 
+@pytest.mark.slow
 def test_teachers_grids_are_laid_over_tiles(small_corpus: SmallCorpus, tmp_path: Path) -> None:
     """Each token of a tile, and of the whole picture after them, follows the teacher's grid where it lies."""
     tiles = ("image_splitting=true", "longest_edge=128")

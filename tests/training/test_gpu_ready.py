@@ -28,6 +28,7 @@ from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.prepare import prepare_scoring
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
+from advl_pipeline.students import efficientnet_minilm
 from advl_pipeline.students.frozen_towers import TowerStudent
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training import batches, loop
@@ -130,10 +131,12 @@ def require_frugal(taken: Taken, watch: Watch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_the_method_trains_every_student_from_a_host_that_hardly_waits(
-    name: str, small_corpus: Any, tmp_path: Path
+    name: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At inference it is a plain student: the same outputs, with the teachers gone."""
     run = tmp_path / "run"
+    # Six equal layers of a frozen tower wait as one does.
+    monkeypatch.setitem(efficientnet_minilm.TEXT_TOWER, "num_hidden_layers", 1)
     with posing() as watch, a_run_is_watched(watch) as taken:
         result = train(small(small_corpus, run, student=name, task=(), confidence="probe"))
     require_frugal(taken, watch)

@@ -37,6 +37,7 @@ from advl_pipeline.training.resolved import resolve_method
 from advl_pipeline.training.signals.teacher_features import cached_teacher
 
 
+@pytest.mark.slow
 def test_only_labels_of_the_subset_and_inputs_that_may_be_seen_influence_a_low_shot_run(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +187,7 @@ OTHER = "scenes-vcr/train-shift"
 def other_caches(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     folder = tmp_path_factory.mktemp("other")
     return tuple(
-        small_corpus.extract(folder / teacher, teacher=teacher, split="train-shift", confidence_folds=5)
+        small_corpus.extract(folder / teacher, teacher=teacher, split="train-shift", confidence="none")
         for teacher in ("minilm-l6", "efficientnet-lite0")
     )
 

@@ -85,12 +85,14 @@ LOOPS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 """A short run, and changes of it."""
 
 
+@pytest.mark.slow
 def test_every_option_changes_the_terms(small_corpus: Any, tmp_path: Path) -> None:
     runs = {"reference": {}, **CHANGES}
     terms = {name: first_terms(small_corpus.config(tmp_path / name, **changed)) for name, changed in runs.items()}
     assert [name for name in CHANGES if terms[name] == terms["reference"]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_every_option_of_the_loop_changes_the_steps(loop: str, small_corpus: Any, tmp_path: Path) -> None:
     short, changes = LOOPS[loop]
@@ -103,8 +105,9 @@ def test_every_option_of_the_loop_changes_the_steps(loop: str, small_corpus: Any
 
 
 def test_several_teachers_share_a_pathway_by_their_mean(small_corpus: Any, tmp_path: Path) -> None:
-    second = small_corpus.extract(tmp_path / "second", teacher="random:minilm-l6", confidence="none")
+    second = small_corpus.extract(tmp_path / "second", teacher="random:minilm-l6", confidence="none", shots=4)
     options = {
+        "shots": 4,
         "cache": (*small_corpus.caches, second),
         "distance": "mse",
         "weighting": "uniform",

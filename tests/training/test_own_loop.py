@@ -199,6 +199,7 @@ def near(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
         torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_layer_is_named_and_its_gradients_add_up_in_a_compiled_model(small_corpus: SmallCorpus, texts: Any) -> None:
     loop = Loop(small_corpus.caches[0], texts)
     loop.loss(texts[:8]).backward()

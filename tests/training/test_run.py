@@ -66,6 +66,7 @@ def test_a_split_without_labels_is_refused_before_anything_is_written(
         assert not run.exists()
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_what_evaluate_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

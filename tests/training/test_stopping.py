@@ -97,6 +97,7 @@ def test_a_run_on_own_data_ends_when_val_falls_and_keeps_the_last_weights_within
     assert all(torch.equal(value, then[f"model/student.{name}"]) for name, value in student.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 5])
 def test_a_stopped_run_that_may_end_early_is_the_uninterrupted_one(at: int, contrary: FinetuneConfig) -> None:
     whole, stopped = train(contrary), replace(contrary, output=Path("stopped"))
