@@ -103,15 +103,25 @@ def _write(store: Store, identity: Mapping[str, Any], confidences: ConfidenceSet
     key = confidence_key(identity)
     encoded = [example_id.encode() for example_id in confidences.example_ids]
     text = np.frombuffer(b"".join(encoded), np.uint8)
+    # The ids come first: whoever finds numbers finds the order that they are in.
     content: dict[str, npt.NDArray[Any]] = {
+        "example_id_lengths": np.array([len(item) for item in encoded], np.int32),
+        "example_id_utf8": text,
         "probability": np.ascontiguousarray(confidences.probability_N, np.float32),
         "outranked": np.ascontiguousarray(confidences.outranked_N, np.float32),
-        "example_id_utf8": text,
-        "example_id_lengths": np.array([len(item) for item in encoded], np.int32),
     }
+    arrays = {name: single_shard(f"{_FOLDER}/{key}/{name}", of.shape, of.dtype.name) for name, of in content.items()}
+    begun = store.list(f"{_FOLDER}/{key}")
+    has_numbers = any(arrays[name].shard_path(0) in begun for name in ("probability", "outranked"))
+    for name in ("example_id_lengths", "example_id_utf8"):
+        ids, place = b"".join(arrays[name].content(0, content[name])), arrays[name].shard_path(0)
+        if store.get(place) != ids if place in begun else has_numbers:
+            # A writer that was killed had the examples in another order.
+            store.delete_under(f"{_FOLDER}/{key}")
+            break
     files: dict[str, FileEntry] = {}
     for name, values in content.items():
-        spec = single_shard(f"{_FOLDER}/{key}/{name}", values.shape, values.dtype.name)
+        spec = arrays[name]
         files[spec.metadata_path] = store.put(spec.metadata_path, [spec.metadata()])
         # The first process to write wins: the last bits may differ on another processor.
         files[spec.shard_path(0)] = store.put_if_absent(spec.shard_path(0), spec.content(0, values))

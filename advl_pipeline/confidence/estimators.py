@@ -74,19 +74,16 @@ def load_or_estimate_confidence(
     examples = examples_of(dataset, sorted(example_ids))
     for modality, used in by_modality.items():
         identity = confidence_identity(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
-        stored = read_confidence(used[0].path, identity)
-        if stored is not None:
-            confidences[modality] = _in_order(stored, example_ids)
-            continue
-        estimate = _estimate(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
-        estimated = confidences[modality] = _in_order(estimate, example_ids)
-        try:
-            estimate = ConfidenceSet(list(example_ids), estimated.probability_N, estimated.outranked_N)
-            write_confidence(used[0].path, identity, estimate)
-        except StorageError as error:
-            if must_store:
-                raise
-            _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
+        found = read_confidence(used[0].path, identity)
+        if found is None:
+            found = _estimate(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
+            try:
+                write_confidence(used[0].path, identity, found)
+            except StorageError as error:
+                if must_store:
+                    raise
+                _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
+        confidences[modality] = _in_order(found, example_ids)
     return confidences
 
 

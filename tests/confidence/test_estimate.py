@@ -230,8 +230,11 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     examples = examples_of(dataset, sorted(settings["example_ids"]))
     identity = confidence_identity([cache], dataset, examples, "probe", "vision", folds=5, seed=0)
     stored = read_confidence(cache.path, identity)
-    np.testing.assert_array_equal(stored.probability_N, fresh["vision"].probability_N)
-    np.testing.assert_array_equal(stored.outranked_N, fresh["vision"].outranked_N)
+    # The order is that of the identity, whoever asks.
+    assert stored.example_ids == sorted(settings["example_ids"])
+    place = [stored.example_ids.index(name) for name in settings["example_ids"]]
+    np.testing.assert_array_equal(stored.probability_N[place], fresh["vision"].probability_N)
+    np.testing.assert_array_equal(stored.outranked_N[place], fresh["vision"].outranked_N)
     np.testing.assert_array_equal(fresh["vision"].probability_N, unstored(**settings)["vision"].probability_N)
     refuse = mock.Mock(side_effect=AssertionError("estimated again although it was stored"))
     monkeypatch.setattr("advl_pipeline.confidence.estimators.cross_fitted_confidence", refuse)
