@@ -74,16 +74,16 @@ def load_or_estimate_confidence(
     examples = examples_of(dataset, sorted(example_ids))
     for modality, used in by_modality.items():
         identity = confidence_identity(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
-        found = read_confidence(used[0].path, identity)
-        if found is None:
-            found = _estimate(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
+        estimate = read_confidence(used[0].path, identity)
+        if estimate is None:
+            estimate = _estimate(used, dataset, examples, estimator, modality, folds=folds, seed=seed)
             try:
-                write_confidence(used[0].path, identity, found)
+                write_confidence(used[0].path, identity, estimate)
             except StorageError as error:
                 if must_store:
                     raise
                 _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
-        confidences[modality] = _in_order(found, example_ids)
+        confidences[modality] = _in_order(estimate, example_ids)
     return confidences
 
 
@@ -182,20 +182,26 @@ def probe_data(
     task = examples[0].task
     choice = task in MULTIPLE_CHOICE_TASKS
     features_NCF = probe_features(caches, examples, modality)
+    valid_NC = candidate_mask(examples)
     if head_name(task) == "answers":
         num_classes = len(dataset.label_names(task))
         triples = [(row, index, score) for row, example in enumerate(examples) for index, score in example.soft_label]
         rows, columns, scores = (list(part) for part in zip(*triples, strict=True)) if triples else ([], [], [])
         score_NK = csr_array((np.array(scores, np.float32), (rows, columns)), shape=(len(examples), num_classes))
-        return ProbeData(kind="soft-labels", features_NCF=features_NCF, score_NK=score_NK, num_classes=num_classes)
-    label_N = np.array([_label_of(example) for example in examples], dtype=np.int64)
-    if not choice:
         return ProbeData(
-            kind="classes", features_NCF=features_NCF, label_N=label_N, num_classes=len(dataset.label_names(task))
+            kind="soft-labels",
+            features_NCF=features_NCF,
+            valid_NC=valid_NC,
+            score_NK=score_NK,
+            num_classes=num_classes,
         )
-    valid_NC = candidate_mask(examples)
+    label_N = np.array([_label_of(example) for example in examples], dtype=np.int64)
     return ProbeData(
-        kind="choice", features_NCF=features_NCF, valid_NC=None if valid_NC.all() else valid_NC, label_N=label_N
+        kind="choice" if choice else "classes",
+        features_NCF=features_NCF,
+        valid_NC=valid_NC,
+        label_N=label_N,
+        num_classes=0 if choice else len(dataset.label_names(task)),
     )
 
 

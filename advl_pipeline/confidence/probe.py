@@ -59,14 +59,14 @@ PREDICT_BLOCK = 4096
 class ProbeData:
     """Features and truth of N examples.
 
-    `choice`: `features_NCF` of each candidate, `valid_NC` false for candidates that an example lacks, `label_N`.
+    `choice`: `features_NCF` of each candidate, `label_N`; `valid_NC` is false for candidates that an example lacks.
     `classes`: C = 1, `label_N` in [0, num_classes). `soft-labels`: C = 1, `score_NK` in [0, 1],
     sparse because there are thousands of classes and few answers.
     """
 
     kind: Kind
     features_NCF: npt.NDArray[np.float32]
-    valid_NC: npt.NDArray[np.bool_] | None = None
+    valid_NC: npt.NDArray[np.bool_]
     label_N: npt.NDArray[np.int64] | None = None
     score_NK: csr_array | None = None
     num_classes: int = 0
@@ -105,9 +105,7 @@ def cross_fitted_confidence(
     if num_folds < 2:
         num_alternatives_N = np.full(len(data), data.num_classes)
         if data.kind == "choice":
-            num_candidates = data.features_NCF.shape[1]
-            every_N = np.full(len(data), num_candidates)
-            num_alternatives_N = every_N if data.valid_NC is None else data.valid_NC.sum(axis=1)
+            num_alternatives_N = data.valid_NC.sum(axis=1)
         return TruthConfidence(
             probability_N=(1.0 / num_alternatives_N).astype(np.float32),
             outranked_N=np.where(num_alternatives_N > 1, 0.5, np.nan).astype(np.float32),
@@ -167,8 +165,7 @@ class ProbeHead:
             most = min(most, MAX_FIT_TARGETS // max(1, len(class_O)))
         rows = _evenly_spaced(rows, most)
         features = centred[rows]
-        used = features if data.valid_NC is None else features[data.valid_NC[rows]]
-        flat = used.reshape(-1, features.shape[-1]).astype(np.float64)
+        flat = features[data.valid_NC[rows]].astype(np.float64)
         mean_F = flat.mean(axis=0)
         deviation_F = flat.std(axis=0)
         # Constant features carry no information; the root of the number keeps an example's norm near one.
@@ -234,8 +231,7 @@ class ProbeHead:
         probability = softmax(logits, axis=1)
         truth_n = np.take_along_axis(probability, label_n[:, None], axis=1)[:, 0]
         if data.kind == "choice":
-            valid_nC = None if data.valid_NC is None else data.valid_NC[rows]
-            return truth_n, outranked_candidates(logits, label_n, valid_nC)
+            return truth_n, outranked_candidates(logits, label_n, data.valid_NC[rows])
         return truth_n, outranked_classes(probability, np.eye(data.num_classes)[label_n])
 
 
@@ -251,7 +247,7 @@ def _likelihood(
     assert data.label_N is not None
     if data.kind == "classes":
         return of_classes(data.label_N[rows]), start_XO
-    return of_candidates(data.label_N[rows], None if data.valid_NC is None else data.valid_NC[rows]), start_XO
+    return of_candidates(data.label_N[rows], data.valid_NC[rows]), start_XO
 
 
 def _targets(score_NK: csr_array, rows: npt.NDArray[np.int64], class_O: npt.NDArray[np.int64] | None) -> FloatArray:
@@ -272,18 +268,13 @@ def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
 
 def masked_scores(scores_nC: FloatArray, data: ProbeData, rows: npt.NDArray[np.int64]) -> FloatArray:
     """Return the scores of the examples `rows`, -inf for missing candidates."""
-    return scores_nC if data.valid_NC is None else np.where(data.valid_NC[rows], scores_nC, -np.inf)
+    return np.where(data.valid_NC[rows], scores_nC, -np.inf)
 
 
 def centred_features(data: ProbeData) -> npt.NDArray[np.float32]:
     """For multiple choice, subtract the mean over an example's candidates: only differences matter."""
     if data.kind != "choice":
         return data.features_NCF
-    if data.valid_NC is None:
-        mean_N1F = data.features_NCF.mean(axis=1, keepdims=True)
-        differences: npt.NDArray[np.float32] = data.features_NCF - mean_N1F
-        return differences
-    weight_NC1 = data.valid_NC[..., None].astype(np.float32)
-    mean_N1F = (data.features_NCF * weight_NC1).sum(axis=1, keepdims=True) / weight_NC1.sum(axis=1, keepdims=True)
-    centred: npt.NDArray[np.float32] = (data.features_NCF - mean_N1F) * weight_NC1
-    return centred
+    valid_NC1 = data.valid_NC[..., None]
+    mean_N1F = data.features_NCF.mean(axis=1, keepdims=True, where=valid_NC1)
+    return np.where(valid_NC1, data.features_NCF - mean_N1F, np.float32(0))

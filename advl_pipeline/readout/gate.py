@@ -223,6 +223,8 @@ def take_gates(opened: OpenedStudent) -> Gates:
     texts_left = dict.fromkeys(opened.dataset.tasks, MAX_TEXTS)
     beyond: set[Task] = set()
     for place in order.tolist():
+        if all(len(chosen) == MAX_QUESTIONS for chosen in of_task.values()):
+            break
         task, candidates = opened.dataset.candidates_of(opened.positions[place])
         chosen = of_task[task]
         if len(chosen) == MAX_QUESTIONS:

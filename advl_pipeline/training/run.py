@@ -66,12 +66,12 @@ from advl_pipeline.training.resolved import adapt_steps
 from advl_pipeline.training.signals.confidences import measure_student_confidence
 from advl_pipeline.training.signals.controls import NO_CONTROL, control_of
 from advl_pipeline.training.signals.teaching import Teaching, open_teaching
-from advl_pipeline.training.signals.word_selection import AT_ONCE, selected_words
 from advl_pipeline.training.step import FinetuneModel, Stage
 from advl_pipeline.training.step_log import TOTALLED, stage_totals
 from advl_pipeline.training.stopping import EarlyStopping, validation_scores
 from advl_pipeline.training.student_inputs import StudentInputs, read_inputs
 from advl_pipeline.training.validation import FEWEST_STEPS, Validation, is_due
+from advl_pipeline.training.word_selection import AT_ONCE, selected_words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

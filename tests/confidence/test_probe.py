@@ -24,13 +24,17 @@ def cross_fitted_probability(data: ProbeData, fold_N: Labels) -> npt.NDArray[np.
     return cross_fitted_confidence(data, fold_N).probability_N
 
 
+def all_there(features_NCF: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    return np.ones(features_NCF.shape[:2], np.bool_)
+
+
 def choice_data(num: int, *, informative: bool, width: int = 48, seed: int = 0) -> ProbeData:
     generator = np.random.default_rng(seed)
     features = generator.standard_normal((num, 4, width)).astype(np.float32)
     label_N = generator.integers(0, 4, num)
     if informative:
         features[np.arange(num), label_N, :12] += 2.0
-    return ProbeData(kind="choice", features_NCF=features, label_N=label_N)
+    return ProbeData(kind="choice", features_NCF=features, valid_NC=all_there(features), label_N=label_N)
 
 
 def folds_of(num: int, *, folds: int = 5, seed: int = 0) -> Labels:
@@ -59,7 +63,8 @@ def test_labels_of_a_fold_never_reach_the_head_that_predicts_it(kind: str) -> No
     """Permuting labels inside a fold leaves that fold's predicted distributions as they were, to the last bit."""
     data = choice_data(120, informative=True)
     if kind == "classes":
-        data = ProbeData(kind="classes", features_NCF=data.features_NCF[:, :1], label_N=data.label_N, num_classes=4)
+        first_N1F = data.features_NCF[:, :1]
+        data = replace(data, kind="classes", features_NCF=first_N1F, valid_NC=all_there(first_N1F), num_classes=4)
     fold_N = folds_of(120)
     for fold in (0, 4):
         held_out = np.flatnonzero(fold_N == fold)
@@ -84,7 +89,11 @@ def soft_data(scores_NK: npt.NDArray[np.float32], *, width: int = 24) -> ProbeDa
     features[:, 0, : scores_NK.shape[1]] += 3.0 * soft_scores(len(scores_NK))
     num_classes = scores_NK.shape[1]
     return ProbeData(
-        kind="soft-labels", features_NCF=features, score_NK=csr_array(scores_NK), num_classes=num_classes
+        kind="soft-labels",
+        features_NCF=features,
+        valid_NC=all_there(features),
+        score_NK=csr_array(scores_NK),
+        num_classes=num_classes,
     )
 
 
@@ -188,18 +197,24 @@ def test_fewer_groups_than_folds(num_groups: int) -> None:
 def test_one_class_alone_and_classes_the_training_folds_lack() -> None:
     generator = np.random.default_rng(0)
     features = generator.standard_normal((40, 1, 8)).astype(np.float32)
-    same = ProbeData(kind="classes", features_NCF=features, label_N=np.ones(40, np.int64), num_classes=3)
+    same = ProbeData(
+        kind="classes",
+        features_NCF=features,
+        valid_NC=all_there(features),
+        label_N=np.ones(40, np.int64),
+        num_classes=3,
+    )
     assert cross_fitted_probability(same, folds_of(40)).min() > 0.8
     rare_N = np.ones(40, np.int64)
     rare_N[0] = 2
-    rare = ProbeData(kind="classes", features_NCF=features, label_N=rare_N, num_classes=3)
-    found = cross_fitted_probability(rare, folds_of(40))
+    found = cross_fitted_probability(replace(same, label_N=rare_N), folds_of(40))
     assert 0.0 <= found[0] < 0.2
 
 
 def test_constant_features_give_chance() -> None:
     label_N = np.random.default_rng(0).integers(0, 4, 50)
-    data = ProbeData(kind="choice", features_NCF=np.ones((50, 4, 6), np.float32), label_N=label_N)
+    data = replace(choice_data(50, informative=False, width=6), features_NCF=np.ones((50, 4, 6), np.float32))
+    data = replace(data, label_N=label_N)
     np.testing.assert_allclose(cross_fitted_probability(data, folds_of(50)), 0.25, atol=1e-6)
 
 

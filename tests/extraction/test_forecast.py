@@ -99,6 +99,7 @@ def test_a_forecast_counts_on_about_as_many_evaluations_as_a_fit_needs(
     data = ProbeData(
         kind=kind,
         features_NCF=features_NCF,
+        valid_NC=np.ones(features_NCF.shape[:2], np.bool_),
         label_N=label_N,
         score_NK=csr_array(np.eye(num_classes, dtype=np.float32)[label_N]) if kind == "soft-labels" else None,
         num_classes=num_classes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from advl_pipeline.distillation.relational import TEMPERATURE, Landmarks
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.landmarks import bridge, readout
 from advl_pipeline.training.landmarks.bridge import bridge_answers, bridge_confidence, bridge_scores
-from advl_pipeline.training.landmarks.readout import effective_rank, mean_by_group, readout_share, take_readout
+from advl_pipeline.training.landmarks.readout import ReadoutNodes, effective_rank, mean_by_group, take_readout
 from advl_pipeline.training.signals import confidences
 
 
@@ -45,7 +46,7 @@ def share(student: torch.Tensor, teacher: torch.Tensor, **changes: torch.Tensor)
         "group_X": torch.arange(count),
         **changes,
     }
-    agreed = readout_share(student, teacher, **settings)  # type: ignore[arg-type]
+    agreed = ReadoutNodes(states_XH=student, features_XD=teacher, **settings).share()
     return agreed["share"]
 
 
@@ -59,23 +60,15 @@ def test_a_student_with_the_teacher_s_relations_agrees_and_a_stranger_does_by_ch
 def test_only_offered_nodes_of_another_kin_are_chosen() -> None:
     student, teacher = nodes(8)
     offered = torch.arange(8) < 5
-    agreed = readout_share(
-        student,
-        teacher,
-        asked_X=~offered,
-        offered_X=offered,
-        group_X=torch.arange(8),
+    of_kin = ReadoutNodes(
+        states_XH=student, features_XD=teacher, asked_X=~offered, offered_X=offered, group_X=torch.arange(8)
     )
+    agreed = of_kin.share()
     assert agreed == {"share": 1.0, "num_asked": 3, "chance": 0.25}
     # Two groups, so that all that may be chosen besides the best are of its own group.
-    few = readout_share(
-        student,
-        teacher,
-        asked_X=torch.ones(8, dtype=torch.bool),
-        offered_X=torch.ones(8, dtype=torch.bool),
-        group_X=torch.arange(8) % 4 // 2,
-    )
-    assert few is None
+    every = torch.ones(8, dtype=torch.bool)
+    few = replace(of_kin, asked_X=every, offered_X=every, group_X=torch.arange(8) % 4 // 2)
+    assert few.share() is None
 
 
 def test_occurrences_of_a_word_are_averaged() -> None:

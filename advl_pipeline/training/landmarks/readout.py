@@ -37,43 +37,6 @@ def mean_by_group(states_XH: torch.Tensor, group_X: torch.Tensor) -> tuple[torch
     return sums_GH / counts_G[:, None], groups_G
 
 
-def readout_share(
-    student_XH: torch.Tensor,
-    teacher_XD: torch.Tensor,
-    *,
-    asked_X: torch.Tensor,
-    offered_X: torch.Tensor,
-    group_X: torch.Tensor,
-) -> Share:
-    """Ask teacher and student which of several other nodes is most similar to each node.
-
-    Args:
-        asked_X: bool, query nodes, such as words that pretraining did not teach.
-        offered_X: bool, nodes that may be chosen, such as words that it did.
-        group_X: int64; nodes of one group, such as the regions of one picture, are never offered for one another.
-    """
-    generator = torch.Generator().manual_seed(0)
-    centred = (
-        functional.normalize(states.float() - states.float().mean(0), dim=-1) for states in (student_XH, teacher_XD)
-    )
-    student_XX, teacher_XX = (states @ states.T for states in centred)
-    hits: list[bool] = []
-    for node in torch.nonzero(asked_X).flatten().tolist():
-        allowed_Y = torch.nonzero(offered_X & (group_X != group_X[node])).flatten()
-        if len(allowed_Y) < NUM_CHOICES:
-            continue
-        best = allowed_Y[teacher_XX[node, allowed_Y].argmax()]
-        others_Y = allowed_Y[(allowed_Y != best) & (group_X[allowed_Y] != group_X[best])]
-        if len(others_Y) < NUM_CHOICES - 1:
-            continue
-        drawn_Y = others_Y[torch.randperm(len(others_Y), generator=generator)[: NUM_CHOICES - 1]]
-        choices_C = torch.cat([best[None], drawn_Y])
-        hits.append(int(student_XX[node, choices_C].argmax()) == 0)
-    if not hits:
-        return None
-    return {"share": sum(hits) / len(hits), "num_asked": len(hits), "chance": 1 / NUM_CHOICES}
-
-
 def effective_rank(states_XH: torch.Tensor) -> float:
     """Return the effective number of dimensions of states, from 1 to the rank of the matrix.
 
@@ -95,7 +58,12 @@ EXAMPLES_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ReadoutNodes:
-    """The student's states of words, texts or regions, a teacher's features, and the arguments of `readout_share`."""
+    """The student's states of words, texts or regions, a teacher's features of them, and which are asked about.
+
+    `asked_X` (bool): query nodes, such as words that pretraining did not teach. `offered_X` (bool): nodes that may be
+    chosen, such as words that it did. `group_X` (int64): nodes of one group, such as the regions of one picture, are
+    never offered for one another.
+    """
 
     states_XH: torch.Tensor
     features_XD: torch.Tensor
@@ -120,14 +88,29 @@ class ReadoutNodes:
         )
 
     def share(self) -> Share:
-        """Return how often the student picks the teacher's choice."""
-        return readout_share(
-            self.states_XH,
-            self.features_XD,
-            asked_X=self.asked_X,
-            offered_X=self.offered_X,
-            group_X=self.group_X,
+        """Ask teacher and student which of several other nodes is most similar to each node that is asked about."""
+        generator = torch.Generator().manual_seed(0)
+        centred = (
+            functional.normalize(states.float() - states.float().mean(0), dim=-1)
+            for states in (self.states_XH, self.features_XD)
         )
+        student_XX, teacher_XX = (states @ states.T for states in centred)
+        group_X = self.group_X
+        hits: list[bool] = []
+        for node in torch.nonzero(self.asked_X).flatten().tolist():
+            allowed_Y = torch.nonzero(self.offered_X & (group_X != group_X[node])).flatten()
+            if len(allowed_Y) < NUM_CHOICES:
+                continue
+            best = allowed_Y[teacher_XX[node, allowed_Y].argmax()]
+            others_Y = allowed_Y[(allowed_Y != best) & (group_X[allowed_Y] != group_X[best])]
+            if len(others_Y) < NUM_CHOICES - 1:
+                continue
+            drawn_Y = others_Y[torch.randperm(len(others_Y), generator=generator)[: NUM_CHOICES - 1]]
+            choices_C = torch.cat([best[None], drawn_Y])
+            hits.append(int(student_XX[node, choices_C].argmax()) == 0)
+        if not hits:
+            return None
+        return {"share": sum(hits) / len(hits), "num_asked": len(hits), "chance": 1 / NUM_CHOICES}
 
 
 @dataclass(frozen=True, kw_only=True)

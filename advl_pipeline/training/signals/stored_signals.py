@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +27,8 @@ _TEXTS_REMEMBERED = 65536
 """Maximum number of texts whose word numbers are kept for later epochs."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WordNumbers:
-    """For each word of a text, (W,): the prior, the spelling, how well the student knows it, whether it is held."""
-
-    prior_W: npt.NDArray[np.float32]
-    form_W: npt.NDArray[np.int64]
-    known_W: npt.NDArray[np.float32]
-    held_W: npt.NDArray[np.bool_]
+_WORD: Final = np.dtype([("prior", np.float32), ("form", np.int64), ("known", np.float32), ("held", np.bool_)])
+"""Of a word: the prior, the spelling, how well the student knows it, whether it is held."""
 
 
 @dataclass(frozen=True)
@@ -105,42 +100,36 @@ class SignalSource:
         return TeacherSignal(vision=vision, text=text, words=words, confidence=confidence)
 
     @cached_property
-    def _word_numbers(self) -> Callable[[str], WordNumbers]:
+    def _word_numbers(self) -> Callable[[str], npt.NDArray[np.void]]:
         @lru_cache(maxsize=_TEXTS_REMEMBERED)
-        def of_text(text: str) -> WordNumbers:
+        def of_text(text: str) -> npt.NDArray[np.void]:
             words = [text[start:end].lower() for start, end in word_spans(text)]
-            forms = np.array([form_of(word) for word in words], dtype=np.int64)
-            return WordNumbers(
-                prior_W=np.array(self.prior.of_text(text), dtype=np.float32),
-                form_W=forms,
-                known_W=np.array([self.known.of_word(word) for word in words], dtype=np.float32),
-                held_W=np.array([self.known.is_held(word) for word in words], dtype=bool),
-            )
+            numbers_W = np.zeros(len(words), _WORD)
+            numbers_W["prior"] = self.prior.of_text(text)
+            numbers_W["form"] = [form_of(word) for word in words]
+            numbers_W["known"] = [self.known.of_word(word) for word in words]
+            numbers_W["held"] = [self.known.is_held(word) for word in words]
+            return numbers_W
 
         return of_text
 
     def _align_student(self, texts: Sequence[str], spans_NL2: npt.NDArray[np.int64]) -> WordAlignment:
         words = [word_spans(text) for text in texts]
-        shape = (len(texts), max(1, *(len(spans) for spans in words)))
-        prior, known = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
-        form = np.zeros(shape, dtype=np.int64)
-        mask, held = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-        for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
-            taken = np.s_[row, : len(spans)]
-            numbers = self._word_numbers(text)
-            prior[taken] = numbers.prior_W
-            form[taken] = numbers.form_W
-            known[taken] = numbers.known_W
-            held[taken] = numbers.held_W
-            mask[taken] = True
+        num_words_N = np.array([len(spans) for spans in words])
+        numbers_NW = np.zeros((len(texts), max(1, int(num_words_N.max(initial=0)))), _WORD)
+        for row, text in enumerate(texts):
+            numbers_NW[row, : num_words_N[row]] = self._word_numbers(text)
+        # Fields of a table are views with gaps, which torch does not take.
+        of_field = {name: torch.from_numpy(numbers_NW[name].copy()) for name in _WORD.fields or ()}
+        prior_NW = of_field["prior"]
         return WordAlignment(
             word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
-            prior_NW=torch.from_numpy(prior),
-            word_mask_NW=torch.from_numpy(mask),
-            form_NW=torch.from_numpy(form),
-            known_NW=torch.from_numpy(known),
-            held_NW=torch.from_numpy(held),
-            frequent_NW=torch.from_numpy((prior > 0) & (prior < self.prior.frequent_below)),
+            prior_NW=prior_NW,
+            word_mask_NW=torch.from_numpy(np.arange(numbers_NW.shape[1]) < num_words_N[:, None]),
+            form_NW=of_field["form"],
+            known_NW=of_field["known"],
+            held_NW=of_field["held"],
+            frequent_NW=(prior_NW > 0) & (prior_NW < self.prior.frequent_below),
         )
 
     def _vision(

@@ -83,11 +83,9 @@ def open_teaching(
     Raises:
         CorruptCache: a damaged cache. ConfigError: teachers or options contradict each other.
     """
-    opened = _open_sources(run, start, teachers, inputs)
-    if opened is None:
-        answers = find_answers(run, start, FoundLandmarks(), inputs)
-        return Teaching(answers=answers)
-    source, judge = opened
+    if not run.method.reads_words:
+        return Teaching()
+    source, judge = _open_sources(run, start, teachers, inputs)
     words = None
     if not source.known.is_given:
         # Only what the run distils, so that a short run of a large student does not look at thousands of pictures.
@@ -121,16 +119,12 @@ def open_teaching(
 
 def _open_sources(
     run: Run, start: StudentAtStart, teachers: Sequence[Sequence[TeacherCache]], inputs: Inputs
-) -> tuple[SignalSource, SignalSource] | None:
-    """Return the teachers' signals, and those of the original teachers.
-
-    Return None if none is needed. The two differ under a control.
+) -> tuple[SignalSource, SignalSource]:
+    """Return the teachers' signals, and those of the original teachers; the two differ under a control.
 
     Raises:
         CorruptCache: a damaged cache. ConfigError: teachers or options contradict each other.
     """
-    if not run.method.reads_words:
-        return None
     for cache in chain.from_iterable(teachers):
         require_trustworthy(cache)
     candidates = [
