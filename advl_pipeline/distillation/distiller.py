@@ -37,7 +37,6 @@ from advl_pipeline.distillation.signal import (
     Nodes,
     TeacherSignal,
     Widths,
-    shared_words,
     teachers_by_pathway,
 )
 from advl_pipeline.distillation.weighting import select_words
@@ -210,7 +209,7 @@ class Distiller(nn.Module):
         """
         states_BRH = states.visual_states_NRH.detach().index_select(0, batch.first_B)
         return {
-            name: landmarks.known(pool_to_regions(states_BRH, signal.vision[name].shares_BSR)[0])
+            name: landmarks.known(pool_to_regions(states_BRH, signal.vision[name].shares_BSR))
             for name, landmarks in self.region_landmarks.items()
             if name in signal.vision
         }
@@ -256,19 +255,19 @@ class Distiller(nn.Module):
         words = signal.words
         assert words is not None
         num_words = words.prior_NW.shape[1]
-        words_NWH, seen_NW = pool_to_words(distilled.text_states_NLH, words.word_of_token_NL, num_words)
+        words_NWH = pool_to_words(distilled.text_states_NLH, words.word_of_token_NL, num_words)
         # Visual relevance of a word: from an aligned pair of towers, else from the student's attention.
         relevance_NW = next(
             (part.relevance_NW for part in signal.text.values() if part.relevance_NW is not None), None
         )
         if relevance_NW is None and relevance_NL is not None:
-            relevance_NW = pool_to_words(relevance_NL[..., None], words.word_of_token_NL, num_words)[0][..., 0]
+            relevance_NW = pool_to_words(relevance_NL[..., None], words.word_of_token_NL, num_words)[..., 0]
         losses = {}
         selected_NW = None
         for name, part in signal.text.items():
             if name not in self.teachers["text"]:
                 continue
-            mask_NW = shared_words(words, part, seen_NW)
+            mask_NW = words.shared_with(part)
             landmarks = self.landmarks.get(name)
             if self.settings.distance == "relational":
                 # Function words have no distinctive similarities.

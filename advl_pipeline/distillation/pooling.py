@@ -10,17 +10,12 @@ import torch
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 
-def pool_to_words(
-    states_NLD: torch.Tensor, word_of_token_NL: torch.Tensor, num_words: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average the tokens of each word.
+def pool_to_words(states_NLD: torch.Tensor, word_of_token_NL: torch.Tensor, num_words: int) -> torch.Tensor:
+    """Return (N, W, D): the mean over the tokens of each word, zeros where a word has none.
 
     Args:
         word_of_token_NL: int64, the word of each token, -1 for none.
         num_words: W.
-
-    Returns:
-        (N, W, D) word states, zeros where a word has no token, and (N, W) bool, whether it has one.
     """
     num_sequences, _, width = states_NLD.shape
     # Tokens without a word go to an extra bucket that is dropped at the end. Adding rows takes half the time of
@@ -34,21 +29,16 @@ def pool_to_words(
     sums_NWD, counts_NW = (
         values.view(num_sequences, num_words + 1, *values.shape[1:])[:, :num_words] for values in (sums_XD, counts_X)
     )
-    return sums_NWD / counts_NW.clamp(min=1)[..., None], counts_NW > 0
+    return sums_NWD / counts_NW.clamp(min=1)[..., None]
 
 
-def pool_to_regions(states_NRH: torch.Tensor, shares_NSR: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average the visual tokens of each region.
+def pool_to_regions(states_NRH: torch.Tensor, shares_NSR: torch.Tensor | None) -> torch.Tensor:
+    """Return (N, S, H): the states of regions, zeros where no visual token has a share.
 
     Args:
         shares_NSR: as `VisionSignal.shares_BSR`; None where region s is visual token s.
-
-    Returns:
-        (N, S, H) states of regions, zeros where no token has a share, and (N, S) bool, whether one has.
     """
-    if shares_NSR is None:
-        return states_NRH, torch.ones(states_NRH.shape[:2], dtype=torch.bool, device=states_NRH.device)
-    return shares_NSR.to(states_NRH.dtype) @ states_NRH, shares_NSR.any(2)
+    return states_NRH if shares_NSR is None else shares_NSR.to(states_NRH.dtype) @ states_NRH
 
 
 def image_state(output: StudentOutput, batch: StudentBatch) -> torch.Tensor:

@@ -82,10 +82,8 @@ def projected_vision(
     if target in ("image", "both"):
         loss_N = loss_N + projections.loss("image", image_state(distilled, batch), signal.global_BD, kind)
     if target in ("regions", "both") and signal.regions_BSD is not None:
-        assert signal.region_mask_BS is not None
-        regions_NSH, seen_NS = pool_to_regions(distilled.visual_states_NRH, signal.shares_BSR)
-        counted_NS = signal.region_mask_BS & seen_NS
-        loss_N = loss_N + projections.loss("region", regions_NSH, signal.regions_BSD, kind, counted_NS)
+        regions_NSH = pool_to_regions(distilled.visual_states_NRH, signal.shares_BSR)
+        loss_N = loss_N + projections.loss("region", regions_NSH, signal.regions_BSD, kind, signal.shared_BS)
     return loss_N
 
 

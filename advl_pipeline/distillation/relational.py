@@ -220,21 +220,13 @@ def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
         return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T
 
 
-def seen_regions(region_mask_BS: torch.Tensor, shares_BSR: torch.Tensor | None) -> Nodes:
-    """Return the regions with a target that the student sees; arguments as in `VisionSignal`."""
-    return Nodes.of_mask(region_mask_BS if shares_BSR is None else region_mask_BS & shares_BSR.any(2))
-
-
 def compared_words(words: WordAlignment, word_mask_NW: torch.Tensor) -> tuple[Nodes, Nodes, int]:
     """Return the words of which a teacher and the student have states: `TextSignal.meant`, `unplaced`, `num_forms`.
 
     Args:
         word_mask_NW: bool, the teacher's words.
     """
-    num_texts, num_words = words.prior_NW.shape
-    bucket_NL = torch.where(words.word_of_token_NL >= 0, words.word_of_token_NL, num_words)
-    has_token_NW = torch.zeros(num_texts, num_words + 1, dtype=torch.bool).scatter_(1, bucket_NL, True)[:, :num_words]
-    meant_NW = words.word_mask_NW & has_token_NW & (words.prior_NW > 0) & word_mask_NW
+    meant_NW = words.word_mask_NW & (words.prior_NW > 0) & word_mask_NW
     num_forms = len(torch.unique(words.form_NW[meant_NW]))
     return Nodes.of_mask(meant_NW), Nodes.of_mask(unplaced_words(meant_NW, words)), num_forms
 
@@ -336,11 +328,10 @@ class Relations:
         """
         loss_B = torch.zeros(len(image_ids_B), device=image_ids_B.device)
         if target in ("regions", "both") and part.regions_BSD is not None:
-            assert part.region_mask_BS is not None
             num_regions = part.regions_BSD.shape[1]
             states_BRH = distilled.visual_states_NRH.index_select(0, batch.first_B)
-            regions_BSH, seen_BS = pool_to_regions(states_BRH, part.shares_BSR)
-            node_BS = seen_BS & part.region_mask_BS
+            regions_BSH = pool_to_regions(states_BRH, part.shares_BSR)
+            node_BS = part.shared_BS
             nodes = part.seen or Nodes.of_mask(node_BS)
             if landmarks is not None:
                 assert known_BS is not None

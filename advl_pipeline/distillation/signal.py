@@ -144,7 +144,7 @@ class VisionSignal:
     Regions are boxes or, if the teacher has a grid, the places of the student's visual tokens. `region_mask_BS` says
     which have a target. `shares_BSR` gives the share of each visual token in the student's state of a region. Shares
     sum to 1, or to 0 for a region that the student does not see; None: region s is visual token s.
-    `seen` are the regions with a target that the student sees; None: computed on demand.
+    `seen` are the places of `shared_BS`; None: computed on demand.
     """
 
     picture: Features
@@ -162,6 +162,12 @@ class VisionSignal:
     def regions_BSD(self) -> torch.Tensor | None:
         """Targets of the regions, (B, S, D) float32; None without regions."""
         return None if self.regions is None else self.regions.targets()
+
+    @property
+    def shared_BS(self) -> torch.Tensor:
+        """Whether a region has a target and the student sees it, (B, S) bool."""
+        assert self.region_mask_BS is not None
+        return self.region_mask_BS if self.shares_BSR is None else self.region_mask_BS & self.shares_BSR.any(2)
 
     def of_sequences(self, example_N: torch.Tensor) -> VisionSignal:
         """Return the rows of each sequence's example."""
@@ -224,7 +230,7 @@ class TextSignal:
 
 @dataclass(frozen=True, kw_only=True)
 class WordAlignment:
-    """The words of each sequence: the word of each student token, the prior, and which words exist.
+    """The words of each sequence: the word of each student token, the prior, and which words have a token.
 
     `form_NW` (int64) is equal where two words are spelled alike. `known_NW` (float32, 0 to 1) says how well the
     student's pretraining knew a word; if nothing says so, every word counts as known. `held_NW` (bool) marks words
@@ -239,6 +245,10 @@ class WordAlignment:
     known_NW: torch.Tensor
     held_NW: torch.Tensor
     frequent_NW: torch.Tensor
+
+    def shared_with(self, part: TextSignal) -> torch.Tensor:
+        """Return (N, W) bool: the words that both the student and the teacher have states of."""
+        return self.word_mask_NW if part.word_mask_NW is None else self.word_mask_NW & part.word_mask_NW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,9 +268,3 @@ class TeacherSignal:
         for text in there.text.values():
             _ = text.global_ND, text.words_NWD
         return there
-
-
-def shared_words(words: WordAlignment, part: TextSignal, seen_NW: torch.Tensor) -> torch.Tensor:
-    """Return (N, W) bool: the words that both the student (`seen_NW`) and the teacher have states of."""
-    shared_NW = words.word_mask_NW & seen_NW
-    return shared_NW if part.word_mask_NW is None else shared_NW & part.word_mask_NW

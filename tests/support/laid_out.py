@@ -130,7 +130,7 @@ def lay_out(items: list[Item]) -> LaidOut:
     words = WordAlignment(
         word_of_token_NL=stack([np.array(c.word_of_token) for c in flat], fill=-1),
         prior_NW=stack([c.prior for c in flat], fill=7.0).float(),
-        word_mask_NW=stack([np.ones(len(c.prior), bool) for c in flat], fill=False),
+        word_mask_NW=stack([np.isin(np.arange(len(c.prior)), c.word_of_token) for c in flat], fill=False),
         form_NW=stack([np.array(c.forms) for c in flat], fill=0),
         known_NW=stack([np.zeros(len(c.prior)) for c in flat], fill=1.0).float(),
         held_NW=stack([np.zeros(len(c.prior), bool) for c in flat], fill=False),

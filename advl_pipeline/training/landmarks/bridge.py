@@ -185,7 +185,7 @@ def _score(start: StudentAtStart, census: Census, landmarks: Landmarks, teacher:
     student_text = TextSignal(
         text=Features(values_MD=census.states.pooled_NP),
         words=Features(values_MD=census.states_NWH),
-        word_mask_NW=census.seen_NW,
+        word_mask_NW=census.words.word_mask_NW,
     )
     signal = student_text if teacher == THE_STUDENT else census.signal.text[teacher]
     assert signal.words_NWD is not None

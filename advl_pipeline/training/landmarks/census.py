@@ -16,7 +16,7 @@ from torch import nn
 from advl_pipeline.datasets.records import Dataset, Example, head_name
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, WordAlignment, shared_words
+from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, WordAlignment
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.config import TaskLoss
@@ -121,13 +121,10 @@ class Census:
     signal: TeacherSignal
     words: WordAlignment
     states_NWH: torch.Tensor
-    seen_NW: torch.Tensor
 
     def meant(self, part: TextSignal | None = None) -> torch.Tensor:
         """Return (N, W) bool: words with a meaning, with states of the student and a teacher's features if given."""
-        seen_NW = (
-            self.words.word_mask_NW & self.seen_NW if part is None else shared_words(self.words, part, self.seen_NW)
-        )
+        seen_NW = self.words.word_mask_NW if part is None else self.words.shared_with(part)
         return seen_NW & (self.words.prior_NW > 0)
 
 
@@ -156,7 +153,7 @@ def census_of(
     """Return the census of a batch, given the student's states and the signal that it follows."""
     words = signal.words
     assert words is not None
-    states_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+    states_NWH = pool_to_words(states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
     return Census(
         examples=examples,
         batch=batch,
@@ -164,5 +161,4 @@ def census_of(
         signal=signal,
         words=words,
         states_NWH=states_NWH,
-        seen_NW=seen_NW,
     )

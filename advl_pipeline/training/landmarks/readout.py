@@ -251,10 +251,10 @@ class CollectedNodes:
         for name, vision in census.signal.vision.items():
             if vision.regions_BSD is None or vision.region_mask_BS is None:
                 continue
-            states_BSH, seen_BS = pool_to_regions(states_BRH, vision.shares_BSR)
-            place_X = torch.nonzero((seen_BS & vision.region_mask_BS & is_new_B[:, None]).flatten())[:, 0]
+            states_BSH = pool_to_regions(states_BRH, vision.shares_BSR)
+            place_X = torch.nonzero((vision.shared_BS & is_new_B[:, None]).flatten())[:, 0]
             place_X = some_of(place_X, most, self._generator)
-            picture_BS = batch.image_ids_B[:, None].expand_as(seen_BS)
+            picture_BS = batch.image_ids_B[:, None].expand_as(vision.region_mask_BS)
             every_X = torch.ones_like(place_X, dtype=torch.bool)
             self._regions[name].append(
                 ReadoutNodes(

@@ -138,8 +138,8 @@ class _RegionRows:
         self._pictures.update(place_of)
         first_F = batch.student.first_B[fresh]
         shares_FSR = None if part.shares_BSR is None else part.shares_BSR[fresh]
-        states_FSH, seen_FS = pool_to_regions(states.visual_states_NRH[first_F], shares_FSR)
-        node_FS = seen_FS & part.region_mask_BS[fresh]
+        states_FSH = pool_to_regions(states.visual_states_NRH[first_F], shares_FSR)
+        node_FS = part.shared_BS[fresh]
         self._states.append(states_FSH[node_FS])
         self._features.append(part.regions_BSD[fresh][node_FS])
         self._num_rows += int(node_FS.sum())

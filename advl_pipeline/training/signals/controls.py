@@ -187,7 +187,7 @@ class OwnTokens(Control):
         picture = Features(values_MD=torch.einsum("br,brh->bh", share_BR, own_BRH))
         vision = {}
         for name, part in signal.vision.items():
-            regions = part.regions and Features(values_MD=pool_to_regions(own_BRH, part.shares_BSR)[0])
+            regions = part.regions and Features(values_MD=pool_to_regions(own_BRH, part.shares_BSR))
             vision[name] = replace(part, picture=picture, regions=regions)
         return replace(signal, vision=vision)
 

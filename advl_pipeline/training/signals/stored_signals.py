@@ -17,8 +17,8 @@ import torch
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
-from advl_pipeline.distillation.relational import compared_words, seen_regions
-from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, Widths, WordAlignment
+from advl_pipeline.distillation.relational import compared_words
+from advl_pipeline.distillation.signal import Nodes, TeacherSignal, TextSignal, VisionSignal, Widths, WordAlignment
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.training.signals.averages import box_targets, grid_targets, word_averages
 from advl_pipeline.training.signals.teacher_features import TeacherFeatures, form_of
@@ -115,17 +115,20 @@ class SignalSource:
 
     def _align_student(self, texts: Sequence[str], spans_NL2: npt.NDArray[np.int64]) -> WordAlignment:
         words = [word_spans(text) for text in texts]
-        num_words_N = np.array([len(spans) for spans in words])
-        numbers_NW = np.zeros((len(texts), max(1, int(num_words_N.max(initial=0)))), _WORD)
+        numbers_NW = np.zeros((len(texts), max(1, *map(len, words))), _WORD)
         for row, text in enumerate(texts):
-            numbers_NW[row, : num_words_N[row]] = self._word_numbers(text)
+            numbers_NW[row, : len(words[row])] = self._word_numbers(text)
+        word_of_token_NL = align_tokens_to_words(spans_NL2, words)
+        row_X, token_X = np.nonzero(word_of_token_NL >= 0)
+        has_token_NW = np.zeros(numbers_NW.shape, dtype=bool)
+        has_token_NW[row_X, word_of_token_NL[row_X, token_X]] = True
         # Fields of a table are views with gaps, which torch does not take.
         of_field = {name: torch.from_numpy(numbers_NW[name].copy()) for name in _WORD.fields or ()}
         prior_NW = of_field["prior"]
         return WordAlignment(
-            word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
+            word_of_token_NL=torch.from_numpy(word_of_token_NL),
             prior_NW=prior_NW,
-            word_mask_NW=torch.from_numpy(np.arange(numbers_NW.shape[1]) < num_words_N[:, None]),
+            word_mask_NW=torch.from_numpy(has_token_NW),
             form_NW=of_field["form"],
             known_NW=of_field["known"],
             held_NW=of_field["held"],
@@ -148,13 +151,10 @@ class SignalSource:
             if lie_at == "boxes"
             else grid_targets(lie_at, examples, batch)
         )
-        return replace(
-            whole,
-            regions=replace(patches, averages=averages),
-            region_mask_BS=mask_BS,
-            shares_BSR=shares_BSR,
-            seen=seen_regions(mask_BS, shares_BSR),
+        signal = replace(
+            whole, regions=replace(patches, averages=averages), region_mask_BS=mask_BS, shares_BSR=shares_BSR
         )
+        return replace(signal, seen=Nodes.of_mask(signal.shared_BS))
 
     def _text(
         self, teacher: TeacherFeatures, examples: Sequence[Example], texts: Sequence[str], words: WordAlignment

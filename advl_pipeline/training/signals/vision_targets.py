@@ -158,14 +158,12 @@ def _count(
         assert batch.signal is not None
         for name in names:
             vision = batch.signal.vision[name]
-            assert vision.region_mask_BS is not None
-            has_target = is_place = vision.region_mask_BS
-            if vision.shares_BSR is not None:
-                has_target = has_target & vision.shares_BSR.any(2)
-            else:
+            is_place = vision.region_mask_BS
+            if vision.shares_BSR is None:
                 assert batch.student.places_BR4 is not None
                 is_place = ~batch.student.places_BR4.isnan().any(2)
+            assert is_place is not None
             num_targets, num_places, num_pictures = totals[name]
-            counts = num_targets + int(has_target.sum()), num_places + int(is_place.sum())
+            counts = num_targets + int(vision.shared_BS.sum()), num_places + int(is_place.sum())
             totals[name] = (*counts, num_pictures + len(part))
     return totals
