@@ -126,6 +126,7 @@ def test_a_run_stopped_while_its_readout_or_its_student_is_written_takes_no_step
     assert not (run / names.CHECKPOINT).exists()
 
 
+@pytest.mark.slow
 def test_what_a_run_took_counts_all_of_its_sittings(small_corpus: Any, whole: Path, tmp_path: Path) -> None:
     with interrupted_at(6), pytest.raises(KeyboardInterrupt):
         small_corpus.run(tmp_path, checkpoint_every=1)

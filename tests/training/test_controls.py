@@ -26,6 +26,7 @@ from advl_pipeline.training.signals.teacher_features import UnitFeatures, cached
 OWN = {"method": "plain-two-step", "cache": (), "adapt_objective": "distil-only", "answers_of": "student"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "changes"), [("scenes-small", OWN | {"student_option": SMALL_WORDS}), ("smolvlm-tiny", {})]
 )

@@ -268,6 +268,7 @@ def answering(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactor
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "filed"),
     [

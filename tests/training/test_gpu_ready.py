@@ -179,6 +179,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_way_to_learn_from_a_teacher_hardly_waits(
     variant: str, small_corpus: Any, known: Path, tmp_path: Path
@@ -198,6 +199,7 @@ def test_pretraining_stays_on_one_device(small_corpus: Any, tmp_path: Path) -> N
     assert not set(watch.doubles) - DOUBLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniter-tiny", "qwen3-vl-tiny"])
 def test_evaluating_and_predicting_stay_on_one_device(name: str, small_corpus: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"

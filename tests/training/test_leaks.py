@@ -192,6 +192,7 @@ def other_caches(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"answer_weight": 1.0}, {"distance": "mse", "shots": 4}])
 def test_inputs_of_another_split_join_the_adapt_step_and_need_no_labels(
     small_corpus: Any,

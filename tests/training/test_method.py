@@ -104,6 +104,7 @@ def test_every_option_of_the_loop_changes_the_steps(loop: str, small_corpus: Any
     assert [name for name in changes if terms_by_name[name] == terms_by_name["reference"]] == []
 
 
+@pytest.mark.slow
 def test_several_teachers_share_a_pathway_by_their_mean(small_corpus: Any, tmp_path: Path) -> None:
     second = small_corpus.extract(tmp_path / "second", teacher="random:minilm-l6", confidence="none", shots=4)
     options = {
@@ -122,6 +123,7 @@ def test_several_teachers_share_a_pathway_by_their_mean(small_corpus: Any, tmp_p
         assert record["weighted/text"] == pytest.approx(strength * record["raw/text"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_held_states_stay_nearer_to_where_pretraining_left_them(small_corpus: Any, tmp_path: Path) -> None:
     moved = {}
     for weight in (1e-6, 100.0):

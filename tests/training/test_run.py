@@ -34,6 +34,7 @@ def opened() -> dict[str, Any]:
     return {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -112,6 +112,7 @@ def test_a_stopped_run_that_may_end_early_is_the_uninterrupted_one(at: int, cont
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_pictures_stands_in_for_val_unless_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def cache(small_corpus: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_corpus.caches[0], tmp_path / "minilm-l6"))
 
 
+@pytest.mark.slow
 def test_a_changed_payload_stops_the_command_and_is_mended(small_corpus: Any, cache: Path, tmp_path: Path) -> None:
     path = cache / VALUES
     content = bytearray(path.read_bytes())

@@ -217,6 +217,7 @@ def test_patches_learn_from_the_grid_and_controls_do_not(
     assert len(set(first)) == 2
 
 
+@pytest.mark.slow
 def test_pictures_without_boxes_teach_patches_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An official layout, no option about it: the cache holds the grid, and the student's patches follow it."""
     write_vqa(tmp_path / "data", count=60, split="train")
