@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from advl_pipeline.base.errors import ConfigError, suggest_names
 from advl_pipeline.base.tensors import moved
@@ -37,7 +37,7 @@ from advl_pipeline.training.landmarks.census import Census, census_of
 from advl_pipeline.training.landmarks.readout import CollectedNodes, Share
 from advl_pipeline.training.landmarks.search import FoundLandmarks, LandmarkSearch
 from advl_pipeline.training.landmarks.word_estimate import WordSearch
-from advl_pipeline.training.process_group import gather_rows
+from advl_pipeline.training.process_group import gather_rows, of_first, shares_batches
 from advl_pipeline.training.signals.controls import NO_CONTROL, Shuffled
 from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import cached_teacher
@@ -50,8 +50,6 @@ NO_PICTURE = ImageUnit(
 
 REGIONS_OF_A_BATCH = 64
 """Maximum number of regions that a readout and the estimate of words take from a batch."""
-
-Value = TypeVar("Value")
 
 
 class LayerStates:
@@ -210,7 +208,8 @@ class RelationalDistillation(nn.Module):
         search = WordSearch(self._source.prior, most_at_once=REGIONS_OF_A_BATCH)
         for states in start:
             search.add(self._census(states, self._source))
-        return _of_first_process(search.estimate().known_words())
+        # Each process has batches of its own, and would know other words.
+        return of_first(search.estimate().known_words())
 
     @torch.no_grad()
     def _find_landmarks(self, start: Iterable[HiddenStates]) -> FoundLandmarks:
@@ -219,7 +218,7 @@ class RelationalDistillation(nn.Module):
             census = self._census(states, self._source)
             search.add(census)
             device = census.states_NWH.device
-        return moved(_of_first_process(moved(search.landmarks(), torch.device("cpu"))), device)
+        return moved(of_first(moved(search.landmarks(), torch.device("cpu"))), device)
 
     def forward(self, states: HiddenStates, reference: HiddenStates | None = None) -> LossTerms:
         """Return the terms of a batch: `total` is the loss, and `raw` has its terms without weights, by name.
@@ -244,7 +243,7 @@ class RelationalDistillation(nn.Module):
                 why="the layer's weights are frozen, or gradient checkpointing is re-entrant",
                 next_command="choose a layer above trained weights, and checkpoint with use_reentrant=False",
             )
-        gather: Gather = gather_rows if _shares_batches() else gather_alone
+        gather: Gather = gather_rows if shares_batches() else gather_alone
         pretrained = known = None
         if reference is not None:
             with torch.no_grad():
@@ -314,18 +313,6 @@ class RelationalDistillation(nn.Module):
         ).to(output.text_states_NLH.device)
         assert training_batch.signal is not None
         return census_of(examples, training_batch, output, training_batch.signal)
-
-
-def _shares_batches() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _of_first_process(value: Value) -> Value:
-    """Return the first process's value: separate ones would differ, since each process has batches of its own."""
-    values = [value]
-    if _shares_batches():
-        distributed.broadcast_object_list(values, src=0)
-    return values[0]
 
 
 def _text_unit(text: str) -> TextUnit:

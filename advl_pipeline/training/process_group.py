@@ -33,7 +33,7 @@ from advl_pipeline.base.errors import ClusterError, ConfigError
 PATIENCE = timedelta(hours=2)
 """How long processes wait for each other, for example while the first one estimates confidences."""
 
-Computed = TypeVar("Computed")
+Value = TypeVar("Value")
 
 _SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 """Variables that accelerate's launcher sets to shard a model."""
@@ -151,16 +151,26 @@ def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:
             distributed.broadcast(value, src=0)
 
 
-def computed_by_first(compute: Callable[[], Computed], accelerator: Accelerator) -> Computed:
+def shares_batches() -> bool:
+    """Return whether several processes train one model."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def of_first(value: Value) -> Value:
+    """Return the first process's value on every process; tensors in it must be on the CPU."""
+    values = [value]
+    if shares_batches():
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def computed_by_first(compute: Callable[[], Value], accelerator: Accelerator) -> Value:
     """Return the first process's result on every process, because separate results may differ in the last bits.
 
     Args:
         compute: called only by the first process; tensors in its result must be on the CPU.
     """
-    objects = [compute() if accelerator.is_main_process else None]
-    if accelerator.num_processes > 1:
-        distributed.broadcast_object_list(objects, src=0)
-    result: Computed = objects[0]  # type: ignore[assignment]
+    result: Value = of_first(compute() if accelerator.is_main_process else None)  # type: ignore[assignment]
     return result
 
 
