@@ -15,6 +15,7 @@ from statistics import fmean
 from advl_pipeline.base.compute import device_name
 from advl_pipeline.base.errors import AdvlError, DatasetError
 from advl_pipeline.base.folders import folder_bytes, nearest_existing
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.evaluation.prepare import scored_again
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
@@ -136,7 +137,8 @@ def forecast_study(config: StudyRunConfig, *, plan_cache: CacheForecaster = fore
         for each in left
     }
     needed = {path for planned in left for path in planned.finetune.cache}
-    missing = [path for path in plan.caches if path in needed and not (path / "identity.json").exists()]
+    # An extraction that was interrupted counts as a whole: how much of it is left is not known here.
+    missing = [path for path in plan.caches if path in needed and not (path / COMPLETE_RECORD).exists()]
     caches = [plan_cache(path, plan.caches[path]) for path in missing]
     run_seconds = _seconds(left, done, steps)
     sizes = [folder_bytes(planned.run) for planned in done]

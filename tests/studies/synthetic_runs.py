@@ -24,6 +24,7 @@ import pandas as pd
 
 from advl_pipeline.base.configuration import config_to_dict, to_plain
 from advl_pipeline.base.errors import DatasetError
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.datasets.records import TASKS
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.progress import record_extraction
@@ -232,6 +233,7 @@ def prepare(config: ExtractConfig) -> None:
     """Pretend that the cache was extracted."""
     cache = Path(str(config.output))
     write_json(cache / "identity.json", {"teacher": config.teacher})
+    write_json(cache / COMPLETE_RECORD, {})
     write_json(cache / "records" / "provenance.json", {"config": {"teacher": config.teacher}})
     record_extraction(cache, seconds=12.5, num_units=NUM_ITEMS, device="cpu")
 
