@@ -115,10 +115,9 @@ class CachedFeatures(Dataset[Item]):
             if modality not in cache.stores():
                 raise ConfigError(f"The cache holds no {modality} features.", where=str(cache.path))
         self._ids = list(self._store(opened[0].teacher_name).ids if unit_ids is None else unit_ids)
+        # Each id is looked up once, so that a missing one is reported now.
         for name in self._caches:
-            self._store(name).token_lengths(
-                self._ids
-            )  # Each id is looked up once, so that a missing one is reported now.
+            self._store(name).token_lengths(self._ids)
         if rows is not None and len(rows) != len(self._ids):
             raise ConfigError(f"There are {len(rows)} rows for {len(self._ids)} units.")
         self._rows = rows

@@ -271,7 +271,7 @@ class ImportConfig(ImportedFiles, DataRootOptions):
 
     name: str = option(help="Name of the teacher that made the features.", such_as="vinvl")
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
-    split: str = option("train", help="Split of the dataset.")
+    split: str = option("train", help="Split of the dataset, or several joined, such as train+val.")
     output: Path | None = option(
         None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].", output=Output(makes="cache")
     )
