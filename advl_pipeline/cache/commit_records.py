@@ -129,7 +129,7 @@ def seal_record(content: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def sealed(store: Readable, name: str) -> Iterator[dict[str, Any]]:
-    """Read a record; the block reads its fields. Its `files` are entries by name.
+    """Read a record; the block reads its fields.
 
     Raises:
         CorruptCache: it is missing, does not parse, or changed after it was sealed; or it lacks the expected fields,
@@ -145,13 +145,17 @@ def sealed(store: Readable, name: str) -> Iterator[dict[str, Any]]:
     if not sound:
         raise store.damaged("A record of the cache is damaged.", name)
     try:
-        files = {
-            file: FileEntry(num_bytes=int(num_bytes), sha256=str(sha256))
-            for file, (num_bytes, sha256) in content["files"].items()
-        }
-        yield {**content, "files": files}
+        yield dict(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise store.damaged("A record does not have the expected fields.", name, str(error)) from None
+
+
+def files_of(content: Mapping[str, Any]) -> dict[str, FileEntry]:
+    """Return the files that a record lists."""
+    return {
+        file: FileEntry(num_bytes=int(num_bytes), sha256=str(sha256))
+        for file, (num_bytes, sha256) in content["files"].items()
+    }
 
 
 def render_record(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
@@ -197,7 +201,7 @@ def load_plan(store: Readable) -> PlanRecord:
                 next_command=extract_command(config, store.location, renew=True),
             )
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
-        plan = PlanRecord(**content)
+        plan = PlanRecord(**{**content, "files": files_of(content)})
         if not plan.is_plausible():
             raise store.damaged("The plan of the cache is inconsistent.", PLAN_RECORD)
         return plan
@@ -207,7 +211,7 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
     """Read the record of a shard; raises `CorruptCache`."""
     relative = shard_record_path(modality, shard)
     with sealed(store, relative) as content:
-        record = ShardRecord(**content)
+        record = ShardRecord(**{**content, "files": files_of(content)})
         if (record.modality, record.shard) != (modality, shard):
             raise store.damaged("A record has another shard's name.", relative)
         return record
@@ -216,15 +220,14 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
 def load_tables(store: Readable, modality: str) -> dict[str, FileEntry]:
     """Read the entries of the files of a modality's tables; raises `CorruptCache`."""
     with sealed(store, tables_record_path(modality)) as content:
-        files: dict[str, FileEntry] = content["files"]
-        return files
+        return files_of(content)
 
 
 def load_complete(store: Readable) -> CompleteRecord:
     """Read `records/complete.json`; raises `CorruptCache`."""
     with sealed(store, COMPLETE_RECORD) as content:
         return CompleteRecord(
-            files=content["files"],
+            files=files_of(content),
             quarantined={name: dict(units) for name, units in content["quarantined"].items()},
             clipped=dict(content["clipped"]),
         )

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from advl_pipeline.base.errors import CorruptCache
 from advl_pipeline.base.locations import Location
-from advl_pipeline.cache.commit_records import seal_record, sealed
+from advl_pipeline.cache.commit_records import files_of, seal_record, sealed
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
 from advl_pipeline.cache.store import FileEntry, Files, MissingFile, Overtaken, Readable, Store, get_recorded
@@ -78,7 +78,8 @@ def write_confidence(location: Location, identity: Mapping[str, Any], confidence
 
     Args:
         identity: everything that the numbers depend on, as plain JSON types.
-        confidences: statistics of distinct examples.
+        confidences: statistics of distinct examples, in the same order whenever this identity is written: files of
+            a writer that was killed are kept.
 
     Raises:
         StorageError: the store failed.
@@ -103,25 +104,15 @@ def _write(store: Store, identity: Mapping[str, Any], confidences: ConfidenceSet
     key = confidence_key(identity)
     encoded = [example_id.encode() for example_id in confidences.example_ids]
     text = np.frombuffer(b"".join(encoded), np.uint8)
-    # The ids come first: whoever finds numbers finds the order that they are in.
     content: dict[str, npt.NDArray[Any]] = {
-        "example_id_lengths": np.array([len(item) for item in encoded], np.int32),
-        "example_id_utf8": text,
         "probability": np.ascontiguousarray(confidences.probability_N, np.float32),
         "outranked": np.ascontiguousarray(confidences.outranked_N, np.float32),
+        "example_id_utf8": text,
+        "example_id_lengths": np.array([len(item) for item in encoded], np.int32),
     }
-    arrays = {name: single_shard(f"{_FOLDER}/{key}/{name}", of.shape, of.dtype.name) for name, of in content.items()}
-    begun = store.list(f"{_FOLDER}/{key}")
-    has_numbers = any(arrays[name].shard_path(0) in begun for name in ("probability", "outranked"))
-    for name in ("example_id_lengths", "example_id_utf8"):
-        ids, place = b"".join(arrays[name].content(0, content[name])), arrays[name].shard_path(0)
-        if store.get(place) != ids if place in begun else has_numbers:
-            # A writer that was killed had the examples in another order.
-            store.delete_under(f"{_FOLDER}/{key}")
-            break
     files: dict[str, FileEntry] = {}
     for name, values in content.items():
-        spec = arrays[name]
+        spec = single_shard(f"{_FOLDER}/{key}/{name}", values.shape, values.dtype.name)
         files[spec.metadata_path] = store.put(spec.metadata_path, [spec.metadata()])
         # The first process to write wins: the last bits may differ on another processor.
         files[spec.shard_path(0)] = store.put_if_absent(spec.shard_path(0), spec.content(0, values))
@@ -159,7 +150,7 @@ def load_confidence_record(store: Readable, key: str) -> ConfidenceRecord:
             identity=dict(content["identity"]),
             num_examples=int(content["num_examples"]),
             num_bytes=int(content["num_bytes"]),
-            files=content["files"],
+            files=files_of(content),
         )
     if confidence_key(record.identity) != key:
         raise store.damaged("The record belongs to another set of confidences.", name)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 Estimator = Literal["probe", "zero-shot"]
 
-SCHEMA_VERSION = 3
-"""Version; increase it when the same inputs would give other numbers."""
+SCHEMA_VERSION = 4
+"""Version; increase it when the same inputs would give other numbers, or the same numbers in another order."""
 
 _log = logging.getLogger(__name__)
 

@@ -89,7 +89,7 @@ def daquar_rows(folder: Path, card: Card) -> RowSource:
         rows=rows,
         pictures=_pictures(folder, ("images", "nyu_depth_images"), card),
         files=tuple(files),
-        version="daquar 1",
+        version="daquar 2",
         is_confined=True,
         card=card,
     )

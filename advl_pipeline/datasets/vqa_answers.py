@@ -86,7 +86,10 @@ def whole_number(item: Mapping[str, Any], name: str) -> int:
 
 
 MIN_OCCURRENCES = 9
-"""Fewest questions whose most common answer an answer is: 3,129 answers for VQA v2, 2,274 for VQA-CP v2."""
+"""Minimum number of questions that have an answer as their most common one.
+
+This gives 3,129 answers for VQA v2 and 2,274 for VQA-CP v2.
+"""
 
 _SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 """Soft score of an answer by the number of the ten annotators who gave it; the last entry covers more."""

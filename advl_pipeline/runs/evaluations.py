@@ -168,7 +168,7 @@ class EvaluationDocument:
 
     @property
     def probes(self) -> set[str]:
-        """Return the conditions in which other pictures than the true ones were shown."""
+        """Return the conditions in which pictures were swapped, blanked or removed."""
         return {condition for conditions in self.use_of_vision.values() for condition in conditions}
 
 

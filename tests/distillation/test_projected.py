@@ -61,9 +61,16 @@ def test_standardise_gives_mean_zero_and_variance_one_and_silences_constant_dime
     assert scaled[:, 4].abs().max() == 0
 
 
-def test_the_mlp_has_the_layers_of_viral() -> None:
-    shapes = [tuple(part.weight.shape) for part in build_projector("mlp", 6, 5) if isinstance(part, torch.nn.Linear)]
-    assert shapes == [(2048, 6), (2048, 2048), (5, 2048)]
+def test_the_mlp_has_the_layers_of_viral_and_all_are_trained() -> None:
+    mlp = build_projector("mlp", 6, 5)
+    assert [tuple(part.weight.shape) for part in mlp if isinstance(part, torch.nn.Linear)] == [
+        (2048, 6),
+        (2048, 2048),
+        (5, 2048),
+    ]
+    states_NH = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mlp(states_NH).sum().backward()
+    assert all(value.grad.abs().sum() > 0 for value in (states_NH, *mlp.parameters()))
 
 
 FIELD = {"method": "naive-kd", "pathway": "vision", "distance": "cosine", "distill_layer": "fused"}

@@ -25,7 +25,6 @@ from advl_pipeline.cache.commit_records import COMPLETE_RECORD, PLAN_RECORD, loa
 from advl_pipeline.cache.confidence import (
     ConfidenceSet,
     confidence_key,
-    confidence_record_path,
     list_confidence,
     read_confidence,
     write_confidence,
@@ -206,25 +205,6 @@ def test_a_set_of_confidences_stays_as_it_was_first_written(cache: Path) -> None
     (cache / f"confidence/{confidence_key(identity)}/probability/c/0").write_bytes(b"damaged")
     write_confidence(cache, identity, other)
     np.testing.assert_array_equal(read_confidence(cache, identity).probability_N, other.probability_N)
-
-
-@pytest.mark.parametrize("left", ["probability/c/0", "example_id_utf8/c/0"])
-def test_what_a_killed_writer_left_in_another_order_is_written_anew(cache: Path, left: str) -> None:
-    """Writers of earlier versions had the order of their caller, and wrote the ids last."""
-    identity = {"estimator": "mine"}
-    other = ConfidenceSet(["b", "a"], np.array([0.5, 0.25], np.float32), SHARES[::-1])
-    write_confidence(cache, identity, other)
-    record = cache / confidence_record_path(confidence_key(identity))
-    group = cache / f"confidence/{confidence_key(identity)}"
-    record.unlink()
-    for file in group.glob("*/c/0"):
-        if file != group / left:
-            file.unlink()
-    write_confidence(cache, identity, ConfidenceSet(["a", "b"], np.array([0.25, 0.5], np.float32), SHARES))
-    stored = read_confidence(cache, identity)
-    assert stored.example_ids == ["a", "b"]
-    np.testing.assert_array_equal(stored.probability_N, [0.25, 0.5])
-    np.testing.assert_array_equal(stored.outranked_N, SHARES)
 
 
 def test_another_record_in_the_place_of_one_of_confidences_is_found_and_repaired(

@@ -61,7 +61,7 @@ class SlowMark:
         """Write the folder of a test and its time into its report."""
         report = yield
         inside = item.path.relative_to(self.tests).parts
-        # What a session shares ends with its last test, whose folder has no part in it.
+        # Fixtures of the session are torn down after the last test: that time is not of its folder.
         if report.when == "call" and len(inside) > 1 and _is_quick(item):
             report.user_properties.append((PROPERTY, (inside[0], processor_seconds() - self._began)))
         return report

@@ -21,7 +21,7 @@ from advl_pipeline.base.errors import ConfigError
 from advl_pipeline.base.tensors import with_tensors
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.words import assign_tokens_to_words, is_function_word, word_spans
+from advl_pipeline.datasets.words import assign_tokens_to_words, fit_word_prior, is_function_word, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import Features, TeacherSignal, TextSignal
@@ -30,6 +30,7 @@ from advl_pipeline.training.batches import TrainingBatch, collate_batch, in_pinn
 from advl_pipeline.training.caches import _check_selection
 from advl_pipeline.training.signals import teacher_features
 from advl_pipeline.training.signals.averages import word_averages
+from advl_pipeline.training.signals.stored_signals import SignalSource
 from advl_pipeline.training.signals.teacher_features import WordMeans, form_of, word_means
 
 
@@ -49,6 +50,14 @@ def test_rows_are_pooled_to_words_as_padded_states_are(seed: int, num_texts: int
     expected = pool_to_words(torch.from_numpy(padded_NMD), torch.from_numpy(word_NM), num_words)
     assert torch.equal(averages.apply(rows_MD), expected)
     assert mask_NW.tolist() == (word_NM[..., None] == np.arange(num_words)).any(1).tolist()
+
+
+def test_words_count_that_the_student_has_a_token_of() -> None:
+    """A text that was cut has more words than its tokens reach, and a shorter one has fewer."""
+    spans_NL2 = np.array([[[0, 0], [0, 1], [2, 5]], [[0, 0], [0, 3], [0, 0]]])
+    source = SignalSource([], prior=fit_word_prior(["a dog"]))
+    words = source._align_student(["a red dog", "cat"], spans_NL2)
+    assert words.word_mask_NW.tolist() == [[True, True, False], [True, False, False]]
 
 
 PICTURES, TEXTS = ("global_BD", "regions_BSD"), ("global_ND", "words_NWD", "relevance_NW")

@@ -88,7 +88,7 @@ class ReadoutNodes:
         )
 
     def share(self) -> Share:
-        """Ask teacher and student which of several other nodes is most similar to each node that is asked about."""
+        """Return how often the student picks, of several nodes, the one that the teacher finds most similar."""
         generator = torch.Generator().manual_seed(0)
         centred = (
             functional.normalize(states.float() - states.float().mean(0), dim=-1)
