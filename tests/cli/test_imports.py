@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_corpus import SmallCorpus
+from small_corpus import SMALL_WORDS, SmallCorpus
 
 HEAVY = [
     *("accelerate", "datasets", "h5py", "huggingface_hub", "matplotlib", "obstore", "pandas", "peft", "ray"),
@@ -47,7 +47,7 @@ def test_a_command_imports_no_library_that_its_work_does_not_need(small_corpus: 
     data = ("--data-root", small_corpus.data_root)
     caches = [word for cache in small_corpus.caches for word in ("--cache", cache)]
     steps = ("--num-steps", 1, "--adapt-steps", 1, "--batch-size", 4, "--confidence-check", "none")
-    run = ("--student", "scenes-small", "--output", "run", *steps)
+    run = ("--student", "scenes-small", "--student-option", *SMALL_WORDS, "--output", "run", *steps)
     extract = ("extract", "--dataset", "scenes-vcr", "--shots", 2, "--confidence", "none", *data, "--teacher")
     commands = (
         ("finetune", "--dataset", "scenes-vcr", "--method", "advl", *data, *caches, *run),
