@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import printed
 from dataset_mirrors import write_official_sets, write_vqa_cp, write_vqa_vs
+from page_reader import read_page
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "score_files.py"))
 
@@ -73,6 +74,8 @@ def test_the_whole_way(
             capsys, "extract", "--teacher", "minilm-l6", "--dataset", name, "--output", cache, "--confidence", "none"
         )
         method = ["--method", "naive-kd", "--cache", cache]
+    elif name == "vqa-v2":
+        method += ["--answer-list", "published"]
     few = ("--shots", 4, "--num-steps", 2, "--batch-size", 2)
     advl(capsys, "finetune", "--dataset", name, *method, *few, "--output", run)
     asked = (word for evaluated_set in sets for word in ("--on", evaluated_set))
@@ -120,6 +123,8 @@ def test_the_whole_way(
         files = [run / "evaluation" / f"val{ending}.json" for ending in ("", "@2017")]
         kept, other = (json.loads(file.read_text()) for file in files)
         assert (kept["metrics"], other["vqa_mode"]) == (documents["val"]["metrics"], "2017")
+        page = read_page(Path(advl(capsys, "report", run)["output"]).read_text(encoding="utf-8"))
+        assert page.find("section", id="examples")[0].find("article", class_="example")
 
 
 def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder: Path) -> Any:
